@@ -1,0 +1,3 @@
+//! The `longview` program: arguments → plan → act.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Prefill as a resumable job, the decode loop, sampling, events

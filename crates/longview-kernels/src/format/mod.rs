@@ -1,0 +1,119 @@
+//! Tensor element formats: floats and the block formats of GGUF.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// How the elements of a tensor are stored.
+///
+/// The block formats pack a fixed number of consecutive elements of a row with their scales; see
+/// [`Format::block_len`] and [`Format::block_bytes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(non_camel_case_types, missing_docs)]
+pub enum Format {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    IQ4_NL,
+    IQ4_XS,
+}
+
+use Format::*;
+
+/// One row a format: the format, its GGUF type number, name, elements and bytes of a block.
+const TABLE: [(Format, u32, &str, usize, usize); 15] = [
+    (F32, 0, "F32", 1, 4),
+    (F16, 1, "F16", 1, 2),
+    (BF16, 30, "BF16", 1, 2),
+    (Q4_0, 2, "Q4_0", 32, 18),
+    (Q4_1, 3, "Q4_1", 32, 20),
+    (Q5_0, 6, "Q5_0", 32, 22),
+    (Q5_1, 7, "Q5_1", 32, 24),
+    (Q8_0, 8, "Q8_0", 32, 34),
+    (Q2_K, 10, "Q2_K", 256, 84),
+    (Q3_K, 11, "Q3_K", 256, 110),
+    (Q4_K, 12, "Q4_K", 256, 144),
+    (Q5_K, 13, "Q5_K", 256, 176),
+    (Q6_K, 14, "Q6_K", 256, 210),
+    (IQ4_NL, 20, "IQ4_NL", 32, 18),
+    (IQ4_XS, 23, "IQ4_XS", 256, 136),
+];
+
+impl Format {
+    /// Every format, floats first.
+    pub const ALL: [Format; 15] = [
+        F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS,
+    ];
+
+    /// The format with this GGUF tensor type number, if it is one we read.
+    pub fn from_gguf_type(number: u32) -> Option<Format> {
+        TABLE.iter().find(|row| row.1 == number).map(|row| row.0)
+    }
+
+    /// The tensor type number GGUF files use.
+    pub fn gguf_type(self) -> u32 {
+        self.row().1
+    }
+
+    /// The name as GGUF tools print it, such as `Q4_K`.
+    pub fn name(self) -> &'static str {
+        self.row().2
+    }
+
+    /// Elements in one block; 1 for the float formats.
+    pub fn block_len(self) -> usize {
+        self.row().3
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(self) -> usize {
+        self.row().4
+    }
+
+    /// Bytes of `elements` consecutive elements, or `None` when they do not fill whole blocks or
+    /// the size overflows.
+    pub fn bytes_for(self, elements: usize) -> Option<usize> {
+        if elements % self.block_len() != 0 {
+            return None;
+        }
+        (elements / self.block_len()).checked_mul(self.block_bytes())
+    }
+
+    /// Whether elements are plain floats rather than quantised blocks.
+    pub fn is_float(self) -> bool {
+        self.block_len() == 1
+    }
+
+    fn row(self) -> &'static (Format, u32, &'static str, usize, usize) {
+        TABLE.iter().find(|row| row.0 == self).expect("every format has its row in the table")
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Format, String> {
+        Format::ALL
+            .into_iter()
+            .find(|format| format.name().eq_ignore_ascii_case(name))
+            .ok_or_else(|| {
+                let known = Format::ALL.map(Format::name).join(", ");
+                format!("unknown tensor format {name:?}; known formats: {known}")
+            })
+    }
+}

@@ -1,0 +1,16 @@
+//! Numbers in, numbers out.
+//!
+//! The lowest room of Longview: everything here works on plain slices and knows nothing of models,
+//! contexts or files. Every operation has a scalar twin that defines it; the vector versions are
+//! chosen at run time by [`Isa`] and tested against that twin.
+//!
+//! **Row invariance.** For one [`Isa`] and one [`Numerics`] class the result of a row never depends
+//! on how many rows, threads or chunks are computed with it: each output has one summation order.
+
+pub mod format;
+pub mod isa;
+pub mod pool;
+
+pub use format::Format;
+pub use isa::{Isa, Numerics};
+pub use pool::Pool;
