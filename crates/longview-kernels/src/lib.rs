@@ -9,8 +9,11 @@
 
 pub mod format;
 pub mod isa;
+pub mod memory;
 pub mod pool;
+mod share;
 
 pub use format::Format;
 pub use isa::{Isa, Numerics};
+pub use memory::AlignedBytes;
 pub use pool::Pool;

@@ -1,0 +1,152 @@
+//! Zeroed, aligned memory for weights and KV blocks.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+/// Alignment of every buffer: one cache line, one AVX-512 register.
+pub const ALIGNMENT: usize = 64;
+
+/// Buffers from this size on come straight from the operating system, aligned to it and offered
+/// for huge pages: attention and matrix products over gigabytes otherwise spend their time on
+/// page-table walks.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// A fixed-size byte buffer, zeroed at birth and aligned to [`ALIGNMENT`].
+///
+/// Large buffers are untouched pages of the operating system, so they count against the
+/// process's resident memory only as they are written, and go back to the system when dropped.
+pub struct AlignedBytes {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the buffer is plain bytes owned by this value alone; sharing follows from the borrow
+// rules of `Deref` and `DerefMut`.
+unsafe impl Send for AlignedBytes {}
+// SAFETY: as above; `&AlignedBytes` only gives out `&[u8]`.
+unsafe impl Sync for AlignedBytes {}
+
+impl AlignedBytes {
+    /// A zeroed buffer of `len` bytes.
+    pub fn zeroed(len: usize) -> AlignedBytes {
+        let start = if len == 0 {
+            NonNull::<Line>::dangling().cast()
+        } else if is_mapped(len) {
+            map_pages(len)
+        } else {
+            // SAFETY: `len` is not 0, so neither is the layout's size.
+            let start = unsafe { alloc_zeroed(layout(len)) };
+            NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout(len)))
+        };
+        AlignedBytes { start, len }
+    }
+}
+
+impl Deref for AlignedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` points to `len` initialised bytes for as long as `self` lives.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for AlignedBytes {
+    fn drop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
+        if is_mapped(self.len) {
+            unmap_pages(self.start, self.len);
+        } else {
+            // SAFETY: allocated in `zeroed` with this very layout and not freed before.
+            unsafe { dealloc(self.start.as_ptr(), layout(self.len)) }
+        }
+    }
+}
+
+/// What the dangling pointer of an empty buffer is aligned like.
+#[repr(align(64))]
+struct Line;
+
+fn layout(len: usize) -> Layout {
+    Layout::from_size_align(len, ALIGNMENT)
+        .expect("a buffer's size stays below isize::MAX because sizes are checked on reading")
+}
+
+fn is_mapped(len: usize) -> bool {
+    cfg!(target_os = "linux") && len >= HUGE_PAGE
+}
+
+#[cfg(target_os = "linux")]
+fn map_pages(len: usize) -> NonNull<u8> {
+    let rounded = len.next_multiple_of(HUGE_PAGE);
+    let total = rounded + HUGE_PAGE;
+    // SAFETY: an anonymous private mapping at an address of the system's choice; the parts cut
+    // off below are inside it and page-aligned, because HUGE_PAGE is a multiple of the page size.
+    unsafe {
+        let raw = libc::mmap(
+            std::ptr::null_mut(),
+            total,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if raw == libc::MAP_FAILED {
+            handle_alloc_error(layout(len));
+        }
+        let head = raw.cast::<u8>().align_offset(HUGE_PAGE);
+        let start = raw.cast::<u8>().add(head);
+        if head > 0 {
+            libc::munmap(raw, head);
+        }
+        if HUGE_PAGE - head > 0 {
+            libc::munmap(start.add(rounded).cast(), HUGE_PAGE - head);
+        }
+        libc::madvise(start.cast(), rounded, libc::MADV_HUGEPAGE);
+        NonNull::new_unchecked(start)
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn unmap_pages(start: NonNull<u8>, len: usize) {
+    // SAFETY: `map_pages` left exactly this range mapped for this buffer.
+    unsafe { libc::munmap(start.as_ptr().cast(), len.next_multiple_of(HUGE_PAGE)) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn map_pages(_len: usize) -> NonNull<u8> {
+    unreachable!("is_mapped is false on this system")
+}
+
+#[cfg(not(target_os = "linux"))]
+fn unmap_pages(_start: NonNull<u8>, _len: usize) {
+    unreachable!("is_mapped is false on this system")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zeroed_aligned_and_writable() {
+        for len in [0, 1, 63, 4096, HUGE_PAGE, HUGE_PAGE + 5, 3 * HUGE_PAGE - 1] {
+            let mut bytes = AlignedBytes::zeroed(len);
+            assert_eq!(bytes.as_ptr() as usize % ALIGNMENT, 0);
+            assert_eq!(bytes.len(), len);
+            assert!(bytes.iter().all(|&b| b == 0));
+            if let Some(last) = bytes.last_mut() {
+                *last = 7;
+            }
+        }
+    }
+}
