@@ -1,7 +1,18 @@
 //! Tensor element formats: floats and the block formats of GGUF.
 
+mod dequantize;
+mod float;
+mod iq4;
+mod k_quants;
+mod legacy;
+
 use std::fmt;
 use std::str::FromStr;
+
+use half::f16;
+
+pub use dequantize::dequantize;
+pub use iq4::IQ4_VALUES;
 
 /// How the elements of a tensor are stored.
 ///
@@ -82,7 +93,7 @@ impl Format {
     /// Bytes of `elements` consecutive elements, or `None` when they do not fill whole blocks or
     /// the size overflows.
     pub fn bytes_for(self, elements: usize) -> Option<usize> {
-        if elements % self.block_len() != 0 {
+        if !elements.is_multiple_of(self.block_len()) {
             return None;
         }
         (elements / self.block_len()).checked_mul(self.block_bytes())
@@ -94,7 +105,10 @@ impl Format {
     }
 
     fn row(self) -> &'static (Format, u32, &'static str, usize, usize) {
-        TABLE.iter().find(|row| row.0 == self).expect("every format has its row in the table")
+        TABLE
+            .iter()
+            .find(|row| row.0 == self)
+            .expect("every format has its row in the table")
     }
 }
 
@@ -116,4 +130,14 @@ impl FromStr for Format {
                 format!("unknown tensor format {name:?}; known formats: {known}")
             })
     }
+}
+
+/// The f16 at byte `offset`, little endian.
+fn half_at(bytes: &[u8], offset: usize) -> f32 {
+    f16::from_le_bytes([bytes[offset], bytes[offset + 1]]).to_f32()
+}
+
+/// Element `i` of a nibble array whose byte `j` holds element `j` low and `j + pairs` high.
+fn nibble(array: &[u8], i: usize, pairs: usize) -> u8 {
+    array[i % pairs] >> (4 * (i / pairs)) & 15
 }
