@@ -240,13 +240,9 @@ def token_by_token_difference(model: Model, run: dict[str, Any]) -> float:
 
 def save_run(run: dict[str, Any], path: Path, seed: int) -> None:
     tensors = {key: run[key].contiguous() for key in ("input_ids", "logits", "greedy_ids")}
-    metadata = {
-        "transformers": transformers.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "seed": str(seed),
-        "smallest_greedy_gap": f"{run['greedy_gap']:.4f}",
-    }
-    save_file(tensors, path, metadata=metadata)
+    # One line under one key: safetensors writes several keys in an order that changes from run to run.
+    made_by = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, seed {seed}"
+    save_file(tensors, path, metadata={"made_by": f"{made_by}, smallest greedy gap {run['greedy_gap']:.3f}"})
     path.chmod(0o644)
 
 
