@@ -90,7 +90,7 @@ def write_checkpoint(fixture: Fixture, folder: Path, seed: int) -> None:
     if fixture.generation is not None:
         write_json(folder / "generation_config.json", fixture.generation)
     # The spelling that newer transformers releases write; it must be read as the same model.
-    newer = json.loads(config.to_json_string(use_diff=False)) | {"dtype": fixture.dtype}
+    newer = json.loads(config.to_json_string()) | {"dtype": fixture.dtype}
     write_json(folder / "config-transformers5.json", {key: newer[key] for key in newer if not key.startswith("_")})
     save_tensors(tensors, folder, fixture.shards)
 
