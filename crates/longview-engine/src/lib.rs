@@ -1,1 +1,3 @@
 //! Prefill as a resumable job, the decode loop, sampling, events
+
+pub mod sampling;

@@ -1,0 +1,97 @@
+//! Exponential and logarithm in plain arithmetic, so that a seed gives the same text everywhere.
+//!
+//! The standard library's versions come from the platform's C library and differ in the last bit
+//! from one to the next, which is enough to move a random draw.
+
+/// eˣ for x ≤ 0, to within 2 units in the last place; 0 below −87, where f32 runs out of normal
+/// numbers, and 1 above 0.
+///
+/// Branch-free, so that loops over a vocabulary are vectorised.
+#[inline]
+pub fn exp(x: f32) -> f32 {
+    // x = n·ln 2 + r with |r| ≤ ln 2 / 2. The constant rounds to an integer in the f32 format.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 in two parts, the first short enough that n times it is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.0, 0.0);
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    // The Taylor series to r⁷/7!: its remainder is below 1e-8 for |r| ≤ 0.35.
+    let mut sum = 1.0 / 5_040.0;
+    for term in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
+        sum = sum * r + term;
+    }
+    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    if x < -87.0 { 0.0 } else { sum * power }
+}
+
+/// The natural logarithm of a finite x > 0, to within a few units in the last place of f64.
+pub fn ln(x: f64) -> f64 {
+    debug_assert!(x > 0.0 && x.is_finite());
+    // x = 2ⁿ·m with m in [1/√2, √2), then ln m = 2·artanh((m − 1) / (m + 1)) as a series.
+    let bits = x.to_bits();
+    let mut n = (bits >> 52) as i64 - 1_023;
+    let mut m = f64::from_bits(bits & 0x000f_ffff_ffff_ffff | 0x3ff0_0000_0000_0000);
+    if m > std::f64::consts::SQRT_2 {
+        m *= 0.5;
+        n += 1;
+    }
+    let t = (m - 1.0) / (m + 1.0);
+    let square = t * t;
+    let mut sum = 0.0;
+    // |t| ≤ 0.172: t²³ is below 1e-17.
+    for k in (0..12).rev() {
+        sum = sum * square + 1.0 / f64::from(2 * k + 1);
+    }
+    n as f64 * std::f64::consts::LN_2 + 2.0 * t * sum
+}
+
+/// Σ exp(logit − highest) over `logits`, none of which is above `highest`.
+pub fn mass(logits: impl Iterator<Item = f32>, highest: f32) -> f64 {
+    logits.map(|logit| f64::from(exp(logit - highest))).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_everywhere_and_exact_at_zero() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-100.0), 0.0);
+        for step in 0..87_000 {
+            let x = -(step as f32) / 1_000.0;
+            let want = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - want).abs() / want;
+            assert!(error < 2.5e-7, "exp({x}) = {} but {want}", exp(x));
+        }
+    }
+
+    #[test]
+    fn ln_is_close_over_many_magnitudes() {
+        assert_eq!(ln(1.0), 0.0);
+        for step in 1..20_000 {
+            let x = 1.003_f64.powi(step - 10_000) * 1.000_7;
+            assert!(
+                (ln(x) - x.ln()).abs() <= 1e-15 * x.ln().abs().max(1.0),
+                "{x}"
+            );
+        }
+    }
+
+    #[test]
+    fn mass_of_equal_logits_counts_them() {
+        assert_eq!(mass([2.0; 7].into_iter(), 2.0), 7.0);
+    }
+}
