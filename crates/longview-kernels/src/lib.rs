@@ -7,9 +7,12 @@
 //! **Row invariance.** For one [`Isa`] and one [`Numerics`] class the result of a row never depends
 //! on how many rows, threads or chunks are computed with it: each output has one summation order.
 
+pub mod attention;
 pub mod format;
 pub mod isa;
+mod lanes;
 pub mod memory;
+pub mod page;
 pub mod pool;
 mod share;
 

@@ -1,0 +1,152 @@
+//! Exact attention of several query rows over one span of KV pages.
+//!
+//! Keys are read in spans of [`SPAN_TOKENS`] that start at multiples of it from position 0; each
+//! span gives [`Partials`], which the caller merges from left to right. Inside a span the softmax
+//! runs page by page. So the order of every sum follows from a key's position alone, and a row's
+//! result has the same bits alone or among hundreds of rows, and whatever the slots hold that it
+//! may not see.
+
+mod microkernels;
+mod partials;
+mod scalar;
+mod tiles;
+
+use std::ops::Range;
+
+pub use partials::Partials;
+
+use crate::Isa;
+use crate::lanes::{self, Kernel, Lanes};
+use crate::page::{PAGE_TOKENS, PageGeometry};
+use partials::AlignedFloats;
+
+/// Tokens in a span: the unit of work that attention is split into.
+pub const SPAN_TOKENS: usize = 1024;
+
+/// The keys and values of one page, of the lengths that [`PageGeometry`] gives.
+#[derive(Clone, Copy, Debug)]
+pub struct PageRef<'a> {
+    /// `[head_dim][64]`, in the geometry's key type.
+    pub k: &'a [u8],
+    /// `[64][v_stride]`, in the geometry's value type.
+    pub v: &'a [u8],
+}
+
+/// The queries that attend to one span.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryRows<'a> {
+    /// `[rows][head_dim]`, the softmax scale already multiplied in.
+    pub q: &'a [f32],
+    /// For every row the key slots it may see, counted from the start of the span; may be empty.
+    pub visible: &'a [Range<u32>],
+    /// Scores become `softcap * tanh(score / softcap)`; 0 leaves them alone.
+    pub softcap: f32,
+}
+
+/// Buffers that attention works in, kept between calls: one for each thread.
+#[derive(Default)]
+pub struct AttentionScratch {
+    k: AlignedFloats,
+    v: AlignedFloats,
+    scores: AlignedFloats,
+}
+
+impl AttentionScratch {
+    /// Empty buffers; they grow with the first calls.
+    pub fn new() -> AttentionScratch {
+        AttentionScratch::default()
+    }
+
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        4 * [&self.k, &self.v, &self.scores]
+            .map(|b| b.floats().len())
+            .iter()
+            .sum::<usize>()
+    }
+}
+
+/// Computes the attention of `rows` over the consecutive `pages` of one span, the first of which
+/// holds slot 0, into `out`, whose earlier content is lost. Slots that a row may not see contribute
+/// nothing, whatever bits they hold.
+///
+/// # Panics
+/// When a length does not follow from the geometry, `out` has another shape, there are more pages
+/// than a span has, or a row sees slots beyond the pages.
+pub fn attend_span(
+    isa: Isa,
+    geom: &PageGeometry,
+    pages: &[PageRef<'_>],
+    rows: &QueryRows<'_>,
+    scratch: &mut AttentionScratch,
+    out: &mut Partials,
+) {
+    let count = rows.visible.len();
+    assert_eq!(
+        (out.rows(), out.v_dim()),
+        (count, geom.v_dim),
+        "partials of the rows' shape"
+    );
+    assert_eq!(
+        rows.q.len(),
+        count * geom.head_dim,
+        "queries of [rows][head_dim]"
+    );
+    assert!(
+        pages.len() * PAGE_TOKENS <= SPAN_TOKENS,
+        "pages of one span"
+    );
+    for page in pages {
+        assert_eq!(
+            (page.k.len(), page.v.len()),
+            (geom.k_bytes(), geom.v_bytes()),
+            "page lengths"
+        );
+    }
+    let slots = (pages.len() * PAGE_TOKENS) as u32;
+    assert!(
+        rows.visible.iter().all(|r| r.is_empty() || r.end <= slots),
+        "rows see only slots inside the pages"
+    );
+    out.reset(count, geom.v_dim);
+    lanes::run(
+        isa,
+        Attend {
+            geom,
+            pages,
+            rows,
+            scratch,
+            out,
+        },
+    );
+}
+
+/// The slots of page `page` that a row with `visible` sees, counted from the page's start; an empty
+/// range is always `0..0`.
+fn visible_in_page(visible: &Range<u32>, page: usize) -> Range<usize> {
+    let start = page * PAGE_TOKENS;
+    let lo = (visible.start as usize).clamp(start, start + PAGE_TOKENS) - start;
+    let hi = (visible.end as usize).clamp(start, start + PAGE_TOKENS) - start;
+    if lo < hi { lo..hi } else { 0..0 }
+}
+
+struct Attend<'a> {
+    geom: &'a PageGeometry,
+    pages: &'a [PageRef<'a>],
+    rows: &'a QueryRows<'a>,
+    scratch: &'a mut AttentionScratch,
+    out: &'a mut Partials,
+}
+
+impl Kernel for Attend<'_> {
+    type Output = ();
+
+    fn scalar(self) {
+        scalar::attend(self.geom, self.pages, self.rows, self.out);
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(self, l: L) {
+        tiles::attend(l, self.geom, self.pages, self.rows, self.scratch, self.out);
+    }
+}

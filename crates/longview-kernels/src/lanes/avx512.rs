@@ -1,0 +1,101 @@
+//! 16 lanes of AVX-512.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Lanes};
+
+/// Proof that the processor offers AVX-512 F, BW, DQ and VL.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The processor offers AVX-512 F, BW, DQ and VL.
+    #[inline(always)]
+    pub(crate) unsafe fn assume() -> Avx512 {
+        Avx512(())
+    }
+}
+
+/// Methods of one safe expression each.
+macro_rules! operations {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: `self` is proof that the processor has the instructions; no memory is read.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Lanes for Avx512 {
+    type V = __m512;
+    const WIDTH: usize = 16;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` is proof that the processor has the features.
+        unsafe { super::run_avx512(kernel) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_ptr(self, p: *mut f32, v: __m512) {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16_ptr(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16_ptr(self, p: *mut u8, v: __m512) {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
+            _mm256_storeu_si256(p.cast(), half);
+        }
+    }
+
+    operations! {
+        prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        select_less(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 =
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x);
+        round(a: __m512) -> __m512 =
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+        scale_by_power(a: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(a, n);
+        abs(a: __m512) -> __m512 = _mm512_abs_ps(a);
+        copy_sign(a: __m512, sign: __m512) -> __m512 = {
+            let bit = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_andnot_ps(bit, a), _mm512_and_ps(bit, sign))
+        };
+        keep(v: __m512, lo: i32, hi: i32, fill: __m512) -> __m512 = {
+            let below = |n: i32| ((1u32 << n.clamp(0, 16)) - 1) as __mmask16;
+            _mm512_mask_blend_ps(below(hi) & !below(lo), fill, v)
+        };
+        reduce_max(v: __m512) -> f32 = {
+            let half = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            super::avx2::max_of_8(half)
+        };
+        reduce_add(v: __m512) -> f32 = {
+            let half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            super::avx2::sum_of_8(half)
+        };
+    }
+}

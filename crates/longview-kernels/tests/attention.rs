@@ -1,0 +1,398 @@
+//! Attention over KV pages: against an oracle in double precision, and its row invariance.
+
+use std::ops::Range;
+
+use longview_kernels::Isa;
+use longview_kernels::attention::{
+    AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_span,
+};
+use longview_kernels::page::{
+    KvType, PAGE_TOKENS, PageGeometry, StridedRows, read_key, read_value, write_tokens,
+};
+use proptest::prelude::*;
+
+/// Numbers that look random and are the same everywhere.
+struct Noise(u64);
+
+impl Noise {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+
+    /// Roughly normal, of unit variance.
+    fn normal(&mut self) -> f32 {
+        let uniform = |bits: u64| (bits >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
+        (0..4).map(|_| uniform(self.bits())).sum::<f32>() * 3f32.sqrt()
+    }
+
+    fn normals(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| self.normal() * scale).collect()
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.bits() % end as u64) as usize
+    }
+}
+
+/// The pages of some tokens, all other bits set by `garbage`.
+struct Cache {
+    geom: PageGeometry,
+    pages: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Cache {
+    fn new(geom: PageGeometry, tokens: usize, key_scale: f32, seed: u64, garbage: u64) -> Cache {
+        let mut noise = Noise(garbage);
+        let mut bytes = |n: usize| {
+            (0..n)
+                .map(|_| noise.bits() as u8 | 0x7c)
+                .collect::<Vec<_>>()
+        };
+        let mut data = Noise(seed);
+        let k = data.normals(tokens * geom.head_dim, key_scale);
+        let v = data.normals(tokens * geom.v_dim, 1.0);
+        let pages = (0..tokens.div_ceil(PAGE_TOKENS))
+            .map(|page| {
+                let mut bits = (bytes(geom.k_bytes()), bytes(geom.v_bytes()));
+                let first = page * PAGE_TOKENS;
+                let count = (tokens - first).min(PAGE_TOKENS);
+                let k = StridedRows {
+                    data: &k[first * geom.head_dim..],
+                    stride: geom.head_dim,
+                };
+                let v = StridedRows {
+                    data: &v[first * geom.v_dim..],
+                    stride: geom.v_dim,
+                };
+                write_tokens(Isa::Scalar, &geom, &mut bits.0, &mut bits.1, 0, count, k, v);
+                bits
+            })
+            .collect();
+        Cache { geom, pages }
+    }
+
+    fn span(&self, span: usize) -> Vec<PageRef<'_>> {
+        let per_span = SPAN_TOKENS / PAGE_TOKENS;
+        self.pages[span * per_span..]
+            .iter()
+            .take(per_span)
+            .map(|(k, v)| PageRef { k, v })
+            .collect()
+    }
+
+    fn spans(&self) -> usize {
+        self.pages.len().div_ceil(SPAN_TOKENS / PAGE_TOKENS)
+    }
+
+    /// Attention over all spans, merged from left to right; `visible` counts from position 0.
+    fn attend(&self, isa: Isa, q: &[f32], visible: &[Range<u32>], softcap: f32) -> Partials {
+        let mut scratch = AttentionScratch::new();
+        let mut all = Partials::new(visible.len(), self.geom.v_dim);
+        let mut part = Partials::new(visible.len(), self.geom.v_dim);
+        for span in 0..self.spans() {
+            let start = (span * SPAN_TOKENS) as u32;
+            let inside = |x: u32| x.saturating_sub(start).min(SPAN_TOKENS as u32);
+            let visible: Vec<_> = visible
+                .iter()
+                .map(|r| inside(r.start)..inside(r.end))
+                .collect();
+            let rows = QueryRows {
+                q,
+                visible: &visible,
+                softcap,
+            };
+            attend_span(
+                isa,
+                &self.geom,
+                &self.span(span),
+                &rows,
+                &mut scratch,
+                &mut part,
+            );
+            all.merge(isa, &part);
+        }
+        all
+    }
+
+    /// The output and log-sum-exp of one row in double precision, straight from the definition.
+    fn oracle(
+        &self,
+        q: &[f32],
+        visible: &Range<u32>,
+        softcap: f32,
+        sink: Option<f32>,
+    ) -> (Vec<f64>, f64) {
+        let mut key = vec![0.0; self.geom.head_dim];
+        let mut value = vec![0.0; self.geom.v_dim];
+        let slots: Vec<usize> = (visible.start as usize..visible.end as usize).collect();
+        let scores: Vec<f64> = slots
+            .iter()
+            .map(|slot| {
+                read_key(&self.geom, &self.pages[slot / 64].0, slot % 64, &mut key);
+                let s: f64 = q
+                    .iter()
+                    .zip(&key)
+                    .map(|(&q, &k)| f64::from(q) * f64::from(k))
+                    .sum();
+                let cap = f64::from(softcap);
+                if softcap == 0.0 {
+                    s
+                } else {
+                    cap * (s / cap).tanh()
+                }
+            })
+            .collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let top = sink.map_or(largest, |sink| largest.max(f64::from(sink)));
+        let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+        let denominator = sum + sink.map_or(0.0, |sink| (f64::from(sink) - top).exp());
+        let mut out = vec![0.0; self.geom.v_dim];
+        for (slot, score) in slots.iter().zip(&scores) {
+            read_value(&self.geom, &self.pages[slot / 64].1, slot % 64, &mut value);
+            for (out, &v) in out.iter_mut().zip(&value) {
+                *out += (score - top).exp() / denominator * f64::from(v);
+            }
+        }
+        (out, top + sum.ln())
+    }
+}
+
+/// Everything a row's result consists of, as bits.
+fn bits(partials: &Partials, row: usize) -> Vec<u32> {
+    let rest = [partials.max()[row], partials.sum()[row]];
+    partials
+        .acc(row)
+        .iter()
+        .chain(&rest)
+        .map(|x| x.to_bits())
+        .collect()
+}
+
+fn kv_types() -> impl Strategy<Value = KvType> {
+    prop_oneof![Just(KvType::F32), Just(KvType::F16)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_instruction_set_agrees_with_the_oracle(
+        head_dim in prop_oneof![Just(16usize), Just(64), Just(80), Just(128), 1usize..40],
+        v_dim in prop_oneof![Just(16usize), Just(64), Just(80), Just(128), 1usize..200],
+        k_type in kv_types(),
+        v_type in kv_types(),
+        rows in 1usize..24,
+        tokens in 1usize..1300,
+        key_scale in prop_oneof![Just(0.1f32), Just(1.0), Just(30.0)],
+        softcap in prop_oneof![Just(0f32), Just(20.0)],
+        with_sinks in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let geom = PageGeometry { head_dim, v_dim, k_type, v_type };
+        let cache = Cache::new(geom, tokens, key_scale, seed, !seed);
+        let mut noise = Noise(seed ^ 1);
+        let q = noise.normals(rows * head_dim, 1.0 / (head_dim as f32).sqrt());
+        let visible: Vec<Range<u32>> = (0..rows)
+            .map(|_| {
+                let end = noise.below(tokens + 1) as u32;
+                match noise.below(4) {
+                    0 => end..end,
+                    1 => noise.below(end as usize + 1) as u32..end,
+                    _ => 0..end,
+                }
+            })
+            .collect();
+        let sinks: Option<Vec<f32>> = with_sinks.then(|| noise.normals(rows, 3.0));
+        for isa in Isa::available() {
+            let partials = cache.attend(isa, &q, &visible, softcap);
+            let mut out = vec![f32::NAN; rows * v_dim];
+            partials.finish(isa, sinks.as_deref(), &mut out);
+            for row in 0..rows {
+                let q = &q[row * head_dim..][..head_dim];
+                let out = &out[row * v_dim..][..v_dim];
+                if visible[row].is_empty() {
+                    prop_assert!(out.iter().all(|&x| x == 0.0));
+                    prop_assert_eq!(partials.log_sum_exp(row), f32::NEG_INFINITY);
+                    continue;
+                }
+                let sink = sinks.as_ref().map(|s| s[row]);
+                let (exact, log_sum_exp) = cache.oracle(q, &visible[row], softcap, sink);
+                // An error in a score is a relative error in its weight, and scores grow with
+                // the keys.
+                let tolerance = 4e-6 * f64::from(key_scale.max(1.0));
+                for (&a, &b) in out.iter().zip(&exact) {
+                    prop_assert!((f64::from(a) - b).abs() <= tolerance * (1.0 + b.abs()), "{isa} row {row}: {a} for {b}");
+                }
+                let off = (f64::from(partials.log_sum_exp(row)) - log_sum_exp).abs();
+                prop_assert!(off <= tolerance * (1.0 + log_sum_exp.abs()), "{isa} row {row}: off by {off}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_among_others_and_whatever_invisible_slots_hold() {
+    let tokens = 700;
+    for (head_dim, v_dim, k_type, v_type) in [
+        (64, 64, KvType::F16, KvType::F16),
+        (80, 72, KvType::F32, KvType::F16),
+        (16, 112, KvType::F16, KvType::F32),
+    ] {
+        let geom = PageGeometry {
+            head_dim,
+            v_dim,
+            k_type,
+            v_type,
+        };
+        let cache = Cache::new(geom, tokens, 1.0, 5, 6);
+        // Same tokens; other bits in the slots behind them, and the pages filled up later.
+        let other_garbage = Cache::new(geom, tokens, 1.0, 5, 7);
+        let mut noise = Noise(8);
+        let count = 512;
+        let q = noise.normals(count * head_dim, 0.3);
+        // Causal rows, two heads a token, the last at the end of what is written; every fifth row
+        // a window, every eleventh blind.
+        let visible: Vec<Range<u32>> = (0..count as u32)
+            .map(|row| {
+                let end = tokens as u32 - 255 + row / 2;
+                match row {
+                    _ if row % 11 == 3 => 0..0,
+                    _ if row % 5 == 1 => end.saturating_sub(200)..end,
+                    _ => 0..end,
+                }
+            })
+            .collect();
+        for isa in Isa::available() {
+            for softcap in [0.0, 5.0] {
+                let whole = cache.attend(isa, &q, &visible, softcap);
+                for row in 0..count {
+                    assert!(
+                        bits(&whole, row)
+                            .iter()
+                            .all(|&b| !f32::from_bits(b).is_nan())
+                    );
+                }
+                for height in [1, 4, 7, 64, 512] {
+                    for first in (0..count).step_by(height) {
+                        // The small tiles are many: a sample of them is enough.
+                        if height < 64 && first % (height * 13) != 0 {
+                            continue;
+                        }
+                        let end = (first + height).min(count);
+                        let q = &q[first * head_dim..end * head_dim];
+                        let part = other_garbage.attend(isa, q, &visible[first..end], softcap);
+                        for row in first..end {
+                            assert_eq!(
+                                bits(&part, row - first),
+                                bits(&whole, row),
+                                "{isa} {geom:?} row {row} in tiles of {height}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_page_that_fills_up_later_changes_nothing() {
+    let geom = PageGeometry {
+        head_dim: 64,
+        v_dim: 64,
+        k_type: KvType::F16,
+        v_type: KvType::F16,
+    };
+    let long = Cache::new(geom, 1024, 1.0, 1, 2);
+    for isa in Isa::available() {
+        for tokens in [1usize, 63, 64, 65, 500, 1000] {
+            let mut short = Cache::new(geom, tokens, 1.0, 1, 3);
+            // The tokens drawn from the same noise: keys come first, so copy the pages' slots.
+            for (page, (k, v)) in short.pages.iter_mut().enumerate() {
+                let written = (tokens - page * PAGE_TOKENS).min(PAGE_TOKENS);
+                for d in 0..geom.head_dim {
+                    let at = d * PAGE_TOKENS * 2;
+                    k[at..at + written * 2]
+                        .copy_from_slice(&long.pages[page].0[at..at + written * 2]);
+                }
+                let end = written * geom.v_stride() * 2;
+                v[..end].copy_from_slice(&long.pages[page].1[..end]);
+            }
+            let q = Noise(4).normals(3 * geom.head_dim, 0.3);
+            let visible = [0..tokens as u32, tokens as u32 / 2..tokens as u32, 0..1];
+            let (a, b) = (
+                short.attend(isa, &q, &visible, 0.0),
+                long.attend(isa, &q, &visible, 0.0),
+            );
+            for row in 0..3 {
+                assert_eq!(
+                    bits(&a, row),
+                    bits(&b, row),
+                    "{isa} {tokens} tokens, row {row}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn huge_scores_neither_overflow_nor_become_nan() {
+    let geom = PageGeometry {
+        head_dim: 32,
+        v_dim: 32,
+        k_type: KvType::F32,
+        v_type: KvType::F32,
+    };
+    let cache = Cache::new(geom, 200, 1e15, 1, 2);
+    let q = Noise(3).normals(2 * 32, 1e15);
+    for isa in Isa::available() {
+        let partials = cache.attend(isa, &q, &[0..200, 0..64], 0.0);
+        let mut out = vec![f32::NAN; 64];
+        partials.finish(isa, None, &mut out);
+        for (row, visible) in [0..200, 0..64].into_iter().enumerate() {
+            let (exact, _) = cache.oracle(&q[row * 32..][..32], &visible, 0.0, None);
+            for (&a, b) in out[row * 32..][..32].iter().zip(exact) {
+                assert!(
+                    (f64::from(a) - b).abs() < 1e-5,
+                    "{isa} row {row}: {a} for {b}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn spans_merge_to_the_whole_whatever_part_is_empty() {
+    let geom = PageGeometry {
+        head_dim: 16,
+        v_dim: 16,
+        k_type: KvType::F32,
+        v_type: KvType::F32,
+    };
+    let cache = Cache::new(geom, 128, 1.0, 1, 2);
+    let q = Noise(3).normals(16, 1.0);
+    for isa in Isa::available() {
+        let whole = cache.attend(isa, &q, std::slice::from_ref(&(0..128)), 0.0);
+        let mut merged = Partials::new(1, 16);
+        for part in [0..0, 0..40, 40..40, 40..100, 100..128] {
+            let before = bits(&merged, 0);
+            let empty = part.is_empty();
+            merged.merge(isa, &cache.attend(isa, &q, &[part], 0.0));
+            assert!(
+                !empty || bits(&merged, 0) == before,
+                "{isa}: an empty part changed bits"
+            );
+        }
+        assert!((merged.log_sum_exp(0) - whole.log_sum_exp(0)).abs() < 1e-5);
+        let (mut a, mut b) = ([0.0; 16], [0.0; 16]);
+        merged.finish(isa, None, &mut a);
+        whole.finish(isa, None, &mut b);
+        assert!(
+            a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5),
+            "{isa} {a:?} {b:?}"
+        );
+    }
+}
