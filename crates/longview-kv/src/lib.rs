@@ -1,1 +1,26 @@
-//! The owner of every key and value: blocks, pages, contexts, attention over them, the memory ledger
+//! The only owner of keys and values.
+//!
+//! A [`Context`] is what a model has read: blocks of 64 tokens in memory that the [`Ledger`]
+//! accounts for. A model sees contexts through a [`Batch`]: it appends the keys and values of the
+//! rows it computes, layer by layer, and asks for attention over what is stored. Attention is
+//! built from partials over fixed spans of 1,024 positions merged left to right, so a row's result
+//! is the same whatever else is computed with it.
+
+mod attend;
+mod batch;
+mod block;
+mod context;
+mod error;
+mod layout;
+mod ledger;
+
+pub use attend::{AttendWorkspace, Attention};
+pub use batch::{Batch, Segment, Wanted};
+pub use context::{Context, Identity, RopeSet};
+pub use error::KvError;
+pub use layout::{KvLayout, LayerLayout, LayerState};
+pub use ledger::{Ledger, Purpose, Reservation, Usage};
+pub use longview_kernels::page::KvType;
+
+/// Tokens in a block; also the slots of a page.
+pub const BLOCK_TOKENS: usize = longview_kernels::page::PAGE_TOKENS;

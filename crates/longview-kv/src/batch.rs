@@ -1,0 +1,169 @@
+//! A batch: the rows of one forward pass, each belonging to a context.
+
+use std::ops::Range;
+
+use longview_kernels::page::{self, StridedRows};
+use longview_kernels::{Isa, Pool};
+
+use crate::BLOCK_TOKENS;
+use crate::block::Block;
+use crate::context::{Context, Identity};
+use crate::error::KvError;
+
+/// Which rows of a segment the caller wants logits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// No row: the tokens are only read.
+    Nothing,
+    /// The last row.
+    Last,
+    /// Every row.
+    All,
+}
+
+/// Consecutive new tokens of one context.
+pub struct Segment<'a> {
+    /// The context they are appended to.
+    pub context: &'a mut Context,
+    /// Token ids, at least one.
+    pub tokens: &'a [u32],
+    /// Rows whose logits are wanted.
+    pub wanted: Wanted,
+}
+
+/// The rows of one forward pass: the tokens of every segment, one segment after another.
+///
+/// Creating a batch makes room in its contexts; only [`Batch::commit`] makes the tokens part of
+/// them, so a pass that is given up changes nothing.
+pub struct Batch<'a> {
+    segments: Vec<Segment<'a>>,
+    /// First row of each segment, and one past the last row.
+    starts: Vec<usize>,
+}
+
+impl<'a> Batch<'a> {
+    /// A batch of `segments`, which must agree on the identity `identity`'s model and numerics.
+    ///
+    /// # Errors
+    /// [`KvError::EmptyBatch`], [`KvError::WrongIdentity`], or [`KvError::OverLimit`] when the
+    /// new tokens do not fit in memory.
+    pub fn new(mut segments: Vec<Segment<'a>>, identity: Identity) -> Result<Batch<'a>, KvError> {
+        let mut starts = vec![0];
+        for segment in &mut segments {
+            let of_context = segment.context.identity();
+            if (of_context.model, of_context.numerics) != (identity.model, identity.numerics) {
+                return Err(KvError::WrongIdentity);
+            }
+            if segment.tokens.is_empty() {
+                return Err(KvError::EmptyBatch);
+            }
+            segment.context.make_room(segment.tokens.len())?;
+            starts.push(starts[starts.len() - 1] + segment.tokens.len());
+        }
+        if segments.is_empty() {
+            return Err(KvError::EmptyBatch);
+        }
+        Ok(Batch { segments, starts })
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.starts[self.segments.len()]
+    }
+
+    /// The segments, in row order.
+    pub fn segments(&self) -> &[Segment<'a>] {
+        &self.segments
+    }
+
+    /// The rows of segment `index`.
+    pub fn rows_of(&self, index: usize) -> Range<usize> {
+        self.starts[index]..self.starts[index + 1]
+    }
+
+    /// The rows whose logits are wanted, ascending.
+    pub fn wanted_rows(&self) -> impl Iterator<Item = usize> + '_ {
+        self.segments
+            .iter()
+            .enumerate()
+            .flat_map(|(index, segment)| {
+                let rows = self.rows_of(index);
+                match segment.wanted {
+                    Wanted::Nothing => rows.end..rows.end,
+                    Wanted::Last => rows.end - 1..rows.end,
+                    Wanted::All => rows,
+                }
+            })
+    }
+
+    /// Stores the keys and values that layer `layer` made for every row.
+    ///
+    /// `k` is `[rows][kv_heads][head_dim]`, after rotary embedding; `v` is
+    /// `[rows][kv_heads][v_dim]`.
+    pub fn append(&mut self, isa: Isa, pool: &Pool, layer: usize, k: &[f32], v: &[f32]) {
+        for index in 0..self.segments.len() {
+            let rows = self.rows_of(index);
+            let context = &mut *self.segments[index].context;
+            let layout = context.layout().clone();
+            let (group_index, place) = layout.layers[layer];
+            let group = &layout.groups[group_index];
+            let geometry = &group.geometry;
+            let (heads, k_dim, v_dim) = (group.kind.kv_heads, geometry.head_dim, geometry.v_dim);
+            let (k_stride, v_stride) = (heads * k_dim, heads * v_dim);
+            let (k, v) = (
+                &k[rows.start * k_stride..rows.end * k_stride],
+                &v[rows.start * v_stride..rows.end * v_stride],
+            );
+            let start = context.len();
+            let end = start + rows.len();
+            let first_block = start / BLOCK_TOKENS;
+            let write = |block_index: usize, block: &mut Block| {
+                let from = start.max(block_index * BLOCK_TOKENS);
+                let to = end.min((block_index + 1) * BLOCK_TOKENS);
+                let rows = from - start..to - start;
+                let pages = block
+                    .layer_mut(group, place)
+                    .chunks_exact_mut(group.page_bytes());
+                for (head, page) in pages.enumerate() {
+                    let (page_k, page_v) = page.split_at_mut(geometry.k_bytes());
+                    let k_from = &k[rows.start * k_stride + head * k_dim..];
+                    let v_from = &v[rows.start * v_stride + head * v_dim..];
+                    page::write_tokens(
+                        isa,
+                        geometry,
+                        page_k,
+                        page_v,
+                        from % BLOCK_TOKENS,
+                        rows.len(),
+                        StridedRows {
+                            data: k_from,
+                            stride: k_stride,
+                        },
+                        StridedRows {
+                            data: v_from,
+                            stride: v_stride,
+                        },
+                    );
+                }
+            };
+            let mut blocks = context.blocks_mut(group_index, first_block);
+            if rows.len() == 1 {
+                if let Some(block) = blocks.next() {
+                    write(first_block, block);
+                }
+                continue;
+            }
+            let mut blocks: Vec<&mut Block> = blocks.collect();
+            pool.for_each(&mut blocks, |offset, block, _| {
+                write(first_block + offset, block)
+            });
+        }
+    }
+
+    /// Makes the batch's tokens part of their contexts.
+    pub fn commit(self) {
+        for segment in self.segments {
+            segment.context.commit(segment.tokens);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What can go wrong in the store.
+
+use crate::ledger::Purpose;
+
+/// An error of the store; nothing was changed when one is returned.
+#[derive(Debug, thiserror::Error)]
+pub enum KvError {
+    /// The memory limit does not allow it.
+    #[error(
+        "out of memory: {purpose} needs {} more, but {} of the {} allowed are in use; \
+         give more with --memory, or shorten the context",
+        human(*.wanted), human(*.used), human(*.limit)
+    )]
+    OverLimit {
+        /// What the bytes were for.
+        purpose: Purpose,
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes in use, all purposes together.
+        used: u64,
+        /// Bytes allowed in all.
+        limit: u64,
+    },
+    /// Positions that a window layer has already let go.
+    #[error(
+        "cannot go back to token {wanted}: sliding-window layers have dropped everything before \
+         token {kept}; create the context anew"
+    )]
+    WindowPassed {
+        /// Length asked for, in tokens.
+        wanted: usize,
+        /// First token that the window layers still hold.
+        kept: usize,
+    },
+    /// Truncation beyond the end.
+    #[error("cannot truncate to {wanted} tokens: the context holds {held}")]
+    BeyondEnd {
+        /// Length asked for, in tokens.
+        wanted: usize,
+        /// Tokens held.
+        held: usize,
+    },
+    /// The batch holds no rows.
+    #[error("a batch needs at least one token in every segment")]
+    EmptyBatch,
+    /// A context made for another model or numerics class.
+    #[error("the context was created for a different model or numerics class")]
+    WrongIdentity,
+}
+
+/// Bytes as people read them, such as `1.5 GiB`.
+pub(crate) fn human(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_read_well() {
+        assert_eq!(human(17), "17 B");
+        assert_eq!(human(1536), "1.5 KiB");
+        assert_eq!(human(3 << 30), "3.0 GiB");
+    }
+}

@@ -1,0 +1,146 @@
+//! How a model's keys and values are laid out in blocks.
+
+use longview_kernels::page::{KvType, PageGeometry};
+
+use crate::BLOCK_TOKENS;
+
+/// What a layer must keep to go on from where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayerState {
+    /// Every position attends to all positions before it.
+    Full,
+    /// Every position attends to the last `tokens` positions, its own included.
+    Window {
+        /// Length of the window in tokens.
+        tokens: usize,
+    },
+}
+
+/// The keys and values one layer makes for one token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LayerLayout {
+    /// What the layer keeps.
+    pub state: LayerState,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Channels of a key.
+    pub head_dim: usize,
+    /// Channels of a value.
+    pub v_dim: usize,
+}
+
+/// The layers of a model grouped by kind: layers of one group share their blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    pub(crate) groups: Vec<Group>,
+    /// For each layer its group and its place inside the group's blocks.
+    pub(crate) layers: Vec<(usize, usize)>,
+    kv_type: KvType,
+}
+
+/// Layers of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub(crate) kind: LayerLayout,
+    pub(crate) layers: usize,
+    pub(crate) geometry: PageGeometry,
+}
+
+impl KvLayout {
+    /// The layout of `layers`, first layer first, with keys and values stored as `kv_type`.
+    pub fn new(layers: &[LayerLayout], kv_type: KvType) -> KvLayout {
+        let mut layout = KvLayout {
+            groups: Vec::new(),
+            layers: Vec::new(),
+            kv_type,
+        };
+        for &kind in layers {
+            let known = layout.groups.iter().position(|group| group.kind == kind);
+            let index = known.unwrap_or_else(|| {
+                let geometry = PageGeometry {
+                    head_dim: kind.head_dim,
+                    v_dim: kind.v_dim,
+                    k_type: kv_type,
+                    v_type: kv_type,
+                };
+                layout.groups.push(Group {
+                    kind,
+                    layers: 0,
+                    geometry,
+                });
+                layout.groups.len() - 1
+            });
+            let group = &mut layout.groups[index];
+            layout.layers.push((index, group.layers));
+            group.layers += 1;
+        }
+        layout
+    }
+
+    /// The element type of stored keys and values.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
+    }
+
+    /// Bytes that a context of `tokens` tokens holds after being read in chunks of
+    /// `chunk_tokens`, at the moment it holds most.
+    pub fn context_bytes(&self, tokens: usize, chunk_tokens: usize) -> u64 {
+        let all = tokens.div_ceil(BLOCK_TOKENS);
+        let of_group = |group: &Group| {
+            let blocks = match group.kind.state {
+                LayerState::Full => all,
+                LayerState::Window { tokens: window } => {
+                    // A chunk may begin and the window may end inside a block: one more each.
+                    all.min((window + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2)
+                }
+            };
+            blocks as u64 * group.block_bytes() as u64
+        };
+        self.groups.iter().map(of_group).sum()
+    }
+}
+
+impl Group {
+    /// Bytes of one page: keys, then values, of 64 tokens of one layer and KV head.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.geometry.k_bytes() + self.geometry.v_bytes()
+    }
+
+    /// Bytes of one block: the pages of all layers, layer-major, KV heads inside.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.page_bytes() * self.kind.kv_heads * self.layers
+    }
+
+    /// Where the pages of `layer` (its place in the group) begin in a block.
+    pub(crate) fn layer_offset(&self, layer: usize) -> usize {
+        layer * self.page_bytes() * self.kind.kv_heads
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_of_one_kind_share_a_group_and_windows_stay_bounded() {
+        let full = LayerLayout {
+            state: LayerState::Full,
+            kv_heads: 2,
+            head_dim: 64,
+            v_dim: 64,
+        };
+        let window = LayerLayout {
+            state: LayerState::Window { tokens: 128 },
+            ..full
+        };
+        let layout = KvLayout::new(&[full, window, full], KvType::F16);
+        assert_eq!(layout.layers, [(0, 0), (1, 0), (0, 1)]);
+        assert_eq!(layout.groups.len(), 2);
+        // 2 layers × 2 heads × 64 tokens × (64 + 64) channels × 2 bytes.
+        assert_eq!(layout.groups[0].block_bytes(), 65_536);
+        assert_eq!(layout.groups[0].layer_offset(1), 32_768);
+        assert_eq!(layout.context_bytes(64, 64), 65_536 + 32_768);
+        let growth = layout.context_bytes(64_000, 64) - layout.context_bytes(32_000, 64);
+        assert_eq!(growth, 500 * 65_536, "only full layers grow");
+    }
+}

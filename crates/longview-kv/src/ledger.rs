@@ -1,0 +1,194 @@
+//! One account of every byte, with the limit the user chose.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::error::KvError;
+
+/// What memory is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Model weights in the form the kernels read.
+    Weights,
+    /// Keys and values.
+    Kv,
+    /// Buffers of a forward pass.
+    Scratch,
+}
+
+/// The account of all bytes in use, shared by everything that allocates in bulk.
+///
+/// Cloning gives another handle on the same account.
+#[derive(Clone)]
+pub struct Ledger {
+    account: Arc<Account>,
+}
+
+/// Bytes held for one purpose; given back when dropped.
+pub struct Reservation {
+    account: Arc<Account>,
+    purpose: Purpose,
+    bytes: u64,
+}
+
+/// Bytes in use by purpose, and the most there ever were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of weights.
+    pub weights: u64,
+    /// Bytes of keys and values.
+    pub kv: u64,
+    /// Bytes of scratch.
+    pub scratch: u64,
+    /// The highest total so far.
+    pub peak: u64,
+}
+
+struct Account {
+    limit: AtomicU64,
+    usage: Mutex<Usage>,
+}
+
+impl Ledger {
+    /// An account with a limit in bytes; `u64::MAX` for none.
+    pub fn with_limit(limit: u64) -> Ledger {
+        let account = Account {
+            limit: AtomicU64::new(limit),
+            usage: Mutex::default(),
+        };
+        Ledger {
+            account: Arc::new(account),
+        }
+    }
+
+    /// An account that only counts.
+    pub fn unlimited() -> Ledger {
+        Ledger::with_limit(u64::MAX)
+    }
+
+    /// The limit in bytes; `u64::MAX` for none.
+    pub fn limit(&self) -> u64 {
+        self.account.limit.load(Ordering::Relaxed)
+    }
+
+    /// Bytes in use now.
+    pub fn usage(&self) -> Usage {
+        *self.account.lock()
+    }
+
+    /// Bytes that may still be reserved.
+    pub fn available(&self) -> u64 {
+        self.limit().saturating_sub(self.usage().total())
+    }
+
+    /// Takes `bytes` for `purpose` until the reservation is dropped.
+    ///
+    /// # Errors
+    /// [`KvError::OverLimit`] when the limit does not allow it.
+    pub fn reserve(&self, purpose: Purpose, bytes: u64) -> Result<Reservation, KvError> {
+        let limit = self.limit();
+        let mut usage = self.account.lock();
+        let used = usage.total();
+        if used.checked_add(bytes).is_none_or(|total| total > limit) {
+            return Err(KvError::OverLimit {
+                purpose,
+                wanted: bytes,
+                used,
+                limit,
+            });
+        }
+        *usage.of(purpose) += bytes;
+        usage.peak = usage.peak.max(used + bytes);
+        Ok(Reservation {
+            account: Arc::clone(&self.account),
+            purpose,
+            bytes,
+        })
+    }
+}
+
+impl Usage {
+    /// All bytes in use.
+    pub fn total(&self) -> u64 {
+        self.weights + self.kv + self.scratch
+    }
+
+    fn of(&mut self, purpose: Purpose) -> &mut u64 {
+        match purpose {
+            Purpose::Weights => &mut self.weights,
+            Purpose::Kv => &mut self.kv,
+            Purpose::Scratch => &mut self.scratch,
+        }
+    }
+}
+
+impl Reservation {
+    /// Bytes held.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        *self.account.lock().of(self.purpose) -= self.bytes;
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Purpose::Weights => "weights",
+            Purpose::Kv => "KV cache",
+            Purpose::Scratch => "scratch",
+        })
+    }
+}
+
+impl Account {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Usage> {
+        // The numbers are consistent at every unlock, so a panic elsewhere does not spoil them.
+        self.usage
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_holds_and_dropping_gives_back() {
+        let ledger = Ledger::with_limit(100);
+        let weights = ledger.reserve(Purpose::Weights, 60).unwrap();
+        assert_eq!(weights.bytes(), 60);
+        let error = ledger.reserve(Purpose::Kv, 41).err().unwrap();
+        assert!(matches!(
+            error,
+            KvError::OverLimit {
+                wanted: 41,
+                used: 60,
+                limit: 100,
+                ..
+            }
+        ));
+        assert!(error.to_string().contains("--memory"));
+        let kv = ledger.reserve(Purpose::Kv, 40).unwrap();
+        assert_eq!(ledger.available(), 0);
+        drop(weights);
+        assert_eq!(
+            ledger.usage(),
+            Usage {
+                weights: 0,
+                kv: 40,
+                scratch: 0,
+                peak: 100
+            }
+        );
+        drop(kv);
+        assert_eq!(ledger.usage().total(), 0);
+        assert!(ledger.reserve(Purpose::Scratch, u64::MAX).is_err());
+    }
+}

@@ -1,0 +1,219 @@
+//! Attention of batches over contexts: against a plain oracle, and the same bits however the work
+//! is cut.
+
+use std::sync::Arc;
+
+use longview_kernels::{Isa, Numerics, Pool};
+use longview_kv::{
+    AttendWorkspace, Attention, Batch, Context, Identity, KvLayout, KvType, LayerLayout,
+    LayerState, Ledger, RopeSet, Segment, Wanted,
+};
+
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const DIM: usize = 24;
+
+const IDENTITY: Identity = Identity {
+    model: 1,
+    rope: RopeSet::Short,
+    numerics: Numerics::Default,
+};
+
+/// Numbers in −1..1 that depend on all arguments.
+fn noise(seed: usize, a: usize, b: usize) -> f32 {
+    let mut x = (seed * 0x9e37 + a * 0x85eb_ca6b + b * 0xc2b2_ae35) as u64 ^ 0x2545_f491_4f6c_dd1d;
+    for _ in 0..3 {
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    }
+    ((x >> 40) as f32) / ((1u64 << 23) as f32) - 1.0
+}
+
+/// `[count][width]` of the positions from `start` on.
+fn rows(seed: usize, start: usize, count: usize, width: usize) -> Vec<f32> {
+    (0..count * width)
+        .map(|i| noise(seed, start + i / width, i % width))
+        .collect()
+}
+
+fn layout(state: LayerState, kv_type: KvType) -> Arc<KvLayout> {
+    let layer = LayerLayout {
+        state,
+        kv_heads: KV_HEADS,
+        head_dim: DIM,
+        v_dim: DIM,
+    };
+    Arc::new(KvLayout::new(&[layer, layer], kv_type))
+}
+
+fn context(layout: &Arc<KvLayout>) -> Context {
+    Context::new(Arc::clone(layout), Ledger::unlimited(), IDENTITY)
+}
+
+/// Reads `count` tokens in one pass and returns layer 1's attention for them.
+fn step(
+    contexts: Vec<(&mut Context, usize)>,
+    isa: Isa,
+    pool: &Pool,
+    workspace: &mut AttendWorkspace,
+) -> Vec<f32> {
+    let ids = vec![0; contexts.iter().map(|(_, count)| *count).max().unwrap()];
+    let mut starts = Vec::new();
+    let segments = contexts
+        .into_iter()
+        .map(|(context, count)| {
+            starts.push((context.len(), count));
+            Segment {
+                context,
+                tokens: &ids[..count],
+                wanted: Wanted::Last,
+            }
+        })
+        .collect();
+    let mut batch = Batch::new(segments, IDENTITY).unwrap();
+    let gather = |seed, width| -> Vec<f32> {
+        starts
+            .iter()
+            .flat_map(|&(start, count)| rows(seed, start, count, width))
+            .collect()
+    };
+    let attention = Attention {
+        heads: HEADS,
+        scale: 0.4,
+        softcap: 0.0,
+        sinks: None,
+    };
+    let mut out = vec![f32::NAN; batch.rows() * HEADS * DIM];
+    for layer in 0..2 {
+        let (k, v) = (
+            gather(10 + layer, KV_HEADS * DIM),
+            gather(20 + layer, KV_HEADS * DIM),
+        );
+        batch.append(isa, pool, layer, &k, &v);
+        let q = gather(30 + layer, HEADS * DIM);
+        batch.attend(isa, pool, layer, &attention, &q, &mut out, workspace);
+    }
+    batch.commit();
+    out
+}
+
+/// Layer 1's attention of position `position`, computed in f64 from the definition.
+fn oracle(position: usize, window: usize) -> Vec<f64> {
+    let row = |seed, at, width, head: usize| -> Vec<f64> {
+        let all = rows(seed, at, 1, width);
+        all[head * DIM..(head + 1) * DIM]
+            .iter()
+            .map(|&x| f64::from(x))
+            .collect()
+    };
+    let first = (position + 1).saturating_sub(window);
+    (0..HEADS)
+        .flat_map(|head| {
+            let q = row(31, position, HEADS * DIM, head);
+            let kv_head = head / (HEADS / KV_HEADS);
+            let weights: Vec<f64> = (first..=position)
+                .map(|at| {
+                    let k = row(11, at, KV_HEADS * DIM, kv_head);
+                    (0.4 * q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>()).exp()
+                })
+                .collect();
+            let total: f64 = weights.iter().sum();
+            let mut out = vec![0.0; DIM];
+            for (at, weight) in (first..=position).zip(&weights) {
+                let v = row(21, at, KV_HEADS * DIM, kv_head);
+                out.iter_mut()
+                    .zip(&v)
+                    .for_each(|(o, v)| *o += weight / total * v);
+            }
+            out
+        })
+        .collect()
+}
+
+#[test]
+fn attention_follows_the_definition_across_spans_and_windows() {
+    let pool = Pool::new(2);
+    for (state, window) in [
+        (LayerState::Full, usize::MAX),
+        (LayerState::Window { tokens: 150 }, 150),
+    ] {
+        for (kv_type, tolerance) in [(KvType::F32, 2e-6), (KvType::F16, 2e-3)] {
+            let mut context = context(&layout(state, kv_type));
+            let mut workspace = AttendWorkspace::default();
+            for chunk in [1000, 60, 1, 239, 3] {
+                let start = context.len();
+                let out = step(
+                    vec![(&mut context, chunk)],
+                    Isa::best(),
+                    &pool,
+                    &mut workspace,
+                );
+                for row in [0, chunk / 2, chunk - 1] {
+                    let expected = oracle(start + row, window);
+                    let got = &out[row * HEADS * DIM..(row + 1) * HEADS * DIM];
+                    for (got, expected) in got.iter().zip(&expected) {
+                        let error = (f64::from(*got) - expected).abs();
+                        assert!(
+                            error < tolerance,
+                            "{state:?} {kv_type:?} row {row}: {error}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_the_same_bits_however_they_are_batched() {
+    let tokens = 1100;
+    for state in [LayerState::Full, LayerState::Window { tokens: 90 }] {
+        for isa in Isa::available() {
+            let layout = layout(state, KvType::F16);
+            let mut workspace = AttendWorkspace::default();
+            let mut whole = context(&layout);
+            let expected = step(
+                vec![(&mut whole, tokens)],
+                isa,
+                &Pool::new(1),
+                &mut workspace,
+            );
+            let row = |at: usize| &expected[at * HEADS * DIM..(at + 1) * HEADS * DIM];
+
+            // In chunks of 7 on two threads, beside a second context that is elsewhere.
+            let pool = Pool::new(2);
+            let (mut first, mut second) = (context(&layout), context(&layout));
+            step(vec![(&mut second, 40)], isa, &pool, &mut workspace);
+            let mut at = 0;
+            while at < tokens - 100 {
+                let out = step(
+                    vec![(&mut first, 7), (&mut second, 2)],
+                    isa,
+                    &pool,
+                    &mut workspace,
+                );
+                for i in 0..7 {
+                    assert!(
+                        out[i * HEADS * DIM..].starts_with(row(at + i)),
+                        "{isa} row {}",
+                        at + i
+                    );
+                }
+                for i in 0..2 {
+                    let other = second.len() - 2 + i;
+                    assert!(
+                        out[(7 + i) * HEADS * DIM..].starts_with(row(other)),
+                        "{isa} beside"
+                    );
+                }
+                at += 7;
+            }
+            // Token by token to the end, on a fork.
+            let mut fork = first.fork();
+            drop(first);
+            for at in at..tokens {
+                let out = step(vec![(&mut fork, 1)], isa, &pool, &mut workspace);
+                assert_eq!(out, row(at), "{isa} alone, row {at}");
+            }
+        }
+    }
+}
