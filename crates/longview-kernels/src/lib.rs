@@ -7,13 +7,16 @@
 //! **Row invariance.** For one [`Isa`] and one [`Numerics`] class the result of a row never depends
 //! on how many rows, threads or chunks are computed with it: each output has one summation order.
 
+pub mod activation;
 pub mod attention;
 pub mod format;
 pub mod isa;
 mod lanes;
 pub mod memory;
+pub mod norm;
 pub mod page;
 pub mod pool;
+pub mod rope;
 mod share;
 
 pub use format::Format;
