@@ -1,0 +1,136 @@
+//! The tensors of a model over one or several files, found by name.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use longview_kernels::Format;
+
+use crate::error::{Result, WeightsError};
+use crate::source::Source;
+use crate::tensor::Tensor;
+
+/// Files and the tensors in them, in the order of the files.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    sources: Vec<Source>,
+    tensors: Vec<Placed>,
+    by_name: HashMap<String, usize>,
+}
+
+/// A tensor's description, checked: `bytes` lies inside the source and holds exactly `shape`.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) format: Format,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Range<usize>,
+}
+
+#[derive(Debug)]
+struct Placed {
+    source: usize,
+    entry: Entry,
+}
+
+impl Table {
+    /// Adds a file and its tensors; refuses a name that is already there.
+    pub(crate) fn add(&mut self, source: Source, entries: Vec<Entry>) -> Result<()> {
+        for entry in entries {
+            debug_assert!(source.bytes().get(entry.bytes.clone()).is_some());
+            let number = self.tensors.len();
+            if let Some(earlier) = self.by_name.insert(entry.name.clone(), number) {
+                let file = match self.sources.get(self.tensors[earlier].source) {
+                    Some(other) => other.name.clone(),
+                    None => source.name.clone(),
+                };
+                let place = format!("in {}", source.name);
+                return Err(WeightsError::DuplicateTensor {
+                    file,
+                    tensor: entry.name,
+                    place,
+                });
+            }
+            self.tensors.push(Placed {
+                source: self.sources.len(),
+                entry,
+            });
+        }
+        self.sources.push(source);
+        Ok(())
+    }
+
+    pub(crate) fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Tensor<'_>> {
+        self.by_name
+            .get(name)
+            .map(|&number| self.view(&self.tensors[number]))
+    }
+
+    /// The tensor, or an error that names `model` and a tensor called almost the same.
+    pub(crate) fn require(&self, model: &str, name: &str) -> Result<Tensor<'_>> {
+        self.get(name).ok_or_else(|| {
+            let hint = match self.resembling(name) {
+                Some(other) => format!("; there is {other:?}"),
+                None => format!(" among its {}", self.len()),
+            };
+            WeightsError::MissingTensor {
+                file: model.to_owned(),
+                tensor: name.to_owned(),
+                hint,
+            }
+        })
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Tensor<'_>> {
+        self.tensors.iter().map(|placed| self.view(placed))
+    }
+
+    /// Sizes of all files together.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.sources
+            .iter()
+            .map(|source| source.bytes().len() as u64)
+            .sum()
+    }
+
+    /// Gives the tensor's pages back to the operating system.
+    pub(crate) fn release(&self, name: &str) {
+        if let Some(&number) = self.by_name.get(name) {
+            let Placed { source, entry } = &self.tensors[number];
+            self.sources[*source].release(entry.bytes.clone());
+        }
+    }
+
+    fn view<'a>(&'a self, placed: &'a Placed) -> Tensor<'a> {
+        let entry = &placed.entry;
+        Tensor {
+            name: &entry.name,
+            format: entry.format,
+            shape: &entry.shape,
+            data: &self.sources[placed.source].bytes()[entry.bytes.clone()],
+        }
+    }
+
+    /// The tensor with the longest ending in common, if that is at least one dotted part.
+    fn resembling(&self, name: &str) -> Option<&str> {
+        let parts = |other: &str| {
+            other
+                .rsplit('.')
+                .zip(name.rsplit('.'))
+                .take_while(|(a, b)| a == b)
+                .count()
+        };
+        let best = self
+            .tensors
+            .iter()
+            .max_by_key(|placed| parts(&placed.entry.name))?;
+        (parts(&best.entry.name) > 1).then_some(best.entry.name.as_str())
+    }
+}
