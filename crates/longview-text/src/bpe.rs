@@ -1,0 +1,133 @@
+//! Byte-level and byte-fallback BPE by merge ranks, through the `tokenizers` crate.
+//!
+//! The crate's own entry points trust their input in a few places (a merge whose result is no
+//! token can index out of bounds), so everything is checked here before it is handed over.
+
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::{
+    AddedToken, AddedVocabulary, Model, NormalizerWrapper, OffsetType, PreTokenizer,
+    PreTokenizerWrapper,
+};
+
+use crate::{Specials, TextError};
+
+/// Words whose merges are remembered, per thread.
+const CACHED_WORDS: usize = 100_000;
+
+/// A BPE encoder.
+pub(crate) struct Bpe {
+    model: BPE,
+    normalizer: Option<NormalizerWrapper>,
+    split: Option<PreTokenizerWrapper>,
+    /// Tokens matched before splitting: all of them, and all but the special ones.
+    parse: AddedVocabulary,
+    as_text: AddedVocabulary,
+}
+
+/// What a [`Bpe`] is made of.
+pub(crate) struct BpeParts {
+    pub(crate) vocab: Vocab,
+    /// Best first.
+    pub(crate) merges: Merges,
+    pub(crate) unk_token: Option<String>,
+    pub(crate) fuse_unk: bool,
+    pub(crate) byte_fallback: bool,
+    /// Whether a word that is a token as a whole is taken without merging.
+    pub(crate) whole_words: bool,
+    pub(crate) normalizer: Option<NormalizerWrapper>,
+    pub(crate) split: Option<PreTokenizerWrapper>,
+    pub(crate) added: Vec<AddedToken>,
+}
+
+impl Bpe {
+    /// Checks the merges against the vocabulary and builds the encoder.
+    pub(crate) fn new(parts: BpeParts) -> Result<Self, TextError> {
+        let mut result = String::new();
+        for (rank, (left, right)) in parts.merges.iter().enumerate() {
+            result.clear();
+            result.push_str(left);
+            result.push_str(right);
+            for token in [left, right, &result] {
+                if !parts.vocab.contains_key(token) {
+                    return Err(TextError::Vocabulary(format!(
+                        "merge {rank} ({left:?} + {right:?}) needs the token {token:?}, which is \
+                         missing"
+                    )));
+                }
+            }
+        }
+        let mut builder = BPE::builder()
+            .vocab_and_merges(parts.vocab, parts.merges)
+            .cache_capacity(CACHED_WORDS)
+            .fuse_unk(parts.fuse_unk)
+            .byte_fallback(parts.byte_fallback)
+            .ignore_merges(parts.whole_words);
+        if let Some(unk) = parts.unk_token {
+            builder = builder.unk_token(unk);
+        }
+        let model = builder.build().map_err(TextError::building)?;
+        let mut parse = AddedVocabulary::new();
+        parse
+            .add_tokens(parts.added, &model, parts.normalizer.as_ref())
+            .map_err(TextError::building)?;
+        let mut as_text = parse.clone();
+        as_text.set_encode_special_tokens(true);
+        Ok(Self {
+            model,
+            normalizer: parts.normalizer,
+            split: parts.split,
+            parse,
+            as_text,
+        })
+    }
+
+    /// The ids of `text`.
+    pub(crate) fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
+        let added = match specials {
+            Specials::Parse => &self.parse,
+            Specials::AsText => &self.as_text,
+        };
+        let failed =
+            |error: Box<dyn std::error::Error + Send + Sync>| TextError::Encode(error.to_string());
+        let mut words = added.extract_and_normalize(self.normalizer.as_ref(), text);
+        if let Some(split) = &self.split {
+            split.pre_tokenize(&mut words).map_err(failed)?;
+        }
+        words
+            .tokenize(|word| self.model.tokenize(word.get()))
+            .map_err(failed)?;
+        let encoding = words
+            .into_encoding(None, 0, OffsetType::None)
+            .map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The id of the token written `token`.
+    pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
+        self.parse.token_to_id(token, &self.model)
+    }
+
+    /// Every id with its token as written in the vocabulary.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = (u32, String)> {
+        self.model
+            .get_vocab()
+            .into_iter()
+            .map(|(token, id)| (id, token))
+    }
+
+    /// Tokens matched before splitting, with their ids.
+    pub(crate) fn added(&self) -> impl Iterator<Item = (u32, &AddedToken)> {
+        self.parse
+            .get_added_tokens_decoder()
+            .iter()
+            .map(|(&id, token)| (id, token))
+    }
+}
+
+impl std::fmt::Debug for Bpe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bpe")
+            .field("model", &self.model)
+            .finish_non_exhaustive()
+    }
+}

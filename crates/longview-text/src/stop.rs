@@ -1,0 +1,139 @@
+//! Stop strings, found across the pieces of a streamed text.
+
+/// Watches a streamed text for strings that end it. Text that could still turn out to be the
+/// beginning of a stop string is held back; what is emitted never contains any of one.
+#[derive(Debug, Clone)]
+pub struct StopMatcher {
+    stops: Vec<String>,
+    held: String,
+    stopped: bool,
+}
+
+/// What [`StopMatcher::push`] lets through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Emit {
+    /// Text that is certain to come before any stop string.
+    pub text: String,
+    /// Whether a stop string was found; `text` then ends just before it.
+    pub stopped: bool,
+}
+
+impl StopMatcher {
+    /// Watches for any of `stops`; empty ones are ignored.
+    pub fn new(stops: Vec<String>) -> Self {
+        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
+        Self {
+            stops,
+            held: String::new(),
+            stopped: false,
+        }
+    }
+
+    /// Takes the next piece of text. After a stop nothing more comes out.
+    pub fn push(&mut self, text: &str) -> Emit {
+        if self.stopped {
+            return Emit {
+                text: String::new(),
+                stopped: true,
+            };
+        }
+        self.held.push_str(text);
+        let first = self
+            .stops
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min();
+        self.stopped = first.is_some();
+        let certain = first.unwrap_or_else(|| self.held.len() - self.partial());
+        let rest = self.held.split_off(certain);
+        let text = std::mem::replace(&mut self.held, rest);
+        if self.stopped {
+            self.held.clear();
+        }
+        Emit {
+            text,
+            stopped: self.stopped,
+        }
+    }
+
+    /// Ends the text: what was held back was no stop string after all.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Bytes at the end of the held text that could be the beginning of a stop string.
+    fn partial(&self) -> usize {
+        let begins = |stop: &String| {
+            let longest = self.held.len().min(stop.len() - 1);
+            (1..=longest)
+                .rev()
+                .find(|&len| self.held.as_bytes().ends_with(&stop.as_bytes()[..len]))
+                .unwrap_or(0)
+        };
+        self.stops.iter().map(begins).max().unwrap_or(0)
+    }
+}
+
+/// Where the stop string that is complete first begins; of several complete at once, the one
+/// that begins first. Completion decides, so the result does not depend on the pieces.
+fn earliest(stops: &[String], text: &str) -> Option<usize> {
+    let span = |stop: &String| text.find(stop.as_str()).map(|start| (start + stop.len(), start));
+    stops.iter().filter_map(span).min().map(|(_, start)| start)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(stops: &[&str], parts: &[&str]) -> (Vec<String>, bool, String) {
+        let mut matcher = StopMatcher::new(stops.iter().map(|&s| s.into()).collect());
+        let emitted = parts.iter().map(|part| matcher.push(part).text).collect();
+        let stopped = matcher.push("").stopped;
+        (emitted, stopped, matcher.finish())
+    }
+
+    #[test]
+    fn a_stop_across_pieces_is_cut_exactly() {
+        let (texts, stopped, rest) = run(&["\n\nQ:"], &["ab\n", "\nQ", ": more", "x"]);
+        assert_eq!(texts, ["ab", "", "", ""]);
+        assert!(stopped && rest.is_empty());
+    }
+
+    #[test]
+    fn a_beginning_that_leads_nowhere_is_released() {
+        let (texts, stopped, rest) = run(&["<end>"], &["a<e", "n", "x<"]);
+        assert_eq!(texts, ["a", "", "<enx"]);
+        assert!(!stopped);
+        assert_eq!(rest, "<");
+    }
+
+    #[test]
+    fn the_earliest_of_several_wins_and_multibyte_is_safe() {
+        let (texts, stopped, _) = run(&["zz", "é!", ""], &["aé", "é!bzz"]);
+        assert_eq!(texts, ["a", "é"]);
+        assert!(stopped);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(
+            text in "[abé]{0,24}",
+            stops in prop::collection::vec("[abé]{1,3}", 0..3),
+            cuts in prop::collection::vec(0usize..4, 24),
+        ) {
+            let mut matcher = StopMatcher::new(stops.clone());
+            let mut emitted = String::new();
+            let mut chars = text.chars().peekable();
+            for cut in cuts {
+                let piece: String = chars.by_ref().take(cut).collect();
+                emitted.push_str(&matcher.push(&piece).text);
+            }
+            emitted.push_str(&matcher.push(&chars.collect::<String>()).text);
+            let expected = earliest(&stops, &text);
+            emitted.push_str(&matcher.finish());
+            prop_assert_eq!(emitted.as_str(), &text[..expected.unwrap_or(text.len())]);
+        }
+    }
+}
