@@ -1,1 +1,24 @@
-//! Every method of every stage, one small file each, and the registry that names them
+//! Every method of every stage, one small file each, and the registry that names them.
+//!
+//! A method says what it is in a [`Method`] (stage, name, paper, parameters with defaults) and
+//! implements one trait of the crate that calls it. People write methods as text, such as
+//! `temperature(0.7), top-p(p=0.95)`: [`MethodText`] parses any such text, [`Arguments`] binds it to
+//! what the method declares, and [`Methods`] holds what was chosen for every stage.
+
+mod arguments;
+mod choice;
+pub mod decode;
+mod error;
+mod method;
+pub mod registry;
+mod stages;
+mod suggest;
+mod text;
+
+pub use arguments::Arguments;
+pub use choice::Methods;
+pub use decode::{Decode, Sampling};
+pub use error::MethodError;
+pub use method::{Domain, Method, Parameter, Stage};
+pub use suggest::nearest;
+pub use text::{Call, Item, Key, MethodText, Number, Value};

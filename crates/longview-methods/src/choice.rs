@@ -1,0 +1,155 @@
+//! What was chosen for every stage.
+
+use longview_kv::KvType;
+
+use crate::decode::Decode;
+use crate::error::MethodError;
+use crate::method::{Build, Stage};
+use crate::registry;
+
+/// One method a stage, and for decode a chain; the exact path until something else is set.
+#[derive(Clone, Debug)]
+pub struct Methods {
+    /// The canonical text of the stages before decode; nothing for the default.
+    texts: [Option<String>; 6],
+    kv_type: Option<KvType>,
+    decode: Decode,
+}
+
+impl Methods {
+    /// Dense and exact, with the most likely token at every step.
+    pub fn new() -> Methods {
+        Methods {
+            texts: Default::default(),
+            kv_type: None,
+            decode: Decode::greedy(),
+        }
+    }
+
+    /// Sets the method of a stage from text.
+    ///
+    /// # Errors
+    /// When the text names no method of the stage or gives it what it does not take.
+    pub fn set(&mut self, stage: Stage, text: &str) -> Result<(), MethodError> {
+        if stage == Stage::Decode {
+            self.decode = text.parse()?;
+            return Ok(());
+        }
+        let resolved = registry::resolve(stage, text)?;
+        let [(method, arguments)] = resolved.as_slice() else {
+            return Err(MethodError::OneMethod {
+                stage,
+                count: resolved.len(),
+                text: text.to_owned(),
+            });
+        };
+        if let Build::Store(kv_type) = method.build {
+            self.kv_type = Some(kv_type);
+        }
+        self.texts[stage as usize] = Some(arguments.to_string());
+        Ok(())
+    }
+
+    /// Sets the decode stage.
+    pub fn set_decode(&mut self, decode: Decode) {
+        self.decode = decode;
+    }
+
+    /// The decode stage.
+    pub fn decode(&self) -> &Decode {
+        &self.decode
+    }
+
+    /// The number type of keys and values, if one was asked for.
+    pub fn kv_type(&self) -> Option<KvType> {
+        self.kv_type
+    }
+
+    /// The canonical text of a stage. For the store stage without a choice that is the type the
+    /// numerics class brings, which the caller knows: `kv_type`.
+    pub fn text(&self, stage: Stage, kv_type: KvType) -> String {
+        if stage == Stage::Decode {
+            return self.decode.to_string();
+        }
+        match (&self.texts[stage as usize], stage) {
+            (Some(text), _) => text.clone(),
+            (None, Stage::Store) => store_name(kv_type).to_owned(),
+            (None, _) => registry::of(stage)
+                .next()
+                .expect("every stage has a default method, as a test of the registry checks")
+                .name
+                .to_owned(),
+        }
+    }
+
+    /// The canonical text of every stage, in order.
+    pub fn texts(&self, kv_type: KvType) -> Vec<(Stage, String)> {
+        Stage::ALL
+            .map(|stage| (stage, self.text(stage, kv_type)))
+            .into()
+    }
+}
+
+impl Default for Methods {
+    fn default() -> Methods {
+        Methods::new()
+    }
+}
+
+fn store_name(kv_type: KvType) -> &'static str {
+    registry::of(Stage::Store)
+        .find(|method| matches!(method.build, Build::Store(built) if built == kv_type))
+        .expect("every number type of the store is in the registry, as a test checks")
+        .name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_exact_and_named() {
+        let methods = Methods::new();
+        let texts: Vec<String> = methods
+            .texts(KvType::F16)
+            .into_iter()
+            .map(|(_, text)| text)
+            .collect();
+        assert_eq!(
+            texts,
+            ["whole", "dense", "all", "f16", "dense", "fork", "greedy"]
+        );
+        assert_eq!(methods.text(Stage::Store, KvType::F32), "f32");
+        assert_eq!(methods.kv_type(), None);
+    }
+
+    #[test]
+    fn stages_are_set_by_text() {
+        let mut methods = Methods::new();
+        methods.set(Stage::Store, " f32() ").unwrap();
+        assert_eq!(methods.kv_type(), Some(KvType::F32));
+        assert_eq!(methods.text(Stage::Store, KvType::F16), "f32");
+        methods
+            .set(Stage::Decode, "top-k(4), draw(seed=1)")
+            .unwrap();
+        assert_eq!(
+            methods.text(Stage::Decode, KvType::F16),
+            "top-k(k=4), draw(seed=1)"
+        );
+        let message = methods
+            .set(Stage::Store, "f16, f32")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("--store takes one method, not 2"),
+            "{message}"
+        );
+        assert!(
+            methods
+                .set(Stage::Store, "q3")
+                .unwrap_err()
+                .to_string()
+                .contains("known: f16, f32")
+        );
+    }
+}

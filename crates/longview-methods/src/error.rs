@@ -1,0 +1,78 @@
+//! What can be wrong with methods as people write them.
+
+use crate::method::Stage;
+
+/// A method text cannot be understood or asks for what does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // The fields are what the messages say.
+pub enum MethodError {
+    /// The text does not follow the grammar.
+    #[error("cannot read the method {text:?} at character {place}: {what}")]
+    Syntax {
+        text: String,
+        place: usize,
+        what: String,
+    },
+
+    /// No method of the stage has this name.
+    #[error("{flag}: there is no {stage} method {name:?}{hint}; known: {known}", flag = .stage.flag())]
+    UnknownMethod {
+        stage: Stage,
+        name: String,
+        hint: String,
+        known: String,
+    },
+
+    /// The method has no parameter of this name.
+    #[error("{method}: there is no parameter {name:?}{hint}; known: {known}")]
+    UnknownParameter {
+        method: String,
+        name: String,
+        hint: String,
+        known: String,
+    },
+
+    /// More values than parameters.
+    #[error("{method}: too many values; its parameters are: {known}")]
+    TooManyValues { method: String, known: String },
+
+    /// A parameter is given twice.
+    #[error("{method}: {parameter} is given twice")]
+    Twice { method: String, parameter: String },
+
+    /// A value that the parameter cannot have.
+    #[error("{method}: {parameter} = {value} is not {wanted}")]
+    Value {
+        method: String,
+        parameter: String,
+        value: String,
+        wanted: String,
+    },
+
+    /// A parameter without a default was not given.
+    #[error("{method}: {parameter} must be given: {wanted}")]
+    Missing {
+        method: String,
+        parameter: String,
+        wanted: String,
+    },
+
+    /// The stage takes one method.
+    #[error("{flag} takes one method, not {count}: {text}", flag = .stage.flag())]
+    OneMethod {
+        stage: Stage,
+        count: usize,
+        text: String,
+    },
+
+    /// A selector such as `k=` or `layers 0-1=` where the stage has no use for one.
+    #[error("{flag}: \"{selector}=\" cannot be used here; write the method alone", flag = .stage.flag())]
+    Selector { stage: Stage, selector: String },
+
+    /// Something follows the method that chooses the token.
+    #[error(
+        "--decode: {finish} chooses the token, so nothing can follow it; move {after} before it"
+    )]
+    AfterFinish { finish: String, after: String },
+}

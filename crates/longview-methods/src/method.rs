@@ -1,0 +1,171 @@
+//! How a method describes itself.
+
+use std::fmt;
+
+use longview_engine::sampling::{Finish, Sampler};
+use longview_kv::KvType;
+use serde::Serialize;
+
+use crate::arguments::Arguments;
+
+/// The stages of a token's life; every method belongs to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Which text enters the model.
+    Prompt,
+    /// Which key blocks a query block attends to.
+    Prefill,
+    /// Which pairs stay, per layer and head.
+    Keep,
+    /// In what form and where the pairs are held.
+    Store,
+    /// Which of the stored pairs one decode step reads.
+    Read,
+    /// What another request may take over.
+    Reuse,
+    /// Which token comes next.
+    Decode,
+}
+
+/// What a method is: the row that `longview methods` prints.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Method {
+    /// Where it plugs in.
+    pub stage: Stage,
+    /// Its name in method texts.
+    pub name: &'static str,
+    /// Whether the model's logits stay those that the model defines. A decode method is exact when
+    /// it chooses from such logits, whatever it chooses.
+    pub exact: bool,
+    /// Where it was published.
+    pub paper: Option<&'static str>,
+    /// What it does, in one sentence.
+    pub doc: &'static str,
+    /// Its parameters, in the order in which values without a name are taken.
+    pub parameters: &'static [Parameter],
+    /// What is made of it.
+    #[serde(skip)]
+    pub(crate) build: Build,
+}
+
+/// One parameter of a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Parameter {
+    /// Its name in method texts.
+    pub name: &'static str,
+    /// The value it has when it is not given; empty when it must be given or is drawn anew.
+    pub default: &'static str,
+    /// What its numbers count.
+    pub unit: &'static str,
+    /// What it means.
+    pub doc: &'static str,
+    /// The values it may have.
+    #[serde(skip)]
+    pub domain: Domain,
+}
+
+/// The values a parameter may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Domain {
+    /// Any finite number.
+    Number,
+    /// A finite number of at least 0.
+    NotNegative,
+    /// A finite number above 0.
+    Positive,
+    /// A share from 0 to 1; `50%` is 0.5.
+    Share,
+    /// A whole number of at least 1; `4k` is 4,096.
+    Count,
+    /// A whole number below 2⁶⁴ which, when it is not given, is chosen anew for every generation.
+    Seed,
+    /// Not one value but any number of them, `TOKEN=NUMBER`, the names being token ids; `-inf` is
+    /// allowed.
+    PerToken,
+}
+
+/// What the stage's caller gets.
+#[derive(Clone, Copy)]
+pub(crate) enum Build {
+    /// The exact path: nothing to make.
+    Nothing,
+    /// The number type of keys and values.
+    Store(KvType),
+    /// A sampler of a chain.
+    Sampler(fn(&Arguments) -> Box<dyn Sampler>),
+    /// The end of a chain.
+    Finish(fn(&Arguments) -> Finish),
+}
+
+impl Stage {
+    /// All stages, in the order in which a token meets them.
+    pub const ALL: [Stage; 7] = [
+        Stage::Prompt,
+        Stage::Prefill,
+        Stage::Keep,
+        Stage::Store,
+        Stage::Read,
+        Stage::Reuse,
+        Stage::Decode,
+    ];
+
+    /// The name used in folders, JSON and documents.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Prompt => "prompt",
+            Stage::Prefill => "prefill",
+            Stage::Keep => "keep",
+            Stage::Store => "store",
+            Stage::Read => "read",
+            Stage::Reuse => "reuse",
+            Stage::Decode => "decode",
+        }
+    }
+
+    /// The command-line flag that takes methods of this stage.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Stage::Prompt => "--prompt-method",
+            Stage::Prefill => "--prefill",
+            Stage::Keep => "--keep",
+            Stage::Store => "--store",
+            Stage::Read => "--read",
+            Stage::Reuse => "--reuse",
+            Stage::Decode => "--decode",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Domain {
+    /// The values in words, to follow "is not".
+    pub(crate) fn wanted(self) -> &'static str {
+        match self {
+            Domain::Number => "a number",
+            Domain::NotNegative => "a number of at least 0",
+            Domain::Positive => "a number above 0",
+            Domain::Share => "a share from 0 to 1 (or 0% to 100%)",
+            Domain::Count => "a whole number of at least 1",
+            Domain::Seed => "a whole number from 0 to 18446744073709551615",
+            Domain::PerToken => "a number or -inf for a token id, as in 123=-5",
+        }
+    }
+}
+
+impl fmt::Debug for Build {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Build::Nothing => "Nothing",
+            Build::Store(_) => "Store",
+            Build::Sampler(_) => "Sampler",
+            Build::Finish(_) => "Finish",
+        })
+    }
+}
