@@ -8,18 +8,29 @@
 //! on how many rows, threads or chunks are computed with it: each output has one summation order.
 
 pub mod activation;
+pub mod activations;
 pub mod attention;
+mod error;
+mod exec;
 pub mod format;
 pub mod isa;
 mod lanes;
+pub mod limits;
+mod matmul;
 pub mod memory;
 pub mod norm;
+mod packed;
 pub mod page;
 pub mod pool;
 pub mod rope;
 mod share;
 
+pub use activations::{Activations, Need};
+pub use error::KernelError;
+pub use exec::Exec;
 pub use format::Format;
 pub use isa::{Isa, Numerics};
+pub use matmul::{matmul, matmul_many, needed};
 pub use memory::AlignedBytes;
+pub use packed::Packed;
 pub use pool::Pool;

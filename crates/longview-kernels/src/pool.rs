@@ -1,16 +1,77 @@
 //! The worker threads that share every kernel's work.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a worker that has just worked waits for more before it sleeps.
+const SPIN: Duration = Duration::from_micros(80);
 
 /// A fixed set of threads that run numbered tasks together; the caller is one of them.
+///
+/// The workers live as long as the pool. After a run they watch for the next one for some
+/// microseconds, so that the many small products of a decode step do not each pay for waking
+/// threads, and then sleep.
 pub struct Pool {
     threads: usize,
+    /// Held for the length of a run: runs from several threads take turns.
+    turn: Mutex<()>,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 impl Pool {
     /// A pool of `threads` threads, the caller's included; 0 is taken as 1.
+    ///
+    /// Each worker is bound to a core of its own where the system allows. Should the system refuse
+    /// more threads, the pool makes do with those it got.
     pub fn new(threads: usize) -> Pool {
-        Pool { threads: threads.max(1) }
+        let wanted = threads.max(1);
+        let cores = affinity::other_cores();
+        // With fewer cores than threads, watching would only take time from those at work.
+        let crowded = cores.len() + 1 < wanted;
+        let shared = Arc::new(Shared {
+            gate: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
+            job: UnsafeCell::new(None),
+            panic: Mutex::new(None),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+            closing: AtomicBool::new(false),
+            spin: if crowded { Duration::ZERO } else { SPIN },
+        });
+        let mut workers = Vec::with_capacity(wanted - 1);
+        for worker in 1..wanted {
+            let core = if crowded {
+                None
+            } else {
+                cores.get(worker - 1).copied()
+            };
+            let shared = Arc::clone(&shared);
+            let spawned = std::thread::Builder::new()
+                .name(format!("longview-{worker}"))
+                .spawn(move || {
+                    if let Some(core) = core {
+                        affinity::bind(core);
+                    }
+                    shared.serve(worker);
+                });
+            match spawned {
+                Ok(handle) => workers.push(handle),
+                Err(_) => break,
+            }
+        }
+        Pool {
+            threads: workers.len() + 1,
+            turn: Mutex::new(()),
+            shared,
+            workers,
+        }
     }
 
     /// Threads that share the work, the caller's included.
@@ -21,26 +82,364 @@ impl Pool {
     /// Calls `work(task, worker)` once for every task in `0..tasks`, in no particular order, and
     /// returns when all are done. `worker` is below [`Pool::threads`]; no two calls that run at
     /// the same time share a worker number, so it may index per-thread scratch.
+    ///
+    /// A run from inside a task of the same pool is done by that thread alone. Nothing is
+    /// allocated.
+    ///
+    /// # Panics
+    /// When a task panics: its payload is handed on once every thread has left the run; tasks not
+    /// yet begun are skipped.
     pub fn run(&self, tasks: usize, work: &(dyn Fn(usize, usize) + Sync)) {
-        let next = AtomicUsize::new(0);
-        let drain = |worker: usize| {
+        if let Some(worker) = self.shared.worker_here() {
+            (0..tasks).for_each(|task| work(task, worker));
+            return;
+        }
+        let _turn = lock(&self.turn);
+        let _here = Here::enter(&self.shared, 0);
+        if self.threads == 1 || tasks <= 1 {
+            (0..tasks).for_each(|task| work(task, 0));
+            return;
+        }
+        self.shared.open(tasks, work);
+        self.shared.drain(tasks, work, 0);
+        self.shared.close();
+        let panic = lock(&self.shared.panic).take();
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::SeqCst);
+        self.shared.wake_all();
+        for worker in self.workers.drain(..) {
+            // Workers catch the panics of tasks, so joining cannot fail for a reason to report.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// The work of one run; the lifetime of `work` is that of the run, which outlives every use.
+#[derive(Clone, Copy)]
+struct Job {
+    tasks: usize,
+    work: *const (dyn Fn(usize, usize) + Sync),
+}
+
+/// What the threads of a pool share.
+///
+/// `gate` tells workers of runs: its upper half counts runs, bit 31 says that the run is open, and
+/// the bits below count the workers inside. Workers enter only an open run, and the caller, once
+/// it has closed the gate, waits only for those inside: one that wakes too late costs nothing.
+struct Shared {
+    gate: AtomicU64,
+    next: AtomicUsize,
+    job: UnsafeCell<Option<Job>>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
+    closing: AtomicBool,
+    spin: Duration,
+}
+
+// SAFETY: `job` is written only by the caller of a run while the gate is closed and nobody inside,
+// and read only by workers inside an open run; the gate's acquire and release order the two. The
+// pointer in it leads to a `Sync` closure.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+const RUN: u64 = 1 << 32;
+
+impl Shared {
+    /// Publishes a run and wakes those asleep.
+    fn open(&self, tasks: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+        // SAFETY: only the lifetime changes; `close` returns before the borrow ends.
+        let work: *const (dyn Fn(usize, usize) + Sync) =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), _>(work) };
+        // SAFETY: the gate is closed and nobody is inside, so nobody else looks at `job`.
+        unsafe { *self.job.get() = Some(Job { tasks, work }) };
+        self.next.store(0, Ordering::Relaxed);
+        let run = (self.gate.load(Ordering::Relaxed) & !INSIDE & !OPEN).wrapping_add(RUN);
+        self.gate.store(run | OPEN, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.wake_all();
+        }
+    }
+
+    /// Ends a run: lets nobody in any more and waits for those inside.
+    fn close(&self) {
+        let mut gate = self.gate.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut looks = 0u32;
+        while gate & INSIDE != 0 {
+            looks += 1;
+            if looks < 10_000 {
+                std::hint::spin_loop()
+            } else {
+                std::thread::yield_now()
+            }
+            gate = self.gate.load(Ordering::Acquire);
+        }
+    }
+
+    /// Takes tasks until none is left. A panic is kept for the caller and ends the run.
+    fn drain(&self, tasks: usize, work: &(dyn Fn(usize, usize) + Sync), worker: usize) {
+        let result = catch_unwind(AssertUnwindSafe(|| {
             loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
+                let task = self.next.fetch_add(1, Ordering::Relaxed);
                 if task >= tasks {
                     break;
                 }
                 work(task, worker);
             }
-        };
-        if self.threads == 1 || tasks <= 1 {
-            return drain(0);
+        }));
+        if let Err(payload) = result {
+            self.next.store(tasks, Ordering::Relaxed);
+            lock(&self.panic).get_or_insert(payload);
         }
-        std::thread::scope(|scope| {
-            for worker in 1..self.threads.min(tasks) {
-                let drain = &drain;
-                scope.spawn(move || drain(worker));
+    }
+
+    /// A worker's life.
+    fn serve(self: &Arc<Shared>, worker: usize) {
+        let _here = Here::enter(self, worker);
+        let mut done = 0;
+        while let Some(run) = self.await_run(done) {
+            done = run;
+            if !self.enter(run) {
+                continue;
             }
-            drain(0);
+            // SAFETY: inside an open run, so `job` is this run's and its closure is alive until
+            // this worker has left.
+            let job = unsafe { *self.job.get() };
+            if let Some(Job { tasks, work }) = job {
+                // SAFETY: as above.
+                self.drain(tasks, unsafe { &*work }, worker);
+            }
+            self.gate.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Waits for an open run other than `done`; `None` when the pool is dropped.
+    fn await_run(&self, done: u64) -> Option<u64> {
+        let fresh = || {
+            let gate = self.gate.load(Ordering::SeqCst);
+            (gate & OPEN != 0 && gate >> 32 != done).then_some(gate >> 32)
+        };
+        let closing = || self.closing.load(Ordering::SeqCst);
+        if !self.spin.is_zero() {
+            let start = Instant::now();
+            while start.elapsed() < self.spin {
+                for _ in 0..64 {
+                    if let Some(run) = fresh() {
+                        return Some(run);
+                    }
+                    std::hint::spin_loop();
+                }
+                if closing() {
+                    return None;
+                }
+            }
+        }
+        let mut guard = lock(&self.sleep);
+        // Counted before the last look: a caller that opens a run after it sees a sleeper.
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let found = loop {
+            if closing() {
+                break None;
+            }
+            if let Some(run) = fresh() {
+                break Some(run);
+            }
+            guard = self
+                .wake
+                .wait(guard)
+                .unwrap_or_else(PoisonError::into_inner);
+        };
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        found
+    }
+
+    /// Joins `run` if it is still open.
+    fn enter(&self, run: u64) -> bool {
+        self.gate
+            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |gate| {
+                (gate >> 32 == run && gate & OPEN != 0).then_some(gate + 1)
+            })
+            .is_ok()
+    }
+
+    fn wake_all(&self) {
+        let _guard = lock(&self.sleep);
+        self.wake.notify_all();
+    }
+
+    /// The worker number of this thread if it is in a run of this pool.
+    fn worker_here(&self) -> Option<usize> {
+        let (pool, worker) = HERE.get();
+        std::ptr::eq(pool, self).then_some(worker)
+    }
+}
+
+thread_local! {
+    /// The pool this thread works for right now, and as which worker.
+    static HERE: Cell<(*const Shared, usize)> = const { Cell::new((std::ptr::null(), 0)) };
+}
+
+/// Marks this thread as a worker of a pool until dropped.
+struct Here(*const Shared, usize);
+
+impl Here {
+    fn enter(shared: &Arc<Shared>, worker: usize) -> Here {
+        let (pool, before) = HERE.replace((Arc::as_ptr(shared), worker));
+        Here(pool, before)
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        HERE.set((self.0, self.1));
+    }
+}
+
+/// Locks also after a panic: what the pool's locks guard is whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(target_os = "linux")]
+mod affinity {
+    //! Binding threads to cores.
+
+    /// The cores this process may use, without the one this thread runs on.
+    pub(super) fn other_cores() -> Vec<usize> {
+        // SAFETY: an all-zero cpu_set_t is an empty set, and the call writes at most its size.
+        let set = unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
+                return Vec::new();
+            }
+            set
+        };
+        // SAFETY: no arguments; returns −1 where it is not supported.
+        let here = usize::try_from(unsafe { libc::sched_getcpu() }).unwrap_or(0);
+        let limit = 8 * size_of::<libc::cpu_set_t>();
+        // SAFETY: `core` is below the set's number of bits.
+        let mut cores: Vec<usize> = (0..limit)
+            .filter(|&core| unsafe { libc::CPU_ISSET(core, &set) })
+            .collect();
+        match cores.iter().position(|&core| core == here) {
+            Some(at) => cores.remove(at),
+            None => return Vec::new(),
+        };
+        cores
+    }
+
+    /// Binds this thread to `core`. Where the system refuses, the thread stays free to move.
+    pub(super) fn bind(core: usize) {
+        // SAFETY: `core` came out of such a set, so it is in range; the set is only read.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(core, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod affinity {
+    //! Systems without thread affinity leave placement to their scheduler.
+
+    pub(super) fn other_cores() -> Vec<usize> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (1..cores).collect()
+    }
+
+    pub(super) fn bind(_core: usize) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    fn counts(pool: &Pool, tasks: usize) -> Vec<u32> {
+        let seen: Vec<AtomicU32> = (0..tasks).map(|_| AtomicU32::new(0)).collect();
+        let busy: Vec<AtomicU32> = (0..pool.threads()).map(|_| AtomicU32::new(0)).collect();
+        pool.run(tasks, &|task, worker| {
+            assert_eq!(
+                busy[worker].fetch_add(1, Ordering::SeqCst),
+                0,
+                "worker shared"
+            );
+            seen[task].fetch_add(1, Ordering::SeqCst);
+            busy[worker].fetch_sub(1, Ordering::SeqCst);
         });
+        seen.into_iter().map(AtomicU32::into_inner).collect()
+    }
+
+    #[test]
+    fn every_task_runs_once() {
+        for threads in [0, 1, 2, 3, 9] {
+            let pool = Pool::new(threads);
+            assert_eq!(pool.threads(), threads.max(1));
+            for round in 0..200 {
+                assert!(counts(&pool, round % 17).iter().all(|&count| count == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn sleeping_workers_wake() {
+        let pool = Pool::new(2);
+        for _ in 0..5 {
+            std::thread::sleep(3 * SPIN);
+            assert!(counts(&pool, 8).iter().all(|&count| count == 1));
+        }
+    }
+
+    #[test]
+    fn runs_from_several_threads_take_turns() {
+        let pool = Pool::new(3);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        assert!(counts(&pool, 5).iter().all(|&count| count == 1));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_run_inside_a_task_is_done_by_its_thread() {
+        let pool = Pool::new(2);
+        let total = AtomicU32::new(0);
+        pool.run(4, &|_, worker| {
+            pool.run(3, &|_, inner| {
+                assert_eq!(inner, worker);
+                total.fetch_add(1, Ordering::SeqCst);
+            });
+        });
+        assert_eq!(total.into_inner(), 12);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        for threads in [1, 2, 4] {
+            let pool = Pool::new(threads);
+            for bad in 0..6 {
+                let run = || pool.run(6, &|task, _| assert!(task != bad, "task {task} broke"));
+                let payload = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+                let text = payload.downcast_ref::<String>().unwrap();
+                assert_eq!(*text, format!("task {bad} broke"));
+                assert!(counts(&pool, 9).iter().all(|&count| count == 1));
+            }
+        }
     }
 }

@@ -13,6 +13,8 @@ use half::f16;
 
 pub use dequantize::dequantize;
 pub use iq4::IQ4_VALUES;
+pub(crate) use iq4::iq4_xs_scales;
+pub(crate) use k_quants::{q3_k_scales, scales_and_mins};
 
 /// How the elements of a tensor are stored.
 ///

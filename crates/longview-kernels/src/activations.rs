@@ -1,0 +1,467 @@
+//! Rows of activations, prepared once for the products that share them.
+
+use crate::exec::Exec;
+use crate::isa::Isa;
+use crate::memory::AlignedBytes;
+use crate::packed::layout::BLOCK;
+
+/// The forms of activations that products read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Need {
+    /// f32, for float weights and for [`crate::Numerics::F32`].
+    F32,
+    /// int8 blocks of 32, for quantised weights.
+    Int8,
+    /// Both, for products with weights of either kind.
+    Both,
+}
+
+impl Need {
+    /// What serves both `self` and `other`.
+    pub fn and(self, other: Need) -> Need {
+        if self == other { self } else { Need::Both }
+    }
+
+    fn f32(self) -> bool {
+        self != Need::Int8
+    }
+
+    fn int8(self) -> bool {
+        self != Need::F32
+    }
+}
+
+/// Rows of activations in the forms matrix products read; the buffers are kept from one
+/// [`Activations::set`] to the next.
+///
+/// Rows lie in groups of four (of all rows when there are fewer), so that a product walks one
+/// stream for each group whatever the length of a row:
+///
+/// - f32: `[group][k][4]`.
+/// - int8: `[group][block]` records of codes `[4][32]` i8 · scale `[4]` f32 · −128 Σ codes of the
+///   first half `[4]` i32 · the same of the second half `[4]` i32 · Σ codes `[4]` f32.
+///
+/// The int8 form of a block is scale = max |x| / 127 and code = x / scale rounded to the nearest
+/// integer, ties to even. A block that holds a NaN or an infinity has NaN as its scale, so that the
+/// row's results are NaN; one whose largest magnitude is below 2⁻¹²⁰ is taken as zeros.
+pub struct Activations {
+    rows: usize,
+    k: usize,
+    has_f32: bool,
+    has_int8: bool,
+    floats: AlignedBytes,
+    records: AlignedBytes,
+}
+
+/// Bytes of one row's share of a record.
+pub(crate) const ROW_RECORD: usize = BLOCK + 16;
+
+impl Activations {
+    /// Empty: no rows.
+    pub fn new() -> Activations {
+        Activations {
+            rows: 0,
+            k: 0,
+            has_f32: false,
+            has_int8: false,
+            floats: AlignedBytes::zeroed(0),
+            records: AlignedBytes::zeroed(0),
+        }
+    }
+
+    /// Takes over the rows `x` (`[rows][k]`) in the forms of `need`. Allocates only when the
+    /// buffers have never been as large.
+    ///
+    /// # Panics
+    /// When `x` is not `rows · k` long.
+    pub fn set(&mut self, exec: &Exec, x: &[f32], rows: usize, k: usize, need: Need) {
+        assert_eq!(
+            Some(x.len()),
+            rows.checked_mul(k),
+            "x holds rows · k numbers"
+        );
+        (self.rows, self.k) = (rows, k);
+        (self.has_f32, self.has_int8) = (need.f32(), need.int8());
+        let shape = self.shape();
+        if need.f32() {
+            reserve(&mut self.floats, shape.groups * shape.float_bytes());
+        }
+        if need.int8() {
+            reserve(&mut self.records, shape.groups * shape.record_bytes());
+        }
+        if rows == 0 || k == 0 {
+            return;
+        }
+        let floats = Shared(self.floats.as_mut_ptr());
+        let records = Shared(self.records.as_mut_ptr());
+        exec.pool.run(shape.groups, &|group, _| {
+            let first = group * shape.group;
+            let x = &x[first * k..rows.min(first + shape.group) * k];
+            if need.f32() {
+                let bytes = shape.float_bytes();
+                // SAFETY: each group is one task and has its own part of the buffer, which holds
+                // `groups` such parts; cache-line alignment suffices for f32.
+                let out = unsafe {
+                    std::slice::from_raw_parts_mut(
+                        floats.at(group * bytes).cast::<f32>(),
+                        bytes / size_of::<f32>(),
+                    )
+                };
+                interleave(exec.isa, x, k, shape.group, out);
+            }
+            if need.int8() {
+                let bytes = shape.record_bytes();
+                // SAFETY: as above.
+                let out =
+                    unsafe { std::slice::from_raw_parts_mut(records.at(group * bytes), bytes) };
+                quantize(exec.isa, x, k, shape.group, out);
+            }
+        });
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Numbers of a row.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Whether the f32 form is there.
+    pub fn has_f32(&self) -> bool {
+        self.has_f32
+    }
+
+    /// Whether the int8 form is there.
+    pub fn has_int8(&self) -> bool {
+        self.has_int8
+    }
+
+    /// Bytes the buffers hold.
+    pub fn bytes(&self) -> usize {
+        self.floats.len() + self.records.len()
+    }
+
+    /// Bytes the buffers of `rows` rows of `k` take, before any [`Activations::set`].
+    pub fn bytes_for(rows: usize, k: usize, need: Need) -> usize {
+        let shape = Shape::of(rows, k);
+        let floats = if need.f32() { shape.float_bytes() } else { 0 };
+        let records = if need.int8() { shape.record_bytes() } else { 0 };
+        shape.groups * (floats + records)
+    }
+
+    /// How the rows are grouped.
+    pub(crate) fn shape(&self) -> Shape {
+        Shape::of(self.rows, self.k)
+    }
+
+    /// The f32 form, `[group][k][rows of a group]`.
+    pub(crate) fn floats(&self) -> &[f32] {
+        let count = self.shape().groups * self.shape().float_bytes() / size_of::<f32>();
+        assert!(self.has_f32, "activations were set without their f32 form");
+        assert!(
+            count * size_of::<f32>() <= self.floats.len(),
+            "set reserved every group"
+        );
+        // SAFETY: the buffer is initialised, aligned to 64 and at least this long.
+        unsafe { std::slice::from_raw_parts(self.floats.as_ptr().cast(), count) }
+    }
+
+    /// The int8 form, `[group][block]` records.
+    pub(crate) fn records(&self) -> &[u8] {
+        assert!(
+            self.has_int8,
+            "activations were set without their int8 form"
+        );
+        &self.records[..self.shape().groups * self.shape().record_bytes()]
+    }
+}
+
+impl Default for Activations {
+    fn default() -> Activations {
+        Activations::new()
+    }
+}
+
+/// How rows are grouped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Rows of a group, 1 to 4.
+    pub(crate) group: usize,
+    /// Groups.
+    pub(crate) groups: usize,
+    k: usize,
+}
+
+impl Shape {
+    fn of(rows: usize, k: usize) -> Shape {
+        let group = rows.clamp(1, 4);
+        Shape {
+            group,
+            groups: rows.div_ceil(group),
+            k,
+        }
+    }
+
+    /// Bytes of a group in f32, a multiple of 64.
+    pub(crate) fn float_bytes(&self) -> usize {
+        (self.k * self.group * size_of::<f32>()).next_multiple_of(64)
+    }
+
+    /// Bytes of a group in int8, a multiple of 16.
+    pub(crate) fn record_bytes(&self) -> usize {
+        self.k.div_ceil(BLOCK) * self.group * ROW_RECORD
+    }
+}
+
+/// One row's share of an int8 record, read in plain Rust.
+pub(crate) struct RowBlock<'a> {
+    /// Codes, two's complement.
+    pub(crate) codes: &'a [u8],
+    /// Scale.
+    pub(crate) scale: f32,
+    /// −128 Σ codes of each half.
+    pub(crate) negated: [i32; 2],
+    /// Σ codes.
+    pub(crate) sum: f32,
+}
+
+impl RowBlock<'_> {
+    /// Row `row` of a `record` of `group` rows.
+    pub(crate) fn read(record: &[u8], group: usize, row: usize) -> RowBlock<'_> {
+        let word = |field: usize| {
+            let at = group * BLOCK + 4 * (field * group + row);
+            [record[at], record[at + 1], record[at + 2], record[at + 3]]
+        };
+        RowBlock {
+            codes: &record[row * BLOCK..][..BLOCK],
+            scale: f32::from_ne_bytes(word(0)),
+            negated: [i32::from_ne_bytes(word(1)), i32::from_ne_bytes(word(2))],
+            sum: f32::from_ne_bytes(word(3)),
+        }
+    }
+}
+
+/// A buffer of which each task writes its own part.
+struct Shared(*mut u8);
+
+// SAFETY: tasks write disjoint parts, see `Activations::set`.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// `offset` lies inside the buffer.
+    unsafe fn at(&self, offset: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+fn reserve(buffer: &mut AlignedBytes, bytes: usize) {
+    if buffer.len() < bytes {
+        *buffer = AlignedBytes::zeroed(bytes);
+    }
+}
+
+/// Compiles a plain function once for each instruction set: the same operations, wider registers.
+macro_rules! for_each_isa {
+    ($name:ident, $body:ident($($arg:ident: $type:ty),*)) => {
+        fn $name(isa: Isa, $($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $type),*) {
+                    $body($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) {
+                    $body($($arg),*)
+                }
+                match isa {
+                    // SAFETY: `Exec` holds only instruction sets the processor offers.
+                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Scalar => {}
+                }
+            }
+            let _ = isa;
+            $body($($arg),*)
+        }
+    };
+}
+
+for_each_isa!(interleave, interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]));
+for_each_isa!(quantize, quantize_rows(x: &[f32], k: usize, group: usize, out: &mut [u8]));
+
+/// `[rows][k]` → `[k][group]`; rows that are not there are zeros.
+#[inline(always)]
+fn interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]) {
+    if x.len() == 4 * k && group == 4 {
+        let (a, rest) = x.split_at(k);
+        let (b, rest) = rest.split_at(k);
+        let (c, d) = rest.split_at(k);
+        for ((((out, a), b), c), d) in out.chunks_exact_mut(4).zip(a).zip(b).zip(c).zip(d) {
+            out.copy_from_slice(&[*a, *b, *c, *d]);
+        }
+        return;
+    }
+    out.fill(0.0);
+    for (row, values) in x.chunks_exact(k).enumerate() {
+        for (i, value) in values.iter().enumerate() {
+            out[i * group + row] = *value;
+        }
+    }
+}
+
+/// Writes the records of one group; rows that are not there are zeros.
+#[inline(always)]
+fn quantize_rows(x: &[f32], k: usize, group: usize, out: &mut [u8]) {
+    if x.len() < group * k {
+        out.fill(0);
+    }
+    for (row, values) in x.chunks_exact(k).enumerate() {
+        let (blocks, tail) = values.as_chunks::<BLOCK>();
+        for (b, block) in blocks.iter().enumerate() {
+            let record = &mut out[b * group * ROW_RECORD..][..group * ROW_RECORD];
+            quantize_block(block, group, row, record);
+        }
+        if !tail.is_empty() {
+            let mut block = [0.0; BLOCK];
+            block[..tail.len()].copy_from_slice(tail);
+            let record = &mut out[blocks.len() * group * ROW_RECORD..][..group * ROW_RECORD];
+            quantize_block(&block, group, row, record);
+        }
+    }
+}
+
+#[inline(always)]
+fn quantize_block(block: &[f32; BLOCK], group: usize, row: usize, record: &mut [u8]) {
+    // Magnitudes compare like their bit patterns, with infinities and NaNs on top.
+    let mut bits = 0;
+    for value in block {
+        bits = bits.max(value.to_bits() & 0x7fff_ffff);
+    }
+    let largest = f32::from_bits(bits);
+    let finite = largest < f32::INFINITY;
+    let scale = if !finite {
+        f32::NAN
+    } else if largest < f32::from_bits(7 << 23) {
+        0.0
+    } else {
+        largest / 127.0
+    };
+    let inverse = if finite && scale > 0.0 {
+        127.0 / largest
+    } else {
+        0.0
+    };
+    let mut codes = [0i8; BLOCK];
+    for (code, value) in codes.iter_mut().zip(block) {
+        let scaled = if finite { value * inverse } else { 0.0 };
+        // Adding and taking away 1.5 · 2²³ rounds to the nearest integer, ties to even; the sum's
+        // low byte is the code.
+        *code = (scaled + 12_582_912.0).to_bits() as i8;
+    }
+    let half = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+    let (low, high) = (half(&codes[..BLOCK / 2]), half(&codes[BLOCK / 2..]));
+    let target: &mut [u8] = &mut record[row * BLOCK..][..BLOCK];
+    for (target, code) in target.iter_mut().zip(codes) {
+        *target = code as u8;
+    }
+    let mut put = |field: usize, word: [u8; 4]| {
+        record[group * BLOCK + 4 * (field * group + row)..][..4].copy_from_slice(&word);
+    };
+    put(0, scale.to_ne_bytes());
+    put(1, (-128 * low).to_ne_bytes());
+    put(2, (-128 * high).to_ne_bytes());
+    put(3, ((low + high) as f32).to_ne_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::Numerics;
+
+    fn exec(isa: Isa) -> Exec {
+        Exec::new(2, isa, Numerics::Default)
+    }
+
+    fn wave(len: usize) -> Vec<f32> {
+        (0..len)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.037 * (1 + i / 64) as f32)
+            .collect()
+    }
+
+    #[test]
+    fn codes_are_nearest_and_sums_are_right_on_every_isa() {
+        for isa in Isa::available() {
+            for rows in [1, 2, 3, 4, 5, 9] {
+                let (k, x) = (96, wave(rows * 96));
+                let mut act = Activations::new();
+                act.set(&exec(isa), &x, rows, k, Need::Both);
+                let shape = act.shape();
+                for (row, values) in x.chunks_exact(k).enumerate() {
+                    for (b, block) in values.chunks_exact(BLOCK).enumerate() {
+                        let group = &act.records()[row / shape.group * shape.record_bytes()..];
+                        let record = &group[b * shape.group * ROW_RECORD..];
+                        let read = RowBlock::read(record, shape.group, row % shape.group);
+                        let largest = block.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                        assert_eq!(read.scale, largest / 127.0);
+                        let mut sums = [0, 0];
+                        for (i, (&code, &value)) in read.codes.iter().zip(block).enumerate() {
+                            let code = code as i8;
+                            assert!(
+                                (f32::from(code) * read.scale - value).abs() <= read.scale * 0.5001
+                            );
+                            sums[i / 16] -= 128 * i32::from(code);
+                        }
+                        assert_eq!(read.negated, sums);
+                        assert_eq!(read.sum * -128.0, (sums[0] + sums[1]) as f32);
+                    }
+                    for (i, &value) in values.iter().enumerate() {
+                        let at = row / shape.group * shape.float_bytes() / 4;
+                        assert_eq!(
+                            act.floats()[at + i * shape.group + row % shape.group],
+                            value
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_values_give_nan_or_zero_scales() {
+        for isa in Isa::available() {
+            for (value, expected) in [
+                (f32::NAN, f32::NAN),
+                (f32::INFINITY, f32::NAN),
+                (1e-40, 0.0),
+                (0.0, 0.0),
+            ] {
+                let mut x = vec![0.0; 32];
+                x[17] = value;
+                let mut act = Activations::new();
+                act.set(&exec(isa), &x, 1, 32, Need::Int8);
+                let read = RowBlock::read(act.records(), 1, 0);
+                assert_eq!(read.scale.to_bits(), expected.to_bits());
+                assert!(read.codes.iter().all(|&code| code == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_are_kept() {
+        let exec = exec(Isa::Scalar);
+        let mut act = Activations::new();
+        act.set(&exec, &wave(640), 10, 64, Need::Both);
+        let bytes = act.bytes();
+        assert_eq!(bytes, Activations::bytes_for(10, 64, Need::Both));
+        act.set(&exec, &wave(64), 1, 64, Need::Int8);
+        assert_eq!(act.bytes(), bytes);
+        assert!(act.has_int8() && !act.has_f32());
+    }
+}

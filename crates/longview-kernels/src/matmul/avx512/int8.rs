@@ -1,0 +1,132 @@
+//! Quantised weights · int8 activations.
+
+use std::arch::x86_64::*;
+
+use super::each;
+use super::unpack::{Segment, Source, with_source};
+use crate::activations::ROW_RECORD;
+use crate::matmul::Part;
+use crate::packed::layout::{BLOCK, LANES, SEGMENT};
+
+/// Computes `part`, whose weights are quantised.
+pub(in crate::matmul) fn int8(part: &Part) {
+    with_source!(part.w.format(), panels(part));
+}
+
+fn panels<S: Source>(part: &Part) {
+    let shape = part.x.shape();
+    let records = part.x.records();
+    for panel in part.panels.clone() {
+        let weights = part.w.panel(panel);
+        let mut group = part.groups.start;
+        while group < part.groups.end {
+            let groups = (part.groups.end - group).min(3);
+            let row = group * shape.group;
+            let tile = Tile {
+                panel: weights.as_ptr(),
+                blocks: part.blocks(),
+                x: records[group * shape.record_bytes()..].as_ptr(),
+                x_stride: shape.record_bytes(),
+                out: part.out(row, panel),
+                out_stride: part.w.n(),
+                rows: (part.x.rows() - row).min(groups * shape.group),
+                lanes: (0xffff_u32 >> (LANES - part.lanes(panel))) as __mmask16,
+            };
+            // SAFETY: `Isa::Avx512` runs only where the processor offers the features. The tile's
+            // panel and groups are whole, and its rows and lanes lie inside the output, which no
+            // other part writes.
+            unsafe {
+                match (shape.group, groups) {
+                    (1, _) => tile.compute::<S, 1, 1>(),
+                    (2, _) => tile.compute::<S, 2, 1>(),
+                    (3, _) => tile.compute::<S, 3, 1>(),
+                    (_, 1) => tile.compute::<S, 4, 1>(),
+                    (_, 2) => tile.compute::<S, 4, 2>(),
+                    _ => tile.compute::<S, 4, 3>(),
+                }
+            }
+            group += if shape.group == 4 { groups } else { 1 };
+        }
+    }
+}
+
+/// One panel times up to twelve rows.
+struct Tile {
+    panel: *const u8,
+    blocks: usize,
+    /// Records of the first group.
+    x: *const u8,
+    /// Bytes from one group to the next.
+    x_stride: usize,
+    out: *mut f32,
+    out_stride: usize,
+    rows: usize,
+    lanes: __mmask16,
+}
+
+impl Tile {
+    /// Sums `GROUPS` groups of `G` rows; the first `rows` of them are written.
+    ///
+    /// # Safety
+    /// The processor offers the features; pointers are as their fields say.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    unsafe fn compute<S: Source, const G: usize, const GROUPS: usize>(&self) {
+        let layout = S::LAYOUT;
+        let mut sums = [_mm512_setzero_ps(); 12];
+        let mut x: [*const u8; 3] = [0, 1, 2].map(|i| self.x.wrapping_add(i * self.x_stride));
+        // SAFETY: segments and blocks are counted inside the panel, records inside the groups.
+        unsafe {
+            for at in 0..self.blocks.div_ceil(SEGMENT) {
+                let (segment, count) = Segment::at::<S>(self.panel, self.blocks, at);
+                for b in 0..count {
+                    if G * GROUPS <= 4 {
+                        segment.prefetch::<S>(b);
+                    }
+                    let w = segment.block::<S>(b);
+                    each!(r < G * GROUPS, {
+                        let record = x[r / G];
+                        let codes = record.add((r % G) * BLOCK);
+                        let field = |i: usize| record.add(G * BLOCK + 4 * (i * G + r % G));
+                        let [mut low, mut high] = if layout.has_min() {
+                            [_mm512_setzero_si512(); 2]
+                        } else {
+                            [1, 2]
+                                .map(|i| _mm512_set1_epi32(field(i).cast::<i32>().read_unaligned()))
+                        };
+                        each!(j < 4, {
+                            let four = |g: usize| {
+                                _mm512_set1_epi32(codes.add(4 * g).cast::<i32>().read_unaligned())
+                            };
+                            low = _mm512_dpbusd_epi32(low, w.codes[j], four(j));
+                            high = _mm512_dpbusd_epi32(high, w.codes[j + 4], four(j + 4));
+                        });
+                        let mut dot = if layout.subs == 1 {
+                            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(low, high));
+                            _mm512_mul_ps(sum, w.scale[0])
+                        } else {
+                            let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(low), w.scale[0]);
+                            _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), w.scale[1], dot)
+                        };
+                        let float = |i: usize| field(i).cast::<f32>().read_unaligned();
+                        if layout.has_min() && layout.subs == 1 {
+                            dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(float(3)), dot);
+                        } else if layout.has_min() {
+                            for s in 0..2 {
+                                let negated = field(1 + s).cast::<i32>().read_unaligned() as f32;
+                                let sum = _mm512_set1_ps(negated * (-1.0 / 128.0));
+                                dot = _mm512_fmadd_ps(w.min[s], sum, dot);
+                            }
+                        }
+                        sums[r] = _mm512_fmadd_ps(dot, _mm512_set1_ps(float(0)), sums[r]);
+                    });
+                    x = x.map(|x| x.wrapping_add(G * ROW_RECORD));
+                }
+            }
+            each!(r < G * GROUPS, {
+                if r < self.rows {
+                    _mm512_mask_storeu_ps(self.out.add(r * self.out_stride), self.lanes, sums[r]);
+                }
+            });
+        }
+    }
+}

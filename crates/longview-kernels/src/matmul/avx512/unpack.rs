@@ -1,0 +1,295 @@
+//! A panel's block → eight registers of codes and its scales.
+//!
+//! The vector twin of [`crate::packed::lane`], which defines the layout.
+
+use std::arch::x86_64::*;
+
+use crate::format::{Format, IQ4_VALUES};
+use crate::packed::layout::{Layout, SEGMENT, Scales};
+
+/// A quantised format, as a type.
+pub(super) trait Source {
+    const LAYOUT: Layout;
+}
+
+macro_rules! sources {
+    ($($name:ident = $format:ident,)*) => {$(
+        pub(super) struct $name;
+        impl Source for $name {
+            const LAYOUT: Layout = match Layout::of(Format::$format) {
+                Some(layout) => layout,
+                None => panic!("a float format has no codes"),
+            };
+        }
+    )*};
+}
+
+sources! {
+    Q40 = Q4_0, Q41 = Q4_1, Q50 = Q5_0, Q51 = Q5_1, Q80 = Q8_0, Q2K = Q2_K, Q3K = Q3_K, Q4K = Q4_K,
+    Q5K = Q5_K, Q6K = Q6_K, Iq4Nl = IQ4_NL, Iq4Xs = IQ4_XS,
+}
+
+/// Calls `$function::<S>(args)` for the source of a quantised format.
+macro_rules! with_source {
+    ($format:expr, $function:ident($($arg:expr),*)) => {{
+        use crate::format::Format as F;
+        use crate::matmul::avx512::unpack as u;
+        match $format {
+            F::Q4_0 => $function::<u::Q40>($($arg),*),
+            F::Q4_1 => $function::<u::Q41>($($arg),*),
+            F::Q5_0 => $function::<u::Q50>($($arg),*),
+            F::Q5_1 => $function::<u::Q51>($($arg),*),
+            F::Q8_0 => $function::<u::Q80>($($arg),*),
+            F::Q2_K => $function::<u::Q2K>($($arg),*),
+            F::Q3_K => $function::<u::Q3K>($($arg),*),
+            F::Q4_K => $function::<u::Q4K>($($arg),*),
+            F::Q5_K => $function::<u::Q5K>($($arg),*),
+            F::Q6_K => $function::<u::Q6K>($($arg),*),
+            F::IQ4_NL => $function::<u::Iq4Nl>($($arg),*),
+            F::IQ4_XS => $function::<u::Iq4Xs>($($arg),*),
+            F::F32 | F::F16 | F::BF16 => unreachable!("float formats have no codes"),
+        }
+    }};
+}
+pub(super) use with_source;
+
+/// A block of a panel in registers, in the terms of [`crate::packed::lane::LaneBlock`].
+pub(super) struct Block {
+    /// Register `g`: group `g` of the 16 outputs.
+    pub(super) codes: [__m512i; 8],
+    pub(super) scale: [__m512; 2],
+    pub(super) min: [__m512; 2],
+}
+
+/// Where the planes of a segment begin.
+#[derive(Clone, Copy)]
+pub(super) struct Segment {
+    top: *const u8,
+    low: *const u8,
+    scales: *const u8,
+    factors: *const u8,
+}
+
+impl Segment {
+    /// Segment `at` of a panel of `blocks` blocks, and how many blocks it has.
+    ///
+    /// # Safety
+    /// `panel` is a packed panel of `S` with `blocks` blocks, and `8 · at < blocks`.
+    #[inline(always)]
+    pub(super) unsafe fn at<S: Source>(
+        panel: *const u8,
+        blocks: usize,
+        at: usize,
+    ) -> (Self, usize) {
+        let layout = S::LAYOUT;
+        let count = SEGMENT.min(blocks - at * SEGMENT);
+        // SAFETY: the planes lie inside the panel one after the other.
+        unsafe {
+            let top = panel.add(at * layout.segment_bytes(SEGMENT));
+            let low = top.add(count * layout.top_bytes());
+            let scales = low.add(count * layout.low_bytes());
+            let factors = scales.add(count * layout.scale_bytes());
+            (
+                Segment {
+                    top,
+                    low,
+                    scales,
+                    factors,
+                },
+                count,
+            )
+        }
+    }
+
+    /// Block `b` of the segment.
+    ///
+    /// # Safety
+    /// `b` is below the segment's number of blocks; the caller has AVX-512 F, BW and F16C enabled.
+    #[inline(always)]
+    pub(super) unsafe fn block<S: Source>(self, b: usize) -> Block {
+        let layout = S::LAYOUT;
+        // SAFETY: the block's part of each plane lies inside it.
+        unsafe {
+            let top = self.top.add(b * layout.top_bytes());
+            let low = self.low.add(b * layout.low_bytes());
+            let (scale, min) = scales::<S>(self.scales.add(b * layout.scale_bytes()), self.factors);
+            Block {
+                codes: codes::<S>(top, low),
+                scale,
+                min,
+            }
+        }
+    }
+
+    /// Asks for the weights about one segment ahead of block `b`, in this panel or the next.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Source>(self, b: usize) {
+        let layout = S::LAYOUT;
+        let bytes = layout.segment_bytes(SEGMENT) / SEGMENT;
+        let start = self
+            .top
+            .wrapping_add(layout.segment_bytes(SEGMENT) + b * bytes);
+        for line in 0..bytes.div_ceil(64) {
+            // SAFETY: prefetching reads nothing; any address is allowed.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64 * line).cast()) };
+        }
+    }
+}
+
+/// # Safety
+/// `top` and `low` hold a block's planes.
+#[inline(always)]
+unsafe fn codes<S: Source>(top: *const u8, low: *const u8) -> [__m512i; 8] {
+    let layout = S::LAYOUT;
+    // SAFETY: every load is inside the block's planes.
+    unsafe {
+        let load = |plane: *const u8, j: usize| _mm512_loadu_si512(plane.add(64 * j).cast());
+        let mut codes = [_mm512_setzero_si512(); 8];
+        match layout.top_bits {
+            8 => {
+                codes = std::array::from_fn(|g| load(top, g));
+            }
+            4 if layout.table => {
+                let table = table();
+                let mask = _mm512_set1_epi8(15);
+                for j in 0..4 {
+                    let word = load(top, j);
+                    codes[j] = _mm512_shuffle_epi8(table, _mm512_and_si512(word, mask));
+                    let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(word), mask);
+                    codes[j + 4] = _mm512_shuffle_epi8(table, upper);
+                }
+            }
+            4 => {
+                let mask = _mm512_set1_epi8(0xf0u8 as i8);
+                for j in 0..4 {
+                    let word = load(top, j);
+                    codes[j] = _mm512_slli_epi16::<4>(word);
+                    codes[j + 4] = word;
+                }
+                match layout.low_bits {
+                    0 => codes
+                        .iter_mut()
+                        .for_each(|code| *code = _mm512_and_si512(*code, mask)),
+                    1 => {
+                        let low = load(low, 0);
+                        for (g, code) in codes.iter_mut().enumerate() {
+                            *code = join(*code, mask, bits_to::<3>(low, g), 0x08);
+                        }
+                    }
+                    _ => {
+                        for (g, code) in codes.iter_mut().enumerate() {
+                            let low = bits_to::<2>(load(low, g % 2), 2 * (g / 2));
+                            *code = join(*code, mask, low, 0x0c);
+                        }
+                    }
+                }
+            }
+            _ => {
+                let mask = _mm512_set1_epi8(0xc0u8 as i8);
+                for (g, code) in codes.iter_mut().enumerate() {
+                    *code = bits_to::<6>(load(top, g % 2), 2 * (g / 2));
+                    *code = if layout.low_bits == 0 {
+                        _mm512_and_si512(*code, mask)
+                    } else {
+                        join(*code, mask, bits_to::<5>(load(low, 0), g), 0x20)
+                    };
+                }
+            }
+        }
+        codes
+    }
+}
+
+/// The values of `IQ4_NL`, offset by 128, in every 128-bit lane.
+#[inline(always)]
+unsafe fn table() -> __m512i {
+    const WIDE: [u8; 16] = {
+        let mut wide = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            wide[i] = IQ4_VALUES[i] as u8 ^ 0x80;
+            i += 1;
+        }
+        wide
+    };
+    // SAFETY: 16 bytes are read from an array of 16.
+    unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(WIDE.as_ptr().cast())) }
+}
+
+/// Moves bit `from` of every byte to bit `TO`; the other bits are left as they fall.
+#[inline(always)]
+unsafe fn bits_to<const TO: i32>(word: __m512i, from: usize) -> __m512i {
+    // SAFETY: register arithmetic; the caller has the features.
+    unsafe {
+        match TO - from as i32 {
+            6 => _mm512_slli_epi16::<6>(word),
+            5 => _mm512_slli_epi16::<5>(word),
+            4 => _mm512_slli_epi16::<4>(word),
+            3 => _mm512_slli_epi16::<3>(word),
+            2 => _mm512_slli_epi16::<2>(word),
+            1 => _mm512_slli_epi16::<1>(word),
+            0 => word,
+            -1 => _mm512_srli_epi16::<1>(word),
+            -2 => _mm512_srli_epi16::<2>(word),
+            -3 => _mm512_srli_epi16::<3>(word),
+            _ => _mm512_srli_epi16::<4>(word),
+        }
+    }
+}
+
+/// `(upper & mask) | (lower & low_mask)`.
+#[inline(always)]
+unsafe fn join(upper: __m512i, mask: __m512i, lower: __m512i, low_mask: i8) -> __m512i {
+    // SAFETY: register arithmetic; the caller has the features.
+    unsafe {
+        let lower = _mm512_and_si512(lower, _mm512_set1_epi8(low_mask));
+        _mm512_ternarylogic_epi32::<0xea>(upper, mask, lower)
+    }
+}
+
+/// # Safety
+/// `scales` holds a block's scales and `factors` its segment's factors.
+#[inline(always)]
+unsafe fn scales<S: Source>(scales: *const u8, factors: *const u8) -> ([__m512; 2], [__m512; 2]) {
+    let layout = S::LAYOUT;
+    // SAFETY: every load is inside the planes.
+    unsafe {
+        let half = |plane: *const u8, at: usize| {
+            _mm512_cvtph_ps(_mm256_loadu_si256(plane.add(32 * at).cast()))
+        };
+        let bytes = |at: usize| _mm_loadu_si128(scales.add(16 * at).cast());
+        let unsigned = |bytes: __m128i| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+        let signed = |bytes: __m128i| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+        let widen = |scale: __m512| _mm512_mul_ps(scale, _mm512_set1_ps(layout.widening()));
+        let negate = |min: __m512| _mm512_sub_ps(_mm512_setzero_ps(), min);
+        let zero = _mm512_setzero_ps();
+        match layout.scales {
+            Scales::Half => ([widen(half(scales, 0)); 2], [zero; 2]),
+            Scales::HalfMin => ([widen(half(scales, 0)); 2], [half(scales, 1); 2]),
+            Scales::Small => {
+                let factor = widen(half(factors, 0));
+                let first = _mm512_mul_ps(factor, signed(bytes(0)));
+                if layout.subs == 1 {
+                    return ([first; 2], [zero; 2]);
+                }
+                ([first, _mm512_mul_ps(factor, signed(bytes(1)))], [zero; 2])
+            }
+            Scales::SmallMin => {
+                let scale = _mm512_mul_ps(widen(half(factors, 0)), unsigned(bytes(0)));
+                let min = _mm512_mul_ps(negate(half(factors, 1)), unsigned(bytes(1)));
+                ([scale; 2], [min; 2])
+            }
+            Scales::NibbleMin => {
+                let (factor, min) = (widen(half(factors, 0)), negate(half(factors, 1)));
+                let mask = _mm_set1_epi8(15);
+                let low = |at: usize| unsigned(_mm_and_si128(bytes(at), mask));
+                let high =
+                    |at: usize| unsigned(_mm_and_si128(_mm_srli_epi16::<4>(bytes(at)), mask));
+                (
+                    [_mm512_mul_ps(factor, low(0)), _mm512_mul_ps(factor, low(1))],
+                    [_mm512_mul_ps(min, high(0)), _mm512_mul_ps(min, high(1))],
+                )
+            }
+        }
+    }
+}

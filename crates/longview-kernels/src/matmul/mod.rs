@@ -1,0 +1,225 @@
+//! Matrix products y = x · Wᵀ with weights of any format.
+//!
+//! One way of summing for every shape: an output is one lane of one accumulator, to which the
+//! blocks (or, with f32 activations, the elements) of its row are added in ascending order. Tiles,
+//! threads and the number of rows only decide which outputs are computed side by side.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use std::ops::Range;
+
+use crate::activations::{Activations, Need};
+use crate::exec::Exec;
+use crate::format::Format;
+use crate::isa::{Isa, Numerics};
+use crate::packed::Packed;
+use crate::packed::layout::{BLOCK, LANES};
+
+/// The form of activations that a product with weights of `format` reads.
+pub fn needed(numerics: Numerics, format: Format) -> Need {
+    if numerics == Numerics::F32 || format.is_float() {
+        Need::F32
+    } else {
+        Need::Int8
+    }
+}
+
+/// Writes x · Wᵀ to `out`: `x` holds `[rows][k]`, `w` is `[n][k]`, `out` is `[rows][n]`.
+///
+/// # Panics
+/// When the shapes do not fit, or `x` was set without the form that [`needed`] tells.
+pub fn matmul(exec: &Exec, x: &Activations, w: &Packed, out: &mut [f32]) {
+    matmul_many(exec, x, &[w], &mut [out]);
+}
+
+/// Several products with the same input, shared between the threads as one: `outs[i]` becomes
+/// x · `ws[i]`ᵀ.
+///
+/// # Panics
+/// As [`matmul`], or when there are not as many outputs as weights.
+pub fn matmul_many(exec: &Exec, x: &Activations, ws: &[&Packed], outs: &mut [&mut [f32]]) {
+    assert_eq!(ws.len(), outs.len(), "one output for each weight matrix");
+    let mut tasks = 0;
+    for (w, out) in ws.iter().zip(outs.iter()) {
+        assert_eq!(w.k(), x.k(), "weights and activations share k");
+        assert_eq!(
+            Some(out.len()),
+            x.rows().checked_mul(w.n()),
+            "outputs are [rows][n]"
+        );
+        let ready = match needed(exec.numerics, w.format()) {
+            Need::Int8 => x.has_int8(),
+            _ => x.has_f32(),
+        };
+        assert!(
+            ready,
+            "activations lack the form that {} weights need",
+            w.format()
+        );
+        tasks += Split::new(exec, x, w).tasks();
+    }
+    let outs = Outputs(outs.as_mut_ptr());
+    exec.pool.run(tasks, &|task, _| {
+        let mut task = task;
+        for (i, w) in ws.iter().enumerate() {
+            let split = Split::new(exec, x, w);
+            if task < split.tasks() {
+                let (panels, groups) = split.part(task);
+                // SAFETY: `i` is below the number of outputs, which stay borrowed until `run`
+                // returns.
+                let out = unsafe { outs.start(i) };
+                return Part {
+                    x,
+                    w,
+                    panels,
+                    groups,
+                    out,
+                }
+                .compute(exec);
+            }
+            task -= split.tasks();
+        }
+    });
+}
+
+/// The output slices, of which each task writes its own elements.
+struct Outputs<'a>(*mut &'a mut [f32]);
+
+// SAFETY: tasks write disjoint elements, see `Part`.
+unsafe impl Sync for Outputs<'_> {}
+
+impl Outputs<'_> {
+    /// The first element of output `i`.
+    ///
+    /// # Safety
+    /// `i` is below the number of outputs, and they are still borrowed.
+    unsafe fn start(&self, i: usize) -> *mut f32 {
+        // SAFETY: the caller's promise; the reference is only read, to copy the pointer out.
+        unsafe { (*self.0.add(i).cast::<*mut [f32]>()).cast() }
+    }
+}
+
+/// How one product is cut into tasks: blocks of rows whose activations stay in the second-level
+/// cache, times chunks of panels.
+struct Split {
+    panels: usize,
+    panel_chunk: usize,
+    groups: usize,
+    group_chunk: usize,
+}
+
+impl Split {
+    fn new(exec: &Exec, x: &Activations, w: &Packed) -> Split {
+        let shape = x.shape();
+        let (panels, groups) = (w.panels(), if x.rows() == 0 { 0 } else { shape.groups });
+        let threads = exec.pool.threads();
+        let most_groups = match needed(exec.numerics, w.format()) {
+            Need::Int8 => (CACHED_BYTES / shape.record_bytes().max(1)).max(2 * TILE_GROUPS),
+            // f32 products walk k in slabs, so only a slab of each row must stay cached.
+            _ => CACHED_FLOAT_ROWS / 4,
+        };
+        let blocks = groups.div_ceil(most_groups).max(1);
+        let group_chunk = groups.div_ceil(blocks).next_multiple_of(TILE_GROUPS);
+        let bytes = w.bytes() / panels.max(1);
+        let panel_chunk = if x.rows() <= 16 {
+            let worthwhile = TASK_BYTES.div_ceil(bytes.max(1));
+            worthwhile.max(panels.div_ceil(16 * threads))
+        } else {
+            panels.div_ceil(8 * threads).clamp(1, 8)
+        };
+        Split {
+            panels,
+            panel_chunk: panel_chunk.max(1),
+            groups,
+            group_chunk,
+        }
+    }
+
+    fn chunks(&self) -> usize {
+        self.panels.div_ceil(self.panel_chunk)
+    }
+
+    fn tasks(&self) -> usize {
+        self.chunks() * self.groups.div_ceil(self.group_chunk.max(1))
+    }
+
+    fn part(&self, task: usize) -> (Range<usize>, Range<usize>) {
+        let (rows, chunk) = (task / self.chunks(), task % self.chunks());
+        let panel = chunk * self.panel_chunk;
+        let group = rows * self.group_chunk;
+        (
+            panel..self.panels.min(panel + self.panel_chunk),
+            group..self.groups.min(group + self.group_chunk),
+        )
+    }
+}
+
+/// Activations of a block of rows should take about this much of the second-level cache.
+const CACHED_BYTES: usize = 512 << 10;
+/// Rows of a block of an f32 product.
+const CACHED_FLOAT_ROWS: usize = 96;
+/// Weights that a task of few rows should at least read.
+const TASK_BYTES: usize = 96 << 10;
+/// Row groups that the largest tile takes at once.
+const TILE_GROUPS: usize = 3;
+
+/// One task: the outputs of some panels for some groups of rows. Parts of one product are
+/// disjoint and together cover it.
+struct Part<'a> {
+    x: &'a Activations,
+    w: &'a Packed,
+    panels: Range<usize>,
+    groups: Range<usize>,
+    /// `[rows][n]`, the whole output.
+    out: *mut f32,
+}
+
+impl Part<'_> {
+    fn compute(&self, exec: &Exec) {
+        let int8 = needed(exec.numerics, self.w.format()) == Need::Int8;
+        match exec.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if int8 => avx512::int8(self),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::float(self),
+            _ if int8 => scalar::int8(self),
+            _ => scalar::float(self),
+        }
+    }
+
+    /// Rows of this part.
+    fn rows(&self) -> Range<usize> {
+        let group = self.x.shape().group;
+        self.groups.start * group..self.x.rows().min(self.groups.end * group)
+    }
+
+    /// Outputs of `panel`.
+    fn lanes(&self, panel: usize) -> usize {
+        LANES.min(self.w.n() - panel * LANES)
+    }
+
+    /// Blocks of a row.
+    fn blocks(&self) -> usize {
+        self.w.k() / BLOCK
+    }
+
+    /// Where output `row`, first lane of `panel` goes.
+    fn out(&self, row: usize, panel: usize) -> *mut f32 {
+        debug_assert!(row < self.x.rows() && panel * LANES < self.w.n());
+        // SAFETY: row and column are inside `[rows][n]`.
+        unsafe { self.out.add(row * self.w.n() + panel * LANES) }
+    }
+
+    /// Replaces one output by what `new` makes of it, for plain Rust.
+    fn update(&self, row: usize, panel: usize, lane: usize, new: impl FnOnce(f32) -> f32) {
+        assert!(self.rows().contains(&row) && self.panels.contains(&panel));
+        assert!(lane < self.lanes(panel));
+        // SAFETY: inside the output, and only this part touches this element.
+        unsafe {
+            let out = self.out(row, panel).add(lane);
+            *out = new(*out);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! One row of a packed panel, read in plain Rust: the definition of the layout.
+
+use half::f16;
+
+use super::layout::{BLOCK, LANES, Layout, SEGMENT, Scales};
+use crate::format::IQ4_VALUES;
+
+/// One row's 32 elements of a packed panel, in the form kernels compute with.
+///
+/// Element `i` of sub-block `s = i / 16` is `scale[s] · (codes[i] − 128)` in centred formats and
+/// `scale[s] · codes[i] + min[s]` in the others.
+pub(crate) struct LaneBlock {
+    /// Codes shifted to the top of their byte (or looked up), offset by 128 in centred formats.
+    pub(crate) codes: [u8; BLOCK],
+    /// Scale of each half; the same twice in formats with one scale a block.
+    pub(crate) scale: [f32; 2],
+    /// Minimum of each half, added; 0 in centred formats.
+    pub(crate) min: [f32; 2],
+}
+
+impl LaneBlock {
+    /// Block `b` of row `lane` of a quantised `panel` whose rows have `blocks` blocks.
+    pub(crate) fn read(
+        layout: &Layout,
+        panel: &[u8],
+        blocks: usize,
+        b: usize,
+        lane: usize,
+    ) -> Self {
+        let first = b / SEGMENT * SEGMENT;
+        let in_segment = SEGMENT.min(blocks - first);
+        let segment = &panel[b / SEGMENT * layout.segment_bytes(SEGMENT)..];
+        let b = b - first;
+        let (top_bytes, low_bytes) = (layout.top_bytes(), layout.low_bytes());
+        let top = &segment[b * top_bytes..][..top_bytes];
+        let low = &segment[in_segment * top_bytes + b * low_bytes..][..low_bytes];
+        let scales = &segment[in_segment * (top_bytes + low_bytes) + b * layout.scale_bytes()..];
+        let factors = &segment[in_segment * (top_bytes + low_bytes + layout.scale_bytes())..];
+        let (scale, min) = read_scales(layout, scales, factors, lane);
+        LaneBlock {
+            codes: read_codes(layout, top, low, lane),
+            scale,
+            min,
+        }
+    }
+
+    /// The dequantised elements.
+    pub(crate) fn values(&self, layout: &Layout) -> [f32; BLOCK] {
+        std::array::from_fn(|i| {
+            let (code, scale) = (self.codes[i], self.scale[i / 16]);
+            if layout.has_min() {
+                scale * f32::from(code) + self.min[i / 16]
+            } else {
+                scale * (f32::from(code) - 128.0)
+            }
+        })
+    }
+}
+
+fn read_codes(layout: &Layout, top: &[u8], low: &[u8], lane: usize) -> [u8; BLOCK] {
+    let word = |plane: &[u8], j: usize| {
+        let at = 64 * j + 4 * lane;
+        u32::from_le_bytes([plane[at], plane[at + 1], plane[at + 2], plane[at + 3]])
+    };
+    let shift = 8 - layout.top_bits - layout.low_bits;
+    let mut codes = [0; BLOCK];
+    for (g, four) in codes.chunks_exact_mut(4).enumerate() {
+        let upper = match layout.top_bits {
+            8 => word(top, g),
+            4 => word(top, g % 4) >> (4 * (g / 4)) & 0x0f0f_0f0f,
+            _ => word(top, g % 2) >> (2 * (g / 2)) & 0x0303_0303,
+        };
+        let lower = match layout.low_bits {
+            0 => 0,
+            1 => word(low, 0) >> g & 0x0101_0101,
+            _ => word(low, g % 2) >> (2 * (g / 2)) & 0x0303_0303,
+        };
+        let code = (upper << layout.low_bits | lower).to_le_bytes();
+        for (wide, code) in four.iter_mut().zip(code) {
+            *wide = if layout.table {
+                IQ4_VALUES[usize::from(code)] as u8 ^ 0x80
+            } else {
+                code << shift
+            };
+        }
+    }
+    codes
+}
+
+fn read_scales(
+    layout: &Layout,
+    scales: &[u8],
+    factors: &[u8],
+    lane: usize,
+) -> ([f32; 2], [f32; 2]) {
+    let half = |plane: &[u8], at: usize| {
+        let at = 2 * (at * LANES + lane);
+        f16::from_le_bytes([plane[at], plane[at + 1]]).to_f32()
+    };
+    let small = |at: usize| scales[at * LANES + lane];
+    let wide = layout.widening();
+    match layout.scales {
+        Scales::Half => ([half(scales, 0) * wide; 2], [0.0; 2]),
+        Scales::HalfMin => ([half(scales, 0) * wide; 2], [half(scales, 1); 2]),
+        Scales::Small => {
+            let scale = |s: usize| half(factors, 0) * f32::from(small(s) as i8) * wide;
+            ([scale(0), scale(layout.subs - 1)], [0.0; 2])
+        }
+        Scales::SmallMin => (
+            [half(factors, 0) * f32::from(small(0)) * wide; 2],
+            [-(half(factors, 1) * f32::from(small(1))); 2],
+        ),
+        Scales::NibbleMin => (
+            [0, 1].map(|s| half(factors, 0) * f32::from(small(s) & 15) * wide),
+            [0, 1].map(|s| -(half(factors, 1) * f32::from(small(s) >> 4))),
+        ),
+    }
+}

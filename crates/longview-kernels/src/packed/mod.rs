@@ -1,0 +1,303 @@
+//! Weights repacked once, at load, into the layout that matrix products read.
+
+pub(crate) mod lane;
+pub(crate) mod layout;
+mod source;
+
+use half::{bf16, f16};
+
+use crate::error::KernelError;
+use crate::format::Format;
+use crate::memory::AlignedBytes;
+use crate::pool::Pool;
+use lane::LaneBlock;
+use layout::{BLOCK, LANES, Layout, SEGMENT};
+use source::RowSegment;
+
+/// A weight matrix `[n outputs][k inputs]`, repacked once at load into panels of 16 outputs.
+///
+/// It stays as compact as the file: no format grows by more than 5 % (plus padding to whole panels
+/// and cache lines). See `layout` for where each bit lies.
+pub struct Packed {
+    format: Format,
+    n: usize,
+    k: usize,
+    panel_bytes: usize,
+    bytes: AlignedBytes,
+}
+
+impl Packed {
+    /// Repacks `bytes`, the tensor as in the file: `n` rows of `k` elements.
+    ///
+    /// `row_order(i)` is the file's row that becomes output row `i`, so that files which permute
+    /// rows (query and key rows of rotary models) are put in order for free.
+    ///
+    /// # Errors
+    /// When `k` is not whole blocks, `bytes` is not the shape's length, or `row_order` leaves the
+    /// tensor.
+    pub fn pack(
+        format: Format,
+        n: usize,
+        k: usize,
+        bytes: &[u8],
+        row_order: &(dyn Fn(usize) -> usize + Sync),
+        pool: &Pool,
+    ) -> Result<Packed, KernelError> {
+        if !k.is_multiple_of(format.block_len()) {
+            return Err(KernelError::PartialBlocks {
+                format,
+                k,
+                block: format.block_len(),
+            });
+        }
+        let too_large = KernelError::TooLarge { format, n, k };
+        let row_bytes = format.bytes_for(k).ok_or(too_large.clone())?;
+        let expected = row_bytes.checked_mul(n).ok_or(too_large)?;
+        if bytes.len() != expected {
+            return Err(KernelError::WrongLength {
+                format,
+                n,
+                k,
+                expected,
+                found: bytes.len(),
+            });
+        }
+        for row in 0..n {
+            let source_row = row_order(row);
+            if source_row >= n {
+                return Err(KernelError::RowOutside { row, source_row, n });
+            }
+        }
+        let panel_bytes = layout::panel_bytes(format, k);
+        let mut packed = AlignedBytes::zeroed(Packed::packed_bytes(format, n, k));
+        pool.for_each_chunk(&mut packed, panel_bytes, |panel, target, _| {
+            let rows: [Option<&[u8]>; LANES] = std::array::from_fn(|lane| {
+                let row = panel * LANES + lane;
+                (row < n).then(|| &bytes[row_order(row) * row_bytes..][..row_bytes])
+            });
+            match Layout::of(format) {
+                Some(layout) => pack_blocks(format, &layout, k / BLOCK, &rows, target),
+                None => pack_floats(format, k, &rows, target),
+            }
+        });
+        Ok(Packed {
+            format,
+            n,
+            k,
+            panel_bytes,
+            bytes: packed,
+        })
+    }
+
+    /// The format of the file's tensor.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Outputs.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Inputs.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Resident bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// What [`Packed::bytes`] of such a tensor will be.
+    pub fn packed_bytes(format: Format, n: usize, k: usize) -> usize {
+        n.div_ceil(LANES) * layout::panel_bytes(format, k)
+    }
+
+    /// Writes the dequantised output row `row` to `out` (`[k]`), exactly as the format defines it.
+    ///
+    /// # Panics
+    /// When `row` is not below `n` or `out` is not `k` long.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n, "row {row} of {}", self.n);
+        assert_eq!(out.len(), self.k, "a row has k elements");
+        let (panel, lane) = (self.panel(row / LANES), row % LANES);
+        match Layout::of(self.format) {
+            Some(layout) => {
+                let blocks = self.k / BLOCK;
+                for (b, out) in out.chunks_exact_mut(BLOCK).enumerate() {
+                    let block = LaneBlock::read(&layout, panel, blocks, b, lane);
+                    out.copy_from_slice(&block.values(&layout));
+                }
+            }
+            None => {
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = float_at(self.format, panel, i * LANES + lane);
+                }
+            }
+        }
+    }
+
+    /// The bytes of a panel, 64-byte aligned.
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+        &self.bytes[panel * self.panel_bytes..][..self.panel_bytes]
+    }
+
+    /// Panels, the last possibly part empty.
+    pub(crate) fn panels(&self) -> usize {
+        self.n.div_ceil(LANES)
+    }
+}
+
+/// Element `at` of a float panel.
+pub(crate) fn float_at(format: Format, panel: &[u8], at: usize) -> f32 {
+    let pair = |at: usize| [panel[2 * at], panel[2 * at + 1]];
+    match format {
+        Format::F16 => f16::from_le_bytes(pair(at)).to_f32(),
+        Format::BF16 => bf16::from_le_bytes(pair(at)).to_f32(),
+        _ => f32::from_le_bytes(std::array::from_fn(|i| panel[4 * at + i])),
+    }
+}
+
+fn pack_floats(format: Format, k: usize, rows: &[Option<&[u8]>; LANES], target: &mut [u8]) {
+    let size = format.block_bytes();
+    for (lane, row) in rows.iter().enumerate() {
+        let Some(row) = row else { continue };
+        for i in 0..k {
+            target[(i * LANES + lane) * size..][..size].copy_from_slice(&row[i * size..][..size]);
+        }
+    }
+}
+
+fn pack_blocks(
+    format: Format,
+    layout: &Layout,
+    blocks: usize,
+    rows: &[Option<&[u8]>; LANES],
+    target: &mut [u8],
+) {
+    let mut staged: [RowSegment; LANES] = [const { RowSegment::ZERO }; LANES];
+    let mut rest = target;
+    for first in (0..blocks).step_by(SEGMENT) {
+        let count = SEGMENT.min(blocks - first);
+        let file_bytes = |blocks: usize| blocks * BLOCK / format.block_len() * format.block_bytes();
+        for (staged, row) in staged.iter_mut().zip(rows) {
+            if let Some(row) = row {
+                staged.read(format, &row[file_bytes(first)..][..file_bytes(count)]);
+            }
+        }
+        let (segment, after) = rest.split_at_mut(layout.segment_bytes(count));
+        write_segment(layout, count, &staged, segment);
+        rest = after;
+    }
+}
+
+fn write_segment(layout: &Layout, count: usize, rows: &[RowSegment; LANES], segment: &mut [u8]) {
+    let (top, rest) = segment.split_at_mut(count * layout.top_bytes());
+    let (low, rest) = rest.split_at_mut(count * layout.low_bytes());
+    let (scales, factors) = rest.split_at_mut(count * layout.scale_bytes());
+    for (lane, row) in rows.iter().enumerate() {
+        for (b, words) in row.words[..count].iter().enumerate() {
+            let top = &mut top[b * layout.top_bytes()..][..layout.top_bytes()];
+            write_plane(
+                top,
+                layout.top_bits,
+                lane,
+                &words.map(|word| shifted(word, layout)),
+            );
+            let low = &mut low[b * layout.low_bytes()..][..layout.low_bytes()];
+            write_plane(low, layout.low_bits, lane, words);
+            let scales = &mut scales[b * layout.scale_bytes()..][..layout.scale_bytes()];
+            write_scales(layout, scales, lane, row.scales[b]);
+        }
+        for (at, factor) in row
+            .factors
+            .iter()
+            .enumerate()
+            .take(layout.factor_bytes() / (2 * LANES))
+        {
+            factors[2 * (at * LANES + lane)..][..2].copy_from_slice(factor);
+        }
+    }
+}
+
+/// The bits of four codes that go to the top plane.
+fn shifted(word: u32, layout: &Layout) -> u32 {
+    let mask = 0xff >> layout.low_bits;
+    word >> layout.low_bits & (mask * 0x0101_0101)
+}
+
+/// Writes the lowest `bits` bits of the eight groups in `words` to one row's lanes of a plane.
+fn write_plane(plane: &mut [u8], bits: usize, lane: usize, words: &[u32; 8]) {
+    let mut put = |j: usize, word: u32| {
+        plane[64 * j + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
+    };
+    match bits {
+        0 => {}
+        1 => {
+            let field = |g: usize| (words[g] & 0x0101_0101) << g;
+            put(0, (0..8).fold(0, |all, g| all | field(g)));
+        }
+        2 => {
+            for j in 0..2 {
+                let field = |f: usize| (words[j + 2 * f] & 0x0303_0303) << (2 * f);
+                put(j, field(0) | field(1) | field(2) | field(3));
+            }
+        }
+        4 => {
+            for j in 0..4 {
+                put(
+                    j,
+                    words[j] & 0x0f0f_0f0f | (words[j + 4] & 0x0f0f_0f0f) << 4,
+                );
+            }
+        }
+        _ => words.iter().enumerate().for_each(|(g, &word)| put(g, word)),
+    }
+}
+
+/// Spreads one lane's scale bytes: f16 pairs stay together, single bytes go to one row of lanes each.
+fn write_scales(layout: &Layout, scales: &mut [u8], lane: usize, bytes: [u8; 4]) {
+    let halves = matches!(
+        layout.scales,
+        layout::Scales::Half | layout::Scales::HalfMin
+    );
+    let size = if halves { 2 } else { 1 };
+    for (at, value) in bytes
+        .chunks_exact(size)
+        .take(scales.len() / (size * LANES))
+        .enumerate()
+    {
+        scales[size * (at * LANES + lane)..][..size].copy_from_slice(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let pool = Pool::new(1);
+        let same = |row: usize| row;
+        let pack = |k, bytes: &[u8]| Packed::pack(Format::Q4_0, 2, k, bytes, &same, &pool).err();
+        assert!(matches!(
+            pack(33, &[0; 36]),
+            Some(KernelError::PartialBlocks { .. })
+        ));
+        assert!(matches!(
+            pack(32, &[0; 35]),
+            Some(KernelError::WrongLength { expected: 36, .. })
+        ));
+        let huge = usize::MAX / 32 * 32;
+        assert!(matches!(
+            pack(huge, &[]),
+            Some(KernelError::TooLarge { .. })
+        ));
+        let outside = Packed::pack(Format::Q4_0, 2, 32, &[0; 36], &|row| row + 1, &pool);
+        assert!(matches!(
+            outside.err(),
+            Some(KernelError::RowOutside { row: 1, .. })
+        ));
+    }
+}

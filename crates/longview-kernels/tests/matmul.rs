@@ -1,0 +1,314 @@
+//! Matrix products: every format, instruction set and numerics class against plain arithmetic in
+//! f64, and against themselves for other numbers of rows and threads.
+
+use half::{bf16, f16};
+use longview_kernels::format::dequantize;
+use longview_kernels::{
+    Activations, Exec, Format, Isa, Need, Numerics, Packed, matmul, matmul_many, needed,
+};
+use proptest::prelude::*;
+
+/// A small generator of numbers that only have to look irregular.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    /// −1 to 1.
+    fn float(&mut self) -> f32 {
+        (self.next() % 20001) as f32 / 10000.0 - 1.0
+    }
+
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.float()).collect()
+    }
+
+    /// Any codes; scales that are ordinary numbers.
+    fn weights(&mut self, format: Format, elements: usize) -> Vec<u8> {
+        if format.is_float() {
+            return (0..elements)
+                .flat_map(|_| match (format, self.float()) {
+                    (Format::F16, x) => f16::from_f32(x).to_le_bytes().to_vec(),
+                    (Format::BF16, x) => bf16::from_f32(x).to_le_bytes().to_vec(),
+                    (_, x) => x.to_le_bytes().to_vec(),
+                })
+                .collect();
+        }
+        let halves: &[usize] = match format {
+            Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
+            Format::Q2_K => &[80, 82],
+            Format::Q3_K => &[108],
+            Format::Q6_K => &[208],
+            _ => &[0],
+        };
+        let len = format.bytes_for(elements).unwrap();
+        let mut bytes: Vec<u8> = (0..len).map(|_| self.next() as u8).collect();
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            for &at in halves {
+                block[at..at + 2].copy_from_slice(&f16::from_f32(self.float()).to_le_bytes());
+            }
+        }
+        bytes
+    }
+}
+
+struct Case {
+    format: Format,
+    n: usize,
+    k: usize,
+    weights: Vec<f32>,
+    packed: Packed,
+}
+
+impl Case {
+    fn new(format: Format, n: usize, k: usize, seed: u64, exec: &Exec) -> Case {
+        let bytes = Random(seed).weights(format, n * k);
+        let packed = Packed::pack(format, n, k, &bytes, &|row| row, &exec.pool).unwrap();
+        let mut weights = vec![0.0; n * k];
+        dequantize(format, &bytes, &mut weights);
+        Case {
+            format,
+            n,
+            k,
+            weights,
+            packed,
+        }
+    }
+
+    fn product(&self, exec: &Exec, x: &[f32]) -> Vec<f32> {
+        let rows = x.len() / self.k;
+        let mut act = Activations::new();
+        act.set(exec, x, rows, self.k, needed(exec.numerics, self.format));
+        let mut out = vec![f32::NAN; rows * self.n];
+        matmul(exec, &act, &self.packed, &mut out);
+        out
+    }
+
+    /// Asserts that `out` is x · Wᵀ up to the rounding of f32 sums.
+    fn check(&self, exec: &Exec, x: &[f32], out: &[f32]) {
+        let x = match needed(exec.numerics, self.format) {
+            Need::Int8 => x.chunks_exact(32).flat_map(rounded).collect(),
+            _ => x.to_vec(),
+        };
+        for (i, out) in out.iter().enumerate() {
+            let w = &self.weights[i % self.n * self.k..][..self.k];
+            let x = &x[i / self.n * self.k..][..self.k];
+            let terms = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+            let (sum, size) = terms.fold((0.0, 1e-30), |(s, m), t| (s + t, m + t.abs()));
+            let wrong = (f64::from(*out) - sum).abs() / size;
+            assert!(
+                wrong < 3e-6,
+                "{} {} {} {}x{} output {i}: {out} instead of {sum}",
+                exec.isa,
+                exec.numerics,
+                self.format,
+                self.n,
+                self.k,
+            );
+        }
+    }
+}
+
+/// What an int8 block of activations stands for.
+fn rounded(block: &[f32]) -> Vec<f32> {
+    let largest = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let scale = largest / 127.0;
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    block
+        .iter()
+        .map(|x| (x * inverse).round_ties_even() * scale)
+        .collect()
+}
+
+fn execs(threads: usize) -> impl Iterator<Item = Exec> {
+    Isa::available().into_iter().flat_map(move |isa| {
+        [Numerics::Default, Numerics::F32].map(|numerics| Exec::new(threads, isa, numerics))
+    })
+}
+
+#[test]
+fn packed_rows_read_back_as_the_format_defines_them() {
+    let exec = Exec::new(2, Isa::Scalar, Numerics::Default);
+    for format in Format::ALL {
+        for (n, blocks) in [(1, 1), (17, 1), (5, 3), (33, 9)] {
+            let k = blocks * format.block_len();
+            let case = Case::new(format, n, k, 7 + n as u64, &exec);
+            assert_eq!(case.packed.bytes(), Packed::packed_bytes(format, n, k));
+            let mut row = vec![f32::NAN; k];
+            for i in 0..n {
+                case.packed.row_f32(i, &mut row);
+                assert_eq!(row, case.weights[i * k..][..k], "{format} {n}x{k} row {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn row_order_places_rows() {
+    let exec = Exec::new(1, Isa::best(), Numerics::Default);
+    let (n, k) = (40, 64);
+    let bytes = Random(3).weights(Format::Q4_0, n * k);
+    let swapped = |row: usize| (row * 7 + 3) % n;
+    let packed = Packed::pack(Format::Q4_0, n, k, &bytes, &swapped, &exec.pool).unwrap();
+    let mut weights = vec![0.0; n * k];
+    dequantize(Format::Q4_0, &bytes, &mut weights);
+    let mut row = vec![0.0; k];
+    for i in 0..n {
+        packed.row_f32(i, &mut row);
+        assert_eq!(row, weights[swapped(i) * k..][..k]);
+    }
+}
+
+#[test]
+fn products_are_right_at_every_tile_size() {
+    for exec in execs(2) {
+        for format in Format::ALL {
+            let k = if format.block_len() == 256 { 512 } else { 288 };
+            let case = Case::new(format, 35, k, 11, &exec);
+            for rows in [1, 2, 3, 4, 5, 8, 11, 12, 13, 27] {
+                let x = Random(5).floats(rows * k);
+                case.check(&exec, &x, &case.product(&exec, &x));
+            }
+        }
+    }
+}
+
+#[test]
+fn long_rows_pass_through_every_slab() {
+    for exec in execs(2) {
+        for format in [Format::F32, Format::F16, Format::Q4_0, Format::Q6_K] {
+            let case = Case::new(format, 20, 2304, 12, &exec);
+            let x = Random(6).floats(14 * case.k);
+            case.check(&exec, &x, &case.product(&exec, &x));
+        }
+    }
+}
+
+#[test]
+fn float_rows_need_not_be_whole_blocks() {
+    for exec in execs(1) {
+        for format in [Format::F32, Format::F16, Format::BF16] {
+            for k in [1, 7, 33, 257] {
+                let case = Case::new(format, 18, k, 13, &exec);
+                for rows in [1, 6] {
+                    let x = Random(9).floats(rows * k);
+                    case.check(&exec, &x, &case.product(&exec, &x));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_company() {
+    for isa in Isa::available() {
+        for numerics in [Numerics::Default, Numerics::F32] {
+            let (one, two) = (Exec::new(1, isa, numerics), Exec::new(2, isa, numerics));
+            for format in Format::ALL {
+                // The plain version is the same loop for every shape: a few rows show it.
+                let most = if isa == Isa::Scalar { 9 } else { 512 };
+                let case = Case::new(format, 49, 512, 17, &one);
+                let x = Random(21).floats(most * case.k);
+                let all = case.product(&two, &x);
+                for rows in [1, 2, 7, 64, 512] {
+                    let rows = rows.min(most);
+                    let start = (most - rows) / 2;
+                    let part = &x[start * case.k..(start + rows) * case.k];
+                    let expected = &all[start * case.n..(start + rows) * case.n];
+                    for exec in [&one, &two] {
+                        let got = case.product(exec, part);
+                        let same = got
+                            .iter()
+                            .zip(expected)
+                            .all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{isa} {numerics} {format} {rows} rows");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn several_products_share_one_input() {
+    for exec in execs(2) {
+        let k = 256;
+        let cases = [
+            Case::new(Format::Q4_0, 48, k, 1, &exec),
+            Case::new(Format::F16, 5, k, 2, &exec),
+            Case::new(Format::Q6_K, 100, k, 3, &exec),
+        ];
+        for rows in [1, 30] {
+            let x = Random(4).floats(rows * k);
+            let mut act = Activations::new();
+            act.set(&exec, &x, rows, k, Need::Both);
+            let mut outs: Vec<Vec<f32>> = cases.iter().map(|c| vec![0.0; rows * c.n]).collect();
+            let weights: Vec<&Packed> = cases.iter().map(|case| &case.packed).collect();
+            let mut slices: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
+            matmul_many(&exec, &act, &weights, &mut slices);
+            for (case, out) in cases.iter().zip(&outs) {
+                assert_eq!(*out, case.product(&exec, &x));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bad_row_spoils_only_itself() {
+    for exec in execs(2) {
+        for format in [Format::Q4_0, Format::Q4_K, Format::F16] {
+            let case = Case::new(format, 19, 512, 23, &exec);
+            for bad in [f32::NAN, f32::INFINITY] {
+                let clean = Random(8).floats(6 * case.k);
+                let mut x = clean.clone();
+                x[2 * case.k + 77] = bad;
+                let (got, expected) = (case.product(&exec, &x), case.product(&exec, &clean));
+                for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                    if i / case.n == 2 {
+                        assert!(!got.is_finite(), "{} {format}", exec.isa);
+                    } else {
+                        assert_eq!(got, expected);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_rows_and_no_outputs_are_no_work() {
+    for exec in execs(2) {
+        let none = Case::new(Format::Q8_0, 0, 64, 1, &exec);
+        assert!(none.product(&exec, &[0.5; 128]).is_empty());
+        let some = Case::new(Format::Q8_0, 3, 64, 1, &exec);
+        assert!(some.product(&exec, &[]).is_empty());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_shape_agrees_with_the_definition(
+        format in prop::sample::select(Format::ALL.to_vec()),
+        n in 1usize..70,
+        blocks in 1usize..12,
+        rows in 1usize..40,
+        threads in 1usize..4,
+        seed in any::<u64>(),
+    ) {
+        let blocks = if format.block_len() == 256 { blocks.div_ceil(4) } else { blocks };
+        let k = blocks * format.block_len().max(32);
+        for exec in execs(threads) {
+            let case = Case::new(format, n, k, seed, &exec);
+            let x = Random(!seed).floats(rows * k);
+            case.check(&exec, &x, &case.product(&exec, &x));
+        }
+    }
+}
