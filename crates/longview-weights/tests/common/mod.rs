@@ -2,12 +2,18 @@
 #![allow(dead_code)] // Each test file uses its part.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use longview_kernels::Format;
 use longview_weights::{GgufHeader, WeightFile, WeightsError};
 
 /// A GGUF file with a value of every common type and three tensors, as bytes.
 pub(crate) fn small_gguf() -> Vec<u8> {
+    static MADE: OnceLock<Vec<u8>> = OnceLock::new();
+    MADE.get_or_init(make_small_gguf).clone()
+}
+
+fn make_small_gguf() -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.gguf");
     let mut header = GgufHeader::new();
