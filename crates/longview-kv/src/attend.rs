@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
+use longview_kernels::Exec;
 use longview_kernels::attention::{
     AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_span,
 };
 use longview_kernels::page::PAGE_TOKENS;
-use longview_kernels::{Isa, Pool};
 
 use crate::batch::Batch;
 use crate::context::{Context, first_visible};
@@ -71,17 +71,17 @@ impl Batch<'_> {
     /// The batch's keys and values must have been appended.
     pub fn attend(
         &self,
-        isa: Isa,
-        pool: &Pool,
+        exec: &Exec,
         layer: usize,
         attention: &Attention<'_>,
         q: &[f32],
         out: &mut [f32],
         workspace: &mut AttendWorkspace,
     ) {
+        let pool = &exec.pool;
         let call = Call {
             batch: self,
-            isa,
+            exec,
             layer,
             attention,
             q,
@@ -101,15 +101,15 @@ impl Batch<'_> {
                 .unwrap_or_else(|error| error.into_inner());
             call.run(task, &mut worker);
         });
-        call.merge_and_finish(pool, tasks);
-        call.scatter(tasks, pool, out);
+        call.merge_and_finish(tasks);
+        call.scatter(tasks, out);
     }
 }
 
 /// The arguments of one [`Batch::attend`].
 struct Call<'a> {
     batch: &'a Batch<'a>,
-    isa: Isa,
+    exec: &'a Exec,
     layer: usize,
     attention: &'a Attention<'a>,
     q: &'a [f32],
@@ -209,27 +209,27 @@ impl<'a> Call<'a> {
                 softcap: self.attention.softcap,
             };
             attend_span(
-                self.isa,
+                self.exec.isa,
                 &group.geometry,
                 &pages[..used],
                 &rows,
                 &mut worker.scratch,
                 &mut worker.span,
             );
-            task.partials.merge(self.isa, &worker.span);
+            task.partials.merge(self.exec.isa, &worker.span);
         }
     }
 
     /// Merges the parts of each decode head left to right and divides by the sums. The first task
     /// of every (segment, head, rows) holds the result.
-    fn merge_and_finish(&self, pool: &Pool, tasks: &mut [Task]) {
+    fn merge_and_finish(&self, tasks: &mut [Task]) {
         let mut heads: Vec<&mut [Task]> = tasks.chunk_by_mut(Task::is_continued_by).collect();
-        pool.for_each(&mut heads, |_, parts, _| {
+        self.exec.pool.for_each(&mut heads, |_, parts, _| {
             let Some((first, rest)) = parts.split_first_mut() else {
                 return;
             };
             for part in rest {
-                first.partials.merge(self.isa, &part.partials);
+                first.partials.merge(self.exec.isa, &part.partials);
             }
             let group = self.place(first.segment).1;
             let group_size = self.attention.heads / group.kind.kv_heads;
@@ -241,12 +241,13 @@ impl<'a> Call<'a> {
             });
             first
                 .partials
-                .finish(self.isa, sinks.as_deref(), &mut first.out);
+                .finish(self.exec.isa, sinks.as_deref(), &mut first.out);
         });
     }
 
     /// Copies the results of the tasks to their rows.
-    fn scatter(&self, tasks: &[Task], pool: &Pool, out: &mut [f32]) {
+    fn scatter(&self, tasks: &[Task], out: &mut [f32]) {
+        let pool = &self.exec.pool;
         let row_len = out.len() / self.batch.rows();
         let mut by_segment: Vec<Vec<&Task>> = Vec::new();
         by_segment.resize_with(self.batch.segments().len(), Vec::new);

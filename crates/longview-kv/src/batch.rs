@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use longview_kernels::Exec;
 use longview_kernels::page::{self, StridedRows};
-use longview_kernels::{Isa, Pool};
 
 use crate::BLOCK_TOKENS;
 use crate::block::Block;
@@ -100,7 +100,7 @@ impl<'a> Batch<'a> {
     ///
     /// `k` is `[rows][kv_heads][head_dim]`, after rotary embedding; `v` is
     /// `[rows][kv_heads][v_dim]`.
-    pub fn append(&mut self, isa: Isa, pool: &Pool, layer: usize, k: &[f32], v: &[f32]) {
+    pub fn append(&mut self, exec: &Exec, layer: usize, k: &[f32], v: &[f32]) {
         for index in 0..self.segments.len() {
             let rows = self.rows_of(index);
             let context = &mut *self.segments[index].context;
@@ -129,7 +129,7 @@ impl<'a> Batch<'a> {
                     let k_from = &k[rows.start * k_stride + head * k_dim..];
                     let v_from = &v[rows.start * v_stride + head * v_dim..];
                     page::write_tokens(
-                        isa,
+                        exec.isa,
                         geometry,
                         page_k,
                         page_v,
@@ -154,7 +154,7 @@ impl<'a> Batch<'a> {
                 continue;
             }
             let mut blocks: Vec<&mut Block> = blocks.collect();
-            pool.for_each(&mut blocks, |offset, block, _| {
+            exec.pool.for_each(&mut blocks, |offset, block, _| {
                 write(first_block + offset, block)
             });
         }

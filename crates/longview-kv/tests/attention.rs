@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use longview_kernels::{Isa, Numerics, Pool};
+use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::{
     AttendWorkspace, Attention, Batch, Context, Identity, KvLayout, KvType, LayerLayout,
     LayerState, Ledger, RopeSet, Segment, Wanted,
@@ -52,8 +52,7 @@ fn context(layout: &Arc<KvLayout>) -> Context {
 /// Reads `count` tokens in one pass and returns layer 1's attention for them.
 fn step(
     contexts: Vec<(&mut Context, usize)>,
-    isa: Isa,
-    pool: &Pool,
+    exec: &Exec,
     workspace: &mut AttendWorkspace,
 ) -> Vec<f32> {
     let ids = vec![0; contexts.iter().map(|(_, count)| *count).max().unwrap()];
@@ -88,9 +87,9 @@ fn step(
             gather(10 + layer, KV_HEADS * DIM),
             gather(20 + layer, KV_HEADS * DIM),
         );
-        batch.append(isa, pool, layer, &k, &v);
+        batch.append(exec, layer, &k, &v);
         let q = gather(30 + layer, HEADS * DIM);
-        batch.attend(isa, pool, layer, &attention, &q, &mut out, workspace);
+        batch.attend(exec, layer, &attention, &q, &mut out, workspace);
     }
     batch.commit();
     out
@@ -131,7 +130,7 @@ fn oracle(position: usize, window: usize) -> Vec<f64> {
 
 #[test]
 fn attention_follows_the_definition_across_spans_and_windows() {
-    let pool = Pool::new(2);
+    let exec = Exec::new(2, Isa::best(), Numerics::Default);
     for (state, window) in [
         (LayerState::Full, usize::MAX),
         (LayerState::Window { tokens: 150 }, 150),
@@ -180,9 +179,9 @@ fn rows_are_the_same_bits_however_they_are_batched() {
             let row = |at: usize| &expected[at * HEADS * DIM..(at + 1) * HEADS * DIM];
 
             // In chunks of 7 on two threads, beside a second context that is elsewhere.
-            let pool = Pool::new(2);
+            let exec = Exec::new(2, isa, Numerics::Default);
             let (mut first, mut second) = (context(&layout), context(&layout));
-            step(vec![(&mut second, 40)], isa, &pool, &mut workspace);
+            step(vec![(&mut second, 40)], &exec, &mut workspace);
             let mut at = 0;
             while at < tokens - 100 {
                 let out = step(
@@ -211,7 +210,7 @@ fn rows_are_the_same_bits_however_they_are_batched() {
             let mut fork = first.fork();
             drop(first);
             for at in at..tokens {
-                let out = step(vec![(&mut fork, 1)], isa, &pool, &mut workspace);
+                let out = step(vec![(&mut fork, 1)], &exec, &mut workspace);
                 assert_eq!(out, row(at), "{isa} alone, row {at}");
             }
         }

@@ -1,1 +1,24 @@
-//! Model architectures, one file each, over shared parts
+//! Model architectures, one file each, over shared parts.
+//!
+//! A [`ModelFile`] is a weight file whose settings were understood: its architecture (a file in
+//! `arch/`) turned them into a [`Blueprint`]. [`ModelFile::load`] packs the weights into a
+//! [`Model`], whose [`Model::forward`] runs batches of rows from any number of contexts.
+
+pub mod arch;
+pub mod blueprint;
+mod config;
+mod decoder;
+mod error;
+mod gguf_config;
+mod load;
+mod model;
+mod names;
+mod rope;
+mod workspace;
+
+pub use blueprint::Blueprint;
+pub use config::Config;
+pub use error::ModelError;
+pub use model::{Model, ModelFile};
+pub use rope::{Rope, Scaling};
+pub use workspace::Workspace;

@@ -1,0 +1,92 @@
+//! Llama 2, 3 and 3.1 (<https://arxiv.org/abs/2302.13971>, <https://arxiv.org/abs/2407.21783>).
+
+use super::{Architecture, GgufRows, NormWeights};
+use crate::blueprint::{
+    Activation, AttentionBlueprint, Bias, Blueprint, LayerBlueprint, MlpBlueprint, Norms,
+    Projections, QkNorm,
+};
+use crate::config::{Config, Sizes};
+use crate::error::ModelError;
+use crate::rope::Rope;
+
+pub(super) static LLAMA: Architecture = Architecture {
+    name: "llama",
+    model_types: &["llama"],
+    gguf: "llama",
+    blueprint,
+    names: &[],
+    gguf_rows: GgufRows::Interleaved,
+    norm_weights: NormWeights::Factor,
+};
+
+fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
+    let mut blueprint = plain(config, "llama", |_| false)?;
+    let bias = |present: bool| if present { Bias::Present } else { Bias::Absent };
+    let attention_bias = bias(config.flag("attention_bias", false)?);
+    let mlp_bias = bias(config.flag("mlp_bias", false)?);
+    for layer in &mut blueprint.layers {
+        layer.attention.qkv_bias = attention_bias;
+        layer.attention.output_bias = attention_bias;
+        if let MlpBlueprint::Gated { bias, .. } = &mut layer.mlp {
+            *bias = mlp_bias;
+        }
+    }
+    Ok(blueprint)
+}
+
+/// The decoder that most architectures vary: RMS norm before attention and before a SiLU-gated
+/// feed-forward part, rotary positions, grouped queries. Layers for which `windowed` holds use the
+/// settings' sliding window.
+pub(super) fn plain(
+    config: &Config,
+    architecture: &'static str,
+    windowed: impl Fn(usize) -> bool,
+) -> Result<Blueprint, ModelError> {
+    let sizes = config.sizes()?;
+    let rope = Rope::from_config(
+        config,
+        sizes.head_dim,
+        sizes.max_positions,
+        "full_attention",
+    )?;
+    let windows = config.windows(sizes.layers, windowed)?;
+    Ok(Blueprint {
+        architecture,
+        vocab: sizes.vocab,
+        hidden: sizes.hidden,
+        max_positions: sizes.max_positions,
+        norm_eps: sizes.norm_eps,
+        embedding_scale: 1.0,
+        final_softcap: 0.0,
+        ropes: vec![rope],
+        layers: windows
+            .into_iter()
+            .map(|window| layer(&sizes, window))
+            .collect(),
+    })
+}
+
+fn layer(sizes: &Sizes, window: Option<usize>) -> LayerBlueprint {
+    LayerBlueprint {
+        attention: AttentionBlueprint {
+            heads: sizes.heads,
+            kv_heads: sizes.kv_heads,
+            head_dim: sizes.head_dim,
+            scale: 1.0 / (sizes.head_dim as f32).sqrt(),
+            softcap: 0.0,
+            window,
+            rope: 0,
+            projections: Projections::Separate,
+            qkv_bias: Bias::Absent,
+            output_bias: Bias::Absent,
+            qk_norm: QkNorm::Absent,
+        },
+        mlp: MlpBlueprint::Gated {
+            ffn: sizes.ffn,
+            activation: Activation::Silu,
+            projections: Projections::Separate,
+            bias: Bias::Absent,
+        },
+        norms: Norms::Before,
+    }
+}

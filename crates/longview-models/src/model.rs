@@ -1,0 +1,260 @@
+//! A model: blueprint, packed weights and the forward pass.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use longview_kernels::rope::RotaryTable;
+use longview_kernels::{Exec, Numerics};
+use longview_kv::{
+    Batch, Context, Identity, KvLayout, KvType, Ledger, Purpose, Reservation, RopeSet, Segment,
+};
+use longview_weights::{Tensor, WeightFile};
+
+use crate::arch::{self, Architecture};
+use crate::blueprint::Blueprint;
+use crate::config::Config;
+use crate::decoder;
+use crate::error::ModelError;
+use crate::gguf_config;
+use crate::load::{Loader, Weights, predicted_bytes};
+use crate::names::Role;
+use crate::workspace::Workspace;
+
+/// A weight file whose settings are understood, before its weights are packed.
+pub struct ModelFile {
+    file: WeightFile,
+    config: Config,
+    architecture: &'static Architecture,
+    blueprint: Blueprint,
+    /// Name of the embedding without its `.weight`.
+    embedding: String,
+    tied: bool,
+}
+
+/// A model ready to run.
+///
+/// Shared between threads freely: running it changes contexts and workspaces only.
+pub struct Model {
+    file: ModelFile,
+    weights: Weights,
+    layout: Arc<KvLayout>,
+    /// For every rotary embedding its short and its long set.
+    rotary: Vec<[RotaryTable; 2]>,
+    id: u64,
+    numerics: Numerics,
+    _held: Reservation,
+}
+
+impl ModelFile {
+    /// Reads the settings of `file` and checks that its embedding agrees with them.
+    ///
+    /// # Errors
+    /// For unknown architectures, and settings that are missing or make no sense together.
+    pub fn new(file: WeightFile) -> Result<ModelFile, ModelError> {
+        let config = match &file {
+            WeightFile::Gguf(gguf) => gguf_config::translate(gguf)?,
+            WeightFile::HuggingFace(folder) => {
+                Config::new(file.name(), folder.config().clone()).text_part()
+            }
+            other => {
+                let problem = format!("{}: neither GGUF nor a Hugging Face folder", other.name());
+                return Err(ModelError::Unsupported(problem));
+            }
+        };
+        let model_type = config.opt_str("model_type")?.unwrap_or_default().to_owned();
+        let architecture = arch::by_model_type(&file.name(), &model_type)?;
+        let blueprint = (architecture.blueprint)(&config)?;
+        let pool = longview_kernels::Pool::new(1);
+        let loader = Loader {
+            file: &file,
+            architecture,
+            pool: &pool,
+        };
+        loader.embedding(&blueprint)?;
+        let embedding = loader.stem(Role::TokenEmbedding, 0, 0);
+        let tied = loader.output_role() == Role::TokenEmbedding;
+        Ok(ModelFile {
+            file,
+            config,
+            architecture,
+            blueprint,
+            embedding,
+            tied,
+        })
+    }
+
+    /// What the model is made of.
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    /// Its settings, in the words of `config.json`.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its architecture.
+    pub fn architecture(&self) -> &'static Architecture {
+        self.architecture
+    }
+
+    /// The file itself.
+    pub fn weight_file(&self) -> &WeightFile {
+        &self.file
+    }
+
+    /// Bytes the weights will hold once packed, the embedding's rows in the file included.
+    pub fn weights_bytes(&self) -> u64 {
+        predicted_bytes(&self.file, &self.embedding, self.tied)
+    }
+
+    /// Parameters in all.
+    pub fn parameters(&self) -> u64 {
+        self.file
+            .tensors()
+            .map(|tensor| tensor.elements() as u64)
+            .sum()
+    }
+
+    /// Packs the weights and returns the model ready to run.
+    ///
+    /// `on_layer(done, total)` is called as layers are packed.
+    ///
+    /// # Errors
+    /// [`longview_kv::KvError::OverLimit`] when the ledger has no room for the weights; errors of
+    /// single tensors by name.
+    pub fn load(
+        self,
+        exec: &Exec,
+        kv_type: KvType,
+        ledger: &Ledger,
+        on_layer: &mut dyn FnMut(usize, usize),
+    ) -> Result<Model, ModelError> {
+        let held = ledger.reserve(Purpose::Weights, self.weights_bytes())?;
+        let total = self.blueprint.layers.len();
+        let weights = Loader {
+            file: &self.file,
+            architecture: self.architecture,
+            pool: &exec.pool,
+        }
+        .load(&self.blueprint, &mut |done| on_layer(done, total))?;
+        let rotary = self
+            .blueprint
+            .ropes
+            .iter()
+            .map(|rope| [rope.table(RopeSet::Short), rope.table(RopeSet::Long)])
+            .collect();
+        static LOADED: AtomicU64 = AtomicU64::new(0);
+        Ok(Model {
+            layout: Arc::new(self.blueprint.kv_layout(kv_type)),
+            id: LOADED.fetch_add(1, Ordering::Relaxed),
+            numerics: exec.numerics,
+            file: self,
+            weights,
+            rotary,
+            _held: held,
+        })
+    }
+}
+
+impl Model {
+    /// What the model is made of.
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.file.blueprint
+    }
+
+    /// The file it came from.
+    pub fn file(&self) -> &ModelFile {
+        &self.file
+    }
+
+    /// How its keys and values are laid out.
+    pub fn layout(&self) -> &Arc<KvLayout> {
+        &self.layout
+    }
+
+    /// An empty context planned to hold `planned_tokens` tokens. Models with longrope fix their
+    /// rotary frequencies here, by that length.
+    ///
+    /// # Errors
+    /// [`ModelError::TooLong`] beyond the model's positions.
+    pub fn new_context(
+        &self,
+        planned_tokens: usize,
+        ledger: &Ledger,
+    ) -> Result<Context, ModelError> {
+        let limit = self.blueprint().max_positions;
+        if planned_tokens > limit {
+            return Err(ModelError::TooLong {
+                wanted: planned_tokens,
+                limit,
+            });
+        }
+        let long = self
+            .blueprint()
+            .ropes
+            .iter()
+            .any(|rope| rope.set_for(planned_tokens) == RopeSet::Long);
+        let rope = if long { RopeSet::Long } else { RopeSet::Short };
+        let identity = Identity {
+            rope,
+            ..self.identity()
+        };
+        Ok(Context::new(
+            Arc::clone(&self.layout),
+            ledger.clone(),
+            identity,
+        ))
+    }
+
+    /// Computes the tokens of `segments` in one pass and appends them to their contexts. Logits
+    /// of the rows wanted are in `workspace` afterwards.
+    ///
+    /// # Errors
+    /// [`ModelError::TooLong`] beyond the model's positions, [`ModelError::TokenOutOfRange`], and
+    /// the store's refusals. On an error no context has changed.
+    pub fn forward(
+        &self,
+        exec: &Exec,
+        segments: Vec<Segment<'_>>,
+        workspace: &mut Workspace,
+    ) -> Result<(), ModelError> {
+        let limit = self.blueprint().max_positions;
+        for segment in &segments {
+            let wanted = segment.context.len() + segment.tokens.len();
+            if wanted > limit {
+                return Err(ModelError::TooLong { wanted, limit });
+            }
+        }
+        let mut batch = Batch::new(segments, self.identity())?;
+        decoder::forward(self, exec, &mut batch, workspace)?;
+        batch.commit();
+        Ok(())
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    pub(crate) fn embedding(&self) -> Result<Tensor<'_>, ModelError> {
+        Ok(self
+            .file
+            .file
+            .tensor(&format!("{}.weight", self.file.embedding))?)
+    }
+
+    pub(crate) fn rotary_table(&self, index: usize, set: RopeSet) -> &RotaryTable {
+        match set {
+            RopeSet::Short => &self.rotary[index][0],
+            RopeSet::Long => &self.rotary[index][1],
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            model: self.id,
+            rope: RopeSet::Short,
+            numerics: self.numerics,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The buffers of a forward pass, kept between passes.
+
+use longview_kernels::Activations;
+use longview_kernels::rope::RotaryRows;
+use longview_kv::AttendWorkspace;
+
+use crate::blueprint::{Blueprint, MlpBlueprint};
+
+/// The current wave of activations. Buffers grow to the largest pass seen and stay.
+#[derive(Default)]
+pub struct Workspace {
+    /// The residual stream, `[rows][hidden]`.
+    pub(crate) hidden: Vec<f32>,
+    /// A part's input after its norm, and its output, `[rows][hidden]`.
+    pub(crate) normed: Vec<f32>,
+    /// Queries, `[rows][heads][head_dim]`.
+    pub(crate) q: Vec<f32>,
+    /// Keys, `[rows][kv_heads][head_dim]`.
+    pub(crate) k: Vec<f32>,
+    /// Values, `[rows][kv_heads][head_dim]`.
+    pub(crate) v: Vec<f32>,
+    /// What the heads gathered, `[rows][heads][head_dim]`.
+    pub(crate) heads: Vec<f32>,
+    /// `[rows][ffn]` each.
+    pub(crate) gate: Vec<f32>,
+    pub(crate) up: Vec<f32>,
+    /// `[rows][experts]`
+    pub(crate) router: Vec<f32>,
+    /// The rows one expert works on: its input and output, `[rows of it][hidden]`.
+    pub(crate) expert_in: Vec<f32>,
+    pub(crate) expert_out: Vec<f32>,
+    /// Inputs of matrix products as the kernels want them.
+    pub(crate) activations: Activations,
+    /// Sines and cosines of the rows' positions, one for each rotary embedding of the model.
+    pub(crate) rotary: Vec<RotaryRows>,
+    pub(crate) attend: AttendWorkspace,
+    /// `[wanted rows][vocab]`
+    pub(crate) logits: Vec<f32>,
+}
+
+impl Workspace {
+    /// Empty buffers.
+    pub fn new() -> Workspace {
+        Workspace::default()
+    }
+
+    /// Logits of the rows wanted in the last pass, `[wanted rows][vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// The same, to be changed by samplers.
+    pub fn logits_mut(&mut self) -> &mut [f32] {
+        &mut self.logits
+    }
+
+    /// Bytes that passes of up to `rows` rows, `wanted` of them with logits, need with `threads`
+    /// threads.
+    pub fn predicted_bytes(
+        blueprint: &Blueprint,
+        rows: usize,
+        wanted: usize,
+        threads: usize,
+    ) -> u64 {
+        let widest = |of: &dyn Fn(&crate::blueprint::LayerBlueprint) -> usize| {
+            blueprint.layers.iter().map(of).max().unwrap_or(0)
+        };
+        let q = widest(&|layer| layer.attention.heads * layer.attention.head_dim);
+        let kv = widest(&|layer| layer.attention.kv_heads * layer.attention.head_dim);
+        let ffn = widest(&|layer| match layer.mlp {
+            MlpBlueprint::Gated { ffn, .. } => 2 * ffn,
+            MlpBlueprint::Experts { ffn, experts, .. } => 2 * ffn + experts + 2 * blueprint.hidden,
+        });
+        // Inputs of products are held once as they are and once as int8 blocks with scales;
+        // attention holds queries and accumulators of all its tasks, and each thread its tile.
+        let widest_input = q.max(ffn / 2).max(blueprint.hidden);
+        let per_row = 2 * blueprint.hidden + 4 * q + 2 * kv + ffn + 2 * widest_input;
+        let per_thread = 1 << 20;
+        let floats = rows * per_row + wanted * blueprint.vocab;
+        (floats * size_of::<f32>() + threads * per_thread) as u64
+    }
+}
+
+/// Sets the length of a buffer without keeping what was in it.
+pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    // Growing writes zeros over the new part only; every user overwrites the whole buffer.
+    buffer.resize(len, 0.0);
+    buffer
+}
