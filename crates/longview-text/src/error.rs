@@ -14,6 +14,9 @@ pub enum TextError {
         /// What the JSON reader said.
         detail: String,
     },
+    /// The metadata of a GGUF file cannot be read.
+    #[error(transparent)]
+    Weights(#[from] longview_weights::WeightsError),
     /// A vocabulary contradicts itself or lacks something its kind needs.
     #[error("the vocabulary is unusable: {0}")]
     Vocabulary(String),

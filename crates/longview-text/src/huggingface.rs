@@ -207,16 +207,9 @@ pub(crate) fn read(
     })
 }
 
-/// The chat template of a Hugging Face folder: the file `chat_template.jinja` where there is one,
-/// or else the `chat_template` of `tokenizer_config.json`, which is a text or a list of named ones
-/// (then the one named `default`, or the first).
-pub fn find_chat_template(
-    tokenizer_config: Option<&Value>,
-    chat_template_jinja: Option<&str>,
-) -> Option<String> {
-    if let Some(source) = chat_template_jinja {
-        return Some(source.to_owned());
-    }
+/// The chat template in a `tokenizer_config.json`: a text, or a list of named ones (then the one
+/// named `default`, or the first).
+pub(crate) fn chat_template(tokenizer_config: Option<&Value>) -> Option<String> {
     let value = tokenizer_config?.get("chat_template")?;
     if let Some(source) = value.as_str() {
         return Some(source.to_owned());

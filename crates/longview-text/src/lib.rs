@@ -19,7 +19,6 @@ mod tokenizer;
 mod vocabulary;
 
 pub use error::TextError;
-pub use huggingface::find_chat_template;
 pub use stop::{Emit, StopMatcher};
 pub use stream::{ShowSpecials, Start, StreamDecoder};
 pub use tokenizer::{Specials, Tokenizer};

@@ -38,11 +38,7 @@ impl StopMatcher {
             };
         }
         self.held.push_str(text);
-        let first = self
-            .stops
-            .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()))
-            .min();
+        let first = earliest(&self.stops, &self.held);
         self.stopped = first.is_some();
         let certain = first.unwrap_or_else(|| self.held.len() - self.partial());
         let rest = self.held.split_off(certain);
@@ -77,7 +73,10 @@ impl StopMatcher {
 /// Where the stop string that is complete first begins; of several complete at once, the one
 /// that begins first. Completion decides, so the result does not depend on the pieces.
 fn earliest(stops: &[String], text: &str) -> Option<usize> {
-    let span = |stop: &String| text.find(stop.as_str()).map(|start| (start + stop.len(), start));
+    let span = |stop: &String| {
+        text.find(stop.as_str())
+            .map(|start| (start + stop.len(), start))
+    };
     stops.iter().filter_map(span).min().map(|(_, start)| start)
 }
 

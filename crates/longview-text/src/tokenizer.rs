@@ -10,7 +10,7 @@ use tokenizers::models::bpe::{Merges, Vocab};
 use crate::TextError;
 use crate::bpe::{Bpe, BpeParts};
 use crate::ends::ending_ids;
-use crate::huggingface::{self, find_chat_template};
+use crate::huggingface;
 use crate::pieces::{ByteAlphabet, Piece, Pieces, byte_level_bytes, byte_token};
 use crate::presplit::Presplit;
 use crate::spm::Spm;
@@ -76,7 +76,7 @@ impl Tokenizer {
             unk: read.unk,
             prefix: read.prefix,
             suffix: read.suffix,
-            chat_template: find_chat_template(tokenizer_config, None),
+            chat_template: huggingface::chat_template(tokenizer_config),
             encoder: Encoder::Bpe(Box::new(read.bpe)),
         })
     }
@@ -231,8 +231,8 @@ impl Tokenizer {
         self.pieces.is_special(id)
     }
 
-    /// The chat template that came inside the tokenizer's own files, if any. A folder's
-    /// `chat_template.jinja` goes before it (see [`crate::find_chat_template`]).
+    /// The chat template that came inside the tokenizer's own files, if any. A template file of a
+    /// folder goes before it (see [`longview_weights::HuggingFaceFolder::chat_template`]).
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use longview_weights::GgufFile;
 use serde::Deserialize;
 
 use crate::TextError;
@@ -96,6 +97,64 @@ pub enum AfterControl {
 }
 
 impl Vocabulary {
+    /// Reads the vocabulary in a GGUF file's metadata. A file without tensors is enough.
+    ///
+    /// # Errors
+    /// Missing keys and values of the wrong type, by file and key.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, TextError> {
+        let key = |name: &str| format!("tokenizer.ggml.{name}");
+        let id = |name: &str| file.find_u32(&key(name));
+        let flag = |name: &str| file.find_bool(&key(name));
+        let model = file.str(&key("model"))?.to_owned();
+        let kinds = match file.value(&key("token_type")) {
+            Some(_) => file
+                .i32s(&key("token_type"))?
+                .into_iter()
+                .map(TokenKind::from)
+                .collect(),
+            None => Vec::new(),
+        };
+        let name = file
+            .find_str("general.name")?
+            .unwrap_or_default()
+            .to_lowercase();
+        let phi3 = name.contains("phi-3") || name.contains("phi3");
+        // Files of this kind may leave out the ids that SentencePiece gives by custom.
+        let custom = |id: Option<u32>, usual: u32| id.or((model == "llama").then_some(usual));
+        Ok(Self {
+            pre: file.find_str(&key("pre"))?.map(str::to_owned),
+            tokens: file
+                .strings(&key("tokens"))?
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
+            scores: file.find_f32s(&key("scores"))?.unwrap_or_default(),
+            kinds,
+            merges: file
+                .find_strings(&key("merges"))?
+                .unwrap_or_default()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
+            bos: custom(id("bos_token_id")?, 1),
+            eos: custom(id("eos_token_id")?, 2),
+            eot: id("eot_token_id")?,
+            eom: id("eom_token_id")?,
+            pad: id("padding_token_id")?,
+            unk: custom(id("unknown_token_id")?, 0),
+            add_bos: flag("add_bos_token")?,
+            add_eos: flag("add_eos_token")?,
+            add_space_prefix: flag("add_space_prefix")?,
+            after_control: if phi3 {
+                AfterControl::Strip
+            } else {
+                AfterControl::Keep
+            },
+            chat_template: file.find_str("tokenizer.chat_template")?.map(str::to_owned),
+            model,
+        })
+    }
+
     /// The kind of token `id`.
     pub(crate) fn kind(&self, id: usize) -> TokenKind {
         self.kinds.get(id).copied().unwrap_or_default()
