@@ -38,8 +38,8 @@ impl Need {
 /// stream for each group whatever the length of a row:
 ///
 /// - f32: `[group][k][4]`.
-/// - int8: `[group][block]` records of codes `[4][32]` i8 · scale `[4]` f32 · −128 Σ codes of the
-///   first half `[4]` i32 · the same of the second half `[4]` i32 · Σ codes `[4]` f32.
+/// - int8: `[group][block]` records of codes `[4][32]` i8 · scale `[4]` f32 · −128 Σ codes `[4]` i32 ·
+///   the same of the first half of the codes `[4]` i32 · Σ codes `[4]` f32.
 ///
 /// The int8 form of a block is scale = max |x| / 127 and code = x / scale rounded to the nearest
 /// integer, ties to even. A block that holds a NaN or an infinity has NaN as its scale, so that the
@@ -235,10 +235,11 @@ impl RowBlock<'_> {
             let at = group * BLOCK + 4 * (field * group + row);
             [record[at], record[at + 1], record[at + 2], record[at + 3]]
         };
+        let (all, low) = (i32::from_ne_bytes(word(1)), i32::from_ne_bytes(word(2)));
         RowBlock {
             codes: &record[row * BLOCK..][..BLOCK],
             scale: f32::from_ne_bytes(word(0)),
-            negated: [i32::from_ne_bytes(word(1)), i32::from_ne_bytes(word(2))],
+            negated: [low, all - low],
             sum: f32::from_ne_bytes(word(3)),
         }
     }
@@ -375,8 +376,8 @@ fn quantize_block(block: &[f32; BLOCK], group: usize, row: usize, record: &mut [
         record[group * BLOCK + 4 * (field * group + row)..][..4].copy_from_slice(&word);
     };
     put(0, scale.to_ne_bytes());
-    put(1, (-128 * low).to_ne_bytes());
-    put(2, (-128 * high).to_ne_bytes());
+    put(1, (-128 * (low + high)).to_ne_bytes());
+    put(2, (-128 * low).to_ne_bytes());
     put(3, ((low + high) as f32).to_ne_bytes());
 }
 

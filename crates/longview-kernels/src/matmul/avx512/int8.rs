@@ -25,6 +25,7 @@ fn panels<S: Source>(part: &Part) {
             let tile = Tile {
                 panel: weights.as_ptr(),
                 blocks: part.blocks(),
+                first: group == part.groups.start,
                 x: records[group * shape.record_bytes()..].as_ptr(),
                 x_stride: shape.record_bytes(),
                 out: part.out(row, panel),
@@ -54,6 +55,8 @@ fn panels<S: Source>(part: &Part) {
 struct Tile {
     panel: *const u8,
     blocks: usize,
+    /// Whether the panel's weights are still in memory rather than in a cache.
+    first: bool,
     /// Records of the first group.
     x: *const u8,
     /// Bytes from one group to the next.
@@ -79,7 +82,7 @@ impl Tile {
             for at in 0..self.blocks.div_ceil(SEGMENT) {
                 let (segment, count) = Segment::at::<S>(self.panel, self.blocks, at);
                 for b in 0..count {
-                    if G * GROUPS <= 4 {
+                    if self.first {
                         segment.prefetch::<S>(b);
                     }
                     let w = segment.block::<S>(b);
@@ -87,23 +90,28 @@ impl Tile {
                         let record = x[r / G];
                         let codes = record.add((r % G) * BLOCK);
                         let field = |i: usize| record.add(G * BLOCK + 4 * (i * G + r % G));
-                        let [mut low, mut high] = if layout.has_min() {
-                            [_mm512_setzero_si512(); 2]
-                        } else {
-                            [1, 2]
-                                .map(|i| _mm512_set1_epi32(field(i).cast::<i32>().read_unaligned()))
+                        let int =
+                            |i: usize| _mm512_set1_epi32(field(i).cast::<i32>().read_unaligned());
+                        let four = |g: usize| {
+                            _mm512_set1_epi32(codes.add(4 * g).cast::<i32>().read_unaligned())
                         };
-                        each!(j < 4, {
-                            let four = |g: usize| {
-                                _mm512_set1_epi32(codes.add(4 * g).cast::<i32>().read_unaligned())
-                            };
-                            low = _mm512_dpbusd_epi32(low, w.codes[j], four(j));
-                            high = _mm512_dpbusd_epi32(high, w.codes[j + 4], four(j + 4));
-                        });
+                        let zero = _mm512_setzero_si512();
                         let mut dot = if layout.subs == 1 {
-                            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(low, high));
-                            _mm512_mul_ps(sum, w.scale[0])
+                            let mut sum = if layout.has_min() { zero } else { int(1) };
+                            each!(g < 8, {
+                                sum = _mm512_dpbusd_epi32(sum, w.codes[g], four(g));
+                            });
+                            _mm512_mul_ps(_mm512_cvtepi32_ps(sum), w.scale[0])
                         } else {
+                            let mut low = if layout.has_min() { zero } else { int(2) };
+                            let mut high = zero;
+                            if !layout.has_min() {
+                                high = _mm512_sub_epi32(int(1), low);
+                            }
+                            each!(g < 4, {
+                                low = _mm512_dpbusd_epi32(low, w.codes[g], four(g));
+                                high = _mm512_dpbusd_epi32(high, w.codes[g + 4], four(g + 4));
+                            });
                             let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(low), w.scale[0]);
                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), w.scale[1], dot)
                         };
@@ -111,13 +119,14 @@ impl Tile {
                         if layout.has_min() && layout.subs == 1 {
                             dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(float(3)), dot);
                         } else if layout.has_min() {
-                            for s in 0..2 {
-                                let negated = field(1 + s).cast::<i32>().read_unaligned() as f32;
-                                let sum = _mm512_set1_ps(negated * (-1.0 / 128.0));
-                                dot = _mm512_fmadd_ps(w.min[s], sum, dot);
-                            }
+                            let low =
+                                field(2).cast::<i32>().read_unaligned() as f32 * (-1.0 / 128.0);
+                            dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(low), dot);
+                            let high = _mm512_set1_ps(float(3) - low);
+                            dot = _mm512_fmadd_ps(w.min[1], high, dot);
                         }
                         sums[r] = _mm512_fmadd_ps(dot, _mm512_set1_ps(float(0)), sums[r]);
+                        fence();
                     });
                     x = x.map(|x| x.wrapping_add(G * ROW_RECORD));
                 }
@@ -129,4 +138,12 @@ impl Tile {
             });
         }
     }
+}
+
+/// Keeps the compiler from loading the operands of the next row before the last is done: there
+/// are not registers enough, and the processor looks far enough ahead by itself.
+#[inline(always)]
+fn fence() {
+    // SAFETY: no instructions.
+    unsafe { std::arch::asm!("", options(nostack, preserves_flags)) };
 }
