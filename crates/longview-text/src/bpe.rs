@@ -9,7 +9,7 @@ use tokenizers::{
     PreTokenizerWrapper,
 };
 
-use crate::{Specials, TextError};
+use crate::{Specials, Start, TextError};
 
 /// Words whose merges are remembered, per thread.
 const CACHED_WORDS: usize = 100_000;
@@ -17,8 +17,9 @@ const CACHED_WORDS: usize = 100_000;
 /// A BPE encoder.
 pub(crate) struct Bpe {
     model: BPE,
-    normalizer: Option<NormalizerWrapper>,
-    split: Option<PreTokenizerWrapper>,
+    steps: Steps,
+    /// The steps for the continuation of a text, where they differ.
+    continuation: Option<Steps>,
     /// Tokens matched before splitting: all of them, and all but the special ones.
     parse: AddedVocabulary,
     as_text: AddedVocabulary,
@@ -34,9 +35,17 @@ pub(crate) struct BpeParts {
     pub(crate) byte_fallback: bool,
     /// Whether a word that is a token as a whole is taken without merging.
     pub(crate) whole_words: bool,
+    pub(crate) steps: Steps,
+    /// The steps for the continuation of a text, where they differ: those of a text may put a
+    /// space before it.
+    pub(crate) continuation: Option<Steps>,
+    pub(crate) added: Vec<AddedToken>,
+}
+
+/// What happens to text before merging.
+pub(crate) struct Steps {
     pub(crate) normalizer: Option<NormalizerWrapper>,
     pub(crate) split: Option<PreTokenizerWrapper>,
-    pub(crate) added: Vec<AddedToken>,
 }
 
 impl Bpe {
@@ -68,29 +77,38 @@ impl Bpe {
         let model = builder.build().map_err(TextError::building)?;
         let mut parse = AddedVocabulary::new();
         parse
-            .add_tokens(parts.added, &model, parts.normalizer.as_ref())
+            .add_tokens(parts.added, &model, parts.steps.normalizer.as_ref())
             .map_err(TextError::building)?;
         let mut as_text = parse.clone();
         as_text.set_encode_special_tokens(true);
         Ok(Self {
             model,
-            normalizer: parts.normalizer,
-            split: parts.split,
+            steps: parts.steps,
+            continuation: parts.continuation,
             parse,
             as_text,
         })
     }
 
     /// The ids of `text`.
-    pub(crate) fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
+    pub(crate) fn encode(
+        &self,
+        text: &str,
+        specials: Specials,
+        position: Start,
+    ) -> Result<Vec<u32>, TextError> {
         let added = match specials {
             Specials::Parse => &self.parse,
             Specials::AsText => &self.as_text,
         };
         let failed =
             |error: Box<dyn std::error::Error + Send + Sync>| TextError::Encode(error.to_string());
-        let mut words = added.extract_and_normalize(self.normalizer.as_ref(), text);
-        if let Some(split) = &self.split {
+        let steps = match (position, &self.continuation) {
+            (Start::Continuation, Some(steps)) => steps,
+            _ => &self.steps,
+        };
+        let mut words = added.extract_and_normalize(steps.normalizer.as_ref(), text);
+        if let Some(split) = &steps.split {
             split.pre_tokenize(&mut words).map_err(failed)?;
         }
         words

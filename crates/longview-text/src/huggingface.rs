@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
 use crate::TextError;
-use crate::bpe::{Bpe, BpeParts};
+use crate::bpe::{Bpe, BpeParts, Steps};
 use crate::pieces::{ByteAlphabet, Piece, byte_level_bytes, byte_token};
 
 /// Steps that may stand in a `tokenizer.json`. Others either belong to models that do not
@@ -261,23 +261,14 @@ impl Model {
                 "its unknown token {unk:?} is missing"
             )));
         }
-        let json = |error: serde_json::Error| TextError::Json {
-            file: "tokenizer.json",
-            detail: error.to_string(),
-        };
-        let normalizer: Option<NormalizerWrapper> = match normalizer {
-            Some(value) => {
-                check_steps(&value, "normalizer", "normalizers", NORMALIZERS)?;
-                serde_json::from_value(value).map_err(json)?
-            }
-            None => None,
-        };
-        let split: Option<PreTokenizerWrapper> = match pre_tokenizer {
-            Some(value) => {
-                check_steps(&value, "pre-tokenizer", "pretokenizers", PRE_TOKENIZERS)?;
-                serde_json::from_value(value).map_err(json)?
-            }
-            None => None,
+        let bare = (
+            normalizer.as_ref().map(without_prefix),
+            pre_tokenizer.as_ref().map(without_prefix),
+        );
+        let continuation = if bare == (normalizer.clone(), pre_tokenizer.clone()) {
+            None
+        } else {
+            Some(steps(bare.0, bare.1)?)
         };
         Bpe::new(BpeParts {
             vocab: self.vocab,
@@ -286,8 +277,8 @@ impl Model {
             fuse_unk: self.fuse_unk.unwrap_or(false),
             byte_fallback: self.byte_fallback.unwrap_or(false),
             whole_words: self.ignore_merges.unwrap_or(false),
-            normalizer,
-            split,
+            steps: steps(normalizer, pre_tokenizer)?,
+            continuation,
             added,
         })
     }
@@ -393,6 +384,54 @@ fn unsupported(part: &'static str, found: &str, known: &[&str]) -> TextError {
         found: found.to_owned(),
         known: known.join(", "),
     }
+}
+
+fn steps(normalizer: Option<Value>, pre_tokenizer: Option<Value>) -> Result<Steps, TextError> {
+    let json = |error: serde_json::Error| TextError::Json {
+        file: "tokenizer.json",
+        detail: error.to_string(),
+    };
+    let mut steps = Steps {
+        normalizer: None,
+        split: None,
+    };
+    if let Some(value) = normalizer {
+        check_steps(&value, "normalizer", "normalizers", NORMALIZERS)?;
+        steps.normalizer = Some(serde_json::from_value(value).map_err(json)?);
+    }
+    if let Some(value) = pre_tokenizer {
+        check_steps(&value, "pre-tokenizer", "pretokenizers", PRE_TOKENIZERS)?;
+        steps.split = Some(serde_json::from_value(value).map_err(json)?);
+    }
+    Ok(steps)
+}
+
+/// A chain of steps without those that put a space before the text.
+fn without_prefix(value: &Value) -> Value {
+    let mut value = value.clone();
+    match value.get("type").and_then(Value::as_str) {
+        Some("Sequence") => {
+            for list in ["normalizers", "pretokenizers"] {
+                if let Some(steps) = value.get_mut(list).and_then(Value::as_array_mut) {
+                    steps
+                        .retain(|step| step.get("type").and_then(Value::as_str) != Some("Prepend"));
+                    steps
+                        .iter_mut()
+                        .for_each(|step| *step = without_prefix(step));
+                }
+            }
+        }
+        Some("Prepend") => value = serde_json::json!({ "type": "Sequence", "normalizers": [] }),
+        Some("Metaspace") => {
+            value["prepend_scheme"] = "never".into();
+            value["add_prefix_space"] = false.into();
+        }
+        Some("ByteLevel") if value.get("add_prefix_space") == Some(&Value::Bool(true)) => {
+            value["add_prefix_space"] = false.into();
+        }
+        _ => {}
+    }
+    value
 }
 
 /// Refuses a chain of steps with one of a type that is not in `known`.

@@ -10,7 +10,7 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use crate::pieces::byte_token;
 use crate::special::SpecialMatcher;
 use crate::vocabulary::{AfterControl, TokenKind, Vocabulary};
-use crate::{Specials, TextError};
+use crate::{Specials, Start, TextError};
 
 /// How SentencePiece writes a space.
 const SPACE: char = '\u{2581}';
@@ -113,13 +113,18 @@ impl Spm {
     }
 
     /// The ids of `text`.
-    pub(crate) fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
+    pub(crate) fn encode(
+        &self,
+        text: &str,
+        specials: Specials,
+        position: Start,
+    ) -> Result<Vec<u32>, TextError> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         let mut cache = HashMap::new();
         let mut rest = text;
         // A prefix space goes before every stretch of text that starts the input or follows a
         // special token.
-        let mut prefix = self.space_prefix;
+        let mut prefix = self.space_prefix && position == Start::Text;
         while !rest.is_empty() {
             let found = self.special.find(rest, specials);
             let plain = &rest[..found.as_ref().map_or(rest.len(), |hit| hit.start)];

@@ -8,7 +8,7 @@ use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
 
 use crate::TextError;
-use crate::bpe::{Bpe, BpeParts};
+use crate::bpe::{Bpe, BpeParts, Steps};
 use crate::ends::ending_ids;
 use crate::huggingface;
 use crate::pieces::{ByteAlphabet, Piece, Pieces, byte_level_bytes, byte_token};
@@ -133,10 +133,46 @@ impl Tokenizer {
     /// # Errors
     /// A character the vocabulary has neither a token, nor bytes, nor an unknown token for.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
+        self.encode_at(text, specials, Start::Text)
+    }
+
+    fn encode_at(
+        &self,
+        text: &str,
+        specials: Specials,
+        position: Start,
+    ) -> Result<Vec<u32>, TextError> {
         match &self.encoder {
-            Encoder::Bpe(bpe) => bpe.encode(text, specials),
-            Encoder::Spm(spm) => spm.encode(text, specials),
+            Encoder::Bpe(bpe) => bpe.encode(text, specials, position),
+            Encoder::Spm(spm) => spm.encode(text, specials, position),
         }
+    }
+
+    /// The ids of texts that follow one another, each tokenised apart: no token spans two of them
+    /// and none depends on a later one. Where the vocabulary puts a space before a text, only the
+    /// first gets it, and what follows a special token where that is the vocabulary's custom.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_parts<T: AsRef<str>>(
+        &self,
+        parts: &[(T, Specials)],
+    ) -> Result<Vec<Vec<u32>>, TextError> {
+        let mut position = Start::Text;
+        let mut encoded = Vec::with_capacity(parts.len());
+        for (text, specials) in parts {
+            let ids = self.encode_at(text.as_ref(), *specials, position)?;
+            if let Some(&last) = ids.last() {
+                let opens = *specials == Specials::Parse && self.is_special(last);
+                position = if opens {
+                    Start::Text
+                } else {
+                    Start::Continuation
+                };
+            }
+            encoded.push(ids);
+        }
+        Ok(encoded)
     }
 
     /// The text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD.
@@ -297,8 +333,11 @@ fn byte_level_bpe(
         fuse_unk: false,
         byte_fallback: false,
         whole_words: split.whole_words,
-        normalizer: None,
-        split: Some(split.chain()?),
+        steps: Steps {
+            normalizer: None,
+            split: Some(split.chain()?),
+        },
+        continuation: None,
         added: added.collect(),
     })
 }
