@@ -40,21 +40,25 @@ impl Random {
                 })
                 .collect();
         }
-        let halves: &[usize] = match format {
-            Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
-            Format::Q2_K => &[80, 82],
-            Format::Q3_K => &[108],
-            Format::Q6_K => &[208],
-            _ => &[0],
-        };
         let len = format.bytes_for(elements).unwrap();
         let mut bytes: Vec<u8> = (0..len).map(|_| self.next() as u8).collect();
         for block in bytes.chunks_exact_mut(format.block_bytes()) {
-            for &at in halves {
+            for &at in halves(format) {
                 block[at..at + 2].copy_from_slice(&f16::from_f32(self.float()).to_le_bytes());
             }
         }
         bytes
+    }
+}
+
+/// Where a block has f16 numbers.
+fn halves(format: Format) -> &'static [usize] {
+    match format {
+        Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
+        Format::Q2_K => &[80, 82],
+        Format::Q3_K => &[108],
+        Format::Q6_K => &[208],
+        _ => &[0],
     }
 }
 
@@ -68,10 +72,13 @@ struct Case {
 
 impl Case {
     fn new(format: Format, n: usize, k: usize, seed: u64, exec: &Exec) -> Case {
-        let bytes = Random(seed).weights(format, n * k);
-        let packed = Packed::pack(format, n, k, &bytes, &|row| row, &exec.pool).unwrap();
+        Case::of(format, n, k, &Random(seed).weights(format, n * k), exec)
+    }
+
+    fn of(format: Format, n: usize, k: usize, bytes: &[u8], exec: &Exec) -> Case {
+        let packed = Packed::pack(format, n, k, bytes, &|row| row, &exec.pool).unwrap();
         let mut weights = vec![0.0; n * k];
-        dequantize(format, &bytes, &mut weights);
+        dequantize(format, bytes, &mut weights);
         Case {
             format,
             n,
@@ -173,6 +180,27 @@ fn products_are_right_at_every_tile_size() {
             let case = Case::new(format, 35, k, 11, &exec);
             for rows in [1, 2, 3, 4, 5, 8, 11, 12, 13, 27] {
                 let x = Random(5).floats(rows * k);
+                case.check(&exec, &x, &case.product(&exec, &x));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_codes_do_not_saturate() {
+    for exec in execs(1) {
+        for format in Format::ALL.into_iter().filter(|format| !format.is_float()) {
+            let (n, k) = (16, 256);
+            for fill in [0x00, 0x7f, 0x80, 0xff] {
+                let mut bytes = vec![fill; format.bytes_for(n * k).unwrap()];
+                for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                    for &at in halves(format) {
+                        block[at..at + 2].copy_from_slice(&f16::ONE.to_le_bytes());
+                    }
+                }
+                let case = Case::of(format, n, k, &bytes, &exec);
+                let mut x = vec![1.0; 5 * k];
+                x[k..2 * k].fill(-1.0);
                 case.check(&exec, &x, &case.product(&exec, &x));
             }
         }

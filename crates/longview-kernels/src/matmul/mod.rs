@@ -5,8 +5,14 @@
 //! threads and the number of rows only decide which outputs are computed side by side.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod slab;
+#[cfg(target_arch = "x86_64")]
+mod source;
 
 use std::ops::Range;
 
@@ -184,6 +190,10 @@ impl Part<'_> {
             Isa::Avx512 if int8 => avx512::int8(self),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::float(self),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if int8 => avx2::int8(self),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::float(self),
             _ if int8 => scalar::int8(self),
             _ => scalar::float(self),
         }

@@ -3,189 +3,112 @@
 use std::arch::x86_64::*;
 
 use super::each;
-use super::unpack::{Segment, Source, with_source};
+use super::unpack::Block;
 use crate::format::Format;
 use crate::matmul::Part;
-use crate::packed::layout::{BLOCK, LANES, SEGMENT};
-
-/// Elements of k that a panel is unpacked for at a time: 16 KiB of f32.
-const SLAB: usize = SEGMENT * BLOCK;
-/// Elements of k for which a block of rows stays in the second-level cache.
-const WIDE_SLAB: usize = 4 * SLAB;
+use crate::matmul::slab::{SLAB, Tile, slabs, tiles};
+use crate::matmul::source::{Segment, Source, with_source};
+use crate::packed::layout::{BLOCK, LANES};
 
 /// Computes `part` with its weights as f32.
 pub(in crate::matmul) fn float(part: &Part) {
-    // SAFETY: `Isa::Avx512` runs only where the processor offers the features.
-    unsafe {
-        match part.w.format() {
-            Format::F32 => slabs(part, |panel, first, _, _| {
-                panel.add(first * LANES * 4).cast()
-            }),
-            Format::F16 if part.rows().len() <= 4 => few::<Half>(part),
-            Format::BF16 if part.rows().len() <= 4 => few::<Brain>(part),
-            Format::F16 => slabs(part, widen::<Half>),
-            Format::BF16 => slabs(part, widen::<Brain>),
-            format => with_source!(format, quantised(part)),
-        }
+    let few = part.rows().len() <= 4;
+    match part.w.format() {
+        Format::F32 if few => in_place::<Single>(part),
+        Format::F16 if few => in_place::<Half>(part),
+        Format::BF16 if few => in_place::<Brain>(part),
+        // SAFETY: the slab begins inside the panel.
+        Format::F32 => slabs(
+            part,
+            |panel, first, _, _| unsafe { panel.add(first * LANES * 4).cast() },
+            add,
+        ),
+        Format::F16 => slabs(part, widen::<Half>, add),
+        Format::BF16 => slabs(part, widen::<Brain>, add),
+        format => with_source!(format, quantised(part)),
     }
 }
 
-/// # Safety
-/// The processor offers the features.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn quantised<S: Source>(part: &Part) {
+fn quantised<S: Source>(part: &Part) {
     let blocks = part.blocks();
-    slabs(part, |panel, first, _, slab| {
-        // SAFETY: `first` is a segment's start inside the panel, and the slab holds a segment.
-        unsafe {
-            dequantise::<S>(panel, blocks, first / SLAB, slab);
-        }
-        slab.cast_const().cast()
-    });
+    let unpack = |panel: *const u8, first: usize, _: usize, slab: *mut f32| {
+        // SAFETY: `Isa::Avx512` runs only where the processor offers the features; `first` is the
+        // start of a segment of the panel, and the slab holds a segment.
+        unsafe { dequantise::<S>(panel, blocks, first / SLAB, slab) };
+        slab.cast_const()
+    };
+    slabs(part, unpack, add);
 }
 
-/// Room for one unpacked slab, `[k][16]`.
-#[repr(align(64))]
-struct Slab([f32; SLAB * LANES]);
-
-/// Walks `part` slab by slab. `unpack(panel, first, count, slab)` returns where the weights of
-/// elements `first..first + count` of a panel are as `[count][16]` f32, `slab` being room for them.
-fn slabs(part: &Part, unpack: impl Fn(*const u8, usize, usize, *mut f32) -> *const f32) {
-    let mut slab = Slab([0.0; SLAB * LANES]);
-    let k = part.w.k();
-    for wide in (0..k.max(1)).step_by(WIDE_SLAB) {
-        for panel in part.panels.clone() {
-            for first in (wide..k.min(wide + WIDE_SLAB)).step_by(SLAB) {
-                let count = SLAB.min(k - first);
-                let w = unpack(
-                    part.w.panel(panel).as_ptr(),
-                    first,
-                    count,
-                    slab.0.as_mut_ptr(),
-                );
-                rows(part, panel, first, count, |tile, shape| {
-                    // SAFETY: `Isa::Avx512` runs only where the processor offers the features;
-                    // `w` holds `count` vectors, and the tile is inside the part.
-                    unsafe { tile.dispatch::<Single>(shape, w.cast()) }
-                });
-            }
-        }
-    }
+/// Adds a slab that is f32.
+fn add(tile: &Tile, w: *const f32) {
+    // SAFETY: `Isa::Avx512` runs only where the processor offers the features; `slabs` gives a
+    // slab and a tile of the part.
+    unsafe { dispatch::<Single>(tile, w.cast()) }
 }
 
-/// Walks `part` of at most four rows, reading the weights in their own form.
-fn few<W: Element>(part: &Part) {
+/// Computes `part`, of at most four rows, reading float weights in their own form.
+fn in_place<W: Element>(part: &Part) {
     for panel in part.panels.clone() {
         let weights = part.w.panel(panel).as_ptr();
-        rows(part, panel, 0, part.w.k(), |tile, shape| {
-            // SAFETY: as in `slabs`; the panel holds k vectors.
-            unsafe { tile.dispatch::<W>(shape, weights) }
+        // SAFETY: as in `add`; the panel holds k vectors.
+        tiles(part, panel, 0, part.w.k(), |tile| unsafe {
+            dispatch::<W>(tile, weights)
         });
     }
 }
 
-/// Calls `work` for the tiles of all rows of `part`.
-fn rows(
-    part: &Part,
-    panel: usize,
-    first: usize,
-    count: usize,
-    work: impl Fn(&Tile, (usize, usize)),
-) {
-    let shape = part.x.shape();
-    let stride = shape.float_bytes() / size_of::<f32>();
-    let floats = part.x.floats();
-    let mut group = part.groups.start;
-    while group < part.groups.end {
-        let groups = if shape.group == 4 {
-            (part.groups.end - group).min(3)
-        } else {
-            1
-        };
-        let row = group * shape.group;
-        let tile = Tile {
-            count,
-            fresh: first == 0,
-            x: floats[group * stride + first * shape.group..].as_ptr(),
-            x_stride: stride,
-            out: part.out(row, panel),
-            out_stride: part.w.n(),
-            rows: (part.x.rows() - row).min(groups * shape.group),
-            lanes: (0xffff_u32 >> (LANES - part.lanes(panel))) as __mmask16,
-        };
-        work(&tile, (shape.group, groups));
-        group += groups;
+/// # Safety
+/// As [`compute`].
+unsafe fn dispatch<W: Element>(tile: &Tile, w: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (tile.group, tile.groups) {
+            (1, _) => compute::<W, 1, 1>(tile, w),
+            (2, _) => compute::<W, 2, 1>(tile, w),
+            (3, _) => compute::<W, 3, 1>(tile, w),
+            (_, 1) => compute::<W, 4, 1>(tile, w),
+            (_, 2) => compute::<W, 4, 2>(tile, w),
+            _ => compute::<W, 4, 3>(tile, w),
+        }
     }
 }
 
-/// One panel's slab times up to twelve rows.
-struct Tile {
-    /// Elements of k.
-    count: usize,
-    /// Whether the sums begin at zero rather than at what `out` holds.
-    fresh: bool,
-    /// First element of the first group.
-    x: *const f32,
-    /// Numbers from one group to the next.
-    x_stride: usize,
-    out: *mut f32,
-    out_stride: usize,
-    rows: usize,
-    lanes: __mmask16,
-}
-
-impl Tile {
-    /// # Safety
-    /// As [`Tile::compute`].
-    unsafe fn dispatch<W: Element>(&self, (group, groups): (usize, usize), w: *const u8) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match (group, groups) {
-                (1, _) => self.compute::<W, 1, 1>(w),
-                (2, _) => self.compute::<W, 2, 1>(w),
-                (3, _) => self.compute::<W, 3, 1>(w),
-                (_, 1) => self.compute::<W, 4, 1>(w),
-                (_, 2) => self.compute::<W, 4, 2>(w),
-                _ => self.compute::<W, 4, 3>(w),
+/// Adds `count` elements to `GROUPS` groups of `G` rows.
+///
+/// # Safety
+/// The processor offers the features; `w` holds `count` vectors of `W`, and the pointers of
+/// the tile are as their fields say.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn compute<W: Element, const G: usize, const GROUPS: usize>(tile: &Tile, w: *const u8) {
+    let lanes = (0xffff_u32 >> (LANES - tile.lanes)) as __mmask16;
+    let mut sums = [_mm512_setzero_ps(); 12];
+    let mut x: [*const f32; 3] = [0, 1, 2].map(|i| tile.x.wrapping_add(i * tile.x_stride));
+    // SAFETY: rows and lanes inside the output, elements inside the panel and the groups.
+    unsafe {
+        each!(r < G * GROUPS, {
+            if r < tile.rows && !tile.fresh {
+                let out = tile.out.add(r * tile.out_stride);
+                sums[r] = _mm512_maskz_loadu_ps(lanes, out);
             }
-        }
-    }
-
-    /// Adds `count` elements to `GROUPS` groups of `G` rows.
-    ///
-    /// # Safety
-    /// The processor offers the features; `w` holds `count` vectors of `W`, and the pointers of
-    /// the tile are as their fields say.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn compute<W: Element, const G: usize, const GROUPS: usize>(&self, w: *const u8) {
-        let mut sums = [_mm512_setzero_ps(); 12];
-        let mut x: [*const f32; 3] = [0, 1, 2].map(|i| self.x.wrapping_add(i * self.x_stride));
-        // SAFETY: rows and lanes inside the output, elements inside the panel and the groups.
-        unsafe {
-            each!(r < G * GROUPS, {
-                if r < self.rows && !self.fresh {
-                    let out = self.out.add(r * self.out_stride);
-                    sums[r] = _mm512_maskz_loadu_ps(self.lanes, out);
-                }
-            });
-            for i in 0..self.count {
-                let at = w.add(i * LANES * W::BYTES);
-                if W::BYTES < 4 || G * GROUPS <= 4 {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048).cast());
-                }
-                let w = W::load(at);
-                each!(r < G * GROUPS, {
-                    let x = _mm512_set1_ps(*x[r / G].add(r % G));
-                    sums[r] = _mm512_fmadd_ps(w, x, sums[r]);
-                });
-                x = x.map(|x| x.wrapping_add(G));
+        });
+        for i in 0..tile.count {
+            let at = w.add(i * LANES * W::BYTES);
+            if W::BYTES < 4 || G * GROUPS <= 4 {
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048).cast());
             }
+            let w = W::load(at);
             each!(r < G * GROUPS, {
-                if r < self.rows {
-                    _mm512_mask_storeu_ps(self.out.add(r * self.out_stride), self.lanes, sums[r]);
-                }
+                let x = _mm512_set1_ps(*x[r / G].add(r % G));
+                sums[r] = _mm512_fmadd_ps(w, x, sums[r]);
             });
+            x = x.map(|x| x.wrapping_add(G));
         }
+        each!(r < G * GROUPS, {
+            if r < tile.rows {
+                _mm512_mask_storeu_ps(tile.out.add(r * tile.out_stride), lanes, sums[r]);
+            }
+        });
     }
 }
 
@@ -269,7 +192,7 @@ unsafe fn dequantise<S: Source>(panel: *const u8, blocks: usize, segment: usize,
         let (segment, count) = Segment::at::<S>(panel, blocks, segment);
         for b in 0..count {
             segment.prefetch::<S>(b);
-            let block = segment.block::<S>(b);
+            let block = Block::unpack::<S>(segment.planes::<S>(b));
             for g in 0..BLOCK / 4 {
                 let (scale, min) = (block.scale[g / 4], block.min[g / 4]);
                 let mut codes = block.codes[g];

@@ -3,9 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::each;
-use super::unpack::{Segment, Source, with_source};
+use super::unpack::Block;
 use crate::activations::ROW_RECORD;
 use crate::matmul::Part;
+use crate::matmul::source::{Segment, Source, with_source};
 use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Computes `part`, whose weights are quantised.
@@ -85,7 +86,7 @@ impl Tile {
                     if self.first {
                         segment.prefetch::<S>(b);
                     }
-                    let w = segment.block::<S>(b);
+                    let w = Block::unpack::<S>(segment.planes::<S>(b));
                     each!(r < G * GROUPS, {
                         let record = x[r / G];
                         let codes = record.add((r % G) * BLOCK);

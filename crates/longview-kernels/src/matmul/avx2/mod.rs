@@ -1,0 +1,11 @@
+//! The products with AVX2.
+//!
+//! Sixteen registers of eight lanes hold neither a block's codes nor many sums, so a segment of a
+//! panel is unpacked to memory once and then read by every row.
+
+mod float;
+mod int8;
+mod unpack;
+
+pub(super) use float::float;
+pub(super) use int8::int8;

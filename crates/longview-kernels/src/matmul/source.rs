@@ -1,0 +1,134 @@
+//! Quantised formats as types, and where the blocks of a packed panel lie.
+
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+use crate::format::Format;
+use crate::packed::layout::{Layout, SEGMENT};
+
+/// A quantised format, as a type.
+pub(super) trait Source {
+    const LAYOUT: Layout;
+}
+
+macro_rules! sources {
+    ($($name:ident = $format:ident,)*) => {$(
+        pub(super) struct $name;
+        impl Source for $name {
+            const LAYOUT: Layout = match Layout::of(Format::$format) {
+                Some(layout) => layout,
+                None => panic!("a float format has no codes"),
+            };
+        }
+    )*};
+}
+
+sources! {
+    Q40 = Q4_0, Q41 = Q4_1, Q50 = Q5_0, Q51 = Q5_1, Q80 = Q8_0, Q2K = Q2_K, Q3K = Q3_K, Q4K = Q4_K,
+    Q5K = Q5_K, Q6K = Q6_K, Iq4Nl = IQ4_NL, Iq4Xs = IQ4_XS,
+}
+
+/// Calls `$function::<S>(args)` for the source of a quantised format.
+macro_rules! with_source {
+    ($format:expr, $function:ident($($arg:expr),*)) => {{
+        use crate::format::Format as F;
+        use crate::matmul::source as u;
+        match $format {
+            F::Q4_0 => $function::<u::Q40>($($arg),*),
+            F::Q4_1 => $function::<u::Q41>($($arg),*),
+            F::Q5_0 => $function::<u::Q50>($($arg),*),
+            F::Q5_1 => $function::<u::Q51>($($arg),*),
+            F::Q8_0 => $function::<u::Q80>($($arg),*),
+            F::Q2_K => $function::<u::Q2K>($($arg),*),
+            F::Q3_K => $function::<u::Q3K>($($arg),*),
+            F::Q4_K => $function::<u::Q4K>($($arg),*),
+            F::Q5_K => $function::<u::Q5K>($($arg),*),
+            F::Q6_K => $function::<u::Q6K>($($arg),*),
+            F::IQ4_NL => $function::<u::Iq4Nl>($($arg),*),
+            F::IQ4_XS => $function::<u::Iq4Xs>($($arg),*),
+            F::F32 | F::F16 | F::BF16 => unreachable!("float formats have no codes"),
+        }
+    }};
+}
+pub(super) use with_source;
+
+/// Where the planes of a segment begin.
+#[derive(Clone, Copy)]
+pub(super) struct Segment {
+    top: *const u8,
+    low: *const u8,
+    scales: *const u8,
+    factors: *const u8,
+}
+
+impl Segment {
+    /// Segment `at` of a panel of `blocks` blocks, and how many blocks it has.
+    ///
+    /// # Safety
+    /// `panel` is a packed panel of `S` with `blocks` blocks, and `8 · at < blocks`.
+    #[inline(always)]
+    pub(super) unsafe fn at<S: Source>(
+        panel: *const u8,
+        blocks: usize,
+        at: usize,
+    ) -> (Self, usize) {
+        let layout = S::LAYOUT;
+        let count = SEGMENT.min(blocks - at * SEGMENT);
+        // SAFETY: the planes lie inside the panel one after the other.
+        unsafe {
+            let top = panel.add(at * layout.segment_bytes(SEGMENT));
+            let low = top.add(count * layout.top_bytes());
+            let scales = low.add(count * layout.low_bytes());
+            let factors = scales.add(count * layout.scale_bytes());
+            (
+                Segment {
+                    top,
+                    low,
+                    scales,
+                    factors,
+                },
+                count,
+            )
+        }
+    }
+
+    /// Top plane, low plane and scales of block `b`, and the segment's factors.
+    ///
+    /// # Safety
+    /// `b` is below the segment's number of blocks.
+    #[inline(always)]
+    pub(super) unsafe fn planes<S: Source>(self, b: usize) -> Planes {
+        let layout = S::LAYOUT;
+        // SAFETY: the block's part of each plane lies inside it.
+        unsafe {
+            Planes {
+                top: self.top.add(b * layout.top_bytes()),
+                low: self.low.add(b * layout.low_bytes()),
+                scales: self.scales.add(b * layout.scale_bytes()),
+                factors: self.factors,
+            }
+        }
+    }
+
+    /// Asks for the weights about one segment ahead of block `b`, in this panel or the next.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Source>(self, b: usize) {
+        let layout = S::LAYOUT;
+        let bytes = layout.segment_bytes(SEGMENT) / SEGMENT;
+        let start = self
+            .top
+            .wrapping_add(layout.segment_bytes(SEGMENT) + b * bytes);
+        for line in 0..bytes.div_ceil(64) {
+            // SAFETY: prefetching reads nothing; any address is allowed.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64 * line).cast()) };
+        }
+    }
+}
+
+/// Where the parts of a block are.
+#[derive(Clone, Copy)]
+pub(super) struct Planes {
+    pub(super) top: *const u8,
+    pub(super) low: *const u8,
+    pub(super) scales: *const u8,
+    pub(super) factors: *const u8,
+}
