@@ -3,6 +3,7 @@
 
 For each format two files in crates/longview-kernels/tests/data/formats/: NAME.blocks (the packed
 bytes) and NAME.f32 (the reference values, little endian), the latter from the PyPI package `gguf`.
+Where that package also writes a format, NAME.packed is what it makes of the values in normal.f32.
 Tests read these files and need no Python. Run again only when a format is added:
 
     pip install numpy gguf && python tools/make_format_fixtures.py
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as Type
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 
 OUT = Path(__file__).resolve().parent.parent / "crates/longview-kernels/tests/data/formats"
 
@@ -47,6 +48,12 @@ def main() -> None:
         (OUT / f"{name}.blocks").write_bytes(blocks.tobytes())
         (OUT / f"{name}.f32").write_bytes(values.tobytes())
         print(f"{name:7} {blocks.size:7} bytes {values.size:6} values")
+
+    normal = (rng.standard_normal(2048) * np.repeat(10.0 ** rng.uniform(-3, 1, 64), 32)).astype("<f4")
+    normal[32:64] = 0.0
+    (OUT / "normal.f32").write_bytes(normal.tobytes())
+    for name in ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]:
+        (OUT / f"{name}.packed").write_bytes(quantize(normal, Type[name]).tobytes())
 
 
 if __name__ == "__main__":

@@ -25,3 +25,26 @@ pub(super) fn unpack_bf16(bytes: &[u8], out: &mut [f32]) {
         *value = bf16::from_le_bytes(*element).to_f32();
     }
 }
+
+/// Appends each value as it is.
+pub(super) fn pack_f32(values: &[f32], out: &mut Vec<u8>) {
+    out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+}
+
+/// Appends each value as f16, to nearest, ties to even.
+pub(super) fn pack_f16(values: &[f32], out: &mut Vec<u8>) {
+    out.extend(
+        values
+            .iter()
+            .flat_map(|&value| f16::from_f32(value).to_le_bytes()),
+    );
+}
+
+/// Appends each value as bf16, to nearest, ties to even.
+pub(super) fn pack_bf16(values: &[f32], out: &mut Vec<u8>) {
+    out.extend(
+        values
+            .iter()
+            .flat_map(|&value| bf16::from_f32(value).to_le_bytes()),
+    );
+}

@@ -1,10 +1,13 @@
 //! Tensor element formats: floats and the block formats of GGUF.
 
 mod dequantize;
+mod fit;
 mod float;
 mod iq4;
+mod k_pack;
 mod k_quants;
 mod legacy;
+mod quantize;
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,6 +18,7 @@ pub use dequantize::dequantize;
 pub use iq4::IQ4_VALUES;
 pub(crate) use iq4::iq4_xs_scales;
 pub(crate) use k_quants::{q3_k_scales, scales_and_mins};
+pub use quantize::{QuantizeError, quantize};
 
 /// How the elements of a tensor are stored.
 ///
@@ -116,7 +120,7 @@ impl Format {
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
     }
 }
 
@@ -137,6 +141,13 @@ impl FromStr for Format {
 /// The f16 at byte `offset`, little endian.
 fn half_at(bytes: &[u8], offset: usize) -> f32 {
     f16::from_le_bytes([bytes[offset], bytes[offset + 1]]).to_f32()
+}
+
+/// Stores `value` as f16 at byte `offset` and gives it as stored.
+fn put_half(bytes: &mut [u8], offset: usize, value: f32) -> f32 {
+    let stored = f16::from_f32(value);
+    bytes[offset..offset + 2].copy_from_slice(&stored.to_le_bytes());
+    stored.to_f32()
 }
 
 /// Element `i` of a nibble array whose byte `j` holds element `j` low and `j + pairs` high.
