@@ -8,7 +8,7 @@ use memmap2::Mmap;
 
 use crate::error::{Result, WeightsError};
 
-/// The bytes of one file: mapped, or part of the program.
+/// The bytes of one file: mapped, part of the program, or in memory.
 #[derive(Debug)]
 pub(crate) struct Source {
     /// The path or name that errors show.
@@ -22,6 +22,7 @@ enum Bytes {
     Empty,
     Mapped(Mmap),
     Static(&'static [u8]),
+    Owned(Vec<u8>),
 }
 
 impl Source {
@@ -74,11 +75,17 @@ impl Source {
         }
     }
 
+    /// Bytes in memory.
+    pub(crate) fn from_bytes(name: &str, bytes: Vec<u8>) -> Source {
+        Source { name: name.to_owned(), bytes: Bytes::Owned(bytes) }
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Empty => &[],
             Bytes::Mapped(map) => map,
             Bytes::Static(bytes) => bytes,
+            Bytes::Owned(bytes) => bytes,
         }
     }
 

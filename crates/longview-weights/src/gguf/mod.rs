@@ -50,6 +50,15 @@ impl GgufFile {
         GgufFile::assemble(vec![Part::read(Source::from_static(name, bytes))?])
     }
 
+    /// Reads a GGUF file that is in memory; `name` is what errors call it.
+    ///
+    /// # Errors
+    ///
+    /// As [`GgufFile::open`].
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<GgufFile> {
+        GgufFile::assemble(vec![Part::read(Source::from_bytes(name, bytes))?])
+    }
+
     /// The path or name of the (first) file.
     pub fn name(&self) -> &str {
         &self.tensors.sources()[0].name
