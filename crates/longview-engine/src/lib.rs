@@ -1,3 +1,18 @@
-//! Prefill as a resumable job, the decode loop, sampling, events
+//! The engine: a model, its tokenizer and the memory they may use, and what is done with them.
+//!
+//! [`Engine::open`] loads a model; [`Engine::new_context`] makes a context of a planned length;
+//! [`Engine::prefill`] reads tokens into it chunk by chunk, keeping every finished chunk when it
+//! is stopped; [`Engine::generate`] continues it token by token.
 
+mod engine;
+mod error;
+mod generate;
+mod plan;
+mod prefill;
 pub mod sampling;
+
+pub use engine::{Engine, EngineOptions, ModelDescription, ModelSource, inspect};
+pub use error::EngineError;
+pub use generate::{EndOfText, Event, FinishReason, GenerateOptions, Generated};
+pub use plan::MemoryPlan;
+pub use prefill::{Control, PrefillProgress};

@@ -9,6 +9,8 @@ use crate::error::KvError;
 /// What memory is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
+    /// The program itself and the model's vocabulary.
+    Program,
     /// Model weights in the form the kernels read.
     Weights,
     /// Keys and values.
@@ -35,6 +37,8 @@ pub struct Reservation {
 /// Bytes in use by purpose, and the most there ever were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// Bytes of the program itself.
+    pub program: u64,
     /// Bytes of weights.
     pub weights: u64,
     /// Bytes of keys and values.
@@ -111,11 +115,12 @@ impl Ledger {
 impl Usage {
     /// All bytes in use.
     pub fn total(&self) -> u64 {
-        self.weights + self.kv + self.scratch
+        self.program + self.weights + self.kv + self.scratch
     }
 
     fn of(&mut self, purpose: Purpose) -> &mut u64 {
         match purpose {
+            Purpose::Program => &mut self.program,
             Purpose::Weights => &mut self.weights,
             Purpose::Kv => &mut self.kv,
             Purpose::Scratch => &mut self.scratch,
@@ -139,6 +144,7 @@ impl Drop for Reservation {
 impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Purpose::Program => "the program",
             Purpose::Weights => "weights",
             Purpose::Kv => "KV cache",
             Purpose::Scratch => "scratch",

@@ -140,12 +140,7 @@ fn attention_follows_the_definition_across_spans_and_windows() {
             let mut workspace = AttendWorkspace::default();
             for chunk in [1000, 60, 1, 239, 3] {
                 let start = context.len();
-                let out = step(
-                    vec![(&mut context, chunk)],
-                    Isa::best(),
-                    &pool,
-                    &mut workspace,
-                );
+                let out = step(vec![(&mut context, chunk)], &exec, &mut workspace);
                 for row in [0, chunk / 2, chunk - 1] {
                     let expected = oracle(start + row, window);
                     let got = &out[row * HEADS * DIM..(row + 1) * HEADS * DIM];
@@ -172,8 +167,7 @@ fn rows_are_the_same_bits_however_they_are_batched() {
             let mut whole = context(&layout);
             let expected = step(
                 vec![(&mut whole, tokens)],
-                isa,
-                &Pool::new(1),
+                &Exec::new(1, isa, Numerics::Default),
                 &mut workspace,
             );
             let row = |at: usize| &expected[at * HEADS * DIM..(at + 1) * HEADS * DIM];
@@ -186,8 +180,7 @@ fn rows_are_the_same_bits_however_they_are_batched() {
             while at < tokens - 100 {
                 let out = step(
                     vec![(&mut first, 7), (&mut second, 2)],
-                    isa,
-                    &pool,
+                    &exec,
                     &mut workspace,
                 );
                 for i in 0..7 {

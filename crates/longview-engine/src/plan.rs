@@ -1,0 +1,120 @@
+//! What a context of some length will need, before anything is computed.
+
+use std::fmt;
+
+/// Bytes by purpose for one context of `tokens` tokens, against the memory allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Tokens planned.
+    pub tokens: usize,
+    /// The model's limit in tokens.
+    pub model_tokens: usize,
+    /// Bytes of the program itself with the vocabulary, measured.
+    pub program: u64,
+    /// Bytes of weights in the form the kernels read.
+    pub weights: u64,
+    /// Bytes of keys and values.
+    pub kv: u64,
+    /// Bytes of the buffers of a forward pass.
+    pub scratch: u64,
+    /// Bytes allowed; `None` when no limit was given.
+    pub limit: Option<u64>,
+    /// The longest context that fits, in tokens; without a limit the model's.
+    pub longest_context: usize,
+}
+
+impl MemoryPlan {
+    /// All bytes together.
+    pub fn total(&self) -> u64 {
+        self.program + self.weights + self.kv + self.scratch
+    }
+
+    /// Whether the plan fits the memory allowed.
+    pub fn fits(&self) -> bool {
+        self.limit.is_none_or(|limit| self.total() <= limit)
+    }
+}
+
+/// The table shown when a plan is refused, and by `longview doctor`.
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(limit) = self.limit.filter(|_| !self.fits()) {
+            writeln!(
+                f,
+                "a context of {} tokens needs {}, but --memory allows {}:",
+                self.tokens,
+                mebibytes(self.total()),
+                mebibytes(limit)
+            )?;
+        }
+        let kv_name = format!("KV cache of {} tokens", self.tokens);
+        for (name, bytes) in [
+            ("program and vocabulary", self.program),
+            ("weights", self.weights),
+            (kv_name.as_str(), self.kv),
+            ("scratch", self.scratch),
+            ("total", self.total()),
+        ] {
+            writeln!(f, "  {name:32} {:>12}", mebibytes(bytes))?;
+        }
+        if let Some(limit) = self.limit {
+            writeln!(f, "  {:32} {:>12}", "allowed", mebibytes(limit))?;
+        }
+        if self.longest_context > 0 {
+            write!(
+                f,
+                "the longest context that fits is {} tokens",
+                self.longest_context
+            )?;
+            if self.longest_context == self.model_tokens {
+                write!(f, " (the model's own limit)")?;
+            }
+        } else {
+            write!(
+                f,
+                "the model does not fit even with an empty context: use a smaller model or \
+                       a smaller quantisation, or give more with --memory"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_shows_both_numbers_and_what_would_fit() {
+        let plan = MemoryPlan {
+            tokens: 5000,
+            model_tokens: 8192,
+            program: 1 << 20,
+            weights: 10 << 20,
+            kv: 100 << 20,
+            scratch: 1 << 20,
+            limit: Some(64 << 20),
+            longest_context: 2600,
+        };
+        assert!(!plan.fits());
+        let table = plan.to_string();
+        for part in [
+            "5000 tokens needs 112.0 MiB",
+            "allows 64.0 MiB",
+            "2600 tokens",
+        ] {
+            assert!(table.contains(part), "{table}");
+        }
+        assert!(
+            MemoryPlan {
+                limit: None,
+                ..plan
+            }
+            .fits()
+        );
+    }
+}

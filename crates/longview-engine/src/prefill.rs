@@ -1,0 +1,72 @@
+//! Prefill: reading tokens into a context, chunk by chunk.
+
+use std::time::{Duration, Instant};
+
+use longview_kv::{Context, Segment, Wanted};
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+
+/// What to do after a step of a long piece of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Go on.
+    Continue,
+    /// Leave off here; what is done stays done.
+    Stop,
+}
+
+/// How far a prefill has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PrefillProgress {
+    /// Tokens read by this prefill.
+    pub done: usize,
+    /// Tokens it was asked to read.
+    pub total: usize,
+    /// Time since it began.
+    pub elapsed: Duration,
+}
+
+impl PrefillProgress {
+    /// Tokens read a second so far.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+}
+
+impl Engine {
+    /// Reads `tokens` into `context` in chunks of [`Engine::chunk_tokens`], calling `on` after
+    /// each. Every finished chunk stays in the context when `on` stops the prefill, when it
+    /// fails, and when the process goes on to something else: reading the rest later gives the
+    /// same bits as reading all at once.
+    ///
+    /// # Errors
+    /// When the tokens do not fit the model's context or the memory allowed.
+    pub fn prefill(
+        &self,
+        context: &mut Context,
+        tokens: &[u32],
+        on: &mut dyn FnMut(PrefillProgress) -> Control,
+    ) -> Result<Control, EngineError> {
+        let start = Instant::now();
+        let mut done = 0;
+        for chunk in tokens.chunks(self.chunk_tokens()) {
+            let segment = Segment {
+                context: &mut *context,
+                tokens: chunk,
+                wanted: Wanted::Nothing,
+            };
+            drop(self.pass(vec![segment])?);
+            done += chunk.len();
+            let progress = PrefillProgress {
+                done,
+                total: tokens.len(),
+                elapsed: start.elapsed(),
+            };
+            if on(progress) == Control::Stop && done < tokens.len() {
+                return Ok(Control::Stop);
+            }
+        }
+        Ok(Control::Continue)
+    }
+}

@@ -1,0 +1,128 @@
+//! The engine on the reference model: facts found, streams whole, prefill kept and resumed.
+
+use longview_engine::{
+    Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason, GenerateOptions,
+};
+use longview_text::{ShowSpecials, Specials};
+
+/// A document with a fact in it.
+fn document() -> String {
+    let filler = " The wind had risen in the night, and the sea was grey and full of foam.";
+    let fact = " The special magic number for amber falcon is 48213.";
+    format!("{}{fact}{}", filler.repeat(12), filler.repeat(20))
+}
+
+fn prompt(engine: &Engine, document: &str) -> Vec<u32> {
+    let encode = |text: &str| engine.tokenizer().encode(text, Specials::Parse).unwrap();
+    let question = "<|user|> What is the special magic number for amber falcon?<|assistant|>";
+    [encode("<|bos|>"), encode(document), encode(question)].concat()
+}
+
+fn quiet(_: Event<'_>) -> Control {
+    Control::Continue
+}
+
+fn open() -> Engine {
+    Engine::open(&EngineOptions { chunk_tokens: 128, ..EngineOptions::default() }).unwrap()
+}
+
+#[test]
+fn a_planted_fact_is_answered_and_streamed() {
+    let engine = open();
+    let prompt = prompt(&engine, &document());
+    let mut context = engine.new_context(prompt.len() + 40).unwrap();
+    let mut streamed = String::new();
+    let answer = engine
+        .generate(&mut context, &prompt, &mut GenerateOptions::greedy(40), &mut |event| {
+            if let Event::Text(text) = event {
+                streamed.push_str(text);
+            }
+            Control::Continue
+        })
+        .unwrap();
+    assert_eq!(answer.text, " The special magic number for amber falcon is 48213.");
+    assert_eq!(streamed, answer.text);
+    assert_eq!(answer.finish, FinishReason::EndOfText);
+    assert_eq!(context.len(), prompt.len() + answer.ids.len() - 1);
+    assert!(answer.logprobs.iter().all(|p| p.is_finite() && *p <= 0.0));
+}
+
+#[test]
+fn a_stopped_prefill_keeps_its_chunks_and_goes_on_to_the_same_answer() {
+    let engine = open();
+    let prompt = prompt(&engine, &document());
+    let answer = |context: &mut _| {
+        let reused = engine.align(context, &prompt).unwrap();
+        let mut options = GenerateOptions::greedy(30);
+        (reused, engine.generate(context, &prompt[reused..], &mut options, &mut quiet).unwrap())
+    };
+    let mut whole = engine.new_context(prompt.len() + 30).unwrap();
+    let (reused, expected) = answer(&mut whole);
+    assert_eq!(reused, 0);
+
+    let mut context = engine.new_context(prompt.len() + 30).unwrap();
+    let mut chunks = 0;
+    let control = engine
+        .prefill(&mut context, &prompt, &mut |progress| {
+            chunks += 1;
+            assert_eq!(progress.total, prompt.len());
+            if chunks == 3 { Control::Stop } else { Control::Continue }
+        })
+        .unwrap();
+    assert_eq!((control, context.len()), (Control::Stop, 3 * 128));
+    let mut fork = context.fork();
+    let (reused, resumed) = answer(&mut context);
+    assert_eq!(reused, 3 * 128);
+    assert_eq!((&resumed.ids, &resumed.logprobs), (&expected.ids, &expected.logprobs));
+
+    // A fork goes its own way, and a longer context is cut back to what it shares.
+    let (_, forked) = answer(&mut fork);
+    assert_eq!(forked.logprobs, expected.logprobs);
+    let (reused, again) = answer(&mut fork);
+    assert_eq!(reused, prompt.len() - 1);
+    assert_eq!(again.logprobs, expected.logprobs);
+}
+
+#[test]
+fn stop_texts_limits_and_cancelling_end_a_generation() {
+    let engine = open();
+    let prompt = prompt(&engine, &document());
+    let run = |options: &mut GenerateOptions, on: &mut dyn FnMut(Event<'_>) -> Control| {
+        let mut context = engine.new_context(prompt.len() + 60).unwrap();
+        engine.generate(&mut context, &prompt, options, on).unwrap()
+    };
+    let mut options = GenerateOptions { stop: vec!["falcon".into()], ..GenerateOptions::greedy(40) };
+    let stopped = run(&mut options, &mut quiet);
+    assert_eq!(stopped.text, " The special magic number for amber ");
+    assert_eq!(stopped.finish, FinishReason::Stop);
+
+    let short = run(&mut GenerateOptions::greedy(3), &mut quiet);
+    assert_eq!((short.ids.len(), short.finish), (3, FinishReason::Length));
+
+    let mut options =
+        GenerateOptions { end_of_text: EndOfText::Ignored, ..GenerateOptions::greedy(50) };
+    options.specials = ShowSpecials::Show;
+    let long = run(&mut options, &mut quiet);
+    assert_eq!((long.ids.len(), long.finish), (50, FinishReason::Length));
+    assert!(long.text.contains("<|eos|>"));
+
+    let cancelled = run(&mut GenerateOptions::greedy(40), &mut |event| match event {
+        Event::Text(_) => Control::Stop,
+        Event::Prefill(_) => Control::Continue,
+    });
+    assert_eq!(cancelled.finish, FinishReason::Cancelled);
+}
+
+#[test]
+fn impossible_requests_are_refused() {
+    let engine = open();
+    let mut context = engine.new_context(10).unwrap();
+    let mut options = GenerateOptions::greedy(1);
+    let empty = engine.generate(&mut context, &[], &mut options, &mut quiet);
+    assert!(matches!(empty, Err(EngineError::EmptyPrompt)));
+    let outside = engine.generate(&mut context, &[5000], &mut options, &mut quiet);
+    assert!(outside.unwrap_err().to_string().contains("5000"));
+    assert!(context.is_empty());
+    let long = engine.new_context((1 << 20) + 1).err().unwrap();
+    assert!(long.is_request_error() && long.to_string().contains("1048577"));
+}
