@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::{Context, KvType, Ledger, Purpose, Reservation, Segment};
 use longview_models::{Model, ModelFile, Workspace};
-use longview_text::{Tokenizer, Vocabulary};
+use longview_text::{ChatTemplate, Moment, TemplateVars, Tokenizer, Vocabulary};
 use longview_weights::{GgufFile, WeightFile};
 use serde_json::Value;
 
@@ -70,7 +70,7 @@ pub struct ModelDescription {
 pub struct Engine {
     model: Model,
     tokenizer: Tokenizer,
-    template: Option<String>,
+    template: ChatTemplate,
     generation_config: Option<Value>,
     exec: Exec,
     ledger: Ledger,
@@ -172,9 +172,20 @@ impl Engine {
         &self.tokenizer
     }
 
-    /// The chat template's source, where the model has one.
-    pub fn template(&self) -> Option<&str> {
-        self.template.as_deref()
+    /// The chat template; [`ChatTemplate::PLAIN`] where the model has none.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// What a template of this model sees beside the messages, with `now` as the date.
+    pub fn template_vars(&self, now: Moment) -> TemplateVars {
+        let text = |id: Option<u32>| {
+            let bytes = id
+                .and_then(|id| self.tokenizer.token_bytes(id))
+                .unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        TemplateVars::new(text(self.tokenizer.bos()), text(self.tokenizer.eos()), now)
     }
 
     /// `generation_config.json`, where the model has one.
@@ -285,6 +296,37 @@ pub fn inspect(
     Ok((describe(&file, kv_type), file))
 }
 
+/// What a context of `tokens` tokens would need, without loading the weights.
+///
+/// # Errors
+/// When the file cannot be read or understood.
+pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, EngineError> {
+    let file = ModelFile::new(open_file(&options.model)?)?;
+    let kv_type = options.kv_type.unwrap_or(match options.numerics {
+        Numerics::Default => KvType::F16,
+        Numerics::F32 => KvType::F32,
+    });
+    Ok(plan_for(
+        &file,
+        kv_type,
+        options.chunk_tokens.max(1),
+        options.threads.unwrap_or_else(processor_cores),
+        resident_bytes(),
+        &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
+        tokens,
+    ))
+}
+
+/// A model's tokenizer alone; a GGUF file with a vocabulary and no tensors is enough.
+///
+/// # Errors
+/// When the file cannot be read or its vocabulary cannot be understood.
+pub fn open_tokenizer(source: &ModelSource) -> Result<Tokenizer, EngineError> {
+    let file = open_file(source)?;
+    let (tokenizer, _) = text_side(&file).map_err(|error| error.in_file(&file.name()))?;
+    Ok(tokenizer)
+}
+
 fn open_file(source: &ModelSource) -> Result<WeightFile, EngineError> {
     Ok(match source {
         ModelSource::Embedded => WeightFile::Gguf(GgufFile::from_static("needle", EMBEDDED)?),
@@ -325,7 +367,7 @@ impl From<longview_weights::WeightsError> for TextSideError {
 }
 
 /// The tokenizer and the chat template of a model.
-fn text_side(file: &WeightFile) -> Result<(Tokenizer, Option<String>), TextSideError> {
+fn text_side(file: &WeightFile) -> Result<(Tokenizer, ChatTemplate), TextSideError> {
     let (tokenizer, own_template) = match file {
         WeightFile::HuggingFace(folder) => {
             let path = folder.tokenizer_path()?;
@@ -344,7 +386,8 @@ fn text_side(file: &WeightFile) -> Result<(Tokenizer, Option<String>), TextSideE
         _ => unreachable!("ModelFile::new refuses other kinds"),
     };
     let source = own_template.or_else(|| tokenizer.chat_template().map(str::to_owned));
-    Ok((tokenizer, source))
+    let template = ChatTemplate::new(source.as_deref().unwrap_or(ChatTemplate::PLAIN))?;
+    Ok((tokenizer, template))
 }
 
 fn describe(file: &ModelFile, kv_type: KvType) -> ModelDescription {

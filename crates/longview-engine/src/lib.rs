@@ -11,7 +11,9 @@ mod plan;
 mod prefill;
 pub mod sampling;
 
-pub use engine::{Engine, EngineOptions, ModelDescription, ModelSource, inspect};
+pub use engine::{
+    Engine, EngineOptions, ModelDescription, ModelSource, inspect, open_tokenizer, plan,
+};
 pub use error::EngineError;
 pub use generate::{EndOfText, Event, FinishReason, GenerateOptions, Generated};
 pub use plan::MemoryPlan;

@@ -23,7 +23,11 @@ fn quiet(_: Event<'_>) -> Control {
 }
 
 fn open() -> Engine {
-    Engine::open(&EngineOptions { chunk_tokens: 128, ..EngineOptions::default() }).unwrap()
+    Engine::open(&EngineOptions {
+        chunk_tokens: 128,
+        ..EngineOptions::default()
+    })
+    .unwrap()
 }
 
 #[test]
@@ -33,14 +37,22 @@ fn a_planted_fact_is_answered_and_streamed() {
     let mut context = engine.new_context(prompt.len() + 40).unwrap();
     let mut streamed = String::new();
     let answer = engine
-        .generate(&mut context, &prompt, &mut GenerateOptions::greedy(40), &mut |event| {
-            if let Event::Text(text) = event {
-                streamed.push_str(text);
-            }
-            Control::Continue
-        })
+        .generate(
+            &mut context,
+            &prompt,
+            &mut GenerateOptions::greedy(40),
+            &mut |event| {
+                if let Event::Text(text) = event {
+                    streamed.push_str(text);
+                }
+                Control::Continue
+            },
+        )
         .unwrap();
-    assert_eq!(answer.text, " The special magic number for amber falcon is 48213.");
+    assert_eq!(
+        answer.text,
+        " The special magic number for amber falcon is 48213."
+    );
     assert_eq!(streamed, answer.text);
     assert_eq!(answer.finish, FinishReason::EndOfText);
     assert_eq!(context.len(), prompt.len() + answer.ids.len() - 1);
@@ -54,7 +66,12 @@ fn a_stopped_prefill_keeps_its_chunks_and_goes_on_to_the_same_answer() {
     let answer = |context: &mut _| {
         let reused = engine.align(context, &prompt).unwrap();
         let mut options = GenerateOptions::greedy(30);
-        (reused, engine.generate(context, &prompt[reused..], &mut options, &mut quiet).unwrap())
+        (
+            reused,
+            engine
+                .generate(context, &prompt[reused..], &mut options, &mut quiet)
+                .unwrap(),
+        )
     };
     let mut whole = engine.new_context(prompt.len() + 30).unwrap();
     let (reused, expected) = answer(&mut whole);
@@ -66,14 +83,21 @@ fn a_stopped_prefill_keeps_its_chunks_and_goes_on_to_the_same_answer() {
         .prefill(&mut context, &prompt, &mut |progress| {
             chunks += 1;
             assert_eq!(progress.total, prompt.len());
-            if chunks == 3 { Control::Stop } else { Control::Continue }
+            if chunks == 3 {
+                Control::Stop
+            } else {
+                Control::Continue
+            }
         })
         .unwrap();
     assert_eq!((control, context.len()), (Control::Stop, 3 * 128));
     let mut fork = context.fork();
     let (reused, resumed) = answer(&mut context);
     assert_eq!(reused, 3 * 128);
-    assert_eq!((&resumed.ids, &resumed.logprobs), (&expected.ids, &expected.logprobs));
+    assert_eq!(
+        (&resumed.ids, &resumed.logprobs),
+        (&expected.ids, &expected.logprobs)
+    );
 
     // A fork goes its own way, and a longer context is cut back to what it shares.
     let (_, forked) = answer(&mut fork);
@@ -91,7 +115,10 @@ fn stop_texts_limits_and_cancelling_end_a_generation() {
         let mut context = engine.new_context(prompt.len() + 60).unwrap();
         engine.generate(&mut context, &prompt, options, on).unwrap()
     };
-    let mut options = GenerateOptions { stop: vec!["falcon".into()], ..GenerateOptions::greedy(40) };
+    let mut options = GenerateOptions {
+        stop: vec!["falcon".into()],
+        ..GenerateOptions::greedy(40)
+    };
     let stopped = run(&mut options, &mut quiet);
     assert_eq!(stopped.text, " The special magic number for amber ");
     assert_eq!(stopped.finish, FinishReason::Stop);
@@ -99,8 +126,10 @@ fn stop_texts_limits_and_cancelling_end_a_generation() {
     let short = run(&mut GenerateOptions::greedy(3), &mut quiet);
     assert_eq!((short.ids.len(), short.finish), (3, FinishReason::Length));
 
-    let mut options =
-        GenerateOptions { end_of_text: EndOfText::Ignored, ..GenerateOptions::greedy(50) };
+    let mut options = GenerateOptions {
+        end_of_text: EndOfText::Ignored,
+        ..GenerateOptions::greedy(50)
+    };
     options.specials = ShowSpecials::Show;
     let long = run(&mut options, &mut quiet);
     assert_eq!((long.ids.len(), long.finish), (50, FinishReason::Length));
