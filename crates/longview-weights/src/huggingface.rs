@@ -1,25 +1,18 @@
 //! Hugging Face model folders: configuration as JSON, weights in safetensors files.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use ::safetensors::Dtype;
 use longview_kernels::Format;
-use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use crate::error::{Result, WeightsError};
+use crate::json::{read_bounded, read_json};
+use crate::safetensors::read_header;
 use crate::source::Source;
 use crate::table::{Entry, Table};
 use crate::tensor::Tensor;
-
-/// The most a JSON file may have that is read whole. Real indexes and configurations stay below a
-/// tenth of this.
-const MAX_JSON_BYTES: u64 = 64 << 20;
-/// The most the header of a safetensors file may have; the format's own bound.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -275,106 +268,6 @@ impl HuggingFaceFolder {
             });
         }
         self.tensors.add(source, entries)
-    }
-}
-
-/// The header of a safetensors file and where the data begins. All tensors lie one after another
-/// from there to the end of the file.
-fn read_header(source: &Source) -> Result<(usize, Metadata)> {
-    let (file, bytes) = (&source.name, source.bytes());
-    let truncated = |what: &str, offset: usize, needed: u64| WeightsError::Truncated {
-        file: file.clone(),
-        what: what.to_owned(),
-        offset,
-        needed,
-        left: bytes.len().saturating_sub(offset) as u64,
-    };
-    let damaged = |offset: usize, what: String| WeightsError::Header {
-        file: file.clone(),
-        offset,
-        what,
-    };
-    let Some(length) = bytes.first_chunk::<8>() else {
-        return Err(truncated("the length of the header", 0, 8));
-    };
-    let length = u64::from_le_bytes(*length);
-    if length > MAX_HEADER_BYTES {
-        let what = format!(
-            "a header of {length} bytes, at most {MAX_HEADER_BYTES} are read; is this a \
-             safetensors file?"
-        );
-        return Err(damaged(0, what));
-    }
-    let start = 8 + length as usize;
-    let Some(json) = bytes.get(8..start) else {
-        return Err(truncated("the header", 8, length));
-    };
-    // Checks that tensors follow each other without gap or overlap and that shapes fit sizes.
-    let header: Metadata =
-        serde_json::from_slice(json).map_err(|error| damaged(8, error.to_string()))?;
-    let data = header.data_len();
-    match data.cmp(&(bytes.len() - start)) {
-        std::cmp::Ordering::Equal => Ok((start, header)),
-        std::cmp::Ordering::Greater => Err(truncated("the tensor data", start, data as u64)),
-        std::cmp::Ordering::Less => {
-            let extra = bytes.len() - start - data;
-            Err(damaged(
-                start + data,
-                format!("{extra} bytes after the last tensor"),
-            ))
-        }
-    }
-}
-
-/// A JSON file, or `None` if it is not there.
-fn read_json(path: &Path) -> Result<Option<Value>> {
-    let Some(bytes) = read_bounded(path)? else {
-        return Ok(None);
-    };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| WeightsError::Json {
-            path: path.display().to_string(),
-            what: format!("not valid JSON: {error}"),
-        })
-}
-
-/// A small file whole, or `None` if it is not there.
-fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>> {
-    let name = || path.display().to_string();
-    let bytes = match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => metadata.len(),
-        Ok(_) => {
-            let source = io::Error::other("it is not a regular file");
-            return Err(WeightsError::Io {
-                path: name(),
-                action: "read the file",
-                source,
-            });
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(WeightsError::Io {
-                path: name(),
-                action: "read the file",
-                source,
-            });
-        }
-    };
-    if bytes > MAX_JSON_BYTES {
-        return Err(WeightsError::TooLarge {
-            path: name(),
-            bytes,
-            limit: MAX_JSON_BYTES,
-        });
-    }
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(source) => Err(WeightsError::Io {
-            path: name(),
-            action: "read the file",
-            source,
-        }),
     }
 }
 

@@ -13,7 +13,9 @@
 mod error;
 pub mod gguf;
 mod huggingface;
+mod json;
 mod listing;
+mod safetensors;
 mod source;
 mod table;
 mod tensor;

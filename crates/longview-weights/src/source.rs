@@ -77,7 +77,10 @@ impl Source {
 
     /// Bytes in memory.
     pub(crate) fn from_bytes(name: &str, bytes: Vec<u8>) -> Source {
-        Source { name: name.to_owned(), bytes: Bytes::Owned(bytes) }
+        Source {
+            name: name.to_owned(),
+            bytes: Bytes::Owned(bytes),
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

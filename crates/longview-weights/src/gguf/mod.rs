@@ -1,5 +1,6 @@
 //! GGUF, the single-file format of llama.cpp and its relatives, versions 2 and 3.
 
+mod cursor;
 mod metadata;
 mod parse;
 mod shards;
