@@ -1,9 +1,11 @@
 //! Rows of activations, prepared once for the products that share them.
 
+mod forms;
+
 use crate::exec::Exec;
-use crate::isa::Isa;
 use crate::memory::AlignedBytes;
 use crate::packed::layout::BLOCK;
+use forms::{interleave, quantize};
 
 /// The forms of activations that products read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -266,125 +268,10 @@ fn reserve(buffer: &mut AlignedBytes, bytes: usize) {
     }
 }
 
-/// Compiles a plain function once for each instruction set: the same operations, wider registers.
-macro_rules! for_each_isa {
-    ($name:ident, $body:ident($($arg:ident: $type:ty),*)) => {
-        fn $name(isa: Isa, $($arg: $type),*) {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($arg: $type),*) {
-                    $body($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) {
-                    $body($($arg),*)
-                }
-                match isa {
-                    // SAFETY: `Exec` holds only instruction sets the processor offers.
-                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    Isa::Scalar => {}
-                }
-            }
-            let _ = isa;
-            $body($($arg),*)
-        }
-    };
-}
-
-for_each_isa!(interleave, interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]));
-for_each_isa!(quantize, quantize_rows(x: &[f32], k: usize, group: usize, out: &mut [u8]));
-
-/// `[rows][k]` → `[k][group]`; rows that are not there are zeros.
-#[inline(always)]
-fn interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]) {
-    if x.len() == 4 * k && group == 4 {
-        let (a, rest) = x.split_at(k);
-        let (b, rest) = rest.split_at(k);
-        let (c, d) = rest.split_at(k);
-        for ((((out, a), b), c), d) in out.chunks_exact_mut(4).zip(a).zip(b).zip(c).zip(d) {
-            out.copy_from_slice(&[*a, *b, *c, *d]);
-        }
-        return;
-    }
-    out.fill(0.0);
-    for (row, values) in x.chunks_exact(k).enumerate() {
-        for (i, value) in values.iter().enumerate() {
-            out[i * group + row] = *value;
-        }
-    }
-}
-
-/// Writes the records of one group; rows that are not there are zeros.
-#[inline(always)]
-fn quantize_rows(x: &[f32], k: usize, group: usize, out: &mut [u8]) {
-    if x.len() < group * k {
-        out.fill(0);
-    }
-    for (row, values) in x.chunks_exact(k).enumerate() {
-        let (blocks, tail) = values.as_chunks::<BLOCK>();
-        for (b, block) in blocks.iter().enumerate() {
-            let record = &mut out[b * group * ROW_RECORD..][..group * ROW_RECORD];
-            quantize_block(block, group, row, record);
-        }
-        if !tail.is_empty() {
-            let mut block = [0.0; BLOCK];
-            block[..tail.len()].copy_from_slice(tail);
-            let record = &mut out[blocks.len() * group * ROW_RECORD..][..group * ROW_RECORD];
-            quantize_block(&block, group, row, record);
-        }
-    }
-}
-
-#[inline(always)]
-fn quantize_block(block: &[f32; BLOCK], group: usize, row: usize, record: &mut [u8]) {
-    // Magnitudes compare like their bit patterns, with infinities and NaNs on top.
-    let mut bits = 0;
-    for value in block {
-        bits = bits.max(value.to_bits() & 0x7fff_ffff);
-    }
-    let largest = f32::from_bits(bits);
-    let finite = largest < f32::INFINITY;
-    let scale = if !finite {
-        f32::NAN
-    } else if largest < f32::from_bits(7 << 23) {
-        0.0
-    } else {
-        largest / 127.0
-    };
-    let inverse = if finite && scale > 0.0 {
-        127.0 / largest
-    } else {
-        0.0
-    };
-    let mut codes = [0i8; BLOCK];
-    for (code, value) in codes.iter_mut().zip(block) {
-        let scaled = if finite { value * inverse } else { 0.0 };
-        // Adding and taking away 1.5 · 2²³ rounds to the nearest integer, ties to even; the sum's
-        // low byte is the code.
-        *code = (scaled + 12_582_912.0).to_bits() as i8;
-    }
-    let half = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
-    let (low, high) = (half(&codes[..BLOCK / 2]), half(&codes[BLOCK / 2..]));
-    let target: &mut [u8] = &mut record[row * BLOCK..][..BLOCK];
-    for (target, code) in target.iter_mut().zip(codes) {
-        *target = code as u8;
-    }
-    let mut put = |field: usize, word: [u8; 4]| {
-        record[group * BLOCK + 4 * (field * group + row)..][..4].copy_from_slice(&word);
-    };
-    put(0, scale.to_ne_bytes());
-    put(1, (-128 * (low + high)).to_ne_bytes());
-    put(2, (-128 * low).to_ne_bytes());
-    put(3, ((low + high) as f32).to_ne_bytes());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::Numerics;
+    use crate::isa::{Isa, Numerics};
 
     fn exec(isa: Isa) -> Exec {
         Exec::new(2, isa, Numerics::Default)
@@ -449,7 +336,7 @@ mod tests {
                 act.set(&exec(isa), &x, 1, 32, Need::Int8);
                 let read = RowBlock::read(act.records(), 1, 0);
                 assert_eq!(read.scale.to_bits(), expected.to_bits());
-                assert!(read.codes.iter().all(|&code| code == 0));
+                assert!(value.is_nan() || read.codes.iter().all(|&code| code == 0));
             }
         }
     }
