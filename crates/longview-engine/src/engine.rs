@@ -43,6 +43,15 @@ pub struct EngineOptions {
     pub chunk_tokens: usize,
 }
 
+/// Whose chat template an engine uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TemplateOrigin {
+    /// The model's own.
+    Model,
+    /// Longview's plain one, because the model has none and was not trained for any.
+    Plain,
+}
+
 /// What is known of a model.
 #[derive(Clone, Debug)]
 pub struct ModelDescription {
@@ -71,6 +80,7 @@ pub struct Engine {
     model: Model,
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    template_origin: TemplateOrigin,
     generation_config: Option<Value>,
     exec: Exec,
     ledger: Ledger,
@@ -112,7 +122,8 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let file = open_file(&options.model)?;
         let name = file.name();
-        let (tokenizer, template) = text_side(&file).map_err(|error| error.in_file(&name))?;
+        let (tokenizer, template, template_origin) =
+            text_side(&file).map_err(|error| error.in_file(&name))?;
         let generation_config = match &file {
             WeightFile::HuggingFace(folder) => folder.generation_config().cloned(),
             _ => None,
@@ -152,6 +163,7 @@ impl Engine {
             model,
             tokenizer,
             template,
+            template_origin,
             generation_config,
             exec,
             ledger,
@@ -175,6 +187,11 @@ impl Engine {
     /// The chat template; [`ChatTemplate::PLAIN`] where the model has none.
     pub fn template(&self) -> &ChatTemplate {
         &self.template
+    }
+
+    /// Whose template that is.
+    pub fn template_origin(&self) -> TemplateOrigin {
+        self.template_origin
     }
 
     /// What a template of this model sees beside the messages, with `now` as the date.
@@ -367,7 +384,9 @@ impl From<longview_weights::WeightsError> for TextSideError {
 }
 
 /// The tokenizer and the chat template of a model.
-fn text_side(file: &WeightFile) -> Result<(Tokenizer, ChatTemplate), TextSideError> {
+fn text_side(
+    file: &WeightFile,
+) -> Result<(Tokenizer, ChatTemplate, TemplateOrigin), TextSideError> {
     let (tokenizer, own_template) = match file {
         WeightFile::HuggingFace(folder) => {
             let path = folder.tokenizer_path()?;
@@ -387,7 +406,12 @@ fn text_side(file: &WeightFile) -> Result<(Tokenizer, ChatTemplate), TextSideErr
     };
     let source = own_template.or_else(|| tokenizer.chat_template().map(str::to_owned));
     let template = ChatTemplate::new(source.as_deref().unwrap_or(ChatTemplate::PLAIN))?;
-    Ok((tokenizer, template))
+    let origin = if source.is_some() {
+        TemplateOrigin::Model
+    } else {
+        TemplateOrigin::Plain
+    };
+    Ok((tokenizer, template, origin))
 }
 
 fn describe(file: &ModelFile, kv_type: KvType) -> ModelDescription {

@@ -24,7 +24,8 @@
 
 pub use longview_engine::{
     Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason, GenerateOptions,
-    Generated, MemoryPlan, ModelDescription, ModelSource, PrefillProgress, inspect, sampling,
+    Generated, MemoryPlan, ModelDescription, ModelSource, PrefillProgress, TemplateOrigin, inspect,
+    open_tokenizer, plan, sampling,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{Context, KvType, Ledger, Segment, Usage, Wanted};
