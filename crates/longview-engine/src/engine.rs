@@ -340,7 +340,7 @@ pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, Engine
 /// When the file cannot be read or its vocabulary cannot be understood.
 pub fn open_tokenizer(source: &ModelSource) -> Result<Tokenizer, EngineError> {
     let file = open_file(source)?;
-    let (tokenizer, _) = text_side(&file).map_err(|error| error.in_file(&file.name()))?;
+    let (tokenizer, ..) = text_side(&file).map_err(|error| error.in_file(&file.name()))?;
     Ok(tokenizer)
 }
 
