@@ -12,7 +12,8 @@ mod prefill;
 pub mod sampling;
 
 pub use engine::{
-    Engine, EngineOptions, ModelDescription, ModelSource, inspect, open_tokenizer, plan,
+    Engine, EngineOptions, ModelDescription, ModelSource, TemplateOrigin, inspect, open_tokenizer,
+    plan,
 };
 pub use error::EngineError;
 pub use generate::{EndOfText, Event, FinishReason, GenerateOptions, Generated};
