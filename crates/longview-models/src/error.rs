@@ -47,6 +47,24 @@ pub enum ModelError {
         /// Shape asked for.
         expected: Vec<usize>,
     },
+    /// A tensor that cannot be used as it is.
+    #[error("{file}: tensor {tensor} {problem}")]
+    Tensor {
+        /// The model's file or folder.
+        file: String,
+        /// Name of the tensor.
+        tensor: String,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
+    /// A tokenizer that has no form in a GGUF file.
+    #[error("{file} {problem}")]
+    Tokenizer {
+        /// Path of the tokenizer's file.
+        file: String,
+        /// What stands in the way.
+        problem: String,
+    },
     /// A tensor could not be brought into the form the kernels read.
     #[error("{file}: tensor {tensor}: {source}")]
     Pack {

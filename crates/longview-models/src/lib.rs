@@ -7,6 +7,7 @@
 pub mod arch;
 pub mod blueprint;
 mod config;
+pub mod convert;
 mod decoder;
 mod error;
 mod gguf_config;
@@ -14,10 +15,12 @@ mod load;
 mod model;
 mod names;
 mod rope;
+pub mod shapes;
 mod workspace;
 
 pub use blueprint::Blueprint;
 pub use config::Config;
+pub use convert::{Recipe, quantize};
 pub use error::ModelError;
 pub use model::{Model, ModelFile};
 pub use rope::{Rope, Scaling};
