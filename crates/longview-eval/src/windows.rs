@@ -92,10 +92,7 @@ pub(crate) fn walk(
                     continue;
                 }
                 let at = (position - start) * vocab;
-                let rows: Vec<&[f32]> = passes
-                    .iter()
-                    .map(|pass| &pass.logits()[at..at + vocab])
-                    .collect();
+                let rows: Vec<&[f32]> = passes.iter().map(|pass| &pass[at..at + vocab]).collect();
                 visit(&rows, text[position + 1]);
                 done += 1;
             }
