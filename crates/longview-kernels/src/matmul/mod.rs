@@ -108,10 +108,16 @@ impl Outputs<'_> {
 }
 
 /// How one product is cut into tasks: blocks of rows whose activations stay in the second-level
-/// cache, times chunks of panels.
+/// cache, times chunks of panels that get smaller towards the end: long streams for memory first,
+/// then small pieces so that the threads finish together.
 struct Split {
     panels: usize,
-    panel_chunk: usize,
+    /// Panels of the smallest chunk.
+    least: usize,
+    /// How many chunks would share what is left.
+    sharers: usize,
+    /// Chunks of panels.
+    chunks: usize,
     groups: usize,
     group_chunk: usize,
 }
@@ -119,8 +125,8 @@ struct Split {
 impl Split {
     fn new(exec: &Exec, x: &Activations, w: &Packed) -> Split {
         let shape = x.shape();
-        let (panels, groups) = (w.panels(), if x.rows() == 0 { 0 } else { shape.groups });
-        let threads = exec.pool.threads();
+        let panels = w.panels();
+        let groups = if x.rows() == 0 { 0 } else { shape.groups };
         let most_groups = match needed(exec.numerics, w.format()) {
             Need::Int8 => (CACHED_BYTES / shape.record_bytes().max(1)).max(2 * TILE_GROUPS),
             // f32 products walk k in slabs, so only a slab of each row must stay cached.
@@ -128,37 +134,41 @@ impl Split {
         };
         let blocks = groups.div_ceil(most_groups).max(1);
         let group_chunk = groups.div_ceil(blocks).next_multiple_of(TILE_GROUPS);
-        let bytes = w.bytes() / panels.max(1);
-        let panel_chunk = if x.rows() <= 16 {
-            let worthwhile = TASK_BYTES.div_ceil(bytes.max(1));
-            worthwhile.max(panels.div_ceil(16 * threads))
-        } else {
-            panels.div_ceil(8 * threads).clamp(1, 8)
-        };
-        Split {
+        // A chunk should take microseconds, be it for reading its weights or for its rows.
+        let panel_work = w.bytes() / panels.max(1) * x.rows().div_ceil(8).max(1);
+        let mut split = Split {
             panels,
-            panel_chunk: panel_chunk.max(1),
+            least: TASK_BYTES.div_ceil(panel_work.max(1)),
+            sharers: 2 * exec.pool.threads(),
+            chunks: 0,
             groups,
             group_chunk,
-        }
-    }
-
-    fn chunks(&self) -> usize {
-        self.panels.div_ceil(self.panel_chunk)
+        };
+        split.chunks = split.panel_chunks().count();
+        split
     }
 
     fn tasks(&self) -> usize {
-        self.chunks() * self.groups.div_ceil(self.group_chunk.max(1))
+        self.chunks * self.groups.div_ceil(self.group_chunk.max(1))
     }
 
     fn part(&self, task: usize) -> (Range<usize>, Range<usize>) {
-        let (rows, chunk) = (task / self.chunks(), task % self.chunks());
-        let panel = chunk * self.panel_chunk;
-        let group = rows * self.group_chunk;
+        let group = task / self.chunks * self.group_chunk;
+        let panels = self.panel_chunks().nth(task % self.chunks);
         (
-            panel..self.panels.min(panel + self.panel_chunk),
+            panels.unwrap_or(0..0),
             group..self.groups.min(group + self.group_chunk),
         )
+    }
+
+    fn panel_chunks(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let left = self.panels - start;
+            let count = left.div_ceil(self.sharers).max(self.least).min(left);
+            start += count;
+            (count > 0).then(|| start - count..start)
+        })
     }
 }
 
@@ -166,8 +176,8 @@ impl Split {
 const CACHED_BYTES: usize = 512 << 10;
 /// Rows of a block of an f32 product.
 const CACHED_FLOAT_ROWS: usize = 96;
-/// Weights that a task of few rows should at least read.
-const TASK_BYTES: usize = 96 << 10;
+/// Weights that a task of up to eight rows should at least read.
+const TASK_BYTES: usize = 48 << 10;
 /// Row groups that the largest tile takes at once.
 const TILE_GROUPS: usize = 3;
 

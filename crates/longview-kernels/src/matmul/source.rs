@@ -51,6 +51,9 @@ macro_rules! with_source {
 }
 pub(super) use with_source;
 
+/// How far ahead weights are asked for: what arrives in the time memory takes to answer.
+const AHEAD: usize = 4608;
+
 /// Where the planes of a segment begin.
 #[derive(Clone, Copy)]
 pub(super) struct Segment {
@@ -109,14 +112,12 @@ impl Segment {
         }
     }
 
-    /// Asks for the weights about one segment ahead of block `b`, in this panel or the next.
+    /// Asks for weights some way ahead of block `b`, in this panel or the next.
     #[inline(always)]
     pub(super) fn prefetch<S: Source>(self, b: usize) {
         let layout = S::LAYOUT;
         let bytes = layout.segment_bytes(SEGMENT) / SEGMENT;
-        let start = self
-            .top
-            .wrapping_add(layout.segment_bytes(SEGMENT) + b * bytes);
+        let start = self.top.wrapping_add(AHEAD + b * bytes);
         for line in 0..bytes.div_ceil(64) {
             // SAFETY: prefetching reads nothing; any address is allowed.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64 * line).cast()) };
