@@ -14,6 +14,10 @@ use crate::{Specials, Start, TextError};
 /// Words whose merges are remembered, per thread.
 const CACHED_WORDS: usize = 100_000;
 
+/// Most white-space characters in a row. The pattern engine gives up on a million and would leave
+/// the rest of the text unsplit in silence.
+const MAX_BLANKS: usize = 900_000;
+
 /// A BPE encoder.
 pub(crate) struct Bpe {
     model: BPE,
@@ -101,6 +105,9 @@ impl Bpe {
             Specials::Parse => &self.parse,
             Specials::AsText => &self.as_text,
         };
+        if self.steps.split.is_some() {
+            check_blanks(text)?;
+        }
         let failed =
             |error: Box<dyn std::error::Error + Send + Sync>| TextError::Encode(error.to_string());
         let steps = match (position, &self.continuation) {
@@ -140,6 +147,25 @@ impl Bpe {
             .iter()
             .map(|(&id, token)| (id, token))
     }
+}
+
+/// Refuses text with too much white space in one place.
+fn check_blanks(text: &str) -> Result<(), TextError> {
+    let (mut blanks, mut start) = (0, 0);
+    for (at, c) in text.char_indices() {
+        if !c.is_whitespace() {
+            (blanks, start) = (0, at + c.len_utf8());
+            continue;
+        }
+        blanks += 1;
+        if blanks > MAX_BLANKS {
+            return Err(TextError::Encode(format!(
+                "more than {MAX_BLANKS} white-space characters in a row from byte {start}; \
+                 shorten them"
+            )));
+        }
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for Bpe {

@@ -24,6 +24,12 @@ const ENDINGS: &[&str] = &[
     "</s>",
 ];
 
+/// Whether `token` is known to end an answer. Some files mark such tokens as ordinary added text;
+/// they are structure all the same, or a document could end the turn it stands in.
+pub(crate) fn is_ending(token: &str) -> bool {
+    ENDINGS.contains(&token)
+}
+
 /// The sorted ids that end an answer: those the files `named`, and every known ending that
 /// `special_id` finds as a special token.
 pub(crate) fn ending_ids(

@@ -10,6 +10,7 @@ use tokenizers::models::bpe::{Merges, Vocab};
 
 use crate::TextError;
 use crate::bpe::{Bpe, BpeParts, Steps};
+use crate::ends::is_ending;
 use crate::pieces::{ByteAlphabet, Piece, byte_level_bytes, byte_token};
 
 /// Steps that may stand in a `tokenizer.json`. Others either belong to models that do not
@@ -472,11 +473,12 @@ fn added_tokens(file: Vec<Added>, tokenizer_config: Option<&Value>) -> Vec<Added
     late.sort_by_key(|&(id, _)| id);
     let late = late.into_iter().map(|(_, token)| token);
     let build = |token: Added| {
-        AddedToken::from(token.content, token.special)
+        let special = token.special || is_ending(&token.content);
+        AddedToken::from(token.content, special)
             .single_word(token.single_word)
             .lstrip(token.lstrip)
             .rstrip(token.rstrip)
-            .normalized(token.normalized.unwrap_or(!token.special))
+            .normalized(token.normalized.unwrap_or(!special))
     };
     file.into_iter().chain(late).map(build).collect()
 }

@@ -306,3 +306,79 @@ impl PartialEq for Candidate {
 }
 
 impl Eq for Candidate {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Letters, a few words with scores, bytes for the rest.
+    fn tiny() -> Spm {
+        let words = [
+            ("<unk>", 0.0, TokenKind::Unknown),
+            ("<s>", 0.0, TokenKind::Control),
+            ("\u{2581}", -10.0, TokenKind::Normal),
+            ("a", -11.0, TokenKind::Normal),
+            ("b", -12.0, TokenKind::Normal),
+            ("ab", -1.0, TokenKind::Normal),
+            ("ba", -2.0, TokenKind::Normal),
+            ("aa", -2.0, TokenKind::Normal),
+            ("aba", -3.0, TokenKind::Normal),
+            ("\u{2581}a", -4.0, TokenKind::Normal),
+            ("\u{2581}\u{2581}", -5.0, TokenKind::Normal),
+            ("a\u{2581}b", -0.5, TokenKind::Normal),
+            ("[x]", 0.0, TokenKind::UserDefined),
+        ];
+        let mut vocabulary = Vocabulary {
+            model: "llama".into(),
+            ..Vocabulary::default()
+        };
+        for (token, score, kind) in words {
+            vocabulary.tokens.push(token.into());
+            vocabulary.scores.push(score);
+            vocabulary.kinds.push(kind);
+        }
+        for byte in 0..=255 {
+            vocabulary.tokens.push(format!("<0x{byte:02X}>"));
+            vocabulary.scores.push(0.0);
+            vocabulary.kinds.push(TokenKind::Byte);
+        }
+        let ids = vocabulary.check().unwrap();
+        Spm::new(&vocabulary, &ids).unwrap()
+    }
+
+    #[test]
+    fn the_best_score_merges_first_and_the_leftmost_of_equals() {
+        let spm = tiny();
+        let ids = |text| {
+            spm.encode(text, Specials::AsText, Start::Continuation)
+                .unwrap()
+        };
+        // "ab" (-1) before "ba" and "aa" (-2); then "aba" from "ab" and "a".
+        assert_eq!(ids("aba"), [8]);
+        // "aa" twice over: the left pair joins.
+        assert_eq!(ids("aaa"), [7, 3]);
+        assert_eq!(ids("é"), [13 + 0xC3, 13 + 0xA9]);
+        // As llama.cpp does, every token found in the text is followed by a prefix space.
+        assert_eq!(ids("a[x]a"), [3, 12, 9]);
+        assert_eq!(ids("<s>").len(), 3);
+        assert_eq!(
+            spm.encode("a<s>a", Specials::Parse, Start::Text).unwrap(),
+            [9, 1, 9]
+        );
+        assert!(ids("").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn cutting_into_runs_changes_nothing(text in "[ab x]{0,60}") {
+            let spm = tiny();
+            let spaced: String = text.chars().map(|c| if c == ' ' { SPACE } else { c }).collect();
+            let mut whole = Vec::new();
+            spm.merge_run(&spaced, &mut whole).unwrap();
+            let runs = spm.encode(&text, Specials::AsText, Start::Continuation).unwrap();
+            prop_assert_eq!(runs, whole);
+        }
+    }
+}

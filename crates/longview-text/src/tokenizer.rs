@@ -105,8 +105,7 @@ impl Tokenizer {
         };
         let special_id = |token: &str| {
             let id = *ids.get(token)?;
-            let kind = vocabulary.kind(id as usize);
-            (kind == TokenKind::Control || kind == TokenKind::UserDefined).then_some(id)
+            (vocabulary.kind(id as usize) == TokenKind::Control).then_some(id)
         };
         let named = [vocabulary.eos, vocabulary.eot, vocabulary.eom];
         let ends = ending_ids(named.into_iter().flatten(), special_id);
@@ -422,6 +421,19 @@ mod tests {
         assert!(tokenizer.check_embedding_rows(320).is_ok());
         let error = tokenizer.check_embedding_rows(100).unwrap_err().to_string();
         assert!(error.contains("260") && error.contains("100"), "{error}");
+    }
+
+    #[test]
+    fn absurd_runs_of_white_space_are_refused_and_long_ones_are_exact() {
+        let tokenizer = Tokenizer::from_vocabulary(tiny_bpe()).unwrap();
+        let space = tokenizer.id_of("Ġ").unwrap();
+        let text = format!("{}he", " ".repeat(200_000));
+        let ids = tokenizer.encode(&text, Specials::AsText).unwrap();
+        assert_eq!((ids.len(), ids[0], ids[199_999]), (200_000, space, 259));
+        let error = tokenizer
+            .encode(&" ".repeat(900_001), Specials::AsText)
+            .unwrap_err();
+        assert!(error.to_string().contains("byte 0"), "{error}");
     }
 
     #[test]

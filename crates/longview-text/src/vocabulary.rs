@@ -6,6 +6,7 @@ use longview_weights::GgufFile;
 use serde::Deserialize;
 
 use crate::TextError;
+use crate::ends::is_ending;
 
 /// Most ids a vocabulary may have; real ones stay below 300,000.
 pub(crate) const MAX_IDS: usize = 1 << 24;
@@ -155,9 +156,12 @@ impl Vocabulary {
         })
     }
 
-    /// The kind of token `id`.
+    /// The role of token `id`.
     pub(crate) fn kind(&self, id: usize) -> TokenKind {
-        self.kinds.get(id).copied().unwrap_or_default()
+        match self.kinds.get(id).copied().unwrap_or_default() {
+            TokenKind::UserDefined if is_ending(&self.tokens[id]) => TokenKind::Control,
+            kind => kind,
+        }
     }
 
     /// Refuses lists that disagree, ids that point outside, and duplicate tokens. Returns the id
