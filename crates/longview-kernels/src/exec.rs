@@ -7,7 +7,7 @@ use crate::pool::Pool;
 pub struct Exec {
     /// The threads that share the work.
     pub pool: Pool,
-    /// The instruction set; must be one that [`Isa::is_available`] on this processor.
+    /// The instruction set. Where the processor lacks it, products take the plain version.
     pub isa: Isa,
     /// The roundings that are allowed.
     pub numerics: Numerics,
@@ -24,6 +24,15 @@ impl Exec {
             pool: Pool::new(threads),
             isa,
             numerics,
+        }
+    }
+
+    /// The instruction set to use: plain Rust should the processor lack the one asked for.
+    pub(crate) fn usable_isa(&self) -> Isa {
+        if self.isa.is_available() {
+            self.isa
+        } else {
+            Isa::Scalar
         }
     }
 }

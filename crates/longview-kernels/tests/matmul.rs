@@ -316,6 +316,13 @@ fn no_rows_and_no_outputs_are_no_work() {
         assert!(none.product(&exec, &[0.5; 128]).is_empty());
         let some = Case::new(Format::Q8_0, 3, 64, 1, &exec);
         assert!(some.product(&exec, &[]).is_empty());
+        let pool = &exec.pool;
+        let empty = Packed::pack(Format::F16, 3, 0, &[], &|row| row, pool).unwrap();
+        let mut act = Activations::new();
+        act.set(&exec, &[], 2, 0, Need::Both);
+        let mut out = [f32::NAN; 6];
+        matmul(&exec, &act, &empty, &mut out);
+        assert_eq!(out, [0.0; 6]);
     }
 }
 

@@ -19,7 +19,7 @@ macro_rules! for_each_isa {
                     $body($($arg),*)
                 }
                 match isa {
-                    // SAFETY: `Exec` holds only instruction sets the processor offers.
+                    // SAFETY: callers ask only for instruction sets the processor offers.
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
@@ -63,7 +63,7 @@ pub(super) fn quantize(isa: Isa, x: &[f32], k: usize, group: usize, out: &mut [u
         let place = Place { group, row };
         match isa {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Exec` holds only instruction sets the processor offers.
+            // SAFETY: callers ask only for instruction sets the processor offers.
             Isa::Avx512 => unsafe { avx512::quantize_row(values, place, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.

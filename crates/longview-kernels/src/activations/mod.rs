@@ -94,6 +94,7 @@ impl Activations {
         if rows == 0 || k == 0 {
             return;
         }
+        let isa = exec.usable_isa();
         let floats = Shared(self.floats.as_mut_ptr());
         let records = Shared(self.records.as_mut_ptr());
         exec.pool.run(shape.groups, &|group, _| {
@@ -109,14 +110,14 @@ impl Activations {
                         bytes / size_of::<f32>(),
                     )
                 };
-                interleave(exec.isa, x, k, shape.group, out);
+                interleave(isa, x, k, shape.group, out);
             }
             if need.int8() {
                 let bytes = shape.record_bytes();
                 // SAFETY: as above.
                 let out =
                     unsafe { std::slice::from_raw_parts_mut(records.at(group * bytes), bytes) };
-                quantize(exec.isa, x, k, shape.group, out);
+                quantize(isa, x, k, shape.group, out);
             }
         });
     }

@@ -66,6 +66,9 @@ pub fn matmul_many(exec: &Exec, x: &Activations, ws: &[&Packed], outs: &mut [&mu
         );
         tasks += Split::new(exec, x, w).tasks();
     }
+    if x.k() == 0 {
+        return outs.iter_mut().for_each(|out| out.fill(0.0));
+    }
     let outs = Outputs(outs.as_mut_ptr());
     exec.pool.run(tasks, &|task, _| {
         let mut task = task;
@@ -195,7 +198,7 @@ struct Part<'a> {
 impl Part<'_> {
     fn compute(&self, exec: &Exec) {
         let int8 = needed(exec.numerics, self.w.format()) == Need::Int8;
-        match exec.isa {
+        match exec.usable_isa() {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if int8 => avx512::int8(self),
             #[cfg(target_arch = "x86_64")]
