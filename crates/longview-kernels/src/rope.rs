@@ -215,17 +215,36 @@ impl RotaryRows {
 
     /// Becomes the rows of `positions`, one each; memory is kept for reuse.
     pub fn set(&mut self, table: &RotaryTable, positions: &[u32]) {
-        self.half = table.inverse_frequencies.len();
-        self.rows = positions.len();
+        self.clear();
+        self.extend(table, positions.iter().copied());
+    }
+
+    /// Forgets all rows; memory is kept for reuse.
+    pub fn clear(&mut self) {
+        self.rows = 0;
         self.cos.clear();
         self.sin.clear();
-        for &position in positions {
+    }
+
+    /// Adds the rows of `positions`, turned as `table` says: rows of one batch may turn
+    /// differently, as long as all tables turn the same number of channels.
+    ///
+    /// # Panics
+    /// When rows are held whose table turns another number of channels.
+    pub fn extend(&mut self, table: &RotaryTable, positions: impl IntoIterator<Item = u32>) {
+        let half = table.inverse_frequencies.len();
+        assert!(
+            self.rows == 0 || self.half == half,
+            "one number of turning channels"
+        );
+        self.half = half;
+        let factor = f64::from(table.attention_factor);
+        for position in positions {
+            self.rows += 1;
             for &f in &table.inverse_frequencies {
                 let (sin, cos) = (f64::from(position) * f).sin_cos();
-                self.cos
-                    .push((cos * f64::from(table.attention_factor)) as f32);
-                self.sin
-                    .push((sin * f64::from(table.attention_factor)) as f32);
+                self.cos.push((cos * factor) as f32);
+                self.sin.push((sin * factor) as f32);
             }
         }
     }

@@ -5,6 +5,10 @@ use std::ops::Range;
 use crate::lanes::{Kernel, Lanes, exp_scalar};
 use crate::page::{KvType, PAGE_TOKENS, read_number};
 
+/// Rows of a register tile at most: 6 rows by 64 tokens are 24 of AVX-512's 32 registers, 6 rows
+/// by 16 tokens 12 of AVX2's 16.
+pub(super) const TILE_ROWS: usize = 6;
+
 /// A number type that vectors of f32 are loaded from.
 pub(super) trait Element: Copy {
     const TYPE: KvType;
@@ -45,10 +49,9 @@ impl Element for Half {
     }
 }
 
-/// Half precision to f32, the numbers of `used` (multiples of 16 at both ends).
+/// Half precision to f32, a multiple of 16 numbers.
 pub(super) struct Convert<'a> {
     pub from: &'a [u8],
-    pub used: Range<usize>,
     pub to: &'a mut [f32],
 }
 
@@ -56,19 +59,15 @@ impl Kernel for Convert<'_> {
     type Output = ();
 
     fn scalar(self) {
-        for i in self.used {
-            self.to[i] = read_number(KvType::F16, self.from, i);
+        for (i, to) in self.to.iter_mut().enumerate() {
+            *to = read_number(KvType::F16, self.from, i);
         }
     }
 
     #[inline(always)]
     fn lanes<L: Lanes>(self, l: L) {
-        let from = &self.from[self.used.start * 2..self.used.end * 2];
-        let to = &mut self.to[self.used];
-        for (from, to) in from
-            .chunks_exact(L::WIDTH * 2)
-            .zip(to.chunks_exact_mut(L::WIDTH))
-        {
+        let from = self.from.chunks_exact(L::WIDTH * 2);
+        for (from, to) in from.zip(self.to.chunks_exact_mut(L::WIDTH)) {
             // SAFETY: `from` holds `WIDTH` halves.
             l.store(to, unsafe { l.load_f16_ptr(from.as_ptr()) });
         }
@@ -164,8 +163,8 @@ impl<E: Element, const R: usize> ScoreTile<'_, E, R> {
 }
 
 /// Turns the scores of some rows into weights `exp(score - max)`, 0 in the slots a row does not
-/// see, and brings the rows' running `max` and `sum` up to date. `scale` becomes what was
-/// accumulated so far must be multiplied with; 1 where a row sees no slot.
+/// see, and brings the rows' running `max` and `sum` up to date. What was accumulated so far must be
+/// multiplied with `scale`: 1 where a row sees no slot.
 pub(super) struct SoftmaxTile<'a> {
     pub scores: &'a mut [f32],
     pub slots: &'a [Range<usize>],
@@ -201,56 +200,92 @@ impl Kernel for SoftmaxTile<'_> {
 
     #[inline(always)]
     fn lanes<L: Lanes>(self, l: L) {
-        let vectors = PAGE_TOKENS / L::WIDTH;
-        let unseen = l.splat(f32::NEG_INFINITY);
-        for (row, slots) in self.slots.iter().enumerate() {
+        let rows = self.slots.len();
+        assert!(rows <= TILE_ROWS && self.scores.len() == rows * PAGE_TOKENS);
+        assert!(self.max.len() == rows && self.sum.len() == rows && self.scale.len() == rows);
+        // Maxima of all rows first, then all exponentials: the rows' short chains of dependent
+        // operations run side by side.
+        let mut base = [0f32; 16];
+        let mut change = [0f32; 16];
+        for (row, scores) in self.scores.chunks_exact_mut(PAGE_TOKENS).enumerate() {
+            let slots = &self.slots[row];
             if slots.is_empty() {
-                self.scale[row] = 1.0;
                 continue;
             }
-            let scores = &mut self.scores[row * PAGE_TOKENS..][..PAGE_TOKENS];
-            let mut s = [unseen; 8];
-            for i in 0..vectors {
-                s[i] = l.load(&scores[i * L::WIDTH..]);
+            let mut s = load_page(l, scores);
+            if self.softcap != 0.0 || slots.len() < PAGE_TOKENS {
+                cap_and_hide(l, self.softcap, slots, &mut s);
+                store_page(l, scores, &s);
             }
-            if self.softcap != 0.0 {
-                let (cap, inverse) = (l.splat(self.softcap), l.splat(1.0 / self.softcap));
-                for s in &mut s[..vectors] {
-                    *s = l.mul(cap, l.tanh(l.mul(*s, inverse)));
-                }
-            }
-            if *slots != (0..PAGE_TOKENS) {
-                for (i, s) in s[..vectors].iter_mut().enumerate() {
-                    let first = (i * L::WIDTH) as i32;
-                    *s = l.keep(
-                        *s,
-                        slots.start as i32 - first,
-                        slots.end as i32 - first,
-                        unseen,
-                    );
-                }
-            }
-            let largest = pairwise(s, vectors, |a, b| l.max(a, b));
-            let max = self.max[row].max(l.reduce_max(largest));
-            let base = l.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
-            for (i, s) in s[..vectors].iter_mut().enumerate() {
-                *s = l.exp(l.sub(*s, base));
-                l.store(&mut scores[i * L::WIDTH..], *s);
-            }
-            let sum = l.reduce_add(pairwise(s, vectors, |a, b| l.add(a, b)));
-            let scale = l.exp(l.sub(l.splat(self.max[row]), base));
-            let scale = l.reduce_max(scale);
-            self.scale[row] = scale;
+            let before = self.max[row];
+            let max = before.max(l.reduce_max(pairwise::<L>(s, |a, b| l.max(a, b))));
+            // Scores of -inf alone leave the maximum at -inf, to which there is no difference.
+            base[row] = if max == f32::NEG_INFINITY { 0.0 } else { max };
+            change[row] = before - base[row];
             self.max[row] = max;
-            self.sum[row] = self.sum[row] * scale + sum;
+        }
+        for (row, scores) in self.scores.chunks_exact_mut(PAGE_TOKENS).enumerate() {
+            if self.slots[row].is_empty() {
+                continue;
+            }
+            let mut s = load_page(l, scores);
+            for s in &mut s[..PAGE_TOKENS / L::WIDTH] {
+                *s = l.exp_nonpositive(l.sub(*s, l.splat(base[row])));
+            }
+            store_page(l, scores, &s);
+            base[row] = l.reduce_add(pairwise::<L>(s, |a, b| l.add(a, b)));
+        }
+        // Rows that see nothing have a change of 0 and a sum of 0: nothing happens to them.
+        let mut scale = [0f32; 16];
+        l.store(&mut scale, l.exp_nonpositive(l.load(&change)));
+        for row in 0..rows {
+            self.scale[row] = scale[row];
+            self.sum[row] = self.sum[row] * scale[row] + base[row];
         }
     }
 }
 
-/// Folds the first `count` vectors, 4 or 8, in halves.
+/// Applies the soft cap and gives the slots that a row does not see a score of -inf.
 #[inline(always)]
-fn pairwise<V: Copy>(mut v: [V; 8], count: usize, fold: impl Fn(V, V) -> V) -> V {
-    let mut half = count / 2;
+fn cap_and_hide<L: Lanes>(l: L, softcap: f32, slots: &Range<usize>, s: &mut [L::V; 8]) {
+    let (cap, inverse) = (l.splat(softcap), l.splat(1.0 / softcap));
+    for (i, s) in s[..PAGE_TOKENS / L::WIDTH].iter_mut().enumerate() {
+        if softcap != 0.0 {
+            *s = l.mul(cap, l.tanh(l.mul(*s, inverse)));
+        }
+        let first = (i * L::WIDTH) as i32;
+        let (lo, hi) = (slots.start as i32 - first, slots.end as i32 - first);
+        *s = l.keep(*s, lo, hi, l.splat(f32::NEG_INFINITY));
+    }
+}
+
+/// The 64 numbers of a row of scores; of the 8 vectors only as many are used as that takes.
+#[inline(always)]
+fn load_page<L: Lanes>(l: L, scores: &[f32]) -> [L::V; 8] {
+    let mut s = [l.splat(0.0); 8];
+    for (s, from) in s
+        .iter_mut()
+        .zip(scores[..PAGE_TOKENS].chunks_exact(L::WIDTH))
+    {
+        *s = l.load(from);
+    }
+    s
+}
+
+#[inline(always)]
+fn store_page<L: Lanes>(l: L, scores: &mut [f32], s: &[L::V; 8]) {
+    for (&s, to) in s
+        .iter()
+        .zip(scores[..PAGE_TOKENS].chunks_exact_mut(L::WIDTH))
+    {
+        l.store(to, s);
+    }
+}
+
+/// Folds the vectors of a page's scores in halves.
+#[inline(always)]
+fn pairwise<L: Lanes>(mut v: [L::V; 8], fold: impl Fn(L::V, L::V) -> L::V) -> L::V {
+    let mut half = PAGE_TOKENS / L::WIDTH / 2;
     while half > 0 {
         for i in 0..half {
             v[i] = fold(v[i], v[i + half]);

@@ -12,14 +12,11 @@
 
 use std::ops::Range;
 
-use super::microkernels::{Convert, Half, ScoreTile, Single, SoftmaxTile, ValueTile};
+use super::microkernels::{Convert, Half, ScoreTile, Single, SoftmaxTile, TILE_ROWS, ValueTile};
+use super::partials::AlignedFloats;
 use super::{AttentionScratch, PageRef, Partials, QueryRows, visible_in_page};
 use crate::lanes::Lanes;
 use crate::page::{KvType, PAGE_TOKENS, PageGeometry};
-
-/// Rows of a register tile: 6 rows by 64 tokens are 24 of AVX-512's 32 registers, 6 rows by 16
-/// tokens 12 of AVX2's 16.
-const TILE_ROWS: usize = 6;
 
 /// From this many tiles on, converting a page once costs less than converting it in each tile.
 const TILES_WORTH_CONVERTING: usize = 3;
@@ -47,14 +44,13 @@ pub(super) fn attend<L: Lanes>(
     let (acc, max, sum) = out.parts_mut();
 
     for (index, page) in pages.iter().enumerate() {
-        let seen = rows
+        if rows
             .visible
             .iter()
-            .map(|visible| visible_in_page(visible, index))
-            .filter(|slots| !slots.is_empty())
-            .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
-        let Some(seen) = seen else { continue };
-
+            .all(|visible| visible_in_page(visible, index).is_empty())
+        {
+            continue;
+        }
         let mut k = Stored {
             bytes: page.k,
             kv_type: geom.k_type,
@@ -63,24 +59,18 @@ pub(super) fn attend<L: Lanes>(
             bytes: page.v,
             kv_type: geom.v_type,
         };
+        let mut next = pages.get(index + 1);
         if tiles >= TILES_WORTH_CONVERTING {
-            k_scratch.reserve(geom.head_dim * PAGE_TOKENS);
-            v_scratch.reserve(geom.v_stride() * PAGE_TOKENS);
-            k = k.converted(l, 0..geom.head_dim * PAGE_TOKENS, k_scratch.floats_mut());
-            let used = seen.start * geom.v_stride()..seen.end * geom.v_stride();
-            v = v.converted(l, used, v_scratch.floats_mut());
+            k = k.converted(l, k_scratch);
+            v = v.converted(l, v_scratch);
+            next = None;
         }
-        let next = if tiles < TILES_WORTH_CONVERTING {
-            pages.get(index + 1)
-        } else {
-            None
-        };
-
         for tile in 0..tiles {
             // Tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
             let first = tile * count / tiles;
             let height = (tile + 1) * count / tiles - first;
             let mut slots = [const { 0..0 }; TILE_ROWS];
+            let slots = &mut slots[..height];
             for (slots, visible) in slots.iter_mut().zip(&rows.visible[first..first + height]) {
                 *slots = visible_in_page(visible, index);
             }
@@ -88,22 +78,21 @@ pub(super) fn attend<L: Lanes>(
                 continue;
             }
             let q = &rows.q[first * geom.head_dim..][..height * geom.head_dim];
-            let is_last = tile + 1 == tiles;
-            let next = next.filter(|_| is_last);
             let scores = &mut scores[..height * PAGE_TOKENS];
+            let next = next.filter(|_| tile + 1 == tiles);
             score_rows(l, height, q, k, scores, next.map(|page| page.k));
             let mut scale = [1f32; TILE_ROWS];
+            let scale = &mut scale[..height];
             l.call(SoftmaxTile {
                 scores,
-                slots: &slots[..height],
+                slots,
                 softcap: rows.softcap,
                 max: &mut max[first..first + height],
                 sum: &mut sum[first..first + height],
-                scale: &mut scale,
+                scale,
             });
             let acc = &mut acc[first * stride..][..height * stride];
-            let next = next.map(|page| page.v);
-            add_values(l, &slots[..height], scores, &scale[..height], v, acc, next);
+            add_values(l, slots, scores, scale, v, acc, next.map(|page| page.v));
         }
     }
 }
@@ -116,15 +105,20 @@ struct Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    /// The same numbers as f32, those in `used` at least; in `scratch` unless they are f32 already.
+    /// The same numbers as f32: in `scratch`, unless they are f32 already.
     #[inline(always)]
-    fn converted<L: Lanes>(self, l: L, used: Range<usize>, scratch: &'a mut [f32]) -> Stored<'a> {
+    fn converted<'s, L: Lanes>(self, l: L, scratch: &'s mut AlignedFloats) -> Stored<'s>
+    where
+        'a: 's,
+    {
         match self.kv_type {
             KvType::F32 => self,
             KvType::F16 => {
+                let numbers = self.bytes.len() / 2;
+                scratch.reserve(numbers);
+                let scratch = &mut scratch.floats_mut()[..numbers];
                 l.call(Convert {
                     from: self.bytes,
-                    used,
                     to: scratch,
                 });
                 // SAFETY: floats are plain bytes; the slice covers the same memory.

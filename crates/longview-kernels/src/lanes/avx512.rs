@@ -66,7 +66,7 @@ impl Lanes for Avx512 {
     }
 
     operations! {
-        prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T1>(p.cast());
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
         add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
         sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
@@ -80,6 +80,7 @@ impl Lanes for Avx512 {
         round(a: __m512) -> __m512 =
             _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
         scale_by_power(a: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(a, n);
+        scale_down(a: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(a, n);
         abs(a: __m512) -> __m512 = _mm512_abs_ps(a);
         copy_sign(a: __m512, sign: __m512) -> __m512 = {
             let bit = _mm512_set1_ps(-0.0);

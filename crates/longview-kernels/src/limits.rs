@@ -1,0 +1,273 @@
+//! What this machine can do at most, measured: the denominators of every share that is reported.
+//!
+//! Each figure is the best of several rounds, for other work on the machine only ever makes a
+//! round slower. The loops do nothing but the operation in question, so no kernel can be faster.
+
+use std::time::{Duration, Instant};
+
+use crate::lanes::{self, Kernel, Lanes};
+use crate::{AlignedBytes, Isa, Pool};
+
+/// How long each figure is measured for.
+const MEASURE: Duration = Duration::from_millis(400);
+
+/// Rounds each figure gets at least, however long they take.
+const LEAST_ROUNDS: usize = 4;
+
+/// Iterations of an arithmetic loop in one round: about a millisecond, so that on a busy machine
+/// some rounds run undisturbed.
+const STEPS: usize = 400_000;
+
+/// Bytes all threads together read in one round: more than the nearest caches hold, and a matter of
+/// milliseconds.
+const ROUND_BYTES: usize = 64 << 20;
+
+/// Independent chains in an arithmetic loop: more than the latency times the throughput of any
+/// multiply-add unit, and few enough for AVX2's 16 registers.
+const CHAINS: usize = 12;
+
+/// A machine's measured limits with some number of threads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Gigabytes (10⁹) a second read from a buffer of the size asked for.
+    pub memory_gb_per_s: f64,
+    /// 10¹² multiplications and additions a second of 8-bit integers summed to 32 bits.
+    pub int8_tops: f64,
+    /// 10⁹ multiplications and additions a second in single precision.
+    pub f32_gflops: f64,
+}
+
+/// Measures with the threads of `pool`, reading a buffer of `buffer_bytes`: memory beyond the
+/// caches needs 1 GiB or more. Takes one to two seconds.
+pub fn measure(isa: Isa, pool: &Pool, buffer_bytes: usize) -> Limits {
+    Limits {
+        memory_gb_per_s: memory_bandwidth(isa, pool, buffer_bytes) / 1e9,
+        int8_tops: int8_rate(isa, pool) / 1e12,
+        f32_gflops: f32_rate(isa, pool) / 1e9,
+    }
+}
+
+/// Bytes a second.
+fn memory_bandwidth(isa: Isa, pool: &Pool, buffer_bytes: usize) -> f64 {
+    // Rounds go through the buffer in turn, each a window with a part for each thread, in whole
+    // units of the reading loop.
+    let window = buffer_bytes.min(ROUND_BYTES);
+    let part = (window / pool.threads())
+        .next_multiple_of(READ_BYTES)
+        .max(READ_BYTES);
+    let window = part * pool.threads();
+    let windows = (buffer_bytes / window).max(1);
+    let mut buffer = AlignedBytes::zeroed(window * windows);
+    // Untouched memory would all be one page of zeros.
+    pool.for_each_chunk(&mut buffer, part, |_, part, _| part.fill(1));
+    let mut next = 0;
+    best_rate(window as f64, || {
+        let window = &buffer[next * window..][..window];
+        pool.run(pool.threads(), &|thread, _| {
+            let bytes = &window[thread * part..][..part];
+            std::hint::black_box(lanes::run(isa, Read { bytes }));
+        });
+        next = (next + 1) % windows;
+    })
+}
+
+/// Multiplications and additions a second.
+fn f32_rate(isa: Isa, pool: &Pool) -> f64 {
+    let width = match isa {
+        Isa::Scalar => 1,
+        Isa::Avx2 => 8,
+        Isa::Avx512 => 16,
+    };
+    let work = STEPS * CHAINS * width * 2 * pool.threads();
+    best_rate(work as f64, || {
+        pool.run(pool.threads(), &|_, _| {
+            std::hint::black_box(lanes::run(
+                isa,
+                MultiplyAdd {
+                    seed: std::hint::black_box(0.5),
+                },
+            ));
+        });
+    })
+}
+
+/// Multiplications and additions a second.
+fn int8_rate(isa: Isa, pool: &Pool) -> f64 {
+    let width = match isa {
+        Isa::Scalar => 1,
+        Isa::Avx2 => 32,
+        Isa::Avx512 => 64,
+    };
+    let work = STEPS * CHAINS * width * 2 * pool.threads();
+    best_rate(work as f64, || {
+        pool.run(pool.threads(), &|_, _| {
+            std::hint::black_box(int8::products(isa, std::hint::black_box(3)));
+        });
+    })
+}
+
+/// The best of several rounds of `work` units each, in units a second.
+fn best_rate(work: f64, mut round: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = Duration::MAX;
+    let mut rounds = 0;
+    while rounds < LEAST_ROUNDS || start.elapsed() < MEASURE {
+        let began = Instant::now();
+        round();
+        best = best.min(began.elapsed());
+        rounds += 1;
+    }
+    work / best.as_secs_f64()
+}
+
+/// What the reading loop takes at once: four lines of cache.
+const READ_BYTES: usize = 256;
+
+/// Reads all bytes and sums them up as floats.
+struct Read<'a> {
+    bytes: &'a [u8],
+}
+
+impl Kernel for Read<'_> {
+    type Output = f32;
+
+    fn scalar(self) -> f32 {
+        let mut sums = [0u64; 8];
+        for block in self.bytes.chunks_exact(64) {
+            for (sum, word) in sums.iter_mut().zip(block.chunks_exact(8)) {
+                let word = word.try_into().map_or(0, u64::from_le_bytes);
+                *sum = sum.wrapping_add(word);
+            }
+        }
+        sums.iter().fold(0u64, |a, &b| a.wrapping_add(b)) as f32
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(self, l: L) -> f32 {
+        let mut sums = [l.splat(0.0); 4];
+        for block in self.bytes.chunks_exact(READ_BYTES) {
+            for (i, vector) in block.chunks_exact(4 * L::WIDTH).enumerate() {
+                // SAFETY: the chunk holds a whole vector.
+                sums[i % 4] = l.add(sums[i % 4], unsafe { l.load_ptr(vector.as_ptr().cast()) });
+            }
+        }
+        let sum = sums.into_iter().reduce(|a, b| l.add(a, b));
+        sum.map_or(0.0, |sum| l.reduce_add(sum))
+    }
+}
+
+/// Independent chains of multiply-adds in registers.
+struct MultiplyAdd {
+    seed: f32,
+}
+
+impl Kernel for MultiplyAdd {
+    type Output = f32;
+
+    fn scalar(self) -> f32 {
+        let mut chains = [self.seed; CHAINS];
+        for _ in 0..STEPS {
+            chains
+                .iter_mut()
+                .for_each(|x| *x = *x * self.seed + self.seed);
+        }
+        chains.iter().sum()
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(self, l: L) -> f32 {
+        let seed = l.splat(self.seed);
+        let mut chains = [seed; CHAINS];
+        for _ in 0..STEPS {
+            for x in &mut chains {
+                *x = l.fma(*x, seed, seed);
+            }
+        }
+        let sum = chains.into_iter().reduce(|a, b| l.add(a, b));
+        sum.map_or(0.0, |sum| l.reduce_add(sum))
+    }
+}
+
+/// Loops of 8-bit products, one for each instruction set.
+mod int8 {
+    use super::{CHAINS, STEPS};
+    use crate::Isa;
+
+    /// `STEPS * CHAINS` vectors of products.
+    pub(super) fn products(isa: Isa, seed: i8) -> i32 {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the processor was just asked whether it has the features.
+            Isa::Avx512 if isa.is_available() => unsafe { avx512(seed) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the processor was just asked whether it has the features.
+            Isa::Avx2 if isa.is_available() => unsafe { avx2(seed) },
+            _ => scalar(seed),
+        }
+    }
+
+    fn scalar(seed: i8) -> i32 {
+        let mut chains = [i32::from(seed); CHAINS];
+        for _ in 0..STEPS {
+            for x in &mut chains {
+                *x = x.wrapping_add(i32::from(*x as i8) * i32::from(seed));
+            }
+        }
+        chains.iter().fold(0, |a, &b| a.wrapping_add(b))
+    }
+
+    /// # Safety
+    /// The processor offers AVX-512 F and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn avx512(seed: i8) -> i32 {
+        use std::arch::x86_64::*;
+        let seed = _mm512_set1_epi8(seed);
+        let mut chains = [seed; CHAINS];
+        for _ in 0..STEPS {
+            for x in &mut chains {
+                *x = _mm512_dpbusd_epi32(*x, seed, seed);
+            }
+        }
+        let sum = chains.into_iter().fold(seed, |a, b| _mm512_add_epi32(a, b));
+        _mm512_reduce_add_epi32(sum)
+    }
+
+    /// Products of pairs in 16 bits and their sum: what every product of bytes needs here, and
+    /// less than one that sums to 32 bits in the end.
+    ///
+    /// # Safety
+    /// The processor offers AVX2.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn avx2(seed: i8) -> i32 {
+        use std::arch::x86_64::*;
+        let seed = _mm256_set1_epi8(seed);
+        let mut chains = [seed; CHAINS];
+        for _ in 0..STEPS {
+            for x in &mut chains {
+                *x = _mm256_add_epi16(*x, _mm256_maddubs_epi16(*x, seed));
+            }
+        }
+        let sum = chains.into_iter().fold(seed, |a, b| _mm256_add_epi16(a, b));
+        _mm256_extract_epi32::<0>(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_positive_and_vectors_are_faster() {
+        let pool = Pool::new(2);
+        let scalar = f32_rate(Isa::Scalar, &pool);
+        let best = f32_rate(Isa::best(), &pool);
+        assert!(scalar > 1e7 && (Isa::best() == Isa::Scalar || best > scalar));
+        assert!(int8_rate(Isa::best(), &pool) > 1e7);
+        // An odd size, and less than a round of the loop.
+        for bytes in [0, 5 << 20] {
+            assert!(memory_bandwidth(Isa::best(), &pool, bytes) > 1e6);
+        }
+    }
+}
