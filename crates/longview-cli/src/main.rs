@@ -1,3 +1,34 @@
 //! The `longview` program: arguments → plan → act.
 
-fn main() {}
+mod answer;
+mod args;
+mod commands;
+mod documents;
+mod failure;
+mod installed;
+mod interrupt;
+mod machine;
+mod output;
+mod progress;
+mod session;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = interrupt::install().and_then(|()| commands::execute(&cli));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(message) = failure.message() {
+                output::note(format!("longview: {message}"));
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}

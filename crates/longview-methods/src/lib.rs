@@ -17,7 +17,7 @@ mod text;
 
 pub use arguments::Arguments;
 pub use choice::Methods;
-pub use decode::{Decode, Sampling};
+pub use decode::{Decode, Sampling, fresh_seed};
 pub use error::MethodError;
 pub use method::{Domain, Method, Parameter, Stage};
 pub use suggest::nearest;

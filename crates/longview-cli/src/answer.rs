@@ -1,0 +1,230 @@
+//! One generated answer: made, shown and measured.
+
+use longview::{
+    Context, Control, EndOfText, Event, FinishReason, GenerateOptions, Generated, ShowSpecials,
+};
+use serde::Serialize;
+
+use crate::args::{Format, GenerationArgs};
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::output;
+use crate::progress::Progress;
+use crate::session::{Session, show};
+
+/// What a command needs to know of a prompt to generate from it.
+pub(crate) struct Request<'a> {
+    /// The tokens that are not in the context yet; at least one.
+    pub(crate) tail: &'a [u32],
+    /// Tokens of the prompt taken over from work done before.
+    pub(crate) reused: usize,
+    /// Seconds already spent on reading this prompt, the reused part excluded.
+    pub(crate) seconds_before: f64,
+    /// Whether spaces and line breaks around the answer are part of it.
+    pub(crate) edges: Edges,
+}
+
+/// What becomes of spaces and line breaks around an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Edges {
+    /// They are left out: chat models open with them.
+    Trim,
+    /// They are kept: a text is continued.
+    Keep,
+}
+
+/// An answer with everything that was measured.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Answer {
+    /// The question, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) question: Option<String>,
+    /// The text.
+    pub(crate) answer: String,
+    /// Tokens of the prompt.
+    pub(crate) prompt_tokens: usize,
+    /// Those taken over from work done before.
+    pub(crate) reused_tokens: usize,
+    /// Those read now.
+    pub(crate) computed_tokens: usize,
+    /// Tokens generated, the one that ended the answer included.
+    pub(crate) generated_tokens: usize,
+    /// Their ids.
+    pub(crate) generated_ids: Vec<u32>,
+    /// Why the answer ended.
+    pub(crate) finish: &'static str,
+    /// From the start of reading to the first token.
+    pub(crate) seconds_to_first_token: f64,
+    /// Tokens read a second.
+    pub(crate) prefill_tokens_per_second: Option<f64>,
+    /// Tokens generated a second after the first.
+    pub(crate) decode_tokens_per_second: Option<f64>,
+    /// Bytes of keys and values the context holds, shared ones included.
+    pub(crate) kv_bytes: u64,
+    #[serde(skip)]
+    pub(crate) generated: Option<Generated>,
+}
+
+impl Answer {
+    /// Generates from `context` and `request`, printing the text as it comes unless the format is
+    /// JSON.
+    pub(crate) fn generate(
+        session: &Session,
+        context: &mut Context,
+        request: &Request<'_>,
+        args: &GenerationArgs,
+        format: Format,
+    ) -> Result<Answer, Failure> {
+        let mut options = GenerateOptions {
+            chain: session.methods.decode().chain(),
+            max_tokens: args.max_tokens,
+            stop: args.stop.clone(),
+            end_of_text: if args.ignore_eos {
+                EndOfText::Ignored
+            } else {
+                EndOfText::Ends
+            },
+            specials: ShowSpecials::Hide,
+        };
+        let before = context.len();
+        let bar = Progress::tokens("reading", request.tail.len());
+        let mut writer = Writer {
+            format,
+            edges: request.edges,
+            begun: false,
+            held: String::new(),
+        };
+        let mut broken = None;
+        let generated =
+            session
+                .engine
+                .generate(context, request.tail, &mut options, &mut |event| {
+                    match event {
+                        Event::Prefill(progress) => return show(&bar, progress),
+                        Event::Text(text) => {
+                            bar.finish();
+                            if let Err(failure) = writer.push(text) {
+                                broken = Some(failure);
+                                return Control::Stop;
+                            }
+                        }
+                    }
+                    if interrupt::pressed() {
+                        Control::Stop
+                    } else {
+                        Control::Continue
+                    }
+                })?;
+        bar.finish();
+        if let Some(failure) = broken {
+            return Err(failure);
+        }
+        if format == Format::Text {
+            output::print("\n")?;
+        }
+        let computed = before - request.reused + request.tail.len();
+        let seconds = request.seconds_before + generated.time_to_first_token.as_secs_f64();
+        Ok(Answer {
+            question: None,
+            answer: request.edges.apply(&generated.text).to_owned(),
+            prompt_tokens: before + request.tail.len(),
+            reused_tokens: request.reused,
+            computed_tokens: computed,
+            generated_tokens: generated.ids.len(),
+            generated_ids: generated.ids.clone(),
+            finish: finish(generated.finish),
+            seconds_to_first_token: seconds,
+            prefill_tokens_per_second: (seconds > 0.0).then(|| computed as f64 / seconds),
+            decode_tokens_per_second: generated.tokens_per_second(),
+            kv_bytes: context.kv_bytes(),
+            generated: Some(generated),
+        })
+    }
+
+    /// What to tell the user about the way it ended, if that is not the natural one.
+    pub(crate) fn remark(&self, args: &GenerationArgs) -> Option<String> {
+        match self.generated.as_ref().map(|generated| generated.finish)? {
+            FinishReason::Length => Some(format!(
+                "the answer was cut at --max-tokens {}",
+                args.max_tokens
+            )),
+            FinishReason::ContextFull => Some("the answer was cut: the context is full".to_owned()),
+            FinishReason::Cancelled => Some("the answer was stopped by Ctrl-C".to_owned()),
+            FinishReason::EndOfText | FinishReason::Stop => None,
+        }
+    }
+
+    /// One line of measurements for people.
+    pub(crate) fn line(&self, session: &Session) -> String {
+        let rate = |rate: Option<f64>| rate.map_or("–".to_owned(), |rate| format!("{rate:.1}"));
+        format!(
+            "[{} prompt tokens ({} reused) · first token after {:.2} s · read {} tokens/s · wrote \
+             {} tokens at {}/s · KV {} · {} numerics · {}]",
+            crate::size::human_count(self.prompt_tokens),
+            crate::size::human_count(self.reused_tokens),
+            self.seconds_to_first_token,
+            rate(self.prefill_tokens_per_second),
+            self.generated_tokens,
+            rate(self.decode_tokens_per_second),
+            crate::size::human_bytes(self.kv_bytes),
+            session.engine.exec().numerics,
+            session.decode_text(),
+        )
+    }
+
+    /// Whether Ctrl-C ended it.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.generated
+            .as_ref()
+            .is_some_and(|made| made.finish == FinishReason::Cancelled)
+    }
+}
+
+impl Edges {
+    fn apply(self, text: &str) -> &str {
+        match self {
+            Edges::Trim => text.trim(),
+            Edges::Keep => text,
+        }
+    }
+}
+
+/// Prints a text as it comes.
+struct Writer {
+    format: Format,
+    edges: Edges,
+    begun: bool,
+    /// Spaces that are printed only if text follows.
+    held: String,
+}
+
+impl Writer {
+    fn push(&mut self, text: &str) -> Result<(), Failure> {
+        if self.format == Format::Json {
+            return Ok(());
+        }
+        if self.edges == Edges::Keep {
+            return output::print(text);
+        }
+        let text = if self.begun { text } else { text.trim_start() };
+        if text.is_empty() {
+            return Ok(());
+        }
+        self.begun = true;
+        self.held.push_str(text);
+        let shown = self.held.trim_end().len();
+        let rest = self.held.split_off(shown);
+        let text = std::mem::replace(&mut self.held, rest);
+        output::print(&text)
+    }
+}
+
+fn finish(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::EndOfText => "end_of_text",
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::ContextFull => "context_full",
+        FinishReason::Cancelled => "cancelled",
+    }
+}

@@ -1,0 +1,92 @@
+//! Commands that generate text.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{EngineArgs, GenerationArgs, MethodArgs};
+
+/// `longview ask`.
+#[derive(Debug, Args)]
+pub(crate) struct AskArgs {
+    /// The questions; without any, they are asked for on a terminal
+    #[arg(value_name = "QUESTION")]
+    pub(crate) questions: Vec<String>,
+
+    /// A text file, a folder (read recursively, .gitignore honoured), a pattern such as 'src/*.rs',
+    /// or - for standard input; may be repeated, read in the order given
+    #[arg(long, short, value_name = "PATH", required = true)]
+    pub(crate) file: Vec<String>,
+
+    /// A file with one question a line, asked after those on the command line
+    #[arg(long = "questions", value_name = "FILE")]
+    pub(crate) questions_file: Option<PathBuf>,
+
+    /// Instructions for the model, before the documents
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+
+    /// Show what the model would read, and stop
+    #[arg(long)]
+    pub(crate) print_prompt: bool,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+/// `longview run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The text to continue
+    #[arg(
+        long,
+        short,
+        value_name = "TEXT",
+        required_unless_present = "prompt_file"
+    )]
+    pub(crate) prompt: Option<String>,
+
+    /// A file with the text to continue, or - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompt_file: Option<String>,
+
+    /// Read special tokens written out in the prompt, such as <|user|>, as such
+    #[arg(long)]
+    pub(crate) special_tokens: bool,
+
+    /// Show what the model would read, and stop
+    #[arg(long)]
+    pub(crate) print_prompt: bool,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}
+
+/// `longview chat`.
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Instructions for the model
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+
+    #[command(flatten)]
+    pub(crate) generation: GenerationArgs,
+}

@@ -1,0 +1,169 @@
+//! Commands that measure and show.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use longview::methods::Stage;
+
+use super::{EngineArgs, MethodArgs, ModelArgs};
+use crate::size::parse_tokens;
+
+/// `longview bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Tokens of the prompts that are read; several lengths are measured one after another
+    #[arg(long, value_name = "N,…", default_value = "512", value_parser = parse_tokens,
+          value_delimiter = ',')]
+    pub(crate) prompt: Vec<usize>,
+
+    /// Tokens generated
+    #[arg(long, value_name = "N", default_value = "64", value_parser = parse_tokens)]
+    pub(crate) generate: usize,
+
+    /// Tokens that the context holds before; several depths are measured one after another
+    #[arg(long, value_name = "N,…", default_value = "0", value_parser = parse_tokens,
+          value_delimiter = ',')]
+    pub(crate) depth: Vec<usize>,
+
+    /// Fill the depth with random keys and values instead of reading a text; the speed is the same
+    /// and the output says so
+    #[arg(long)]
+    pub(crate) synthetic_kv: bool,
+
+    /// Take the best of this many rounds
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub(crate) rounds: usize,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+}
+
+/// `longview eval`.
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    #[command(subcommand)]
+    pub(crate) task: EvalTask,
+}
+
+/// What is evaluated.
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalTask {
+    /// How well the model predicts a text; lower is better
+    Perplexity(EvalTextArgs),
+    /// How far the model's predictions are from another model's, or from those in f32
+    Kld {
+        #[command(flatten)]
+        text: EvalTextArgs,
+
+        /// The model to compare with [default: the same model under --numerics f32]
+        #[arg(long, value_name = "PATH|NAME")]
+        reference: Option<String>,
+    },
+}
+
+/// A text and how it is read.
+#[derive(Debug, Args)]
+pub(crate) struct EvalTextArgs {
+    /// The text
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Tokens read in one go; every window starts anew
+    #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_tokens)]
+    pub(crate) window: usize,
+
+    /// Use only so many tokens of the text [default: all]
+    #[arg(long, value_name = "N", value_parser = parse_tokens)]
+    pub(crate) tokens: Option<usize>,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+}
+
+/// `longview methods`.
+#[derive(Debug, Args)]
+pub(crate) struct MethodsArgs {
+    /// Only the methods of this stage
+    #[arg(value_enum)]
+    pub(crate) stage: Option<StageArg>,
+}
+
+/// A stage on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum StageArg {
+    /// Which text enters the model.
+    Prompt,
+    /// Which keys a query attends to while a text is read.
+    Prefill,
+    /// Which keys and values stay.
+    Keep,
+    /// In what form they are held.
+    Store,
+    /// Which of them a decode step reads.
+    Read,
+    /// What another request may take over.
+    Reuse,
+    /// Which token comes next.
+    Decode,
+}
+
+impl From<StageArg> for Stage {
+    fn from(stage: StageArg) -> Stage {
+        match stage {
+            StageArg::Prompt => Stage::Prompt,
+            StageArg::Prefill => Stage::Prefill,
+            StageArg::Keep => Stage::Keep,
+            StageArg::Store => Stage::Store,
+            StageArg::Read => Stage::Read,
+            StageArg::Reuse => Stage::Reuse,
+            StageArg::Decode => Stage::Decode,
+        }
+    }
+}
+
+/// `longview doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+
+    /// Say whether a context of this many tokens fits
+    #[arg(long, value_name = "N", value_parser = parse_tokens)]
+    pub(crate) tokens: Option<usize>,
+
+    /// Measure memory bandwidth and arithmetic; takes seconds and up to 1 GiB
+    #[arg(long)]
+    pub(crate) measure: bool,
+}
+
+/// `longview tokenize`.
+#[derive(Debug, Args)]
+pub(crate) struct TokenizeArgs {
+    /// The text
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    pub(crate) text: Option<String>,
+
+    /// A file with the text, or - for standard input
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: Option<String>,
+
+    /// Read special tokens written out in the text as such
+    #[arg(long)]
+    pub(crate) special_tokens: bool,
+
+    /// Add the tokens that the model expects before and after a text
+    #[arg(long)]
+    pub(crate) surround: bool,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}

@@ -1,0 +1,65 @@
+//! Commands that write models.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::ModelArgs;
+
+/// `longview quantize`.
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// A safetensors folder or a GGUF file with float weights, or a name that `longview models`
+    /// lists
+    #[arg(value_name = "MODEL")]
+    pub(crate) input: String,
+
+    /// The GGUF file to write
+    #[arg(value_name = "OUT.gguf")]
+    pub(crate) output: PathBuf,
+
+    /// F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) kind: String,
+
+    /// Overwrite the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// Threads to compute with [default: one a core]
+    #[arg(long, short, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
+/// `longview make-model`.
+#[derive(Debug, Args)]
+pub(crate) struct MakeModelArgs {
+    /// The GGUF file to write
+    #[arg(value_name = "OUT.gguf")]
+    pub(crate) output: PathBuf,
+
+    /// A well-known shape, such as llama-3.2-1b
+    #[arg(long, value_name = "SHAPE")]
+    pub(crate) shape: String,
+
+    /// F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_0")]
+    pub(crate) kind: String,
+
+    /// The same seed gives the same weights
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// Overwrite the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+impl QuantizeArgs {
+    /// The model to read.
+    pub(crate) fn input(&self) -> ModelArgs {
+        ModelArgs {
+            model: Some(self.input.clone()),
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! One flag a stage.
+
+use clap::Args;
+use longview::methods::{Methods, Stage};
+
+use crate::failure::Failure;
+
+/// The methods asked for; `longview methods` lists what there is.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Methods (longview methods lists them)")]
+pub(crate) struct MethodArgs {
+    /// Which text enters the model
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) prompt_method: Option<String>,
+
+    /// Which keys a query attends to while a text is read
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) prefill: Option<String>,
+
+    /// Which keys and values stay
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) keep: Option<String>,
+
+    /// In what form keys and values are held
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) store: Option<String>,
+
+    /// Which keys and values a decode step reads
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) read: Option<String>,
+}
+
+impl MethodArgs {
+    /// The methods of all stages before decode.
+    pub(crate) fn methods(&self) -> Result<Methods, Failure> {
+        let mut methods = Methods::new();
+        for (stage, text) in [
+            (Stage::Prompt, &self.prompt_method),
+            (Stage::Prefill, &self.prefill),
+            (Stage::Keep, &self.keep),
+            (Stage::Store, &self.store),
+            (Stage::Read, &self.read),
+        ] {
+            if let Some(text) = text {
+                methods.set(stage, text).map_err(Failure::wrong)?;
+            }
+        }
+        Ok(methods)
+    }
+}

@@ -1,0 +1,113 @@
+//! What the user typed, checked as far as one flag can be checked alone.
+
+mod answers;
+mod generation;
+mod inspect;
+mod make;
+mod methods;
+mod model;
+
+use clap::{Parser, Subcommand};
+
+pub(crate) use answers::{AskArgs, ChatArgs, RunArgs};
+pub(crate) use generation::{Fallback, GenerationArgs};
+pub(crate) use inspect::{
+    BenchArgs, DoctorArgs, EvalArgs, EvalTask, EvalTextArgs, MethodsArgs, TokenizeArgs,
+};
+pub(crate) use make::{MakeModelArgs, QuantizeArgs};
+pub(crate) use methods::MethodArgs;
+pub(crate) use model::{EngineArgs, ModelArgs};
+
+/// Long-context inference on an ordinary computer: give it a model and a text of any length, and
+/// ask.
+#[derive(Debug, Parser)]
+#[command(
+    name = "longview",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed while running, 2 the request was wrong, \
+                  130 stopped by Ctrl-C."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Print one JSON object with all measured numbers on standard output, and nothing else
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer questions about documents
+    Ask(AskArgs),
+    /// Continue a text
+    Run(RunArgs),
+    /// Talk with the model
+    Chat(ChatArgs),
+    /// Measure tokens a second, also as shares of what this machine can do
+    Bench(BenchArgs),
+    /// Compare models or methods on a text
+    Eval(EvalArgs),
+    /// List every method of every stage with its parameters
+    Methods(MethodsArgs),
+    /// List the models on this machine
+    Models,
+    /// Say what this machine offers, and what fits into it
+    Doctor(DoctorArgs),
+    /// Turn a text into token ids
+    Tokenize(TokenizeArgs),
+    /// Write a quantised GGUF file of a model
+    Quantize(QuantizeArgs),
+    /// Write a model with random weights in a well-known shape, to measure with
+    MakeModel(MakeModelArgs),
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+impl Cli {
+    /// How results are printed.
+    pub(crate) fn format(&self) -> Format {
+        if self.json {
+            Format::Json
+        } else {
+            Format::Text
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn json_may_stand_anywhere() {
+        for line in [
+            ["longview", "--json", "models"],
+            ["longview", "models", "--json"],
+        ] {
+            assert_eq!(Cli::try_parse_from(line).unwrap().format(), Format::Json);
+        }
+        assert_eq!(
+            Cli::try_parse_from(["longview", "models"])
+                .unwrap()
+                .format(),
+            Format::Text
+        );
+    }
+}

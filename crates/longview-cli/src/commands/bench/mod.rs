@@ -1,0 +1,279 @@
+//! `longview bench`: tokens a second, and what share of the machine's limits that is.
+
+mod roofline;
+mod synthetic;
+
+use std::time::{Duration, Instant};
+
+use longview::limits::{self, Limits};
+use longview::methods::Stage;
+use longview::sampling::Rng;
+use longview::{Context, Control, EndOfText, Event, GenerateOptions};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::args::{BenchArgs, Format};
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::output;
+use crate::progress::Progress;
+use crate::session::Session;
+use crate::size::human_count;
+use roofline::Work;
+
+/// Beyond this, memory bandwidth is that of the memory and not of a cache.
+const LARGEST_BUFFER: u64 = 1 << 30;
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+struct Run {
+    /// `prefill` or `decode`.
+    kind: &'static str,
+    /// Tokens read or generated.
+    tokens: usize,
+    /// Tokens in the context before.
+    depth: usize,
+    /// The best of the rounds.
+    tokens_per_second: f64,
+    /// Time this machine needs at least ÷ time measured.
+    share_of_limit: f64,
+}
+
+/// Measures every prompt length and the generation at every depth.
+pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
+    if args.rounds == 0 {
+        return Err(Failure::wrong(
+            "--rounds 0 measures nothing; give at least 1",
+        ));
+    }
+    let mut session = Session::open(&args.engine, &args.methods)?;
+    let longest = args
+        .prompt
+        .iter()
+        .copied()
+        .max()
+        .unwrap_or(0)
+        .max(args.generate);
+    let deepest = args.depth.iter().copied().max().unwrap_or(0);
+    let limit = session.engine.model().blueprint().max_positions;
+    if deepest + longest > limit {
+        return Err(Failure::wrong(format!(
+            "depth {deepest} and {longest} tokens are more than the model's context of {limit}"
+        )));
+    }
+    let fits = session.engine.plan(deepest + longest);
+    if !fits.fits() {
+        return Err(longview::EngineError::DoesNotFit(Box::new(fits)).into());
+    }
+    if args.synthetic_kv && deepest > 0 {
+        session.notices.push(
+            "the depths are filled with random keys and values, not with a text that was read"
+                .to_owned(),
+        );
+    }
+    let mut bench = Bench {
+        session: &session,
+        rounds: args.rounds,
+        runs: Vec::new(),
+        limits: None,
+    };
+    for &depth in &args.depth {
+        bench.at_depth(args, depth)?;
+    }
+    let (runs, limits) = (bench.runs, bench.limits);
+    match format {
+        Format::Json => {
+            let mut object = session.summary();
+            object.insert(
+                "limits".to_owned(),
+                limits.as_ref().map_or(Value::Null, limits_json),
+            );
+            object.insert("runs".to_owned(), json!(runs));
+            output::print_json(&object)
+        }
+        Format::Text => {
+            session
+                .notices
+                .iter()
+                .for_each(|notice| output::note(format!("note: {notice}")));
+            output::print(&text(&session, limits.as_ref(), &runs))
+        }
+    }
+}
+
+/// The limits as the contract names them.
+pub(super) fn limits_json(limits: &Limits) -> Value {
+    json!({
+        "memory_gb_per_s": limits.memory_gb_per_s,
+        "int8_tops": limits.int8_tops,
+        "f32_gflops": limits.f32_gflops,
+    })
+}
+
+struct Bench<'a> {
+    session: &'a Session,
+    rounds: usize,
+    runs: Vec<Run>,
+    /// The first depth's, which is the one that is reported.
+    limits: Option<Limits>,
+}
+
+impl Bench<'_> {
+    fn at_depth(&mut self, args: &BenchArgs, depth: usize) -> Result<(), Failure> {
+        let engine = &self.session.engine;
+        let longest = args
+            .prompt
+            .iter()
+            .copied()
+            .max()
+            .unwrap_or(0)
+            .max(args.generate);
+        let mut base = engine.new_context(depth + longest)?;
+        if depth > 0 && args.synthetic_kv {
+            synthetic::fill(engine, &mut base, depth)?;
+        } else if depth > 0 {
+            self.session.read(&mut base, &tokens(self.session, depth))?;
+        }
+        let spinner = Progress::spinner(format!("measuring at depth {depth}"));
+        let buffer = (roofline::weights_read(engine) + base.kv_bytes()).min(LARGEST_BUFFER);
+        let limits = limits::measure(
+            engine.exec().isa,
+            &engine.exec().pool,
+            buffer.max(1 << 20) as usize,
+        );
+        self.limits.get_or_insert(limits);
+        for &count in args.prompt.iter().filter(|&&count| count > 0) {
+            let prompt = tokens(self.session, count);
+            let time = self.best(|| prefill(self.session, &base, &prompt))?;
+            self.record(
+                "prefill",
+                count,
+                depth,
+                time,
+                &Work::prefill(engine, depth, count),
+                &limits,
+            );
+        }
+        if args.generate > 0 {
+            let time = self.best(|| decode(self.session, &base, args.generate))?;
+            let work = Work::decode(engine, depth, args.generate);
+            self.record("decode", args.generate, depth, time, &work, &limits);
+        }
+        spinner.finish();
+        Ok(())
+    }
+
+    fn best(
+        &self,
+        mut measure: impl FnMut() -> Result<Duration, Failure>,
+    ) -> Result<Duration, Failure> {
+        let mut best = Duration::MAX;
+        for _ in 0..self.rounds {
+            best = best.min(measure()?);
+            interrupt::check()?;
+        }
+        Ok(best)
+    }
+
+    fn record(
+        &mut self,
+        kind: &'static str,
+        tokens: usize,
+        depth: usize,
+        time: Duration,
+        work: &Work,
+        limits: &Limits,
+    ) {
+        let seconds = time.as_secs_f64().max(1e-9);
+        self.runs.push(Run {
+            kind,
+            tokens,
+            depth,
+            tokens_per_second: tokens as f64 / seconds,
+            share_of_limit: work.least_seconds(limits) / seconds,
+        });
+    }
+}
+
+fn prefill(session: &Session, base: &Context, prompt: &[u32]) -> Result<Duration, Failure> {
+    let mut context = base.fork();
+    let start = Instant::now();
+    let control = session.engine.prefill(&mut context, prompt, &mut |_| {
+        if interrupt::pressed() {
+            Control::Stop
+        } else {
+            Control::Continue
+        }
+    })?;
+    if control == Control::Stop {
+        return Err(Failure::Stopped);
+    }
+    Ok(start.elapsed())
+}
+
+fn decode(session: &Session, base: &Context, count: usize) -> Result<Duration, Failure> {
+    let mut context = base.fork();
+    // The first token comes with the prompt's pass and is not part of the time.
+    let mut options = GenerateOptions::greedy(count + 1);
+    options.end_of_text = EndOfText::Ignored;
+    let start = tokens(session, 1);
+    let generated =
+        session.engine.generate(
+            &mut context,
+            &start,
+            &mut options,
+            &mut |event| match event {
+                Event::Text(_) if interrupt::pressed() => Control::Stop,
+                _ => Control::Continue,
+            },
+        )?;
+    interrupt::check()?;
+    Ok(generated.decode_time)
+}
+
+/// Ordinary tokens, the same ones every time.
+fn tokens(session: &Session, count: usize) -> Vec<u32> {
+    let tokenizer = session.engine.tokenizer();
+    let size = tokenizer.vocab_size() as u64;
+    let mut rng = Rng::new(1);
+    let mut ids = Vec::with_capacity(count);
+    while ids.len() < count {
+        let id = (rng.next_u64() % size) as u32;
+        // A vocabulary of special tokens alone has no others to offer.
+        if !tokenizer.is_special(id) || size < 16 {
+            ids.push(id);
+        }
+    }
+    ids
+}
+
+fn text(session: &Session, limits: Option<&Limits>, runs: &[Run]) -> String {
+    let about = session.engine.describe();
+    let mut text = format!(
+        "{} ({}, {}), {} threads, {} numerics, store {}\n",
+        about.name,
+        about.architecture,
+        about.format,
+        session.engine.exec().pool.threads(),
+        session.engine.exec().numerics,
+        session.methods.text(Stage::Store, session.engine.kv_type()),
+    );
+    if let Some(limits) = limits {
+        text.push_str(&format!(
+            "this machine: memory {:.1} GB/s, int8 {:.2} TOP/s, f32 {:.0} GFLOP/s\n\n",
+            limits.memory_gb_per_s, limits.int8_tops, limits.f32_gflops
+        ));
+    }
+    let heading = ["KIND", "TOKENS", "DEPTH", "TOKENS/S", "OF THE LIMIT"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for run in runs {
+        rows.push(vec![
+            run.kind.to_owned(),
+            human_count(run.tokens),
+            human_count(run.depth),
+            format!("{:.1}", run.tokens_per_second),
+            format!("{:.0} %", 100.0 * run.share_of_limit),
+        ]);
+    }
+    text + &output::table(&rows, &[1, 2, 3, 4])
+}

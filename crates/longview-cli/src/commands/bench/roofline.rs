@@ -1,0 +1,164 @@
+//! The least work a pass can do: what the shares of the limit are shares of.
+
+use longview::limits::Limits;
+use longview::models::blueprint::{LayerBlueprint, MlpBlueprint};
+use longview::{Engine, Format, Numerics};
+
+/// What some tokens cost at the very least.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Work {
+    /// Bytes that must come from memory.
+    bytes: f64,
+    /// Multiplications and additions in 8-bit integers.
+    int8: f64,
+    /// Multiplications and additions in single precision.
+    f32: f64,
+}
+
+impl Work {
+    /// Reading `count` tokens at `depth`: weights once, every product for every token, attention
+    /// over everything before. Logits are not computed.
+    pub(super) fn prefill(engine: &Engine, depth: usize, count: usize) -> Work {
+        let blueprint = engine.model().blueprint();
+        let layers = &blueprint.layers;
+        let attention: f64 = layers
+            .iter()
+            .map(|layer| attention_ops(layer, depth, count))
+            .sum();
+        let products = 2.0 * layer_parameters(engine) * count as f64;
+        let bytes = weights_read(engine) as f64 * layer_share(engine);
+        Work::new(engine, bytes, products, attention)
+    }
+
+    /// Generating `count` tokens one by one from `depth`: weights and cache are read for each.
+    pub(super) fn decode(engine: &Engine, depth: usize, count: usize) -> Work {
+        let blueprint = engine.model().blueprint();
+        let output = (blueprint.hidden * blueprint.vocab) as f64;
+        let mut total = Work::default();
+        let kv_bytes = engine.kv_type().bytes(1) as f64;
+        for step in 0..count {
+            let position = depth + 1 + step;
+            let layers = &blueprint.layers;
+            let attention = layers
+                .iter()
+                .map(|layer| attention_ops(layer, position, 1))
+                .sum();
+            let cache: f64 = layers
+                .iter()
+                .map(|layer| {
+                    let shape = &layer.attention;
+                    let seen = shape.window.map_or(position, |window| position.min(window));
+                    (2 * seen * shape.kv_heads * shape.head_dim) as f64 * kv_bytes
+                })
+                .sum();
+            let products = 2.0 * (layer_parameters(engine) + output);
+            let bytes = weights_read(engine) as f64 + cache;
+            let work = Work::new(engine, bytes, products, attention);
+            total.bytes += work.bytes;
+            total.int8 += work.int8;
+            total.f32 += work.f32;
+        }
+        total
+    }
+
+    /// Products run in integers where the weights are quantised and the numerics class allows it.
+    fn new(engine: &Engine, bytes: f64, products: f64, attention: f64) -> Work {
+        let float = [Format::F32, Format::F16, Format::BF16].map(|format| format.to_string());
+        let quantised = !float.contains(&engine.describe().format)
+            && engine.exec().numerics == Numerics::Default;
+        let (int8, f32) = if quantised {
+            (products, 0.0)
+        } else {
+            (0.0, products)
+        };
+        Work {
+            bytes,
+            int8,
+            f32: f32 + attention,
+        }
+    }
+
+    /// Seconds that this machine needs at least.
+    pub(super) fn least_seconds(&self, limits: &Limits) -> f64 {
+        let memory = self.bytes / (limits.memory_gb_per_s * 1e9);
+        let arithmetic =
+            self.int8 / (limits.int8_tops * 1e12) + self.f32 / (limits.f32_gflops * 1e9);
+        memory.max(arithmetic)
+    }
+}
+
+/// Bytes of weights that generating a token reads: all but the embedding's other rows and the
+/// experts that are not used.
+pub(super) fn weights_read(engine: &Engine) -> u64 {
+    let file = engine.model().file();
+    let blueprint = file.blueprint();
+    let embedding = file
+        .weight_file()
+        .tensors()
+        .find(|tensor| tensor.name.contains("token_embd") || tensor.name.contains("embed_tokens"))
+        .map_or(0, |tensor| tensor.data.len() as u64);
+    let read = file.weights_bytes().saturating_sub(embedding) as f64;
+    let hidden = blueprint.hidden;
+    let all: f64 = blueprint
+        .layers
+        .iter()
+        .map(|layer| parameters(layer, hidden, Experts::All))
+        .sum();
+    let output = (blueprint.hidden * blueprint.vocab) as f64;
+    let used = layer_parameters(engine);
+    (read * (used + output) / (all + output)) as u64
+}
+
+/// Which experts are counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Experts {
+    All,
+    Used,
+}
+
+/// Parameters of the layers' matrices that a token is multiplied with.
+fn layer_parameters(engine: &Engine) -> f64 {
+    let blueprint = engine.model().blueprint();
+    let (layers, hidden) = (&blueprint.layers, blueprint.hidden);
+    layers
+        .iter()
+        .map(|layer| parameters(layer, hidden, Experts::Used))
+        .sum()
+}
+
+/// The share of the layers among the weights that are read; the rest makes the logits.
+fn layer_share(engine: &Engine) -> f64 {
+    let blueprint = engine.model().blueprint();
+    let output = (blueprint.hidden * blueprint.vocab) as f64;
+    let layers = layer_parameters(engine);
+    layers / (layers + output)
+}
+
+fn parameters(layer: &LayerBlueprint, hidden: usize, counted: Experts) -> f64 {
+    let shape = &layer.attention;
+    let hidden = hidden as f64;
+    let attention = hidden * (2 * (shape.heads + shape.kv_heads) * shape.head_dim) as f64;
+    let mlp = match layer.mlp {
+        MlpBlueprint::Gated { ffn, .. } => 3.0 * hidden * ffn as f64,
+        MlpBlueprint::Experts {
+            ffn, experts, used, ..
+        } => {
+            let counted = if counted == Experts::All {
+                experts
+            } else {
+                used
+            };
+            3.0 * hidden * (ffn * counted) as f64 + hidden * experts as f64
+        }
+    };
+    attention + mlp
+}
+
+/// Multiplications and additions of scores and weighted values for `count` tokens after `depth`.
+fn attention_ops(layer: &LayerBlueprint, depth: usize, count: usize) -> f64 {
+    let shape = &layer.attention;
+    let seen: f64 = (depth + 1..=depth + count)
+        .map(|position| shape.window.map_or(position, |window| position.min(window)) as f64)
+        .sum();
+    4.0 * seen * (shape.heads * shape.head_dim) as f64
+}

@@ -1,0 +1,185 @@
+//! `longview doctor`: what this machine offers, and what fits into it.
+
+use longview::{EngineOptions, Isa, MemoryPlan, Pool, inspect, limits, plan};
+use serde_json::{Map, Value, json};
+
+use crate::args::{DoctorArgs, Format};
+use crate::failure::Failure;
+use crate::machine::Machine;
+use crate::output;
+use crate::size::{human_bytes, human_count};
+
+/// Bytes read to measure memory bandwidth: far beyond any cache.
+const MEASURED_BYTES: usize = 1 << 30;
+
+/// Prints what the processor and the memory can do for a model.
+pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<(), Failure> {
+    let machine = Machine::look();
+    let isa = Isa::from_environment().map_err(Failure::wrong)?;
+    let threads = args.engine.threads.unwrap_or(machine.threads);
+    let methods = args.methods.methods()?;
+    let mut options = args.engine.options(&methods)?;
+    // Without a limit, what is there is the limit.
+    options.memory_bytes = options.memory_bytes.or_else(|| machine.usable_memory());
+    let model = Model::look(&options, args.tokens)?;
+    let limits = args.measure.then(|| {
+        let usable = machine
+            .usable_memory()
+            .map_or(MEASURED_BYTES as u64, |bytes| bytes / 2);
+        let bytes = MEASURED_BYTES.min(usize::try_from(usable).unwrap_or(MEASURED_BYTES));
+        limits::measure(isa, &Pool::new(threads), bytes)
+    });
+    match format {
+        Format::Json => {
+            let mut object = Map::new();
+            object.insert("processor".to_owned(), json!(machine.processor));
+            object.insert("hardware_threads".to_owned(), json!(machine.threads));
+            object.insert("features".to_owned(), json!(machine.features));
+            object.insert("instruction_set".to_owned(), json!(isa.to_string()));
+            object.insert("threads".to_owned(), json!(threads));
+            let caches: Vec<Value> = machine
+                .caches
+                .iter()
+                .map(|(level, bytes)| json!({ "level": level, "bytes": bytes }))
+                .collect();
+            object.insert("caches".to_owned(), json!(caches));
+            object.insert("memory_total_bytes".to_owned(), json!(machine.memory_total));
+            object.insert(
+                "memory_available_bytes".to_owned(),
+                json!(machine.memory_available),
+            );
+            object.insert("memory_limit_bytes".to_owned(), json!(machine.memory_limit));
+            if let Some(limits) = limits {
+                object.insert("limits".to_owned(), super::bench::limits_json(&limits));
+            }
+            object.insert("model".to_owned(), model.json());
+            output::print_json(&object)
+        }
+        Format::Text => {
+            let mut text = machine_text(&machine, isa, threads);
+            if let Some(limits) = limits {
+                text.push_str(&format!(
+                    "measured        memory {:.1} GB/s, int8 {:.2} TOP/s, f32 {:.0} GFLOP/s\n",
+                    limits.memory_gb_per_s, limits.int8_tops, limits.f32_gflops
+                ));
+            } else {
+                text.push_str("measured        nothing yet; --measure takes a few seconds\n");
+            }
+            text.push_str(&model.text());
+            output::print(&text)
+        }
+    }
+}
+
+/// What a model is and needs.
+struct Model {
+    about: longview::ModelDescription,
+    kv_bytes_per_token: f64,
+    plan: MemoryPlan,
+}
+
+impl Model {
+    fn look(options: &EngineOptions, tokens: Option<usize>) -> Result<Model, Failure> {
+        let (about, _) = inspect(&options.model, options.numerics)?;
+        let tokens = tokens.unwrap_or(about.context_length);
+        let plan = plan(options, tokens)?;
+        let kv_bytes_per_token = plan.kv as f64 / plan.tokens.max(1) as f64;
+        Ok(Model {
+            about,
+            kv_bytes_per_token,
+            plan,
+        })
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.about.name,
+            "architecture": self.about.architecture,
+            "parameters": self.about.parameters,
+            "layers": self.about.layers,
+            "format": self.about.format,
+            "file_bytes": self.about.file_bytes,
+            "weights_bytes": self.plan.weights,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "context_length": self.about.context_length,
+            "plan": {
+                "tokens": self.plan.tokens,
+                "program_bytes": self.plan.program,
+                "weights_bytes": self.plan.weights,
+                "kv_bytes": self.plan.kv,
+                "scratch_bytes": self.plan.scratch,
+                "total_bytes": self.plan.total(),
+                "limit_bytes": self.plan.limit,
+                "fits": self.plan.fits(),
+            },
+            "longest_context": self.plan.longest_context,
+        })
+    }
+
+    fn text(&self) -> String {
+        let about = &self.about;
+        let fits = match (self.plan.fits(), self.plan.limit) {
+            (true, _) => "it fits",
+            (false, _) => "it does NOT fit",
+        };
+        let lines = self.plan.to_string();
+        // A refusal's first line names --memory; here the machine's memory may be the limit.
+        let table: Vec<&str> = lines
+            .lines()
+            .filter(|line| !line.starts_with("a context of"))
+            .collect();
+        format!(
+            "\nmodel           {} ({}, {} layers, {} parameters, mostly {})\n\
+             file            {}\n\
+             KV per token    {}\n\
+             context length  {} tokens\n\n\
+             a context of {} tokens: {fits}\n{}\n",
+            about.name,
+            about.architecture,
+            about.layers,
+            human_count(usize::try_from(about.parameters).unwrap_or(usize::MAX)),
+            about.format,
+            human_bytes(about.file_bytes),
+            human_bytes(self.kv_bytes_per_token.ceil() as u64),
+            human_count(about.context_length),
+            human_count(self.plan.tokens),
+            table.join("\n"),
+        )
+    }
+}
+
+fn machine_text(machine: &Machine, isa: Isa, threads: usize) -> String {
+    let known = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), human_bytes);
+    let caches: Vec<String> = machine
+        .caches
+        .iter()
+        .map(|(level, bytes)| format!("{level} {}", human_bytes(*bytes)))
+        .collect();
+    let limit = match machine.memory_limit {
+        Some(limit) => format!(", this process may use {}", human_bytes(limit)),
+        None => String::new(),
+    };
+    format!(
+        "processor       {}\n\
+         threads         {threads} of {}\n\
+         instruction set {isa} (of {})\n\
+         features        {}\n\
+         caches          {}\n\
+         memory          {} in all, {} available{limit}\n",
+        machine.processor.as_deref().unwrap_or("unknown"),
+        machine.threads,
+        Isa::available()
+            .iter()
+            .map(Isa::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+        machine.features.join(" "),
+        if caches.is_empty() {
+            "unknown".to_owned()
+        } else {
+            caches.join(", ")
+        },
+        known(machine.memory_total),
+        known(machine.memory_available),
+    )
+}

@@ -1,0 +1,54 @@
+//! One file a command.
+
+mod ask;
+mod bench;
+mod chat;
+mod doctor;
+mod eval;
+mod make_model;
+mod methods;
+mod models;
+mod quantize;
+mod run;
+mod tokenize;
+mod written;
+
+use std::fs;
+use std::io::{self, Read};
+
+use crate::args::{Cli, Command};
+use crate::failure::Failure;
+
+/// Does what was asked for.
+pub(crate) fn execute(cli: &Cli) -> Result<(), Failure> {
+    let format = cli.format();
+    match &cli.command {
+        Command::Ask(args) => ask::run(args, format),
+        Command::Run(args) => run::run(args, format),
+        Command::Chat(args) => chat::run(args, format),
+        Command::Bench(args) => bench::run(args, format),
+        Command::Eval(args) => eval::run(args, format),
+        Command::Methods(args) => methods::run(args, format),
+        Command::Models => models::run(format),
+        Command::Doctor(args) => doctor::run(args, format),
+        Command::Tokenize(args) => tokenize::run(args, format),
+        Command::Quantize(args) => quantize::run(args, format),
+        Command::MakeModel(args) => make_model::run(args, format),
+    }
+}
+
+/// The text of a file, or of standard input for `-`, byte for byte.
+fn read_text(path: &str) -> Result<String, Failure> {
+    let (name, bytes) = if path == crate::documents::STDIN {
+        let mut bytes = Vec::new();
+        let read = crate::interrupt::while_waiting(|| io::stdin().lock().read_to_end(&mut bytes));
+        ("standard input", read.map(|_| bytes))
+    } else {
+        (path, fs::read(path))
+    };
+    let bytes = bytes.map_err(|error| Failure::io(name, &error))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        Failure::wrong(format!("{name}: not UTF-8 text: byte {place} is wrong"))
+    })
+}

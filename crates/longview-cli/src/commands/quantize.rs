@@ -1,0 +1,25 @@
+//! `longview quantize`: a model in fewer bits.
+
+use longview::models::{Recipe, quantize};
+use longview::{ModelSource, Numerics, Pool, inspect};
+
+use super::written;
+use crate::args::{Format, QuantizeArgs};
+use crate::failure::Failure;
+
+/// Writes a quantised GGUF file.
+pub(crate) fn run(args: &QuantizeArgs, format: Format) -> Result<(), Failure> {
+    let recipe: Recipe = args.kind.parse().map_err(Failure::wrong)?;
+    let output = written::Output::new(&args.output, args.force)?;
+    let source = args.input().source()?;
+    if let ModelSource::Path(input) = &source {
+        output.differs_from(input)?;
+    }
+    let (_, model) = inspect(&source, Numerics::Default)?;
+    let pool = Pool::new(args.threads.unwrap_or_else(written::cores));
+    output.write(format, |path, on_progress| {
+        quantize(&model, recipe, path, &pool, &mut |progress| {
+            on_progress(progress.tensor, progress.done, progress.total);
+        })
+    })
+}

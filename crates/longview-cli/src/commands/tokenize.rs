@@ -1,0 +1,35 @@
+//! `longview tokenize`: a text as the model sees it.
+
+use longview::{Specials, open_tokenizer};
+use serde_json::json;
+
+use super::read_text;
+use crate::args::{Format, TokenizeArgs};
+use crate::failure::Failure;
+use crate::output;
+
+/// Prints the token ids of a text.
+pub(crate) fn run(args: &TokenizeArgs, format: Format) -> Result<(), Failure> {
+    let text = match (&args.text, &args.file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(file)) => read_text(file)?,
+        (None, None) => String::new(),
+    };
+    let tokenizer = open_tokenizer(&args.model.source()?)?;
+    let specials = if args.special_tokens {
+        Specials::Parse
+    } else {
+        Specials::AsText
+    };
+    let mut ids = tokenizer.encode(&text, specials)?;
+    if args.surround {
+        ids = [tokenizer.prefix_ids(), &ids, tokenizer.suffix_ids()].concat();
+    }
+    match format {
+        Format::Json => output::print_json(&json!({ "ids": ids })),
+        Format::Text => {
+            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+            output::print(&format!("{}\n", ids.join(" ")))
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! A model file that a command writes: checked before, shown while, summed up after.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use longview::models::ModelError;
+use longview::models::convert::Report;
+use serde_json::{Value, json};
+
+use crate::args::Format;
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::output::{self, note};
+use crate::progress::Progress;
+use crate::size::human_bytes;
+
+/// Where a model is written to.
+pub(super) struct Output {
+    path: PathBuf,
+}
+
+impl Output {
+    /// Refuses what would be lost or cannot be written, before any work.
+    pub(super) fn new(path: &Path, force: bool) -> Result<Output, Failure> {
+        let name = path.display();
+        if path.is_dir() {
+            return Err(Failure::wrong(format!(
+                "{name}: this is a folder, name a file"
+            )));
+        }
+        if path.exists() && !force {
+            return Err(Failure::wrong(format!(
+                "{name}: the file exists already; --force overwrites it"
+            )));
+        }
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        if !folder.is_dir() {
+            return Err(Failure::wrong(format!(
+                "{}: there is no such folder",
+                folder.display()
+            )));
+        }
+        Ok(Output {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Refuses to write a model over itself.
+    pub(super) fn differs_from(&self, input: &Path) -> Result<(), Failure> {
+        let same = match (self.path.canonicalize(), input.canonicalize()) {
+            (Ok(output), Ok(input)) => output == input,
+            _ => false,
+        };
+        if same {
+            let name = self.path.display();
+            return Err(Failure::wrong(format!(
+                "{name}: this is the model itself; write to another file"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Runs `write` under a progress display and prints what came of it.
+    pub(super) fn write(
+        &self,
+        format: Format,
+        write: impl FnOnce(&Path, &mut dyn FnMut(&str, u64, u64)) -> Result<Report, ModelError>,
+    ) -> Result<(), Failure> {
+        let start = Instant::now();
+        let progress = Progress::spinner(format!("writing {}", self.path.display()));
+        // The writers take no word to stop: unwinding out of them removes the unfinished file.
+        let report = catch_unwind(AssertUnwindSafe(|| {
+            write(&self.path, &mut |tensor, done, total| {
+                let (done, total) = (human_bytes(done), human_bytes(total));
+                progress.say(format!("writing {tensor}: {done} of {total}"));
+                if interrupt::pressed() {
+                    resume_unwind(Box::new(Interrupted));
+                }
+            })
+        }))
+        .unwrap_or_else(|cause| {
+            if !cause.is::<Interrupted>() {
+                resume_unwind(cause);
+            }
+            Err(ModelError::Unsupported(String::new()))
+        });
+        interrupt::check()?;
+        let report = report.map_err(Failure::failed)?;
+        progress.finish();
+        self.print(&report, start.elapsed().as_secs_f64(), format)
+    }
+
+    fn print(&self, report: &Report, seconds: f64, format: Format) -> Result<(), Failure> {
+        let path = self.path.display().to_string();
+        match format {
+            Format::Json => {
+                let formats: serde_json::Map<String, Value> = report
+                    .formats
+                    .iter()
+                    .map(|(format, (tensors, bytes))| {
+                        (
+                            format.to_string(),
+                            json!({ "tensors": tensors, "bytes": bytes }),
+                        )
+                    })
+                    .collect();
+                output::print_json(&json!({
+                    "path": path,
+                    "bytes": report.bytes,
+                    "tensors": report.tensors,
+                    "formats": formats,
+                    "seconds": seconds,
+                    "peak_memory_bytes": crate::machine::peak_memory_bytes(),
+                    "notices": report.notices,
+                }))
+            }
+            Format::Text => {
+                report
+                    .notices
+                    .iter()
+                    .for_each(|notice| note(format!("note: {notice}")));
+                let formats: Vec<String> = report
+                    .formats
+                    .iter()
+                    .map(|(format, (tensors, bytes))| {
+                        format!("{tensors} tensors of {format} ({})", human_bytes(*bytes))
+                    })
+                    .collect();
+                output::print(&format!(
+                    "{path}: {} in {seconds:.1} s, {}\n",
+                    human_bytes(report.bytes),
+                    formats.join(", ")
+                ))
+            }
+        }
+    }
+}
+
+/// What travels up the stack after Ctrl-C.
+struct Interrupted;
+
+/// Processor cores.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

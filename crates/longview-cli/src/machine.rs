@@ -1,0 +1,165 @@
+//! What this machine has: processor, caches and memory.
+
+use std::fs;
+
+use serde::Serialize;
+
+/// The processor and the memory, as far as the operating system tells.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Machine {
+    /// The processor's name.
+    pub(crate) processor: Option<String>,
+    /// Hardware threads that this process may use.
+    pub(crate) threads: usize,
+    /// Instruction set extensions of interest that the processor has.
+    pub(crate) features: Vec<&'static str>,
+    /// Bytes of the first processor's caches, such as `L2` and 1,048,576.
+    pub(crate) caches: Vec<(String, u64)>,
+    /// Bytes of memory.
+    pub(crate) memory_total: Option<u64>,
+    /// Bytes that could be used now without swapping.
+    pub(crate) memory_available: Option<u64>,
+    /// Bytes that a container or service limits this process to.
+    pub(crate) memory_limit: Option<u64>,
+}
+
+impl Machine {
+    /// Asks the operating system.
+    pub(crate) fn look() -> Machine {
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Machine {
+            processor: processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            features: features(),
+            caches: caches(),
+            memory_total: kibibytes(&memory, "MemTotal:"),
+            memory_available: kibibytes(&memory, "MemAvailable:"),
+            memory_limit: fs::read_to_string("/sys/fs/cgroup/memory.max")
+                .ok()
+                .and_then(|text| text.trim().parse().ok()),
+        }
+    }
+
+    /// Bytes that a model may reasonably be given: what is available, or what the limit leaves.
+    pub(crate) fn usable_memory(&self) -> Option<u64> {
+        match (self.memory_available, self.memory_limit) {
+            (Some(available), Some(limit)) => Some(available.min(limit)),
+            (available, limit) => available.or(limit),
+        }
+    }
+}
+
+/// The most memory this process has held so far, in bytes; 0 where that cannot be found out.
+pub(crate) fn peak_memory_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    kibibytes(&status, "VmHWM:").unwrap_or(0)
+}
+
+fn processor(cpuinfo: &str) -> Option<String> {
+    let line = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+fn kibibytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let number: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(number * 1024)
+}
+
+fn caches() -> Vec<(String, u64)> {
+    let read = |index: usize, file: &str| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{file}");
+        fs::read_to_string(path)
+            .ok()
+            .map(|text| text.trim().to_owned())
+    };
+    let mut caches = Vec::new();
+    for index in 0..8 {
+        let (Some(level), Some(kind), Some(size)) = (
+            read(index, "level"),
+            read(index, "type"),
+            read(index, "size"),
+        ) else {
+            break;
+        };
+        if kind != "Instruction"
+            && let Some(kibibytes) = size
+                .strip_suffix('K')
+                .and_then(|size| size.parse::<u64>().ok())
+        {
+            caches.push((format!("L{level}"), kibibytes * 1024));
+        }
+    }
+    caches
+}
+
+#[cfg(target_arch = "x86_64")]
+fn features() -> Vec<&'static str> {
+    macro_rules! present {
+        ($($name:tt),*) => {
+            [$(($name, is_x86_feature_detected!($name))),*]
+        };
+    }
+    let features = present![
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avxvnni",
+        "avx512f",
+        "avx512bw",
+        "avx512dq",
+        "avx512vl",
+        "avx512vnni",
+        "avx512vbmi",
+        "avx512bf16",
+        "avx512fp16"
+    ];
+    features
+        .into_iter()
+        .filter_map(|(name, present)| present.then_some(name))
+        .collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn features() -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_tables_are_read() {
+        assert_eq!(
+            kibibytes("MemTotal:  16 kB\nMemFree: 3 kB\n", "MemFree:"),
+            Some(3072)
+        );
+        assert_eq!(kibibytes("MemTotal: many\n", "MemTotal:"), None);
+        assert_eq!(
+            processor("a: b\nmodel name\t: Some CPU\n").as_deref(),
+            Some("Some CPU")
+        );
+    }
+
+    #[test]
+    fn usable_memory_is_the_smaller_of_what_is_known() {
+        let mut machine = Machine::look();
+        machine.memory_available = Some(10);
+        machine.memory_limit = Some(4);
+        assert_eq!(machine.usable_memory(), Some(4));
+        machine.memory_limit = None;
+        assert_eq!(machine.usable_memory(), Some(10));
+        assert!(machine.threads >= 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peak_is_at_least_what_is_held() {
+        let held = vec![1_u8; 32 << 20];
+        assert!(peak_memory_bytes() >= held.len() as u64);
+    }
+}
