@@ -38,12 +38,10 @@ pub(super) fn symmetric<const N: usize>(
     let (mut best, mut best_gain) = (0.0, 0.0);
     for step in -STEPS..=STEPS {
         let inverse = inverse * (1.0 + spread * step as f32 / STEPS as f32);
-        let (mut xl, mut ll) = (0.0, 0.0);
-        for (&x, &w) in x.iter().zip(weights) {
+        let [xl, ll] = sums(x, weights, |x, w| {
             let level = nearest(x * inverse);
-            xl += w * x * level;
-            ll += w * level * level;
-        }
+            [w * x * level, w * level * level]
+        });
         // With the best factor xl/ll the error is Σwx² − xl²/ll.
         if ll > 0.0 && xl * xl > best_gain * ll {
             best_gain = xl * xl / ll;
@@ -61,18 +59,14 @@ pub(super) fn affine<const N: usize>(x: &[f32; N], weights: &[f32; N], top: f32)
     if !inverse.is_finite() {
         return (0.0, -low);
     }
-    let total: f32 = weights.iter().sum();
-    let wx: f32 = x.iter().zip(weights).map(|(x, w)| x * w).sum();
-    let (mut best, mut best_error) = ((0.0, -low), f32::INFINITY);
+    let [total, wx] = sums(x, weights, |x, w| [w, w * x]);
+    let (mut best, mut best_gain) = ((0.0, -low), f32::NEG_INFINITY);
     for step in -STEPS..=STEPS {
         let inverse = inverse * (1.0 + step as f32 / STEPS as f32 / top);
-        let (mut wq, mut wqq, mut wqx) = (0.0, 0.0, 0.0);
-        for (&x, &w) in x.iter().zip(weights) {
+        let [wq, wqq, wqx] = sums(x, weights, |x, w| {
             let q = round((x - low) * inverse, 0.0, top);
-            wq += w * q;
-            wqq += w * q * q;
-            wqx += w * q * x;
-        }
+            [w * q, w * q * q, w * q * x]
+        });
         let determinant = total * wqq - wq * wq;
         if determinant <= 0.0 {
             continue;
@@ -82,12 +76,10 @@ pub(super) fn affine<const N: usize>(x: &[f32; N], weights: &[f32; N], top: f32)
         if offset > 0.0 {
             (scale, offset) = (wqx / wqq, 0.0);
         }
-        if scale <= 0.0 {
-            continue;
-        }
-        let error = affine_error(x, weights, scale, -offset, top);
-        if error < best_error {
-            (best, best_error) = ((scale, -offset), error);
+        // With the best scale and offset the error is Σwx² less this.
+        let gain = scale * wqx + offset * wx;
+        if scale > 0.0 && gain > best_gain {
+            (best, best_gain) = ((scale, -offset), gain);
         }
     }
     best
@@ -268,10 +260,28 @@ fn affine_error<const N: usize>(
 }
 
 fn squares<const N: usize>(x: &[f32; N], weights: &[f32; N], stored: impl Fn(f32) -> f32) -> f32 {
-    x.iter()
-        .zip(weights)
-        .map(|(&x, &w)| w * (x - stored(x)) * (x - stored(x)))
-        .sum()
+    let [sum] = sums(x, weights, |x, w| [w * (x - stored(x)) * (x - stored(x))]);
+    sum
+}
+
+/// Sums of terms of each value and its weight, in eight lanes, so that the compiler may use vectors
+/// of any width without the order of the sum depending on it. N is a multiple of eight.
+#[inline(always)]
+fn sums<const N: usize, const S: usize>(
+    x: &[f32; N],
+    weights: &[f32; N],
+    terms: impl Fn(f32, f32) -> [f32; S],
+) -> [f32; S] {
+    let mut lanes = [[0.0; 8]; S];
+    for (x, w) in x.as_chunks::<8>().0.iter().zip(weights.as_chunks::<8>().0) {
+        for lane in 0..8 {
+            let terms = terms(x[lane], w[lane]);
+            for (sum, term) in lanes.iter_mut().zip(terms) {
+                sum[lane] += term;
+            }
+        }
+    }
+    lanes.map(|lanes| lanes.iter().sum())
 }
 
 /// The candidate with the least error, the first of equals.
