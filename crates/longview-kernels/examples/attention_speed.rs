@@ -4,7 +4,8 @@
 //!
 //! Prefill: rows of several tokens and a group of heads each against spans of f16 pages, as a share
 //! of the f32 multiply-add limit. Decode: one token's group of heads against far more pages than
-//! the caches hold, as a share of the memory bandwidth.
+//! the caches hold, as a share of the memory bandwidth; the pages of a head lie as far apart as in
+//! a KV block of 16 layers of 8 heads.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -14,6 +15,8 @@ use longview_kernels::attention::{
 };
 use longview_kernels::page::{KvType, PAGE_TOKENS, PageGeometry, StridedRows, write_tokens};
 use longview_kernels::{AlignedBytes, Isa, Pool, limits};
+
+const SPAN_PAGES: usize = SPAN_TOKENS / PAGE_TOKENS;
 
 /// Bytes of pages that decode reads: more than any cache.
 const DECODE_BYTES: usize = 1 << 30;
@@ -33,7 +36,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         k_type: KvType::F16,
         v_type: KvType::F16,
     };
-    let spans = DECODE_BYTES / (geom.k_bytes() + geom.v_bytes()) / (SPAN_TOKENS / PAGE_TOKENS);
+    let blocks = DECODE_BYTES / (geom.k_bytes() + geom.v_bytes()) / BLOCK_PAGES;
+    let spans = blocks * BLOCK_PAGES / SPAN_PAGES;
     let cache = Cache::new(geom, spans);
 
     for rows in [1, 2, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512] {
@@ -50,10 +54,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         });
         let rate = cache.bytes.len() as f64 / seconds / 1e9;
         let share = rate / limits.memory_gb_per_s;
-        println!("decode, {rows:3} rows: {rate:6.2} GB/s, {share:.2} of the memory limit");
+        // Two bytes a number, a multiplication and an addition a number and row.
+        let compute = rate * rows as f64 / limits.f32_gflops;
+        println!(
+            "decode, {rows:3} rows: {rate:6.2} GB/s, {share:.2} of the memory limit, \
+             {compute:.2} of the f32 limit"
+        );
     }
     Ok(())
 }
+
+/// Pages in a KV block: those of one layer and head are so many pages apart.
+const BLOCK_PAGES: usize = 128;
 
 /// Whether every span is read once, or each thread reads one span again and again.
 #[derive(Clone, Copy, PartialEq)]
@@ -71,7 +83,7 @@ struct Cache {
 impl Cache {
     fn new(geom: PageGeometry, spans: usize) -> Cache {
         let page = geom.k_bytes() + geom.v_bytes();
-        let mut bytes = AlignedBytes::zeroed(spans * (SPAN_TOKENS / PAGE_TOKENS) * page);
+        let mut bytes = AlignedBytes::zeroed(spans * SPAN_PAGES * page);
         let data: Vec<f32> = (0..PAGE_TOKENS * geom.head_dim)
             .map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0)
             .collect();
@@ -86,13 +98,21 @@ impl Cache {
         Cache { geom, bytes }
     }
 
+    /// Page `index` of all: the blocks' first pages, then their second ones, and so on.
+    fn page(&self, index: usize) -> PageRef<'_> {
+        let bytes = self.geom.k_bytes() + self.geom.v_bytes();
+        let blocks = self.bytes.len() / bytes / BLOCK_PAGES;
+        let place = index % blocks * BLOCK_PAGES + index / blocks;
+        let (k, v) = self.bytes[place * bytes..][..bytes].split_at(self.geom.k_bytes());
+        PageRef { k, v }
+    }
+
     fn attend(&self, isa: Isa, pool: &Pool, spans: Range<usize>, rows: usize, span: Span) {
         let geom = &self.geom;
         let tasks = match span {
             Span::Streamed => spans.len(),
             Span::Reused => pool.threads(),
         };
-        let per_span = (geom.k_bytes() + geom.v_bytes()) * (SPAN_TOKENS / PAGE_TOKENS);
         let q: Vec<f32> = (0..rows * geom.head_dim)
             .map(|i| (i % 13) as f32 * 0.01)
             .collect();
@@ -105,10 +125,8 @@ impl Cache {
         pool.run(tasks, &|task, worker| {
             let mut worker = workers[worker].lock().unwrap_or_else(|e| e.into_inner());
             let (scratch, partials) = &mut *worker;
-            let pages: Vec<_> = self.bytes[task * per_span..][..per_span]
-                .chunks_exact(geom.k_bytes() + geom.v_bytes())
-                .map(|page| page.split_at(geom.k_bytes()))
-                .map(|(k, v)| PageRef { k, v })
+            let pages: Vec<_> = (0..SPAN_PAGES)
+                .map(|page| self.page(task * SPAN_PAGES + page))
                 .collect();
             let queries = QueryRows {
                 q: &q,
