@@ -2,16 +2,17 @@
 
 pub(crate) mod lane;
 pub(crate) mod layout;
+mod room;
 mod source;
 
 use half::{bf16, f16};
 
 use crate::error::KernelError;
 use crate::format::Format;
-use crate::memory::AlignedBytes;
 use crate::pool::Pool;
 use lane::LaneBlock;
 use layout::{BLOCK, LANES, Layout, SEGMENT};
+use room::Room;
 use source::RowSegment;
 
 /// A weight matrix `[n outputs][k inputs]`, repacked once at load into panels of 16 outputs.
@@ -23,7 +24,7 @@ pub struct Packed {
     n: usize,
     k: usize,
     panel_bytes: usize,
-    bytes: AlignedBytes,
+    bytes: Room,
 }
 
 impl Packed {
@@ -69,7 +70,7 @@ impl Packed {
             }
         }
         let panel_bytes = layout::panel_bytes(format, k);
-        let mut packed = AlignedBytes::zeroed(Packed::packed_bytes(format, n, k));
+        let mut packed = Room::new(Packed::packed_bytes(format, n, k));
         pool.for_each_chunk(&mut packed, panel_bytes, |panel, target, _| {
             let rows: [Option<&[u8]>; LANES] = std::array::from_fn(|lane| {
                 let row = panel * LANES + lane;

@@ -1,0 +1,138 @@
+//! Memory for weights: many matrices in a few large buffers.
+//!
+//! A large buffer consists of huge pages. A matrix of less than one of them would miss those, and
+//! then be read at half the speed; one of slightly more would hold a second page for nothing.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::memory::{ALIGNMENT, AlignedBytes};
+
+/// Bytes of a buffer that matrices share.
+const SHARED: usize = 16 << 20;
+
+/// The buffer that the next matrices go into, for as long as any of those in it lives.
+static CURRENT: Mutex<Weak<Buffer>> = Mutex::new(Weak::new());
+
+/// Zeroed memory aligned to 64 bytes, a part of a large buffer that goes when all its parts have.
+pub(super) struct Room {
+    buffer: Arc<Buffer>,
+    start: usize,
+    len: usize,
+}
+
+impl Room {
+    /// Room for `len` bytes.
+    pub(super) fn new(len: usize) -> Room {
+        let whole = len.next_multiple_of(ALIGNMENT);
+        if whole > SHARED / 2 {
+            return Room {
+                buffer: Arc::new(Buffer::new(whole)),
+                start: 0,
+                len,
+            };
+        }
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        let buffer = match current.upgrade() {
+            Some(buffer) if whole <= buffer.free() => buffer,
+            _ => {
+                let buffer = Arc::new(Buffer::new(SHARED));
+                *current = Arc::downgrade(&buffer);
+                buffer
+            }
+        };
+        let start = buffer.take(whole);
+        Room { buffer, start, len }
+    }
+}
+
+impl Deref for Room {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start..start + len` lies inside the buffer, is initialised, and belongs to this
+        // room alone.
+        unsafe { std::slice::from_raw_parts(self.buffer.first.add(self.start), self.len) }
+    }
+}
+
+impl DerefMut for Room {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer.first.add(self.start), self.len) }
+    }
+}
+
+/// A buffer and how much of it is given out.
+struct Buffer {
+    /// First byte of `bytes`, through which rooms are read and written.
+    first: *mut u8,
+    bytes: AlignedBytes,
+    used: Mutex<usize>,
+}
+
+// SAFETY: `first` is only used by rooms, each within its own part.
+unsafe impl Send for Buffer {}
+// SAFETY: as above.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    fn new(len: usize) -> Buffer {
+        let mut bytes = AlignedBytes::zeroed(len);
+        Buffer {
+            first: bytes.as_mut_ptr(),
+            bytes,
+            used: Mutex::new(0),
+        }
+    }
+
+    fn free(&self) -> usize {
+        self.bytes.len() - *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives out `len` bytes, which are free, and returns where they begin.
+    fn take(&self, len: usize) -> usize {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = *used;
+        *used += len;
+        assert!(*used <= self.bytes.len(), "only free bytes are taken");
+        start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rooms_are_apart_zeroed_and_aligned() {
+        let sizes = [
+            0,
+            1,
+            100,
+            3 << 20,
+            9 << 20,
+            SHARED + 5,
+            6 << 20,
+            6 << 20,
+            64,
+        ];
+        let mut rooms: Vec<Room> = sizes.iter().map(|&len| Room::new(len)).collect();
+        for (i, room) in rooms.iter_mut().enumerate() {
+            assert_eq!(room.as_ptr() as usize % ALIGNMENT, 0);
+            assert!(room.iter().all(|&byte| byte == 0));
+            room.fill(i as u8 + 1);
+        }
+        rooms.remove(3);
+        rooms.push(Room::new(2 << 20));
+        assert!(
+            rooms
+                .pop()
+                .is_some_and(|room| room.iter().all(|&byte| byte == 0))
+        );
+        for (i, room) in rooms.iter().enumerate() {
+            let fill = if i < 3 { i + 1 } else { i + 2 } as u8;
+            assert!(room.iter().all(|&byte| byte == fill));
+        }
+    }
+}
