@@ -449,6 +449,10 @@ fn check_steps(
     if !known.contains(&kind) {
         return Err(unsupported(part, kind, known));
     }
+    let pattern = value.get("pattern").and_then(Value::as_object);
+    if pattern.is_some_and(|pattern| pattern.values().any(|text| text.as_str() == Some(""))) {
+        return Err(unsupported(part, "an empty pattern", known));
+    }
     let steps = value
         .get(children)
         .and_then(Value::as_array)

@@ -1,6 +1,7 @@
 //! Broken and hostile files end in errors that say what is wrong, never in a panic.
 
 use longview_text::{ShowSpecials, Specials, Start, TextError, TokenKind, Tokenizer, Vocabulary};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// A small SentencePiece-like `tokenizer.json` as Llama 2 has it.
@@ -41,6 +42,8 @@ fn load(file: &Value) -> Result<Tokenizer, TextError> {
 
 #[test]
 fn the_unbroken_file_works() {
+    fn shareable<T: Send + Sync>(_: &T) {}
+    shareable(&load(&llama_like()).unwrap());
     let tokenizer = load(&llama_like()).unwrap();
     assert_eq!(
         tokenizer.encode("ab ab!", Specials::AsText).unwrap(),
@@ -170,6 +173,11 @@ fn broken_files_are_refused_with_the_reason() {
             |f| f["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0}),
             "FixedLength",
         ),
+        (
+            "empty pattern",
+            |f| f["normalizer"]["normalizers"][1]["pattern"]["String"] = "".into(),
+            "empty",
+        ),
         ("no decoder", |f| f["decoder"] = Value::Null, "decoder"),
         (
             "unknown decoder",
@@ -236,6 +244,32 @@ fn a_changed_file_is_refused_or_works() {
                 .encode("ab <s> é\n", Specials::Parse)
                 .unwrap_or_default();
             tokenizer.decode(&ids).unwrap();
+        }
+    }
+}
+
+proptest! {
+    /// Pieces of the file moved over other pieces of it: often still JSON, seldom still sensible.
+    #[test]
+    fn a_scrambled_file_is_refused_or_works(
+        moves in prop::collection::vec((0usize..3_000, 0usize..3_000, 1usize..12), 1..4),
+        text in "[ab é!<s>]{0,12}",
+    ) {
+        let mut file = serde_json::to_vec(&llama_like()).unwrap();
+        // The interesting parts are at both ends; the byte tokens fill the middle.
+        let place = |at: usize, len: usize| if at < 1_500 { at } else { len - 1 - (at - 1_500) };
+        for (from, to, len) in moves {
+            let (from, to) = (place(from, file.len()), place(to, file.len()));
+            let piece = file[from..(from + len).min(file.len())].to_vec();
+            let end = (to + piece.len()).min(file.len());
+            file.splice(to..end, piece);
+        }
+        if let Ok(tokenizer) = Tokenizer::from_huggingface(&file, None, None) {
+            for specials in [Specials::Parse, Specials::AsText] {
+                if let Ok(ids) = tokenizer.encode(&text, specials) {
+                    tokenizer.decode(&ids).unwrap();
+                }
+            }
         }
     }
 }
