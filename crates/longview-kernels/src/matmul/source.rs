@@ -51,8 +51,9 @@ macro_rules! with_source {
 }
 pub(super) use with_source;
 
-/// How far ahead weights are asked for: what arrives in the time memory takes to answer.
-const AHEAD: usize = 4608;
+/// How far ahead of a segment weights are asked for: what arrives in the time memory takes to
+/// answer. A whole segment comes on top, as its first block already needs the end of it.
+const AHEAD: usize = 2560;
 
 /// Where the planes of a segment begin.
 #[derive(Clone, Copy)]
@@ -117,7 +118,9 @@ impl Segment {
     pub(super) fn prefetch<S: Source>(self, b: usize) {
         let layout = S::LAYOUT;
         let bytes = layout.segment_bytes(SEGMENT) / SEGMENT;
-        let start = self.top.wrapping_add(AHEAD + b * bytes);
+        let start = self
+            .top
+            .wrapping_add(layout.segment_bytes(SEGMENT) + AHEAD + b * bytes);
         for line in 0..bytes.div_ceil(64) {
             // SAFETY: prefetching reads nothing; any address is allowed.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64 * line).cast()) };
