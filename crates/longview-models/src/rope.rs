@@ -80,7 +80,8 @@ impl Rope {
             None => config.opt_f64("partial_rotary_factor")?.unwrap_or(1.0),
         };
         let rotary_dim = (head_dim as f64 * part) as usize;
-        if theta <= 0.0 || rotary_dim == 0 || rotary_dim % 2 != 0 || rotary_dim > head_dim {
+        if theta <= 0.0 || rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > head_dim
+        {
             let problem = format!("base {theta} with {rotary_dim} of {head_dim} channels");
             return Err(config.error("rope_theta", problem));
         }

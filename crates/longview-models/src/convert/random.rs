@@ -52,10 +52,9 @@ impl Noise {
         } else {
             format.block_len()
         };
-        let mut place = (first / block) as u64;
-        for out in out.chunks_exact_mut(format.block_bytes()) {
+        let places = (first / block) as u64..;
+        for (place, out) in places.zip(out.chunks_exact_mut(format.block_bytes())) {
             self.block(format, place, out);
-            place += 1;
         }
     }
 

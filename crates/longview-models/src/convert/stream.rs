@@ -24,6 +24,9 @@ pub(crate) struct Planned<'a> {
     pub(crate) data: Data<'a>,
 }
 
+/// Writes the bytes of a range of elements.
+type Fill<'a> = dyn Fn(Range<usize>, &mut [u8]) -> Result<(), ModelError> + Sync + 'a;
+
 /// Where the elements of a tensor come from.
 pub(crate) enum Data<'a> {
     /// Tensors of a model, one after another (the experts of a layer, or just one).
@@ -188,7 +191,7 @@ impl Planned<'_> {
         put: &mut dyn FnMut(&[u8]) -> Result<(), ModelError>,
         elements: usize,
         k: usize,
-        fill: &(dyn Fn(Range<usize>, &mut [u8]) -> Result<(), ModelError> + Sync),
+        fill: &Fill<'_>,
     ) -> Result<(), ModelError> {
         let bytes_of =
             |elements: usize| elements / self.format.block_len() * self.format.block_bytes();

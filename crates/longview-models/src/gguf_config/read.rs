@@ -64,15 +64,13 @@ fn rotary_part(
     let derived =
         || Some(number(settings, "hidden_size")? / number(settings, "num_attention_heads")?);
     let head_dim = number(settings, "head_dim").or_else(derived);
-    if let (Some(turning), Some(head_dim)) = (
-        file.find_u32(&format!("{gguf}.rope.dimension_count"))?,
-        head_dim,
-    ) {
-        if u64::from(turning) != head_dim {
-            // The middle between two whole numbers of channels: no rounding can reach either.
-            let part = (f64::from(turning) + 0.5) / head_dim as f64;
-            settings.insert("partial_rotary_factor".to_owned(), json!(part));
-        }
+    let turning = file.find_u32(&format!("{gguf}.rope.dimension_count"))?;
+    if let (Some(turning), Some(head_dim)) = (turning.map(u64::from), head_dim)
+        && turning != head_dim
+    {
+        // The middle between two whole numbers of channels: no rounding can reach either.
+        let part = (turning as f64 + 0.5) / head_dim as f64;
+        settings.insert("partial_rotary_factor".to_owned(), json!(part));
     }
     Ok(())
 }

@@ -1,0 +1,141 @@
+//! What a converted file says about itself.
+
+use longview_kernels::{Format, Pool};
+use longview_models::{Recipe, quantize};
+use longview_weights::{GgufFile, GgufHeader};
+use tempfile::TempDir;
+
+use crate::fixtures::{convert, distance, logits, named, open};
+
+#[test]
+fn a_file_names_its_type_its_model_and_its_settings() {
+    let folder = TempDir::new().unwrap();
+    let (path, report) = convert(&named("gemma2"), Recipe::Q8_0, &folder).unwrap();
+    let file = GgufFile::open(&path).unwrap();
+    assert_eq!(file.str("general.architecture").unwrap(), "gemma2");
+    assert_eq!(file.str("general.name").unwrap(), "gemma2");
+    assert_eq!(file.u32("general.file_type").unwrap(), 7);
+    assert_eq!(file.u32("general.quantization_version").unwrap(), 2);
+    assert_eq!(file.u32("gemma2.attention.sliding_window").unwrap(), 64);
+    assert_eq!(file.f32("gemma2.attn_logit_softcapping").unwrap(), 4.0);
+    assert_eq!(file.u32("gemma2.attention.key_length").unwrap(), 16);
+    // The embedding makes the logits too and is stored once.
+    assert!(file.find_tensor("output.weight").is_none());
+    let told = report.notices.join("\n");
+    assert!(told.contains("query_pre_attn_scalar"), "{told}");
+    assert!(told.contains("tokenizer.json"), "{told}");
+}
+
+#[test]
+fn what_other_programs_will_not_read_is_reported() {
+    let told = |name: &str| {
+        let folder = TempDir::new().unwrap();
+        let (_, report) = convert(&named(name), Recipe::F16, &folder).unwrap();
+        report.notices.join("\n")
+    };
+    assert!(told("mistral_window").contains("sliding windows"));
+    assert!(told("qwen3_moe_step").contains("norm_topk_prob"));
+    assert!(told("qwen3_moe").contains("no experts"));
+    let plain = told("llama31");
+    assert!(!plain.contains("llama.cpp"), "{plain}");
+}
+
+#[test]
+fn a_gguf_source_keeps_all_its_metadata_but_the_type() {
+    let folder = TempDir::new().unwrap();
+    let (full, _) = convert(&named("llama31"), Recipe::F32, &folder).unwrap();
+    // A key no program knows, and a chat template, put in by hand.
+    let (tagged, source) = (
+        folder.path().join("tagged.gguf"),
+        GgufFile::open(&full).unwrap(),
+    );
+    let mut header = GgufHeader::new();
+    header.str("somebody.elses.key", "kept");
+    header.str("tokenizer.chat_template", "{{ messages }}");
+    for (key, value) in source.metadata() {
+        header.value(key, value);
+    }
+    let names: Vec<String> = source
+        .tensors()
+        .map(|tensor| tensor.name.to_owned())
+        .collect();
+    for tensor in source.tensors() {
+        header
+            .tensor(tensor.name, tensor.format, tensor.shape)
+            .unwrap();
+    }
+    let mut writer = header.create(&tagged).unwrap();
+    for name in &names {
+        writer
+            .append(name, source.tensor(name).unwrap().data)
+            .unwrap();
+    }
+    writer.finish().unwrap();
+
+    let (path, _) = convert(&tagged, Recipe::Q8_0, &folder).unwrap();
+    let file = GgufFile::open(&path).unwrap();
+    assert_eq!(file.str("somebody.elses.key").unwrap(), "kept");
+    assert_eq!(
+        file.str("tokenizer.chat_template").unwrap(),
+        "{{ messages }}"
+    );
+    assert_eq!(file.u32("general.file_type").unwrap(), 7);
+    let same =
+        |key: &str| file.value(key).unwrap().to_string() == source.value(key).unwrap().to_string();
+    assert!(same("llama.rope.freq_base") && same("llama.block_count"));
+    // Rotary factors and norms are as they were, matrices are not.
+    let factors = file.tensor("rope_freqs.weight").unwrap();
+    assert_eq!(
+        factors.data,
+        source.tensor("rope_freqs.weight").unwrap().data
+    );
+    assert_eq!(
+        file.tensor("blk.0.ffn_norm.weight").unwrap().format,
+        Format::F32
+    );
+    assert_eq!(
+        file.tensor("blk.0.ffn_up.weight").unwrap().format,
+        Format::Q8_0
+    );
+    assert_eq!(file.tensor_count(), source.tensor_count());
+    assert!(distance(&logits(&path, 140), &logits(&tagged, 140)) < 0.1);
+}
+
+#[test]
+fn from_the_folder_and_from_its_gguf_the_same_tensors_come() {
+    for name in ["llama31_bias", "gemma3", "mixtral", "phi3_longrope"] {
+        let folder = TempDir::new().unwrap();
+        let (float, _) = convert(&named(name), Recipe::F32, &folder).unwrap();
+        let other = TempDir::new().unwrap();
+        let (straight, _) = convert(&named(name), Recipe::Q4_0, &folder).unwrap();
+        let (by_way, _) = convert(&float, Recipe::Q4_0, &other).unwrap();
+        let (straight, by_way) = (
+            GgufFile::open(&straight).unwrap(),
+            GgufFile::open(&by_way).unwrap(),
+        );
+        assert_eq!(straight.tensor_count(), by_way.tensor_count());
+        for tensor in straight.tensors() {
+            let twin = by_way.tensor(tensor.name).unwrap();
+            assert!(
+                tensor.data == twin.data && tensor.format == twin.format,
+                "{name}: {}",
+                tensor.name
+            );
+        }
+    }
+}
+
+#[test]
+fn progress_rises_to_the_total() {
+    let folder = TempDir::new().unwrap();
+    let model = open(&named("qwen2"));
+    let mut steps = Vec::new();
+    let out = folder.path().join("out.gguf");
+    quantize(&model, Recipe::Q8_0, &out, &Pool::new(1), &mut |progress| {
+        steps.push((progress.done, progress.total));
+    })
+    .unwrap();
+    assert!(steps.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    let (done, total) = *steps.last().unwrap();
+    assert_eq!(done, total);
+}
