@@ -7,15 +7,14 @@
 mod engine;
 mod error;
 mod generate;
+mod inspect;
 mod plan;
 mod prefill;
 pub mod sampling;
 
-pub use engine::{
-    Engine, EngineOptions, ModelDescription, ModelSource, TemplateOrigin, inspect, open_tokenizer,
-    plan,
-};
+pub use engine::{Engine, EngineOptions, ModelSource, TemplateOrigin};
 pub use error::EngineError;
 pub use generate::{EndOfText, Event, FinishReason, GenerateOptions, Generated};
+pub use inspect::{ModelDescription, inspect, open_tokenizer, plan};
 pub use plan::MemoryPlan;
 pub use prefill::{Control, PrefillProgress};

@@ -28,7 +28,10 @@ pub enum IsaError {
 impl Isa {
     /// Every instruction set this processor can run, weakest first.
     pub fn available() -> Vec<Isa> {
-        [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+            .into_iter()
+            .filter(|isa| isa.is_available())
+            .collect()
     }
 
     /// The strongest instruction set of this processor.
@@ -50,7 +53,11 @@ impl Isa {
         match std::env::var("LONGVIEW_ISA") {
             Ok(name) if !name.is_empty() => {
                 let isa: Isa = name.parse()?;
-                if isa.is_available() { Ok(isa) } else { Err(IsaError::Missing(isa, Isa::best())) }
+                if isa.is_available() {
+                    Ok(isa)
+                } else {
+                    Err(IsaError::Missing(isa, Isa::best()))
+                }
             }
             _ => Ok(Isa::best()),
         }
@@ -135,6 +142,12 @@ mod tests {
         }
         assert!(Isa::available().contains(&Isa::Scalar));
         assert_eq!(Isa::available().last(), Some(&Isa::best()));
-        assert!("sse9".parse::<Isa>().unwrap_err().to_string().contains("sse9"));
+        assert!(
+            "sse9"
+                .parse::<Isa>()
+                .unwrap_err()
+                .to_string()
+                .contains("sse9")
+        );
     }
 }

@@ -12,6 +12,10 @@ pub const ALIGNMENT: usize = 64;
 /// page-table walks.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// What the length of a mapping is rounded to: the largest page any system here uses.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 64 << 10;
+
 /// A fixed-size byte buffer, zeroed at birth and aligned to [`ALIGNMENT`].
 ///
 /// Large buffers are untouched pages of the operating system, so they count against the
@@ -88,7 +92,7 @@ fn is_mapped(len: usize) -> bool {
 
 #[cfg(target_os = "linux")]
 fn map_pages(len: usize) -> NonNull<u8> {
-    let rounded = len.next_multiple_of(HUGE_PAGE);
+    let rounded = len.next_multiple_of(PAGE);
     let total = rounded + HUGE_PAGE;
     // SAFETY: an anonymous private mapping at an address of the system's choice; the parts cut
     // off below are inside it and page-aligned, because HUGE_PAGE is a multiple of the page size.
@@ -109,10 +113,10 @@ fn map_pages(len: usize) -> NonNull<u8> {
         if head > 0 {
             libc::munmap(raw, head);
         }
-        if HUGE_PAGE - head > 0 {
-            libc::munmap(start.add(rounded).cast(), HUGE_PAGE - head);
-        }
-        libc::madvise(start.cast(), rounded, libc::MADV_HUGEPAGE);
+        libc::munmap(start.add(rounded).cast(), HUGE_PAGE - head);
+        // The part of a huge page at the end stays in small pages: as one it would be resident
+        // whole, up to 2 MiB more than the buffer has.
+        libc::madvise(start.cast(), len - len % HUGE_PAGE, libc::MADV_HUGEPAGE);
         NonNull::new_unchecked(start)
     }
 }
@@ -120,7 +124,7 @@ fn map_pages(len: usize) -> NonNull<u8> {
 #[cfg(target_os = "linux")]
 fn unmap_pages(start: NonNull<u8>, len: usize) {
     // SAFETY: `map_pages` left exactly this range mapped for this buffer.
-    unsafe { libc::munmap(start.as_ptr().cast(), len.next_multiple_of(HUGE_PAGE)) };
+    unsafe { libc::munmap(start.as_ptr().cast(), len.next_multiple_of(PAGE)) };
 }
 
 #[cfg(not(target_os = "linux"))]

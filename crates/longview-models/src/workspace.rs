@@ -26,9 +26,8 @@ pub struct Workspace {
     pub(crate) up: Vec<f32>,
     /// `[rows][experts]`
     pub(crate) router: Vec<f32>,
-    /// The rows one expert works on: its input and output, `[rows of it][hidden]`.
+    /// The rows one expert works on, its input and then its output, `[rows of it][hidden]`.
     pub(crate) expert_in: Vec<f32>,
-    pub(crate) expert_out: Vec<f32>,
     /// Inputs of matrix products as the kernels want them.
     pub(crate) activations: Activations,
     /// Sines and cosines of the rows' positions, one for each rotary embedding of the model.

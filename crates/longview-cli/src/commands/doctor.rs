@@ -80,7 +80,7 @@ struct Model {
 
 impl Model {
     fn look(options: &EngineOptions, tokens: Option<usize>) -> Result<Model, Failure> {
-        let (about, _) = inspect(&options.model, options.numerics)?;
+        let (about, _) = inspect(options)?;
         let tokens = tokens.unwrap_or(about.context_length);
         let plan = plan(options, tokens)?;
         let kv_bytes_per_token = plan.kv as f64 / plan.tokens.max(1) as f64;

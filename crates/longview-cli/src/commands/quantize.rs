@@ -1,7 +1,7 @@
 //! `longview quantize`: a model in fewer bits.
 
 use longview::models::{Recipe, quantize};
-use longview::{ModelSource, Numerics, Pool, inspect};
+use longview::{EngineOptions, ModelSource, Pool, inspect};
 
 use super::written;
 use crate::args::{Format, QuantizeArgs};
@@ -15,7 +15,7 @@ pub(crate) fn run(args: &QuantizeArgs, format: Format) -> Result<(), Failure> {
     if let ModelSource::Path(input) = &source {
         output.differs_from(input)?;
     }
-    let (_, model) = inspect(&source, Numerics::Default)?;
+    let (_, model) = inspect(&EngineOptions { model: source, ..EngineOptions::default() })?;
     let pool = Pool::new(args.threads.unwrap_or_else(written::cores));
     output.write(format, |path, on_progress| {
         quantize(&model, recipe, path, &pool, &mut |progress| {

@@ -1,0 +1,262 @@
+//! What is known of a model before its weights are loaded: its description, its tokenizer, and the
+//! memory a context will need.
+
+use std::path::PathBuf;
+
+use longview_kv::{KvType, Ledger};
+use longview_models::{ModelFile, Workspace};
+use longview_text::{ChatTemplate, Tokenizer, Vocabulary};
+use longview_weights::{GgufFile, WeightFile};
+
+use crate::engine::{EngineOptions, ModelSource, TemplateOrigin};
+use crate::error::EngineError;
+use crate::plan::MemoryPlan;
+
+/// What is known of a model.
+#[derive(Clone, Debug)]
+pub struct ModelDescription {
+    /// Its name, from its metadata or its path.
+    pub name: String,
+    /// Its architecture.
+    pub architecture: &'static str,
+    /// Parameters in all.
+    pub parameters: u64,
+    /// Bytes on disk.
+    pub file_bytes: u64,
+    /// Bytes in memory, in the form the kernels read.
+    pub weights_bytes: u64,
+    /// Positions it was made for.
+    pub context_length: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Bytes of keys and values a token adds, averaged over the model's own context length.
+    pub kv_bytes_per_token: f64,
+    /// The tensor format that most parameters are stored in.
+    pub format: String,
+}
+
+/// The reference model, so that the program answers without any download.
+static EMBEDDED: &[u8] = include_bytes!("../../../models/needle/needle-f16.gguf");
+
+/// A model's description without loading its weights.
+///
+/// # Errors
+/// When the file cannot be read or understood.
+pub fn inspect(options: &EngineOptions) -> Result<(ModelDescription, ModelFile), EngineError> {
+    let file = ModelFile::new(open_file(&options.model)?)?;
+    Ok((describe(&file, options.kv_type()), file))
+}
+
+/// What a context of `tokens` tokens would need, without loading the weights.
+///
+/// # Errors
+/// When the file cannot be read or understood.
+pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, EngineError> {
+    let file = ModelFile::new(open_file(&options.model)?)?;
+    let kv_type = options.kv_type();
+    Ok(plan_for(
+        &file,
+        kv_type,
+        options.chunk_tokens.max(1),
+        options.threads.unwrap_or_else(processor_cores),
+        program_bytes(&options.model),
+        &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
+        tokens,
+    ))
+}
+
+/// A model's tokenizer alone; a GGUF file with a vocabulary and no tensors is enough.
+///
+/// # Errors
+/// When the file cannot be read or its vocabulary cannot be understood.
+pub fn open_tokenizer(source: &ModelSource) -> Result<Tokenizer, EngineError> {
+    let file = open_file(source)?;
+    let (tokenizer, ..) = text_side(&file).map_err(|error| error.in_file(&file.name()))?;
+    Ok(tokenizer)
+}
+
+pub(crate) fn open_file(source: &ModelSource) -> Result<WeightFile, EngineError> {
+    Ok(match source {
+        ModelSource::Embedded => WeightFile::Gguf(GgufFile::from_static("needle", EMBEDDED)?),
+        ModelSource::Path(path) => WeightFile::open(path)?,
+    })
+}
+
+/// An error of the text side, before the file's name is known to it.
+pub(crate) enum TextSideError {
+    Text(longview_text::TextError),
+    Weights(longview_weights::WeightsError),
+    Io(PathBuf, std::io::Error),
+}
+
+impl TextSideError {
+    pub(crate) fn in_file(self, file: &str) -> EngineError {
+        match self {
+            TextSideError::Text(source) => EngineError::Text {
+                file: file.to_owned(),
+                source,
+            },
+            TextSideError::Weights(source) => EngineError::Weights(source),
+            TextSideError::Io(path, source) => EngineError::Read { path, source },
+        }
+    }
+}
+
+impl From<longview_text::TextError> for TextSideError {
+    fn from(error: longview_text::TextError) -> TextSideError {
+        TextSideError::Text(error)
+    }
+}
+
+impl From<longview_weights::WeightsError> for TextSideError {
+    fn from(error: longview_weights::WeightsError) -> TextSideError {
+        TextSideError::Weights(error)
+    }
+}
+
+/// The tokenizer and the chat template of a model.
+pub(crate) fn text_side(
+    file: &WeightFile,
+) -> Result<(Tokenizer, ChatTemplate, TemplateOrigin), TextSideError> {
+    let (tokenizer, own_template) = match file {
+        WeightFile::HuggingFace(folder) => {
+            let path = folder.tokenizer_path()?;
+            let json = std::fs::read(&path).map_err(|error| TextSideError::Io(path, error))?;
+            let tokenizer = Tokenizer::from_huggingface(
+                &json,
+                folder.tokenizer_config(),
+                folder.generation_config(),
+            )?;
+            (tokenizer, folder.chat_template()?)
+        }
+        WeightFile::Gguf(gguf) => (
+            Tokenizer::from_vocabulary(Vocabulary::from_gguf(gguf)?)?,
+            None,
+        ),
+        _ => unreachable!("ModelFile::new refuses other kinds"),
+    };
+    let source = own_template.or_else(|| tokenizer.chat_template().map(str::to_owned));
+    let template = ChatTemplate::new(source.as_deref().unwrap_or(ChatTemplate::PLAIN))?;
+    let origin = if source.is_some() {
+        TemplateOrigin::Model
+    } else {
+        TemplateOrigin::Plain
+    };
+    Ok((tokenizer, template, origin))
+}
+
+pub(crate) fn describe(file: &ModelFile, kv_type: KvType) -> ModelDescription {
+    let blueprint = file.blueprint();
+    let weight_file = file.weight_file();
+    let mut by_format = std::collections::BTreeMap::new();
+    for tensor in weight_file.tensors() {
+        *by_format.entry(tensor.format).or_insert(0) += tensor.elements();
+    }
+    let format = by_format.into_iter().max_by_key(|(_, elements)| *elements);
+    let context = blueprint.max_positions;
+    let layout = blueprint.kv_layout(kv_type);
+    let own_name = match weight_file {
+        WeightFile::Gguf(gguf) => gguf
+            .find_str("general.name")
+            .ok()
+            .flatten()
+            .map(str::to_owned),
+        _ => None,
+    };
+    ModelDescription {
+        name: own_name.unwrap_or_else(|| weight_file.name()),
+        architecture: blueprint.architecture,
+        parameters: file.parameters(),
+        file_bytes: weight_file.file_bytes(),
+        weights_bytes: file.weights_bytes(),
+        context_length: context,
+        layers: blueprint.layers.len(),
+        kv_bytes_per_token: layout.context_bytes(context, 1) as f64 / context as f64,
+        format: format.map_or_else(String::new, |(format, _)| format.to_string()),
+    }
+}
+
+pub(crate) fn plan_for(
+    file: &ModelFile,
+    kv_type: KvType,
+    chunk_tokens: usize,
+    threads: usize,
+    program: u64,
+    ledger: &Ledger,
+    tokens: usize,
+) -> MemoryPlan {
+    let blueprint = file.blueprint();
+    let layout = blueprint.kv_layout(kv_type);
+    let limit = Some(ledger.limit()).filter(|&limit| limit != u64::MAX);
+    let weights = file.weights_bytes();
+    let scratch = Workspace::predicted_bytes(blueprint, chunk_tokens, 1, threads);
+    let kv = |tokens: usize| layout.context_bytes(tokens, chunk_tokens);
+    let fixed = program + weights + scratch;
+    let model_tokens = blueprint.max_positions;
+    let longest_context = match limit {
+        None => model_tokens,
+        Some(limit) => {
+            let fits = |&tokens: &usize| fixed + kv(tokens) <= limit;
+            largest(model_tokens, fits)
+        }
+    };
+    MemoryPlan {
+        tokens,
+        model_tokens,
+        program,
+        weights,
+        kv: kv(tokens),
+        scratch,
+        limit,
+        longest_context,
+    }
+}
+
+/// The largest number from 0 to `most` for which `fits` holds; it holds for all smaller ones.
+fn largest(most: usize, fits: impl Fn(&usize) -> bool) -> usize {
+    let (mut fitting, mut beyond) = (0, most + 1);
+    while beyond - fitting > 1 {
+        let middle = fitting + (beyond - fitting) / 2;
+        if fits(&middle) {
+            fitting = middle
+        } else {
+            beyond = middle
+        }
+    }
+    fitting
+}
+
+pub(crate) fn processor_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get())
+}
+
+/// Bytes of the program with the vocabulary read: what the process holds now, and the reference
+/// model where that is what runs, since it is part of the program and stays resident once read.
+pub(crate) fn program_bytes(model: &ModelSource) -> u64 {
+    let embedded = match model {
+        ModelSource::Embedded => EMBEDDED.len() as u64,
+        ModelSource::Path(_) => 0,
+    };
+    resident_bytes() + embedded
+}
+
+/// Bytes of memory this process holds now; 0 where the system does not say.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+    kibibytes.unwrap_or(0u64) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_fitting_number_is_found() {
+        for limit in [0, 1, 17, 99, 100] {
+            assert_eq!(largest(100, |&n| n <= limit), limit);
+        }
+        assert_eq!(largest(100, |_| true), 100);
+    }
+}
