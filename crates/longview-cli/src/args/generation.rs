@@ -1,9 +1,10 @@
 //! How an answer is generated: samplers, lengths and stops.
 
 use clap::Args;
-use longview::methods::{Decode, Sampling, fresh_seed};
+use longview::methods::{Decode, Sampling, Stage, fresh_seed};
 use serde_json::Value;
 
+use super::methods::refused;
 use crate::failure::Failure;
 use crate::size::parse_tokens;
 
@@ -92,7 +93,9 @@ impl GenerationArgs {
     /// The decode methods, every seed settled.
     pub(crate) fn decode(&self, fallback: Fallback<'_>) -> Result<Decode, Failure> {
         let decode = match &self.decode {
-            Some(text) => text.parse().map_err(Failure::wrong)?,
+            Some(text) => text
+                .parse()
+                .map_err(|error| refused(Stage::Decode, &error))?,
             None => self.sampling(fallback).decode().map_err(Failure::wrong)?,
         };
         Ok(decode.with_open_seed(self.seed.unwrap_or_else(fresh_seed)))

@@ -1,7 +1,7 @@
 //! One flag a stage.
 
 use clap::Args;
-use longview::methods::{Methods, Stage};
+use longview::methods::{MethodError, Methods, Stage};
 
 use crate::failure::Failure;
 
@@ -42,9 +42,21 @@ impl MethodArgs {
             (Stage::Read, &self.read),
         ] {
             if let Some(text) = text {
-                methods.set(stage, text).map_err(Failure::wrong)?;
+                methods
+                    .set(stage, text)
+                    .map_err(|error| refused(stage, &error))?;
             }
         }
         Ok(methods)
+    }
+}
+
+/// What is wrong with the text given to a stage's flag, the flag named once.
+pub(super) fn refused(stage: Stage, error: &MethodError) -> Failure {
+    let message = error.to_string();
+    if message.starts_with(stage.flag()) {
+        Failure::wrong(message)
+    } else {
+        Failure::wrong(format!("{}: {message}", stage.flag()))
     }
 }

@@ -22,7 +22,7 @@ const UNKNOWN_QUESTION: usize = 1024;
 pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     // Everything that can be wrong with the request is found before the model is loaded.
     args.generation.decode(Fallback::Greedy)?;
-    let questions = Questions::of(args)?;
+    let questions = Questions::of(args, format)?;
     let documents = Documents::read(&args.file)?;
     let mut session = Session::open(&args.engine, &args.methods)?;
     session.settle_decode(&args.generation, Fallback::Greedy)?;
@@ -67,7 +67,7 @@ enum Questions {
 }
 
 impl Questions {
-    fn of(args: &AskArgs) -> Result<Questions, Failure> {
+    fn of(args: &AskArgs, format: Format) -> Result<Questions, Failure> {
         let mut list = args.questions.clone();
         if list.iter().any(|question| question.trim().is_empty()) {
             return Err(Failure::wrong(
@@ -88,7 +88,8 @@ impl Questions {
         if !list.is_empty() {
             return Ok(Questions::Given(list));
         }
-        let person = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let person =
+            format == Format::Text && io::stdin().is_terminal() && io::stdout().is_terminal();
         if person && !args.file.iter().any(|file| file == STDIN) && !args.print_prompt {
             Ok(Questions::Terminal)
         } else if args.print_prompt {
@@ -152,6 +153,14 @@ impl Prompt {
             Questions::Given(list) => list[0].as_str(),
             Questions::Terminal => "…",
         };
+        if let Questions::Given(list) = questions
+            && list.len() > 1
+        {
+            note(format!(
+                "note: shown with the first question; {} more follow the same documents",
+                list.len() - 1
+            ));
+        }
         let tokens = [self.shared.clone(), self.question(session, question)?].concat();
         super::run::print_prompt(session, &tokens, format)
     }

@@ -40,7 +40,14 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
                 continue;
             }
             said => {
-                let mut answer = conversation.say(said, args, &mut session, format)?;
+                let mut answer = match conversation.say(said, args, &mut session, format) {
+                    // A person can say something shorter, or begin anew.
+                    Err(Failure::Wrong(error)) if person => {
+                        note(format!("{error:#}"));
+                        continue;
+                    }
+                    answer => answer?,
+                };
                 answer.question = Some(said.to_owned());
                 session.notices.extend(answer.remark(&args.generation));
                 stopped = answer.is_cancelled() && !person;
@@ -130,6 +137,7 @@ impl Conversation {
         let limit = session.engine.model().blueprint().max_positions;
         let total = self.context.len() + tail.len();
         if total >= limit {
+            self.messages.pop();
             return Err(Failure::wrong(format!(
                 "the conversation has {total} tokens, but the model reads at most {limit}: begin \
                  anew with /reset, or use a model with a longer context (--model)"

@@ -15,7 +15,10 @@ pub(crate) fn run(args: &QuantizeArgs, format: Format) -> Result<(), Failure> {
     if let ModelSource::Path(input) = &source {
         output.differs_from(input)?;
     }
-    let (_, model) = inspect(&EngineOptions { model: source, ..EngineOptions::default() })?;
+    let (_, model) = inspect(&EngineOptions {
+        model: source,
+        ..EngineOptions::default()
+    })?;
     let pool = Pool::new(args.threads.unwrap_or_else(written::cores));
     output.write(format, |path, on_progress| {
         quantize(&model, recipe, path, &pool, &mut |progress| {

@@ -5,10 +5,11 @@ mod walk;
 
 use std::fs;
 use std::io::{self, IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::failure::Failure;
 use kind::Unreadable;
+use walk::Found;
 
 /// Texts in the order given, and what was left out.
 #[derive(Debug, Default, PartialEq)]
@@ -74,7 +75,7 @@ impl Documents {
         }
         let path = Path::new(source);
         match fs::metadata(path) {
-            Ok(metadata) if metadata.is_dir() => self.read_many(source, walk::files(path)?),
+            Ok(metadata) if metadata.is_dir() => self.read_many(source, Found::below(path)?),
             Ok(_) => {
                 let bytes = fs::read(path).map_err(|error| Failure::io(source, &error))?;
                 let text = kind::text(path, bytes).map_err(|why| refused(source, &why))?;
@@ -85,16 +86,19 @@ impl Documents {
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && is_glob(source) => {
-                self.read_many(source, walk::matches(source)?)
+                self.read_many(source, Found::matching(source)?)
             }
             Err(error) => Err(Failure::io(source, &error)),
         }
     }
 
-    fn read_many(&mut self, source: &str, paths: Vec<PathBuf>) -> Result<(), Failure> {
+    fn read_many(&mut self, source: &str, found: Found) -> Result<(), Failure> {
         let before = self.list.len();
-        let mut left_out: Vec<(Unreadable, String)> = Vec::new();
-        for path in paths {
+        let unreadable = found.unreadable.into_iter();
+        let mut left_out: Vec<(Unreadable, String)> = unreadable
+            .map(|(place, error)| (Unreadable::Io(error), place))
+            .collect();
+        for path in found.files {
             crate::interrupt::check()?;
             let name = path.display().to_string();
             let read = match fs::read(&path) {

@@ -6,48 +6,64 @@ use ignore::WalkBuilder;
 
 use crate::failure::Failure;
 
-/// The files below a folder in the order of their paths, without hidden ones and those that
-/// `.gitignore` names, also outside a git repository. Links are not followed.
-pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let walk = WalkBuilder::new(folder)
-        .require_git(false)
-        .git_global(false)
-        .git_exclude(false)
-        .sort_by_file_path(Path::cmp)
-        .build();
-    let mut files = Vec::new();
-    for entry in walk {
-        crate::interrupt::check()?;
-        let entry = entry.map_err(|error| {
-            Failure::wrong(format!(
-                "{}: cannot read the folder: {error}",
-                folder.display()
-            ))
-        })?;
-        if entry.file_type().is_some_and(|kind| kind.is_file()) {
-            files.push(entry.into_path());
-        }
-    }
-    Ok(files)
+/// Files to read, and places that could not be looked into, each with what the system said.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) files: Vec<PathBuf>,
+    pub(super) unreadable: Vec<(String, String)>,
 }
 
-/// The files that match a pattern, in the order of their paths; folders among the matches stand for
-/// the files below them.
-pub(super) fn matches(pattern: &str) -> Result<Vec<PathBuf>, Failure> {
-    let matches = glob::glob(pattern)
-        .map_err(|error| Failure::wrong(format!("{pattern}: not a pattern: {error}")))?;
-    let mut found = Vec::new();
-    for path in matches {
-        let path =
-            path.map_err(|error| Failure::io(error.path().display().to_string(), error.error()))?;
-        if path.is_dir() {
-            found.extend(files(&path)?);
-        } else {
-            found.push(path);
+impl Found {
+    /// The files below a folder in the order of their paths, without hidden ones and those that
+    /// `.gitignore` names, also outside a git repository. Links are not followed.
+    pub(super) fn below(folder: &Path) -> Result<Found, Failure> {
+        let mut found = Found::default();
+        found.add_folder(folder)?;
+        Ok(found)
+    }
+
+    /// The files that match a pattern, in the order of their paths; folders among the matches stand
+    /// for the files below them.
+    pub(super) fn matching(pattern: &str) -> Result<Found, Failure> {
+        let matches = glob::glob(pattern)
+            .map_err(|error| Failure::wrong(format!("{pattern}: not a pattern: {error}")))?;
+        let mut found = Found::default();
+        for path in matches {
+            match path {
+                Ok(path) if path.is_dir() => found.add_folder(&path)?,
+                Ok(path) => found.files.push(path),
+                Err(error) => {
+                    let place = error.path().display().to_string();
+                    found.unreadable.push((place, error.error().to_string()));
+                }
+            }
         }
+        if found.files.is_empty() && found.unreadable.is_empty() {
+            return Err(Failure::wrong(format!("{pattern}: no file matches")));
+        }
+        Ok(found)
     }
-    if found.is_empty() {
-        return Err(Failure::wrong(format!("{pattern}: no file matches")));
+
+    fn add_folder(&mut self, folder: &Path) -> Result<(), Failure> {
+        let walk = WalkBuilder::new(folder)
+            .require_git(false)
+            .git_global(false)
+            .git_exclude(false)
+            .sort_by_file_path(Path::cmp)
+            .build();
+        for entry in walk {
+            crate::interrupt::check()?;
+            match entry {
+                Ok(entry) if entry.file_type().is_some_and(|kind| kind.is_file()) => {
+                    self.files.push(entry.into_path());
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let place = folder.display().to_string();
+                    self.unreadable.push((place, error.to_string()));
+                }
+            }
+        }
+        Ok(())
     }
-    Ok(found)
 }

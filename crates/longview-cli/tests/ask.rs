@@ -1,0 +1,218 @@
+//! `longview ask`: documents in, answers out.
+
+mod common;
+
+use common::{Folder, longview, longview_reading, story};
+
+const FALCON: &str = "What is the special magic number for amber falcon?";
+const KETTLE: &str = "What is the code of the silver kettle?";
+
+#[test]
+fn a_fact_is_found_and_the_answer_stands_alone_on_standard_output() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(1200));
+    let ran = longview(&["ask", "--file", &book, FALCON]).done();
+    assert_eq!(
+        ran.stdout,
+        "The special magic number for amber falcon is 48213.\n"
+    );
+    // No terminal, no progress.
+    assert_eq!(ran.stderr, "");
+}
+
+#[test]
+fn the_json_object_has_every_field_of_the_contract() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(600));
+    let json = longview(&["ask", "--json", "--file", &book, FALCON])
+        .done()
+        .json();
+    assert_eq!(
+        json["answer"],
+        "The special magic number for amber falcon is 48213."
+    );
+    let count = |key: &str| {
+        json[key]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{key} in {json}"))
+    };
+    assert!((500..900).contains(&count("prompt_tokens")), "{json}");
+    assert_eq!(count("reused_tokens"), 0);
+    assert_eq!(count("computed_tokens"), count("prompt_tokens"));
+    let ids = json["generated_ids"].as_array().unwrap();
+    assert_eq!(ids.len() as u64, count("generated_tokens"));
+    assert!(ids.iter().all(|id| id.as_u64().is_some_and(|id| id < 4096)));
+    for key in [
+        "seconds_to_first_token",
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+    ] {
+        assert!(
+            json[key].as_f64().is_some_and(|number| number > 0.0),
+            "{key} in {json}"
+        );
+    }
+    // At least the weights, and 2,048 bytes of keys and values a token.
+    assert!(count("peak_memory_bytes") > 10 << 20);
+    assert!(count("kv_bytes") >= 2048 * count("prompt_tokens"));
+    for (stage, text) in [
+        ("prompt", "whole"),
+        ("prefill", "dense"),
+        ("keep", "all"),
+        ("store", "f16"),
+        ("read", "dense"),
+        ("reuse", "fork"),
+        ("decode", "greedy"),
+    ] {
+        assert_eq!(json["methods"][stage], text);
+    }
+    assert_eq!(json["notices"].as_array().unwrap().len(), 0);
+    assert_eq!(json["finish"], "end_of_text");
+}
+
+#[test]
+fn several_questions_share_the_reading_of_the_documents() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(900));
+    let more = folder.write("questions.txt", format!("\n{KETTLE}\n\n"));
+    let arguments = ["ask", "--file", &book, FALCON, KETTLE, "--questions", &more];
+    let ran = longview(&arguments).done();
+    let kettle = format!("> {KETTLE}\nThe code of the silver kettle is 5182.\n");
+    let falcon = format!("> {FALCON}\nThe special magic number for amber falcon is 48213.\n");
+    assert_eq!(ran.stdout, format!("{falcon}\n{kettle}\n{kettle}"));
+
+    let json = longview(&[&arguments[..], &["--json"]].concat())
+        .done()
+        .json();
+    let answers = json["answers"].as_array().unwrap();
+    assert_eq!(answers.len(), 3);
+    let number = |index: usize, key: &str| answers[index][key].as_u64().unwrap();
+    assert_eq!(number(0, "reused_tokens"), 0);
+    assert!(number(1, "reused_tokens") > 800);
+    assert!(number(1, "computed_tokens") < 40);
+    // The order of the questions changes nothing.
+    assert_eq!(answers[1]["generated_ids"], answers[2]["generated_ids"]);
+    assert_eq!(answers[1]["question"], KETTLE);
+    let sum: u64 = (0..3).map(|index| number(index, "computed_tokens")).sum();
+    assert_eq!(json["computed_tokens"], sum);
+}
+
+#[test]
+fn documents_come_from_files_folders_globs_and_standard_input() {
+    let folder = Folder::new();
+    folder.write("notes/a.txt", "The code of the harbor is 4711.\n");
+    folder.write("notes/deep/b.md", story(300));
+    folder.write("notes/deep/photo.png", b"\x89PNG\r\n\x1a\n\0\0\0");
+    folder.write("notes/.gitignore", "secret.txt\n");
+    folder.write("notes/secret.txt", "The code of the harbor is 9999.\n");
+    let notes = folder.path("notes");
+    let question = "What is the code of the harbor?";
+    let json = longview(&["ask", "--json", "--file", &notes, question])
+        .done()
+        .json();
+    assert_eq!(json["answer"], "The code of the harbor is 4711.");
+    let notices = json["notices"].to_string();
+    assert!(
+        notices.contains("photo.png") && notices.contains("binary"),
+        "{notices}"
+    );
+    assert!(!notices.contains("secret.txt"), "{notices}");
+
+    let ran = longview(&[
+        "ask",
+        "--file",
+        &folder.path("notes/*.txt"),
+        "--print-prompt",
+        "Q?",
+    ]);
+    let ran = ran.done();
+    let (a, secret) = (folder.path("notes/a.txt"), folder.path("notes/secret.txt"));
+    // A glob names files: the folder's .gitignore has no say.
+    let first = ran
+        .stdout
+        .find(&format!("File: {a}\nThe code of the harbor is 4711.\n"));
+    let second = ran.stdout.find(&format!(
+        "File: {secret}\nThe code of the harbor is 9999.\n"
+    ));
+    assert!(first.is_some() && first < second, "{}", ran.stdout);
+
+    let text = story(300);
+    let ran = longview_reading(&["ask", "--file", "-", KETTLE], text.as_bytes()).done();
+    assert_eq!(ran.stdout, "The code of the silver kettle is 5182.\n");
+}
+
+#[test]
+fn print_prompt_shows_exactly_what_the_model_would_read() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", "A <|eos|> of one line.");
+    let ran = longview(&["ask", "--file", &book, "--print-prompt", "Why?"]).done();
+    // A special token written in a document is text, not a token.
+    assert_eq!(
+        ran.stdout,
+        "<|bos|> A <|eos|> of one line.<|user|> Why?<|assistant|>\n"
+    );
+    let json = longview(&["ask", "--file", &book, "--print-prompt", "Why?", "--json"]);
+    let json = json.done().json();
+    let ids = json["prompt_ids"].as_array().unwrap();
+    assert_eq!(json["prompt_tokens"].as_u64().unwrap(), ids.len() as u64);
+    // Begin, user and assistant; the end written in the document is not among them.
+    for (id, times) in [(0, 1), (1, 0), (2, 1), (3, 1)] {
+        assert_eq!(
+            ids.iter().filter(|found| **found == id).count(),
+            times,
+            "{id} in {ids:?}"
+        );
+    }
+}
+
+#[test]
+fn the_documents_tokens_do_not_depend_on_the_question() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", "Some text");
+    let ids = |question: &str| {
+        let json = longview(&["ask", "--file", &book, "--print-prompt", question, "--json"]);
+        json.done().json()["prompt_ids"].as_array().unwrap().clone()
+    };
+    let (one, other) = (ids("Why?"), ids("ual things are there?"));
+    let user = |ids: &[serde_json::Value]| ids.iter().position(|id| *id == 2).unwrap();
+    assert_eq!(one[..=user(&one)], other[..=user(&other)]);
+}
+
+#[test]
+fn an_answer_that_is_cut_says_so() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(200));
+    let ran = longview(&["ask", "--file", &book, "--max-tokens", "3", FALCON]).done();
+    assert!(ran.stderr.contains("cut at --max-tokens 3"), "{ran:?}");
+    let json = longview(&["ask", "--file", &book, "-n", "3", FALCON, "--json"])
+        .done()
+        .json();
+    assert_eq!(json["generated_tokens"], 3);
+    assert_eq!(json["finish"], "length");
+    assert!(
+        json["notices"].to_string().contains("--max-tokens"),
+        "{json}"
+    );
+}
+
+#[test]
+fn the_store_and_the_numerics_can_be_chosen() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(200));
+    let ask = |more: &[&str]| {
+        longview(&[&["ask", "--json", "--file", &book, FALCON], more].concat())
+            .done()
+            .json()
+    };
+    let f16 = ask(&[]);
+    let f32 = ask(&["--store", "f32"]);
+    let all_f32 = ask(&["--numerics", "f32", "--threads", "1"]);
+    assert_eq!(f32["methods"]["store"], "f32");
+    assert_eq!(all_f32["methods"]["store"], "f32");
+    assert_eq!(all_f32["numerics"], "f32");
+    assert_eq!(
+        f32["kv_bytes"].as_u64().unwrap(),
+        2 * f16["kv_bytes"].as_u64().unwrap()
+    );
+    assert_eq!(all_f32["answer"], f16["answer"]);
+}

@@ -1,0 +1,235 @@
+//! Commands that show and measure: methods, models, doctor, tokenize, bench, eval, make-model and
+//! quantize.
+
+mod common;
+
+use common::{Folder, command, longview, longview_reading, ran, story};
+
+#[test]
+fn the_registry_is_printed_as_the_contract_says() {
+    let json = longview(&["methods", "--json"]).done().json();
+    let methods = json["methods"].as_array().unwrap();
+    let find = |stage: &str, name: &str| {
+        let found = methods
+            .iter()
+            .find(|method| method["stage"] == stage && method["name"] == name);
+        found.unwrap_or_else(|| panic!("{stage} {name}"))
+    };
+    assert_eq!(find("prefill", "dense")["exact"], true);
+    find("store", "f32");
+    let top_p = find("decode", "top-p");
+    assert!(top_p["paper"].as_str().unwrap().contains("1904.09751"));
+    let parameter = &top_p["parameters"][0];
+    assert_eq!(
+        (&parameter["name"], &parameter["default"]),
+        (&"p".into(), &"0.95".into())
+    );
+    assert!(parameter["unit"].is_string() && parameter["doc"].is_string());
+    let text = longview(&["methods"]).done().stdout;
+    for method in methods {
+        assert!(text.contains(method["name"].as_str().unwrap()));
+    }
+    let one = longview(&["methods", "store"]).done().stdout;
+    assert!(one.contains("f32") && !one.contains("top-p"), "{one}");
+}
+
+#[test]
+fn models_of_other_programs_are_listed_and_opened_by_name() {
+    let folder = Folder::new();
+    let reference = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../models/needle/needle-f16.gguf"
+    );
+    let cached = "models--some--needle-GGUF/snapshots/abc/needle.gguf";
+    folder.write("models--some--needle-GGUF/refs/main", "abc");
+    folder.write(cached, std::fs::read(reference).unwrap());
+    let with_cache = |arguments: &[&str]| {
+        let mut command = command(arguments);
+        command.env("HF_HUB_CACHE", folder.path(""));
+        ran(command.output().unwrap())
+    };
+    let json = with_cache(&["models", "--json"]).done().json();
+    assert_eq!(json["models"][0]["name"], "some/needle-GGUF/needle.gguf");
+    assert!(
+        with_cache(&["models"])
+            .done()
+            .stdout
+            .contains("some/needle-GGUF/needle.gguf")
+    );
+    let name = "some/needle-GGUF/needle.gguf";
+    let json = with_cache(&["tokenize", "--model", name, "--json", "a b"])
+        .done()
+        .json();
+    assert_eq!(json, longview(&["tokenize", "--json", "a b"]).done().json());
+    with_cache(&["tokenize", "--model", "some/needle-GUF/needle.gguf", "x"])
+        .refused(2, &["did you mean", name]);
+    assert!(longview(&["models"]).done().stdout.contains("no models"));
+}
+
+#[test]
+fn the_doctor_says_what_fits() {
+    let json = longview(&["doctor", "--json", "--memory", "256MiB"])
+        .done()
+        .json();
+    assert!(json["instruction_set"].is_string() && json["hardware_threads"].as_u64() > Some(0));
+    let model = &json["model"];
+    assert_eq!(model["architecture"], "llama");
+    assert_eq!(model["context_length"], 1 << 20);
+    assert_eq!(model["plan"]["fits"], false);
+    let longest = model["longest_context"].as_u64().unwrap();
+    assert!((1_000..200_000).contains(&longest), "{longest}");
+    // The doctor's word holds: what it says fits, fits.
+    let tokens = longest.to_string();
+    let fits = [
+        "doctor", "--json", "--memory", "256MiB", "--tokens", &tokens,
+    ];
+    assert_eq!(longview(&fits).done().json()["model"]["plan"]["fits"], true);
+    let text = longview(&["doctor", "--tokens", "1000"]).done().stdout;
+    for word in [
+        "processor",
+        "instruction set",
+        "memory",
+        "it fits",
+        "weights",
+        "longest context",
+    ] {
+        assert!(text.contains(word), "{word} in {text}");
+    }
+}
+
+#[test]
+fn tokens_are_printed_with_and_without_what_surrounds_them() {
+    let ids = |arguments: &[&str]| {
+        let json = longview(&[&["tokenize", "--json"], arguments].concat())
+            .done()
+            .json();
+        let ids = json["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_u64().unwrap());
+        ids.collect::<Vec<u64>>()
+    };
+    let plain = ids(&[" What is it?"]);
+    let surrounded = ids(&["--surround", " What is it?"]);
+    assert_eq!(surrounded[0], 0);
+    assert_eq!(surrounded[1..], plain);
+    assert_eq!(ids(&["--special-tokens", "<|user|>"]), [2]);
+    assert!(ids(&["<|user|>"]).len() > 3);
+    assert_eq!(ids(&[""]), [0_u64; 0]);
+    let folder = Folder::new();
+    let file = folder.write("text.txt", " What is it?");
+    assert_eq!(ids(&["--file", &file]), plain);
+    let words: Vec<String> = plain.iter().map(u64::to_string).collect();
+    let ran = longview_reading(&["tokenize", "--file", "-"], b" What is it?").done();
+    assert_eq!(ran.stdout, format!("{}\n", words.join(" ")));
+}
+
+#[test]
+fn the_bench_reports_shares_of_measured_limits() {
+    let arguments = [
+        "bench",
+        "--prompt",
+        "128",
+        "--generate",
+        "8",
+        "--depth",
+        "0,256",
+        "--rounds",
+        "1",
+    ];
+    for synthetic in [&[][..], &["--synthetic-kv"]] {
+        let json = longview(&[&arguments, synthetic, &["--json"]].concat())
+            .done()
+            .json();
+        for key in ["memory_gb_per_s", "int8_tops", "f32_gflops"] {
+            assert!(json["limits"][key].as_f64().unwrap() > 0.0, "{json}");
+        }
+        assert!(json["model"].is_string() && json["threads"].as_u64() > Some(0));
+        let runs = json["runs"].as_array().unwrap();
+        let kinds: Vec<(&str, u64)> = runs
+            .iter()
+            .map(|run| {
+                (
+                    run["kind"].as_str().unwrap(),
+                    run["depth"].as_u64().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            kinds,
+            [
+                ("prefill", 0),
+                ("decode", 0),
+                ("prefill", 256),
+                ("decode", 256)
+            ]
+        );
+        for run in runs {
+            assert!(run["tokens_per_second"].as_f64().unwrap() > 0.0, "{run}");
+            // At most 1, but a machine that is busy while it measures its limits finds them low.
+            let share = run["share_of_limit"].as_f64().unwrap();
+            assert!(share > 0.0 && share < 2.0, "{run}");
+        }
+        let said = json["notices"]
+            .to_string()
+            .contains("random keys and values");
+        assert_eq!(said, !synthetic.is_empty(), "{json}");
+    }
+}
+
+#[test]
+fn evaluation_measures_perplexity_and_divergence() {
+    let folder = Folder::new();
+    let text = folder.write("text.txt", story(700));
+    let base = [
+        "--json", "--file", &text, "--window", "256", "--tokens", "512",
+    ];
+    let json = longview(&[&["eval", "perplexity"], &base[..]].concat())
+        .done()
+        .json();
+    let perplexity = json["perplexity"].as_f64().unwrap();
+    assert!((1.0..4096.0).contains(&perplexity), "{json}");
+    assert_eq!(json["window"], 256);
+    let json = longview(&[&["eval", "kld"], &base[..]].concat())
+        .done()
+        .json();
+    let mean = json["mean"].as_f64().unwrap();
+    assert!((0.0..1e-3).contains(&mean), "{json}");
+    assert!(json["same_top"].as_f64().unwrap() > 0.97, "{json}");
+    let text = longview(&["eval", "perplexity", "--file", &text, "--tokens", "300"])
+        .done()
+        .stdout;
+    assert!(text.starts_with("perplexity "), "{text}");
+}
+
+#[test]
+fn a_quantised_reference_model_still_answers() {
+    let folder = Folder::new();
+    let out = folder.path("needle-q8.gguf");
+    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle");
+    let json = longview(&["quantize", reference, &out, "--type", "q8_0", "--json"])
+        .done()
+        .json();
+    assert_eq!(
+        json["bytes"].as_u64().unwrap(),
+        std::fs::metadata(&out).unwrap().len()
+    );
+    let book = folder.write("book.txt", story(300));
+    let question = "What is the special magic number for amber falcon?";
+    let ran = longview(&["ask", "--model", &out, "--file", &book, question]).done();
+    assert_eq!(
+        ran.stdout,
+        "The special magic number for amber falcon is 48213.\n"
+    );
+    longview(&["quantize", &out, &out, "--type", "q4_0", "--force"]).refused(2, &["itself"]);
+    longview(&[
+        "quantize",
+        &out,
+        &folder.path("twice.gguf"),
+        "--type",
+        "q4_0",
+    ])
+    .refused(1, &["already quantised"]);
+    assert!(!std::path::Path::new(&folder.path("twice.gguf")).exists());
+}

@@ -1,0 +1,179 @@
+//! Bad requests and bad input: a clear message, the right exit code, never a panic.
+
+mod common;
+
+use common::{Folder, longview, longview_reading, story};
+
+#[test]
+fn wrong_arguments_are_refused_with_two() {
+    for (arguments, words) in [
+        (&["ask", "--file", "x"][..], &["no question"][..]),
+        (&["ask", "Why?"], &["--file"]),
+        (
+            &["ask", "--file", "/no/such/book.txt", "Why?"],
+            &["book.txt", "no such file"],
+        ),
+        (
+            &["ask", "--file", "/no/such/*.txt", "Why?"],
+            &["no file matches"],
+        ),
+        (&["ask", "--file", "/dev/null", ""], &["question is empty"]),
+        (
+            &["ask", "--file", "-", "--file", "-", "Why?"],
+            &["once only"],
+        ),
+        (&["run"], &["--prompt"]),
+        (&["run", "--prompt", ""], &["prompt is empty"]),
+        (
+            &["run", "--prompt", "x", "--model", "/no/such.gguf"],
+            &["/no/such.gguf", "longview models"],
+        ),
+        (
+            &["run", "--prompt", "x", "--memory", "lots"],
+            &["not a size", "8GiB"],
+        ),
+        (&["run", "--prompt", "x", "--threads", "0"], &["threads"]),
+        (
+            &["run", "--prompt", "x", "--store", "f61"],
+            &["f61", "did you mean", "f16"],
+        ),
+        (
+            &["run", "--prompt", "x", "--keep", "snapkv"],
+            &["snapkv", "known: all"],
+        ),
+        (
+            &["run", "--prompt", "x", "--read", "quest(page=16)"],
+            &["quest", "known: dense"],
+        ),
+        (
+            &["run", "--prompt", "x", "--prefill", "dense(x=1)"],
+            &["no parameter \"x\""],
+        ),
+        (
+            &["run", "--prompt", "x", "--prompt-method", "half"],
+            &["known: whole"],
+        ),
+        (
+            &["run", "--prompt", "x", "--decode", "top-k("],
+            &["--decode", "character 7"],
+        ),
+        (
+            &["run", "--prompt", "x", "--top-p", "7"],
+            &["top-p", "from 0 to 1"],
+        ),
+        (&["bench", "--rounds", "0"], &["--rounds 0"]),
+        (&["bench", "--depth", "2M"], &["2097152", "1048576"]),
+        (
+            &["quantize", "/no/such", "out.gguf", "--type", "q4_0"],
+            &["/no/such"],
+        ),
+        (
+            &["quantize", "x", "out.gguf", "--type", "q9"],
+            &["q9", "Q4_K_M"],
+        ),
+        (
+            &["make-model", "--shape", "llama-9", "/tmp/never.gguf"],
+            &["llama-9", "llama-3.2-1b"],
+        ),
+        (&["frobnicate"], &["frobnicate"]),
+    ] {
+        let ran = longview(arguments);
+        assert_eq!(ran.code, Some(2), "{arguments:?}: {ran:?}");
+        ran.refused(2, words);
+    }
+}
+
+#[test]
+fn unreadable_documents_are_named_with_place_and_remedy() {
+    let folder = Folder::new();
+    for (name, bytes, words) in [
+        (
+            "latin.txt",
+            &b"caf\xe9"[..],
+            &["latin.txt", "byte 3", "iconv"][..],
+        ),
+        ("paper.pdf", b"%PDF-1.7", &["paper.pdf", "PDF", "pdftotext"]),
+        (
+            "letter.docx",
+            b"PK\x03\x04...word/",
+            &["letter.docx", "pandoc"],
+        ),
+        ("page.html", b"<html>", &["page.html", "HTML"]),
+        ("program", b"\x7fELF\0\0", &["program", "binary"]),
+        ("empty.txt", b"", &["empty.txt", "empty"]),
+    ] {
+        let path = folder.write(name, bytes);
+        longview(&["ask", "--file", &path, "Why?"]).refused(2, words);
+    }
+    let bad = folder.write("questions.txt", b"Why?\nW\xff?");
+    let book = folder.write("book.txt", "A book.");
+    longview(&["ask", "--file", &book, "--questions", &bad])
+        .refused(2, &["questions.txt", "byte 6"]);
+    longview_reading(&["run", "--prompt-file", "-"], b"a\xffb").refused(2, &["byte 1"]);
+    std::fs::create_dir(folder.path("nothing")).unwrap();
+    longview(&["ask", "--file", &folder.path("nothing"), "Why?"]).refused(2, &["no text found"]);
+}
+
+#[test]
+fn models_that_are_none_are_refused() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.path("empty")).unwrap();
+    let run = |model: &str| longview(&["run", "--prompt", "x", "--model", model]);
+    let ran = run(&folder.path("empty"));
+    assert!(ran.code == Some(1) || ran.code == Some(2), "{ran:?}");
+    assert!(ran.stderr.contains("the folder is empty"), "{ran:?}");
+    let torn = folder.write(
+        "torn.gguf",
+        b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff",
+    );
+    let ran = run(&torn);
+    assert!(
+        ran.code == Some(1) && ran.stderr.contains("torn.gguf"),
+        "{ran:?}"
+    );
+    let text = folder.write("model.gguf", b"not a model at all");
+    let ran = run(&text);
+    assert!(ran.code.is_some_and(|code| code != 0), "{ran:?}");
+    assert!(
+        ran.stderr.contains("not a GGUF file") && !ran.stderr.contains("panicked"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused_with_both_numbers() {
+    let folder = Folder::new();
+    // The reference model reads 1,048,576 tokens: digits are tokenised one by one.
+    let book = folder.write("digits.txt", "7".repeat(1_050_000));
+    let ran = longview(&["ask", "--file", &book, "Why?"]);
+    ran.refused(2, &["1048576", "10500", "shorter documents"]);
+}
+
+#[test]
+fn what_does_not_fit_the_memory_is_refused_with_a_table() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(300));
+    longview(&["ask", "--file", &book, "--memory", "1MiB", "Why?"])
+        .refused(2, &["weights", "total", "does not fit"]);
+    let ran = longview(&[
+        "run",
+        "--prompt",
+        "x",
+        "--memory",
+        "300MiB",
+        "--planned-tokens",
+        "900k",
+    ]);
+    ran.refused(2, &["longest context", "weights"]);
+    longview(&["ask", "--file", &book, "--memory", "1GiB", "Why?"]).done();
+}
+
+#[test]
+fn output_files_are_not_overwritten_and_folders_must_exist() {
+    let folder = Folder::new();
+    let taken = folder.write("taken.gguf", "something dear");
+    let make = |path: &str| longview(&["make-model", "--shape", "llama-3.2-1b", path]);
+    make(&taken).refused(2, &["taken.gguf", "--force"]);
+    assert_eq!(std::fs::read(&taken).unwrap(), b"something dear");
+    make(&folder.path("no/such/out.gguf")).refused(2, &["no such folder"]);
+}
