@@ -75,6 +75,9 @@ pub enum ModelError {
         /// Why.
         source: KernelError,
     },
+    /// The caller broke the work off.
+    #[error("stopped before the file was complete; nothing was written")]
+    Stopped,
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the model's vocabulary of {vocabulary} tokens")]
     TokenOutOfRange {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::arch;
 use crate::config::Config;
-use crate::convert::{self, Progress, Recipe, Report};
+use crate::convert::{self, OnProgress, Recipe, Report};
 use crate::error::ModelError;
 
 /// A model's shape.
@@ -142,14 +142,14 @@ impl Shape {
 /// vocabulary has the right size and no meaning: bytes, a few merges, and unused places.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// When the file cannot be written; [`ModelError::Stopped`] when `on_progress` breaks off.
 pub fn make_model(
     shape: &Shape,
     recipe: Recipe,
     seed: u64,
     out: &Path,
     pool: &Pool,
-    on_progress: &mut dyn FnMut(Progress<'_>),
+    on_progress: &mut OnProgress<'_>,
 ) -> Result<Report, ModelError> {
     make_from(&shape.config(), recipe, seed, out, pool, on_progress)
 }
@@ -157,14 +157,14 @@ pub fn make_model(
 /// As [`make_model`], for any settings in the words of `config.json`.
 ///
 /// # Errors
-/// When the settings are incomplete or have no form in GGUF files, or the file cannot be written.
+/// When the settings are incomplete or have no form in GGUF files, or as [`make_model`].
 pub fn make_from(
     config: &Config,
     recipe: Recipe,
     seed: u64,
     out: &Path,
     pool: &Pool,
-    on_progress: &mut dyn FnMut(Progress<'_>),
+    on_progress: &mut OnProgress<'_>,
 ) -> Result<Report, ModelError> {
     let model_type = config.opt_str("model_type")?.unwrap_or_default();
     let architecture = arch::by_model_type(config.file(), model_type)?;

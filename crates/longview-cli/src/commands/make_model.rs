@@ -16,7 +16,7 @@ pub(crate) fn run(args: &MakeModelArgs, format: Format) -> Result<(), Failure> {
     let pool = Pool::new(written::cores());
     output.write(format, |path, on_progress| {
         make_model(shape, recipe, args.seed, path, &pool, &mut |progress| {
-            on_progress(progress.tensor, progress.done, progress.total);
+            on_progress(progress.tensor, progress.done, progress.total)
         })
     })
 }

@@ -22,7 +22,7 @@ pub(crate) fn run(args: &QuantizeArgs, format: Format) -> Result<(), Failure> {
     let pool = Pool::new(args.threads.unwrap_or_else(written::cores));
     output.write(format, |path, on_progress| {
         quantize(&model, recipe, path, &pool, &mut |progress| {
-            on_progress(progress.tensor, progress.done, progress.total);
+            on_progress(progress.tensor, progress.done, progress.total)
         })
     })
 }

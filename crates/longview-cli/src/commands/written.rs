@@ -1,6 +1,6 @@
 //! A model file that a command writes: checked before, shown while, summed up after.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -14,6 +14,9 @@ use crate::interrupt;
 use crate::output::{self, note};
 use crate::progress::Progress;
 use crate::size::human_bytes;
+
+/// Shows a tensor's name, bytes written and bytes in all; a break asks to stop.
+type Tell<'a> = dyn FnMut(&str, u64, u64) -> ControlFlow<()> + 'a;
 
 /// Where a model is written to.
 pub(super) struct Output {
@@ -68,25 +71,18 @@ impl Output {
     pub(super) fn write(
         &self,
         format: Format,
-        write: impl FnOnce(&Path, &mut dyn FnMut(&str, u64, u64)) -> Result<Report, ModelError>,
+        write: impl FnOnce(&Path, &mut Tell<'_>) -> Result<Report, ModelError>,
     ) -> Result<(), Failure> {
         let start = Instant::now();
         let progress = Progress::spinner(format!("writing {}", self.path.display()));
-        // The writers take no word to stop: unwinding out of them removes the unfinished file.
-        let report = catch_unwind(AssertUnwindSafe(|| {
-            write(&self.path, &mut |tensor, done, total| {
-                let (done, total) = (human_bytes(done), human_bytes(total));
-                progress.say(format!("writing {tensor}: {done} of {total}"));
-                if interrupt::pressed() {
-                    resume_unwind(Box::new(Interrupted));
-                }
-            })
-        }))
-        .unwrap_or_else(|cause| {
-            if !cause.is::<Interrupted>() {
-                resume_unwind(cause);
+        let report = write(&self.path, &mut |tensor, done, total| {
+            let (done, total) = (human_bytes(done), human_bytes(total));
+            progress.say(format!("writing {tensor}: {done} of {total}"));
+            if interrupt::pressed() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
             }
-            Err(ModelError::Unsupported(String::new()))
         });
         interrupt::check()?;
         let report = report.map_err(Failure::failed)?;
@@ -139,9 +135,6 @@ impl Output {
         }
     }
 }
-
-/// What travels up the stack after Ctrl-C.
-struct Interrupted;
 
 /// Processor cores.
 pub(super) fn cores() -> usize {

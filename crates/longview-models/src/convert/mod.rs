@@ -14,6 +14,7 @@ mod synthetic;
 mod vocabulary;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use longview_kernels::{Format, Pool};
@@ -45,6 +46,9 @@ pub struct Progress<'a> {
     pub total: u64,
 }
 
+/// Is told how far the work is, and says whether it goes on; a break leaves nothing behind.
+pub type OnProgress<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
+
 /// What was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
@@ -68,13 +72,13 @@ pub struct Report {
 /// # Errors
 /// When the model has quantised tensors, lacks one or has one of another shape; when its tokenizer
 /// or a setting has no form in GGUF files; when a value does not fit the format; when the file
-/// cannot be written.
+/// cannot be written; [`ModelError::Stopped`] when `on_progress` breaks off.
 pub fn quantize(
     model: &ModelFile,
     recipe: Recipe,
     out: &Path,
     pool: &Pool,
-    on_progress: &mut dyn FnMut(Progress<'_>),
+    on_progress: &mut OnProgress<'_>,
 ) -> Result<Report, ModelError> {
     refuse_quantised(model)?;
     let mut header = GgufHeader::new();

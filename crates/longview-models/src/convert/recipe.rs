@@ -113,13 +113,11 @@ impl Recipe {
             // With eight experts the attention is a small part of the model, and worth more bits.
             Role::Value | Role::Key if eight => Format::Q8_0,
             Role::AttentionOutput if eight && self == Recipe::Q4_K_M => Format::Q5_K,
-            Role::Value | Role::Down | Role::ExpertDown
+            Role::Value | Role::QueryKeyValue | Role::Down | Role::ExpertDown
                 if has_mixture && more_bits(entry.layer, model.layers) =>
             {
                 Format::Q6_K
             }
-            Role::QueryKeyValue if self == Recipe::Q4_K_M => Format::Q5_K,
-            Role::QueryKeyValue if self == Recipe::Q5_K_M => Format::Q6_K,
             _ => base,
         }
     }
@@ -228,7 +226,8 @@ mod tests {
             format(Recipe::Q4_K_M, Role::TokenEmbedding, 0),
             Format::Q4_K
         );
-        assert_eq!(format(Recipe::Q4_K_M, Role::QueryKeyValue, 5), Format::Q5_K);
+        assert_eq!(format(Recipe::Q4_K_M, Role::QueryKeyValue, 5), Format::Q4_K);
+        assert_eq!(format(Recipe::Q5_K_M, Role::QueryKeyValue, 6), Format::Q6_K);
         assert_eq!(format(Recipe::Q4_0, Role::Value, 0), Format::Q4_0);
         assert_eq!(format(Recipe::Q4_0, Role::Output, 0), Format::Q6_K);
         assert_eq!(format(Recipe::Q8_0, Role::Output, 0), Format::Q8_0);

@@ -1,6 +1,6 @@
 //! Tensors to a file, one piece at a time: never more than a few megabytes are in memory.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use longview_kernels::{Format, Pool};
 use longview_weights::{GgufHeader, Tensor, WeightFile};
 
 use super::random::Noise;
-use super::{Progress, Report};
+use super::{OnProgress, Progress, Report};
 use crate::error::ModelError;
 
 /// Elements converted between two writes, and by one task of the pool.
@@ -74,7 +74,7 @@ pub(crate) fn write(
     tensors: &[Planned<'_>],
     out: &Path,
     pool: &Pool,
-    on_progress: &mut dyn FnMut(Progress<'_>),
+    on_progress: &mut OnProgress<'_>,
 ) -> Result<Report, ModelError> {
     for tensor in tensors {
         header.tensor(&tensor.name, tensor.format, &tensor.shape)?;
@@ -91,12 +91,15 @@ pub(crate) fn write(
         tensor.each_piece(pool, &mut |piece| {
             writer.append(&tensor.name, piece)?;
             done += piece.len() as u64;
-            on_progress(Progress {
+            let progress = Progress {
                 tensor: &tensor.name,
                 done,
                 total,
-            });
-            Ok(())
+            };
+            match on_progress(progress) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(ModelError::Stopped),
+            }
         })?;
         report.count(tensor.format, tensor.bytes() as u64);
     }

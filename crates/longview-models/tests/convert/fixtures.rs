@@ -1,5 +1,6 @@
 //! Models to convert, and their logits.
 
+use std::ops::ControlFlow::Continue;
 use std::path::{Path, PathBuf};
 
 use longview_kernels::{Exec, Isa, Numerics, Pool};
@@ -48,7 +49,7 @@ pub(crate) fn convert(
 ) -> Result<(PathBuf, Report), ModelError> {
     let out = folder.path().join(format!("{recipe}.gguf"));
     let model = ModelFile::new(WeightFile::open(source)?)?;
-    let report = quantize(&model, recipe, &out, &Pool::new(2), &mut |_| {})?;
+    let report = quantize(&model, recipe, &out, &Pool::new(2), &mut |_| Continue(()))?;
     Ok((out, report))
 }
 

@@ -1,7 +1,9 @@
 //! What a converted file says about itself.
 
+use std::ops::ControlFlow::{Break, Continue};
+
 use longview_kernels::{Format, Pool};
-use longview_models::{Recipe, quantize};
+use longview_models::{ModelError, Recipe, quantize};
 use longview_weights::{GgufFile, GgufHeader};
 use tempfile::TempDir;
 
@@ -133,9 +135,25 @@ fn progress_rises_to_the_total() {
     let out = folder.path().join("out.gguf");
     quantize(&model, Recipe::Q8_0, &out, &Pool::new(1), &mut |progress| {
         steps.push((progress.done, progress.total));
+        Continue(())
     })
     .unwrap();
     assert!(steps.windows(2).all(|pair| pair[0].0 < pair[1].0));
     let (done, total) = *steps.last().unwrap();
     assert_eq!(done, total);
+}
+
+#[test]
+fn work_that_is_broken_off_leaves_nothing_behind() {
+    let folder = TempDir::new().unwrap();
+    let model = open(&named("qwen2"));
+    let out = folder.path().join("out.gguf");
+    let mut pieces = 0;
+    let stopped = quantize(&model, Recipe::Q8_0, &out, &Pool::new(2), &mut |_| {
+        pieces += 1;
+        if pieces < 5 { Continue(()) } else { Break(()) }
+    });
+    assert!(matches!(stopped, Err(ModelError::Stopped)));
+    assert_eq!(pieces, 5);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

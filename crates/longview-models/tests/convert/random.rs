@@ -1,5 +1,6 @@
 //! Models of random weights.
 
+use std::ops::ControlFlow::Continue;
 use std::path::{Path, PathBuf};
 
 use longview_kernels::Pool;
@@ -56,7 +57,10 @@ fn small(shape: &str) -> Config {
 
 fn make(config: &Config, recipe: Recipe, seed: u64, folder: &Path) -> PathBuf {
     let out = folder.join(format!("{}-{recipe}-{seed}.gguf", config.file()));
-    make_from(config, recipe, seed, &out, &Pool::new(2), &mut |_| {}).unwrap();
+    make_from(config, recipe, seed, &out, &Pool::new(2), &mut |_| {
+        Continue(())
+    })
+    .unwrap();
     out
 }
 
@@ -91,7 +95,7 @@ fn the_same_seed_makes_the_same_file_on_any_number_of_threads() {
             seed,
             &out,
             &Pool::new(threads),
-            &mut |_| {},
+            &mut |_| Continue(()),
         )
         .unwrap();
         std::fs::read(out).unwrap()
@@ -127,7 +131,9 @@ fn settings_without_room_for_a_vocabulary_are_refused() {
         "vocab_size": 100, "max_position_embeddings": 256}),
     );
     let out = folder.path().join("out.gguf");
-    let made = make_from(&config, Recipe::F16, 0, &out, &Pool::new(1), &mut |_| {});
+    let made = make_from(&config, Recipe::F16, 0, &out, &Pool::new(1), &mut |_| {
+        Continue(())
+    });
     let error = made.unwrap_err().to_string();
     assert!(error.contains("tiny") && error.contains("vocab_size") && error.contains("100"));
     assert!(!out.exists());

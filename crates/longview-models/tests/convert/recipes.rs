@@ -1,5 +1,7 @@
 //! Quantised files: the formats they hold, and how far their logits are from the source's.
 
+use std::ops::ControlFlow::Continue;
+
 use longview_kernels::{Format, Pool};
 use longview_models::shapes::make_from;
 use longview_models::{Config, Recipe};
@@ -45,7 +47,7 @@ fn wide(folder: &TempDir) -> std::path::PathBuf {
     );
     let out = folder.path().join("wide.gguf");
     let pool = Pool::new(2);
-    make_from(&config, Recipe::F32, 5, &out, &pool, &mut |_| {}).unwrap();
+    make_from(&config, Recipe::F32, 5, &out, &pool, &mut |_| Continue(())).unwrap();
     out
 }
 

@@ -1,5 +1,7 @@
 //! What cannot be converted or opened, and what the message says.
 
+use std::ops::ControlFlow::Continue;
+
 use longview_models::{ModelError, ModelFile, Recipe};
 use longview_weights::{GgufFile, GgufHeader, WeightFile};
 use serde_json::json;
@@ -211,7 +213,7 @@ fn a_file_that_cannot_be_written_is_named() {
     let model = open(&named("llama2"));
     let out = std::path::Path::new("/nonexistent-folder/out.gguf");
     let pool = longview_kernels::Pool::new(1);
-    let error = longview_models::quantize(&model, Recipe::F16, out, &pool, &mut |_| {});
+    let error = longview_models::quantize(&model, Recipe::F16, out, &pool, &mut |_| Continue(()));
     names(
         &message(error),
         &["/nonexistent-folder/out.gguf", "create the folder"],
