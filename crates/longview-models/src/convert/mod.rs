@@ -128,6 +128,7 @@ fn refuse_quantised(model: &ModelFile) -> Result<(), ModelError> {
 
 /// The metadata of a Hugging Face folder that a GGUF file needs, tokenizer aside.
 fn describe(model: &ModelFile, recipe: Recipe, header: &mut GgufHeader) -> Result<(), ModelError> {
+    refuse_partial_rotation(model)?;
     gguf_config::write(
         model.config(),
         model.architecture(),
@@ -146,6 +147,21 @@ pub(crate) fn put_type(recipe: Recipe, header: &mut GgufHeader) {
         // The version of the block layouts, unchanged since 2023.
         header.u32("general.quantization_version", 2);
     }
+}
+
+/// Where rows are interleaved in pairs that turn together, whole heads are: readers know no other
+/// form.
+fn refuse_partial_rotation(model: &ModelFile) -> Result<(), ModelError> {
+    let blueprint = model.blueprint();
+    let partial = blueprint
+        .layers
+        .iter()
+        .any(|layer| blueprint.ropes[layer.attention.rope].rotary_dim != layer.attention.head_dim);
+    if partial && model.architecture().gguf_rows == GgufRows::Interleaved {
+        let problem = "heads that turn in part have no form in GGUF files of this architecture";
+        return Err(model.config().error("partial_rotary_factor", problem));
+    }
+    Ok(())
 }
 
 /// What the folder calls its model, else the folder's own name.

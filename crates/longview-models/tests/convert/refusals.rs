@@ -102,6 +102,22 @@ fn tokenizers_that_gguf_cannot_hold_are_refused() {
     );
 }
 
+#[test]
+fn settings_that_gguf_has_no_form_for_are_named() {
+    let folder = llama_folder(300, |_, _, _| {});
+    let text = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+    let with = |key: &str, value: serde_json::Value| {
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config[key] = value;
+        write_json(&folder, "config.json", &config);
+        refused(folder.path(), Recipe::F16)
+    };
+    let part = with("partial_rotary_factor", json!(0.5));
+    names(&part, &["partial_rotary_factor", "turn in part"]);
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "truncate": false});
+    names(&with("rope_scaling", yarn), &["truncate", "no form"]);
+}
+
 /// A copy of a GGUF file with other metadata or tensors.
 fn copied(
     source: &std::path::Path,
