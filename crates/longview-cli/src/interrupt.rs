@@ -17,7 +17,7 @@ pub(crate) fn install() -> Result<(), Failure> {
         if before > 0 || WAITING.load(Ordering::SeqCst) {
             // The shell's prompt should not follow the line that was begun.
             note("");
-            std::process::exit(i32::from(Failure::Stopped.code()));
+            leave();
         }
     })
     .map_err(|error| Failure::failed(format!("cannot watch for Ctrl-C: {error}")))
@@ -35,6 +35,11 @@ pub(crate) fn check() -> Result<(), Failure> {
     } else {
         Ok(())
     }
+}
+
+/// Ends the program at once, as [`Failure::Stopped`] would.
+pub(crate) fn leave() -> ! {
+    std::process::exit(i32::from(Failure::Stopped.code()))
 }
 
 /// Forgets a Ctrl-C that stopped one answer, so that a conversation can go on.

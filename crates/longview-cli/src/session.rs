@@ -38,6 +38,11 @@ impl Session {
         let progress = Progress::spinner(format!("loading {name}"));
         let engine = Engine::open_with_progress(&options, &mut |done, total| {
             progress.say(format!("loading {name}: layer {done} of {total}"));
+            if interrupt::pressed() {
+                // Nothing was begun that would have to be put away.
+                progress.finish();
+                interrupt::leave();
+            }
         })?;
         progress.finish();
         interrupt::check()?;

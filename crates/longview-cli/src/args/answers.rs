@@ -22,10 +22,6 @@ pub(crate) struct AskArgs {
     #[arg(long = "questions", value_name = "FILE")]
     pub(crate) questions_file: Option<PathBuf>,
 
-    /// Instructions for the model, before the documents
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) system: Option<String>,
-
     /// Show what the model would read, and stop
     #[arg(long)]
     pub(crate) print_prompt: bool,
