@@ -1,6 +1,7 @@
 //! A loaded model with everything needed to run it.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use longview_kernels::{Exec, Isa, Numerics};
@@ -12,7 +13,8 @@ use serde_json::Value;
 
 use crate::error::EngineError;
 use crate::inspect::{
-    ModelDescription, describe, open_file, plan_for, processor_cores, program_bytes, text_side,
+    ModelDescription, describe, open_file, plan_for, processor_cores, program_bytes,
+    resident_bytes, text_side,
 };
 use crate::plan::MemoryPlan;
 
@@ -62,6 +64,10 @@ pub struct Engine {
     exec: Exec,
     ledger: Ledger,
     program_bytes: u64,
+    /// Bytes the process held when the model was ready.
+    resident_when_ready: u64,
+    /// Whether a pass has touched the scratch buffers.
+    has_run: AtomicBool,
     chunk_tokens: usize,
     workspace: Mutex<Workspace>,
     _held: [Reservation; 2],
@@ -118,7 +124,10 @@ impl Engine {
         let file = ModelFile::new(file)?;
         tokenizer
             .check_embedding_rows(file.blueprint().vocab)
-            .map_err(|source| EngineError::Text { file: name, source })?;
+            .map_err(|source| EngineError::Text {
+                file: name,
+                source: Box::new(source),
+            })?;
 
         let threads = options.threads.unwrap_or_else(processor_cores);
         let exec = Exec::new(threads, Isa::from_environment()?, options.numerics);
@@ -152,6 +161,8 @@ impl Engine {
             exec,
             ledger,
             program_bytes,
+            resident_when_ready: resident_bytes(),
+            has_run: AtomicBool::new(false),
             chunk_tokens,
             workspace: Mutex::default(),
             _held: held,
@@ -219,14 +230,15 @@ impl Engine {
         describe(self.model.file(), self.kv_type())
     }
 
-    /// What a context of `tokens` tokens will need.
+    /// What a context of `tokens` tokens will need. What the program has taken since the model
+    /// was ready (documents, token ids, a tokenizer's own memory) counts as the program's.
     pub fn plan(&self, tokens: usize) -> MemoryPlan {
         plan_for(
             self.model.file(),
             self.kv_type(),
             self.chunk_tokens,
             self.exec.pool.threads(),
-            self.program_bytes,
+            self.program_bytes + self.program_growth(),
             &self.ledger,
             tokens,
         )
@@ -266,6 +278,17 @@ impl Engine {
         Ok(common)
     }
 
+    /// Bytes the process has taken since the model was ready, beside what the ledger knows of.
+    fn program_growth(&self) -> u64 {
+        let usage = self.ledger.usage();
+        let scratch = if self.has_run.load(Ordering::Relaxed) {
+            usage.scratch
+        } else {
+            0
+        };
+        resident_bytes().saturating_sub(self.resident_when_ready + usage.kv + scratch)
+    }
+
     /// One forward pass; the guard gives the logits.
     pub fn pass(
         &self,
@@ -276,6 +299,7 @@ impl Engine {
             .workspace
             .lock()
             .unwrap_or_else(|error| error.into_inner());
+        self.has_run.store(true, Ordering::Relaxed);
         self.model.forward(&self.exec, segments, &mut workspace)?;
         Ok(workspace)
     }

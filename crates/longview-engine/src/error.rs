@@ -25,7 +25,7 @@ pub enum EngineError {
         /// The model's file or folder.
         file: String,
         /// What is wrong with its text side.
-        source: TextError,
+        source: Box<TextError>,
     },
     /// A file of the model could not be read.
     #[error("{}: cannot be read: {source}", path.display())]
@@ -55,11 +55,13 @@ pub enum EngineError {
 impl EngineError {
     /// Whether the request itself was wrong, as opposed to something failing at run time.
     pub fn is_request_error(&self) -> bool {
-        match self {
-            EngineError::DoesNotFit(_) | EngineError::EmptyPrompt | EngineError::Isa(_) => true,
-            EngineError::Model(ModelError::TooLong { .. }) => true,
-            EngineError::Weights(WeightsError::NotFound { .. }) => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            EngineError::DoesNotFit(_)
+                | EngineError::EmptyPrompt
+                | EngineError::Isa(_)
+                | EngineError::Model(ModelError::TooLong { .. })
+                | EngineError::Weights(WeightsError::NotFound { .. })
+        )
     }
 }

@@ -38,7 +38,8 @@ pub enum EndOfText {
 pub enum Event<'a> {
     /// The prompt is being read.
     Prefill(PrefillProgress),
-    /// More text; never half a character.
+    /// A token was chosen, and this much more text is certain: often nothing, never half a
+    /// character.
     Text(&'a str),
 }
 
@@ -135,12 +136,12 @@ impl Engine {
             .tokenizer()
             .stream(Start::Continuation, options.specials);
         let mut stops = StopMatcher::new(options.stop.clone());
-        let limit = self.model().blueprint().max_positions;
+        let limit = self.model().positions_of(context);
         let mut next: Vec<u32> = rest.to_vec();
         let mut first_token = None;
         let text_error = |source| EngineError::Text {
             file: self.describe().name,
-            source,
+            source: Box::new(source),
         };
         generated.finish = loop {
             if generated.ids.len() == options.max_tokens {
@@ -171,7 +172,8 @@ impl Engine {
             let piece = stream.push(choice.id).map_err(text_error)?;
             let emit = stops.push(&piece);
             generated.text.push_str(&emit.text);
-            if !emit.text.is_empty() && on(Event::Text(&emit.text)) == Control::Stop {
+            // Empty pieces too, so that the caller can stop while nothing is to be shown.
+            if on(Event::Text(&emit.text)) == Control::Stop {
                 break FinishReason::Cancelled;
             }
             if emit.stopped {

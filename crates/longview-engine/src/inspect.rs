@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use longview_kv::{KvType, Ledger};
 use longview_models::{ModelFile, Workspace};
-use longview_text::{ChatTemplate, Tokenizer, Vocabulary};
+use longview_text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 use longview_weights::{GgufFile, WeightFile};
 
 use crate::engine::{EngineOptions, ModelSource, TemplateOrigin};
@@ -92,9 +92,11 @@ pub(crate) enum TextSideError {
 impl TextSideError {
     pub(crate) fn in_file(self, file: &str) -> EngineError {
         match self {
+            // It names the file by itself.
+            TextSideError::Text(TextError::Weights(source)) => EngineError::Weights(source),
             TextSideError::Text(source) => EngineError::Text {
                 file: file.to_owned(),
-                source,
+                source: Box::new(source),
             },
             TextSideError::Weights(source) => EngineError::Weights(source),
             TextSideError::Io(path, source) => EngineError::Read { path, source },
@@ -190,7 +192,10 @@ pub(crate) fn plan_for(
     let limit = Some(ledger.limit()).filter(|&limit| limit != u64::MAX);
     let weights = file.weights_bytes();
     let scratch = Workspace::predicted_bytes(blueprint, chunk_tokens, 1, threads);
-    let kv = |tokens: usize| layout.context_bytes(tokens, chunk_tokens);
+    // Every question is asked of a fork, so that the document can be asked again.
+    let kv = |tokens: usize| {
+        layout.context_bytes(tokens, chunk_tokens) + layout.fork_bytes(chunk_tokens)
+    };
     let fixed = program + weights + scratch;
     let model_tokens = blueprint.max_positions;
     let longest_context = match limit {
@@ -241,7 +246,7 @@ pub(crate) fn program_bytes(model: &ModelSource) -> u64 {
 }
 
 /// Bytes of memory this process holds now; 0 where the system does not say.
-fn resident_bytes() -> u64 {
+pub(crate) fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());

@@ -10,7 +10,7 @@ use crate::Progress;
 pub enum EvalError {
     /// The engine failed.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Engine(Box<EngineError>),
     /// Too little text.
     #[error("the text has {tokens} tokens; at least 2 are needed to predict one from another")]
     TooShort {
@@ -37,6 +37,12 @@ pub enum EvalError {
     /// The caller stopped.
     #[error("stopped before the end of the text")]
     Stopped,
+}
+
+impl From<EngineError> for EvalError {
+    fn from(error: EngineError) -> EvalError {
+        EvalError::Engine(Box::new(error))
+    }
 }
 
 /// Tokens computed in one pass; bounds the logits held at a time.

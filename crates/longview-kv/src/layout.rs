@@ -86,15 +86,32 @@ impl KvLayout {
     /// `chunk_tokens`, at the moment it holds most.
     pub fn context_bytes(&self, tokens: usize, chunk_tokens: usize) -> u64 {
         let all = tokens.div_ceil(BLOCK_TOKENS);
+        self.bytes_of(|window| {
+            // A chunk may begin and the window may end inside a block: one more each.
+            window.map_or(all, |window| {
+                all.min((window + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2)
+            })
+        })
+    }
+
+    /// Bytes that a fork holds beside the context it came from while it is written: the last block
+    /// of full layers, the window of the others.
+    pub fn fork_bytes(&self, chunk_tokens: usize) -> u64 {
+        self.bytes_of(|window| {
+            window.map_or(1, |window| {
+                (window + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2
+            })
+        })
+    }
+
+    /// Bytes of the blocks that `blocks` counts for a group, given the length of its window.
+    fn bytes_of(&self, blocks: impl Fn(Option<usize>) -> usize) -> u64 {
         let of_group = |group: &Group| {
-            let blocks = match group.kind.state {
-                LayerState::Full => all,
-                LayerState::Window { tokens: window } => {
-                    // A chunk may begin and the window may end inside a block: one more each.
-                    all.min((window + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2)
-                }
+            let window = match group.kind.state {
+                LayerState::Full => None,
+                LayerState::Window { tokens } => Some(tokens),
             };
-            blocks as u64 * group.block_bytes() as u64
+            blocks(window) as u64 * group.block_bytes() as u64
         };
         self.groups.iter().map(of_group).sum()
     }

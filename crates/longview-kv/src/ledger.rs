@@ -187,10 +187,9 @@ mod tests {
         assert_eq!(
             ledger.usage(),
             Usage {
-                weights: 0,
                 kv: 40,
-                scratch: 0,
-                peak: 100
+                peak: 100,
+                ..Usage::default()
             }
         );
         drop(kv);

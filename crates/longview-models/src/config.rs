@@ -147,6 +147,10 @@ impl Config {
             let problem = format!("{head_dim} is not an even number from 2 to 1,024");
             return Err(self.error("head_dim", problem));
         }
+        let norm_eps = self.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32;
+        if norm_eps < 0.0 {
+            return Err(self.error("rms_norm_eps", format!("{norm_eps} is below 0")));
+        }
         Ok(Sizes {
             vocab: self.within("vocab_size", 1, MOST_WIDTH)?,
             hidden,
@@ -156,7 +160,7 @@ impl Config {
             head_dim,
             ffn: self.within("intermediate_size", 1, MOST_WIDTH)?,
             max_positions: self.within("max_position_embeddings", 1, 1 << 31)?,
-            norm_eps: self.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            norm_eps,
         })
     }
 

@@ -65,6 +65,19 @@ pub enum ModelError {
         /// What stands in the way.
         problem: String,
     },
+    /// A layer holds a tensor that the architecture as its settings describe it does not use.
+    #[error(
+        "{file}: tensor {tensor} has no place in the {architecture} that the settings describe; \
+         leaving it out would give wrong results, so the model is refused: check the settings"
+    )]
+    Unread {
+        /// The model's file or folder.
+        file: String,
+        /// Name of the tensor.
+        tensor: String,
+        /// Name of the architecture.
+        architecture: &'static str,
+    },
     /// A tensor could not be brought into the form the kernels read.
     #[error("{file}: tensor {tensor}: {source}")]
     Pack {

@@ -2,7 +2,9 @@
 
 use longview_kernels::{Format, Packed, Pool};
 use longview_weights::{Tensor, WeightFile};
+use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use crate::arch::{Architecture, GgufRows, NormWeights};
 use crate::blueprint::{Bias, Blueprint, LayerBlueprint, MlpBlueprint, Norms, Projections, QkNorm};
@@ -58,6 +60,10 @@ pub(crate) struct Loader<'a> {
     pub(crate) file: &'a WeightFile,
     pub(crate) architecture: &'static Architecture,
     pub(crate) pool: &'a Pool,
+    /// Whether the embedding also makes the logits.
+    pub(crate) tied: bool,
+    /// Names of the tensors read so far.
+    pub(crate) read: Mutex<HashSet<String>>,
 }
 
 /// Where a matrix lies: a role, and inside its tensor the rows wanted.
@@ -72,8 +78,7 @@ struct Place {
 }
 
 impl Loader<'_> {
-    /// All weights of `blueprint`.
-    /// `on_layer(done)` is called after every layer.
+    /// All weights of `blueprint`; `on_layer(done)` is called after every layer.
     pub(crate) fn load(
         &self,
         blueprint: &Blueprint,
@@ -84,7 +89,13 @@ impl Loader<'_> {
             layers.push(self.layer(blueprint.hidden, layer, index)?);
             on_layer(index + 1);
         }
-        let head = Place::whole(self.output_role(), 0, 0, blueprint.vocab);
+        let role = if self.tied {
+            Role::TokenEmbedding
+        } else {
+            Role::Output
+        };
+        let head = Place::whole(role, 0, 0, blueprint.vocab);
+        self.check_all_read(blueprint)?;
         Ok(Weights {
             layers,
             output_norm: self.norm(Role::OutputNorm, 0, blueprint.hidden)?,
@@ -97,22 +108,39 @@ impl Loader<'_> {
         names::stem(self.naming(), self.architecture.names, role, layer, expert)
     }
 
-    /// The embedding, checked against the settings.
-    pub(crate) fn embedding(&self, blueprint: &Blueprint) -> Result<Tensor<'_>, ModelError> {
-        let name = format!("{}.weight", self.stem(Role::TokenEmbedding, 0, 0));
-        let tensor = self.file.tensor(&name)?;
-        self.check_shape(&tensor, &[blueprint.vocab, blueprint.hidden])?;
-        Ok(tensor)
+    /// Refuses a file whose layers hold tensors that the blueprint has no place for: leaving them
+    /// out would compute something else than the model.
+    fn check_all_read(&self, blueprint: &Blueprint) -> Result<(), ModelError> {
+        let prefix = match self.naming() {
+            Naming::HuggingFace => "model.layers.",
+            Naming::Gguf => "blk.",
+        };
+        let read = self.read.lock().unwrap_or_else(|error| error.into_inner());
+        let layer_of = |name: &str| -> Option<usize> {
+            name.strip_prefix(prefix)?.split('.').next()?.parse().ok()
+        };
+        let unknown = self.file.tensors().find(|tensor| {
+            // Rotary frequencies are computed; old checkpoints carry them along.
+            layer_of(tensor.name).is_some_and(|layer| layer < blueprint.layers.len())
+                && !tensor.name.ends_with("rotary_emb.inv_freq")
+                && !read.contains(tensor.name)
+        });
+        match unknown {
+            None => Ok(()),
+            Some(tensor) => Err(ModelError::Unread {
+                file: self.file.name(),
+                tensor: tensor.name.to_owned(),
+                architecture: self.architecture.name,
+            }),
+        }
     }
 
-    /// The tensor that makes logits: the embedding where the file has no other.
-    pub(crate) fn output_role(&self) -> Role {
-        let own = format!("{}.weight", self.stem(Role::Output, 0, 0));
-        if self.file.find_tensor(&own).is_some() {
-            Role::Output
-        } else {
-            Role::TokenEmbedding
-        }
+    /// The tensor with this name, noted as read.
+    fn tensor(&self, name: &str) -> Result<Tensor<'_>, ModelError> {
+        let tensor = self.file.tensor(name)?;
+        let mut read = self.read.lock().unwrap_or_else(|error| error.into_inner());
+        read.insert(name.to_owned());
+        Ok(tensor)
     }
 
     fn layer(
@@ -234,8 +262,8 @@ impl Loader<'_> {
             Bias::Absent => None,
             Bias::Present => {
                 let name = format!("{}.bias", self.stem(place.role, place.layer, place.expert));
-                let tensor = self.file.tensor(&name)?;
-                self.check_shape(&tensor, &[place.all_rows])?;
+                let tensor = self.tensor(&name)?;
+                check_shape(&self.file.name(), &tensor, &[place.all_rows])?;
                 let all = tensor.to_f32();
                 Some(
                     (0..place.rows.len())
@@ -257,12 +285,12 @@ impl Loader<'_> {
             "{}.weight",
             self.stem(place.role, place.layer, place.expert)
         );
-        let tensor = self.file.tensor(&name)?;
+        let tensor = self.tensor(&name)?;
         if tensor.shape.len() == 3 {
             // The experts of a layer: [experts][rows][k], one after another.
             self.check_rows(&tensor, place.all_rows, k)?;
         } else {
-            self.check_shape(&tensor, &[place.all_rows, k])?;
+            check_shape(&self.file.name(), &tensor, &[place.all_rows, k])?;
         }
         let row_bytes = tensor.row_bytes();
         let bytes = &tensor.data[place.rows.start * row_bytes..place.rows.end * row_bytes];
@@ -286,10 +314,8 @@ impl Loader<'_> {
     }
 
     fn norm(&self, role: Role, layer: usize, len: usize) -> Result<Vec<f32>, ModelError> {
-        let tensor = self
-            .file
-            .tensor(&format!("{}.weight", self.stem(role, layer, 0)))?;
-        self.check_shape(&tensor, &[len])?;
+        let tensor = self.tensor(&format!("{}.weight", self.stem(role, layer, 0)))?;
+        check_shape(&self.file.name(), &tensor, &[len])?;
         let mut weights = tensor.to_f32();
         if self.naming() == Naming::HuggingFace
             && self.architecture.norm_weights == NormWeights::FactorMinusOne
@@ -327,18 +353,6 @@ impl Loader<'_> {
         naming(self.file)
     }
 
-    fn check_shape(&self, tensor: &Tensor<'_>, expected: &[usize]) -> Result<(), ModelError> {
-        if tensor.shape == expected {
-            return Ok(());
-        }
-        Err(ModelError::Shape {
-            file: self.file.name(),
-            tensor: tensor.name.to_owned(),
-            found: tensor.shape.to_vec(),
-            expected: expected.to_vec(),
-        })
-    }
-
     fn check_rows(&self, tensor: &Tensor<'_>, rows: usize, k: usize) -> Result<(), ModelError> {
         if tensor.rows() == rows && tensor.row_len() == k {
             return Ok(());
@@ -370,6 +384,23 @@ impl Place {
             ..self.clone()
         }
     }
+}
+
+/// Checks a tensor of `file` against the shape that the settings ask for.
+pub(crate) fn check_shape(
+    file: &str,
+    tensor: &Tensor<'_>,
+    expected: &[usize],
+) -> Result<(), ModelError> {
+    if tensor.shape == expected {
+        return Ok(());
+    }
+    Err(ModelError::Shape {
+        file: file.to_owned(),
+        tensor: tensor.name.to_owned(),
+        found: tensor.shape.to_vec(),
+        expected: expected.to_vec(),
+    })
 }
 
 /// The naming that a file follows.

@@ -16,8 +16,9 @@ use crate::config::Config;
 use crate::decoder;
 use crate::error::ModelError;
 use crate::gguf_config;
-use crate::load::{Loader, Weights, predicted_bytes};
-use crate::names::Role;
+use crate::load::{Loader, Weights, check_shape, naming, predicted_bytes};
+use crate::names::{self, Role};
+use crate::rope::Rope;
 use crate::workspace::Workspace;
 
 /// A weight file whose settings are understood, before its weights are packed.
@@ -64,15 +65,15 @@ impl ModelFile {
         let model_type = config.opt_str("model_type")?.unwrap_or_default().to_owned();
         let architecture = arch::by_model_type(&file.name(), &model_type)?;
         let blueprint = (architecture.blueprint)(&config)?;
-        let pool = longview_kernels::Pool::new(1);
-        let loader = Loader {
-            file: &file,
-            architecture,
-            pool: &pool,
-        };
-        loader.embedding(&blueprint)?;
-        let embedding = loader.stem(Role::TokenEmbedding, 0, 0);
-        let tied = loader.output_role() == Role::TokenEmbedding;
+        let stem = |role| names::stem(naming(&file), architecture.names, role, 0, 0);
+        let embedding = stem(Role::TokenEmbedding);
+        let tensor = file.tensor(&format!("{embedding}.weight"))?;
+        check_shape(&file.name(), &tensor, &[blueprint.vocab, blueprint.hidden])?;
+        // A folder may carry a tensor for the logits and still say that the embedding makes them.
+        let own = file
+            .find_tensor(&format!("{}.weight", stem(Role::Output)))
+            .is_some();
+        let tied = config.flag("tie_word_embeddings", false)? || !own;
         Ok(ModelFile {
             file,
             config,
@@ -101,6 +102,11 @@ impl ModelFile {
     /// The file itself.
     pub fn weight_file(&self) -> &WeightFile {
         &self.file
+    }
+
+    /// Whether the embedding also makes the logits.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.tied
     }
 
     /// Bytes the weights will hold once packed, the embedding's rows in the file included.
@@ -136,6 +142,8 @@ impl ModelFile {
             file: &self.file,
             architecture: self.architecture,
             pool: &exec.pool,
+            tied: self.tied,
+            read: Default::default(),
         }
         .load(&self.blueprint, &mut |done| on_layer(done, total))?;
         let rotary = self
@@ -219,8 +227,8 @@ impl Model {
         segments: Vec<Segment<'_>>,
         workspace: &mut Workspace,
     ) -> Result<(), ModelError> {
-        let limit = self.blueprint().max_positions;
         for segment in &segments {
+            let limit = self.positions_of(segment.context);
             let wanted = segment.context.len() + segment.tokens.len();
             if wanted > limit {
                 return Err(ModelError::TooLong { wanted, limit });
@@ -230,6 +238,21 @@ impl Model {
         decoder::forward(self, exec, &mut batch, workspace)?;
         batch.commit();
         Ok(())
+    }
+
+    /// Positions that `context` may grow to: the model's, or for a longrope model's context that
+    /// was planned short those its rotary factors were made for.
+    pub fn positions_of(&self, context: &Context) -> usize {
+        let set = context.identity().rope;
+        let of_rope = |rope: &Rope| rope.positions(set).unwrap_or(usize::MAX);
+        let ropes = self
+            .blueprint()
+            .ropes
+            .iter()
+            .map(of_rope)
+            .min()
+            .unwrap_or(usize::MAX);
+        self.blueprint().max_positions.min(ropes)
     }
 
     pub(crate) fn weights(&self) -> &Weights {

@@ -115,6 +115,27 @@ impl Rope {
         }
     }
 
+    /// Positions that the frequencies of `set` are meant for, where that is fewer than the model's.
+    pub(crate) fn positions(&self, set: RopeSet) -> Option<usize> {
+        match (&self.scaling, set) {
+            (
+                Scaling::LongRope {
+                    original_positions, ..
+                },
+                RopeSet::Short,
+            ) => Some(*original_positions),
+            _ => None,
+        }
+    }
+
+    /// Positions that the scaling was made to reach, where it says so.
+    pub(crate) fn reach(&self) -> usize {
+        match &self.scaling {
+            Scaling::Yarn(yarn) => (yarn.original_max_positions * yarn.factor) as usize,
+            _ => 0,
+        }
+    }
+
     /// The frequencies of `set`.
     pub(crate) fn table(&self, set: RopeSet) -> RotaryTable {
         let table = RotaryTable::new(self.theta, self.rotary_dim);
@@ -173,11 +194,18 @@ fn scaling(
                 section.error(key, format!("is not a list of {} factors", rotary_dim / 2))
             })
     };
+    if let Some(factor) = section.opt_f64("factor")?.filter(|&factor| factor <= 0.0) {
+        return Err(section.error("factor", format!("{factor} is not above 0")));
+    }
     Ok(match kind {
         None | Some("default") => Scaling::None,
         Some("linear") => Scaling::Linear {
             factor: number("factor", None)?,
         },
+        Some("llama3") if number("low_freq_factor", None)? >= number("high_freq_factor", None)? => {
+            let problem = "is not above low_freq_factor";
+            return Err(section.error("high_freq_factor", problem));
+        }
         Some("llama3") => Scaling::Llama3(Llama3Scaling {
             factor: number("factor", None)?,
             low_freq_factor: number("low_freq_factor", None)?,

@@ -48,11 +48,6 @@ impl Workspace {
         &self.logits
     }
 
-    /// The same, to be changed by samplers.
-    pub fn logits_mut(&mut self) -> &mut [f32] {
-        &mut self.logits
-    }
-
     /// Bytes that passes of up to `rows` rows, `wanted` of them with logits, need with `threads`
     /// threads.
     pub fn predicted_bytes(

@@ -23,10 +23,11 @@ fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
     let mut blueprint = plain(config, "llama", |_| false)?;
     let bias = |present: bool| if present { Bias::Present } else { Bias::Absent };
     let attention_bias = bias(config.flag("attention_bias", false)?);
+    let output_bias = bias(config.flag("attention_output_bias", attention_bias == Bias::Present)?);
     let mlp_bias = bias(config.flag("mlp_bias", false)?);
     for layer in &mut blueprint.layers {
         layer.attention.qkv_bias = attention_bias;
-        layer.attention.output_bias = attention_bias;
+        layer.attention.output_bias = output_bias;
         if let MlpBlueprint::Gated { bias, .. } = &mut layer.mlp {
             *bias = mlp_bias;
         }
@@ -50,23 +51,32 @@ pub(super) fn plain(
         "full_attention",
     )?;
     let windows = config.windows(sizes.layers, windowed)?;
+    let activation = match config.opt_str("hidden_act")? {
+        None | Some("silu" | "swish") => Activation::Silu,
+        Some("gelu") => Activation::Gelu,
+        Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Activation::GeluTanh,
+        Some(other) => {
+            let known = "silu, gelu and gelu_pytorch_tanh are known";
+            return Err(config.error("hidden_act", format!("{other:?} is unknown; {known}")));
+        }
+    };
     Ok(Blueprint {
         architecture,
         vocab: sizes.vocab,
         hidden: sizes.hidden,
-        max_positions: sizes.max_positions,
+        max_positions: sizes.max_positions.max(rope.reach()),
         norm_eps: sizes.norm_eps,
         embedding_scale: 1.0,
         final_softcap: 0.0,
         ropes: vec![rope],
         layers: windows
             .into_iter()
-            .map(|window| layer(&sizes, window))
+            .map(|window| layer(&sizes, activation, window))
             .collect(),
     })
 }
 
-fn layer(sizes: &Sizes, window: Option<usize>) -> LayerBlueprint {
+fn layer(sizes: &Sizes, activation: Activation, window: Option<usize>) -> LayerBlueprint {
     LayerBlueprint {
         attention: AttentionBlueprint {
             heads: sizes.heads,
@@ -83,7 +93,7 @@ fn layer(sizes: &Sizes, window: Option<usize>) -> LayerBlueprint {
         },
         mlp: MlpBlueprint::Gated {
             ffn: sizes.ffn,
-            activation: Activation::Silu,
+            activation,
             projections: Projections::Separate,
             bias: Bias::Absent,
         },

@@ -26,10 +26,16 @@ pub(super) fn with_head_norms(
     } else {
         Bias::Absent
     };
+    let output_bias = config.flag("attention_output_bias", bias == Bias::Present)?;
+    let output_bias = if output_bias {
+        Bias::Present
+    } else {
+        Bias::Absent
+    };
     for layer in &mut blueprint.layers {
         layer.attention.qk_norm = QkNorm::PerHead;
         layer.attention.qkv_bias = bias;
-        layer.attention.output_bias = bias;
+        layer.attention.output_bias = output_bias;
     }
     Ok(blueprint)
 }

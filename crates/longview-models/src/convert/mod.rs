@@ -244,24 +244,11 @@ pub(crate) fn overview(blueprint: &Blueprint, head: Head) -> recipe::Model {
 /// Whether the model's logits are made by a tensor of their own. A folder may carry such a tensor
 /// and still say that it is to be the embedding; then it is left out.
 fn head(model: &ModelFile) -> Head {
-    let own = names::stem(
-        names_of(model),
-        model.architecture().names,
-        Role::Output,
-        0,
-        0,
-    ) + Part::Weight.suffix();
-    let tied = model.config().flag("tie_word_embeddings", false);
-    let tied = names_of(model) == Naming::HuggingFace && tied.unwrap_or(false);
-    if model.weight_file().find_tensor(&own).is_none() || tied {
+    if model.is_tied() {
         Head::Tied
     } else {
         Head::Own
     }
-}
-
-fn names_of(model: &ModelFile) -> Naming {
-    crate::load::naming(model.weight_file())
 }
 
 /// The tensor or tensors of a Hugging Face folder that make `entry`.

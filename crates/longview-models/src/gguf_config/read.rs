@@ -208,10 +208,12 @@ fn known_layers(settings: &Map<String, Value>) -> usize {
 fn biases(file: &GgufFile, gguf: &str, settings: &mut Map<String, Value>) {
     if matches!(gguf, "llama" | "qwen3" | "qwen3moe") {
         let has = |name: &str| file.find_tensor(name).is_some();
-        settings.insert(
-            "attention_bias".to_owned(),
-            json!(has("blk.0.attn_output.bias")),
-        );
+        for (setting, tensor) in [
+            ("attention_bias", "blk.0.attn_q.bias"),
+            ("attention_output_bias", "blk.0.attn_output.bias"),
+        ] {
+            settings.insert(setting.to_owned(), json!(has(tensor)));
+        }
         settings.insert("mlp_bias".to_owned(), json!(has("blk.0.ffn_down.bias")));
     }
 }
