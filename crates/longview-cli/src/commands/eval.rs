@@ -140,7 +140,7 @@ fn with_progress<T>(
     drop(bar);
     result.map_err(|error| match error {
         EvalError::Stopped => Failure::Stopped,
-        EvalError::Engine(error) => error.into(),
+        EvalError::Engine(error) => (*error).into(),
         wrong => Failure::wrong(wrong),
     })
 }
