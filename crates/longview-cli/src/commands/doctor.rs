@@ -91,6 +91,11 @@ impl Model {
         })
     }
 
+    /// Whether the memory suffices for what was asked for and the model can read so much.
+    fn fits(&self) -> bool {
+        self.plan.fits() && self.plan.tokens <= self.about.context_length
+    }
+
     fn json(&self) -> Value {
         json!({
             "name": self.about.name,
@@ -110,7 +115,7 @@ impl Model {
                 "scratch_bytes": self.plan.scratch,
                 "total_bytes": self.plan.total(),
                 "limit_bytes": self.plan.limit,
-                "fits": self.plan.fits(),
+                "fits": self.fits(),
             },
             "longest_context": self.plan.longest_context,
         })
@@ -118,9 +123,12 @@ impl Model {
 
     fn text(&self) -> String {
         let about = &self.about;
-        let fits = match (self.plan.fits(), self.plan.limit) {
-            (true, _) => "it fits",
-            (false, _) => "it does NOT fit",
+        let fits = if self.plan.tokens > about.context_length {
+            "longer than the model reads"
+        } else if self.plan.fits() {
+            "it fits"
+        } else {
+            "it does NOT fit"
         };
         let lines = self.plan.to_string();
         // A refusal's first line names --memory; here the machine's memory may be the limit.
