@@ -1,5 +1,7 @@
 //! One generated answer: made, shown and measured.
 
+use std::time::Instant;
+
 use longview::{
     Context, Control, EndOfText, Event, FinishReason, GenerateOptions, Generated, ShowSpecials,
 };
@@ -11,6 +13,9 @@ use crate::interrupt;
 use crate::output;
 use crate::progress::Progress;
 use crate::session::{Session, show};
+
+/// How answers that the model ended itself are called in JSON.
+pub(crate) const END_OF_TEXT: &str = "end_of_text";
 
 /// What a command needs to know of a prompt to generate from it.
 pub(crate) struct Request<'a> {
@@ -53,7 +58,7 @@ pub(crate) struct Answer {
     pub(crate) generated_ids: Vec<u32>,
     /// Why the answer ended.
     pub(crate) finish: &'static str,
-    /// From the start of reading to the first token.
+    /// From the start of reading to the first token, or to the end where none came.
     pub(crate) seconds_to_first_token: f64,
     /// Tokens read a second.
     pub(crate) prefill_tokens_per_second: Option<f64>,
@@ -61,6 +66,9 @@ pub(crate) struct Answer {
     pub(crate) decode_tokens_per_second: Option<f64>,
     /// Bytes of keys and values the context holds, shared ones included.
     pub(crate) kv_bytes: u64,
+    /// The most it could have had.
+    #[serde(skip)]
+    max_tokens: usize,
     #[serde(skip)]
     pub(crate) generated: Option<Generated>,
 }
@@ -75,9 +83,12 @@ impl Answer {
         args: &GenerationArgs,
         format: Format,
     ) -> Result<Answer, Failure> {
+        let before = context.len();
+        let prompt = before + request.tail.len();
+        let max_tokens = args.room(prompt);
         let mut options = GenerateOptions {
             chain: session.methods.decode().chain(),
-            max_tokens: args.max_tokens,
+            max_tokens,
             stop: args.stop.clone(),
             end_of_text: if args.ignore_eos {
                 EndOfText::Ignored
@@ -86,7 +97,7 @@ impl Answer {
             },
             specials: ShowSpecials::Hide,
         };
-        let before = context.len();
+        let start = Instant::now();
         let bar = Progress::tokens("reading", request.tail.len());
         let mut writer = Writer {
             format,
@@ -122,12 +133,19 @@ impl Answer {
         if format == Format::Text {
             output::print("\n")?;
         }
-        let computed = before - request.reused + request.tail.len();
-        let seconds = request.seconds_before + generated.time_to_first_token.as_secs_f64();
+        // Ctrl-C may have come before the whole prompt was read; what was generated is not counted.
+        let read = (context.len() - before).min(request.tail.len());
+        let computed = before - request.reused + read;
+        let until_first = if generated.ids.is_empty() {
+            start.elapsed()
+        } else {
+            generated.time_to_first_token
+        };
+        let seconds = request.seconds_before + until_first.as_secs_f64();
         Ok(Answer {
             question: None,
             answer: request.edges.apply(&generated.text).to_owned(),
-            prompt_tokens: before + request.tail.len(),
+            prompt_tokens: prompt,
             reused_tokens: request.reused,
             computed_tokens: computed,
             generated_tokens: generated.ids.len(),
@@ -137,6 +155,7 @@ impl Answer {
             prefill_tokens_per_second: (seconds > 0.0).then(|| computed as f64 / seconds),
             decode_tokens_per_second: generated.tokens_per_second(),
             kv_bytes: context.kv_bytes(),
+            max_tokens,
             generated: Some(generated),
         })
     }
@@ -144,6 +163,10 @@ impl Answer {
     /// What to tell the user about the way it ended, if that is not the natural one.
     pub(crate) fn remark(&self, args: &GenerationArgs) -> Option<String> {
         match self.generated.as_ref().map(|generated| generated.finish)? {
+            FinishReason::Length if self.max_tokens < args.max_tokens => Some(format!(
+                "the answer was cut at {} tokens, where --planned-tokens ends",
+                self.max_tokens
+            )),
             FinishReason::Length => Some(format!(
                 "the answer was cut at --max-tokens {}",
                 args.max_tokens
@@ -221,7 +244,7 @@ impl Writer {
 
 fn finish(reason: FinishReason) -> &'static str {
     match reason {
-        FinishReason::EndOfText => "end_of_text",
+        FinishReason::EndOfText => END_OF_TEXT,
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::ContextFull => "context_full",

@@ -127,32 +127,32 @@ impl Session {
     /// An answer that would not fit whole is shortened, with a notice.
     ///
     /// # Errors
-    /// A prompt longer than the model's context, with both numbers.
+    /// A prompt longer than the model's context or than the plan, with both numbers.
     pub(crate) fn planned_tokens(
         &mut self,
         prompt: usize,
         generation: &GenerationArgs,
     ) -> Result<usize, Failure> {
         let limit = self.engine.model().blueprint().max_positions;
-        if prompt >= limit {
-            return Err(Failure::wrong(format!(
-                "the prompt has {prompt} tokens, but the model reads at most {limit}: ask about \
-                 fewer or shorter documents, or use a model with a longer context (--model)"
-            )));
-        }
-        let wanted = prompt.saturating_add(generation.max_tokens);
-        if wanted > limit {
-            let left = limit - prompt;
+        check_prompt(prompt, limit, generation)?;
+        let room = generation.room(prompt);
+        let wanted = prompt.saturating_add(room);
+        let (left, end) = if wanted > limit {
+            (
+                limit - prompt,
+                format!("the model's context ends at {limit}"),
+            )
+        } else {
+            let planned = generation.planned_tokens.unwrap_or(wanted);
+            (room, format!("--planned-tokens is {planned}"))
+        };
+        if left < generation.max_tokens {
             self.notices.push(format!(
-                "the answer may have {left} tokens instead of {}: the prompt has {prompt} and the \
-                 model's context ends at {limit}",
+                "the answer may have {left} tokens instead of {}: the prompt has {prompt} and {end}",
                 generation.max_tokens
             ));
         }
         match generation.planned_tokens {
-            Some(planned) if planned < prompt => Err(Failure::wrong(format!(
-                "--planned-tokens {planned} is less than the prompt's {prompt} tokens"
-            ))),
             Some(planned) if planned > limit => Err(Failure::wrong(format!(
                 "--planned-tokens {planned} is more than the model's context of {limit} tokens"
             ))),
@@ -188,6 +188,32 @@ impl Session {
     /// The canonical text of the decode stage.
     pub(crate) fn decode_text(&self) -> String {
         self.methods.text(Stage::Decode, self.engine.kv_type())
+    }
+}
+
+/// Refuses a prompt that the model's `limit` or the plan has no room for.
+pub(crate) fn check_prompt(
+    prompt: usize,
+    limit: usize,
+    generation: &GenerationArgs,
+) -> Result<(), Failure> {
+    if prompt >= limit {
+        return Err(Failure::wrong(format!(
+            "the prompt has {prompt} tokens, but the model reads at most {limit}: give less \
+             text (fewer or shorter documents), or use a model with a longer context (--model)"
+        )));
+    }
+    match generation.planned_tokens {
+        Some(planned) if planned < prompt => Err(Failure::wrong(format!(
+            "the prompt has {prompt} tokens, more than --planned-tokens {planned}"
+        ))),
+        Some(planned) if planned == prompt && generation.max_tokens > 0 => {
+            Err(Failure::wrong(format!(
+                "the prompt has {prompt} tokens, and --planned-tokens {planned} leaves none for \
+                 the answer"
+            )))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -8,8 +8,13 @@ use serde_json::Value;
 const PROMPT: &str = "It was the best of times, it was the worst of times, it was the";
 
 fn run(more: &[&str]) -> Value {
-    let base = ["run", "--json", "--prompt", PROMPT, "-n", "24"];
-    longview(&[&base[..], more].concat()).done().json()
+    let base = ["run", "--json", "--prompt", PROMPT];
+    let length: &[&str] = if more.contains(&"-n") {
+        &[]
+    } else {
+        &["-n", "24"]
+    };
+    longview(&[&base[..], length, more].concat()).done().json()
 }
 
 #[test]
@@ -183,4 +188,117 @@ fn a_conversation_can_begin_anew() {
     let answers = json["answers"].as_array().unwrap();
     assert_eq!(answers.len(), 2);
     assert_eq!(answers[1]["reused_tokens"], 0);
+}
+
+/// The reference model as one whose layers see only so many tokens back.
+fn with_window(folder: &Folder, tokens: usize) -> String {
+    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle");
+    for entry in std::fs::read_dir(reference).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if name.ends_with(".json") || name.ends_with(".safetensors") || name.ends_with(".jinja") {
+            folder.write(
+                &format!("window/{name}"),
+                std::fs::read(entry.path()).unwrap(),
+            );
+        }
+    }
+    let path = folder.path("window/config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["model_type"] = "mistral".into();
+    config["architectures"] = serde_json::json!(["MistralForCausalLM"]);
+    config["sliding_window"] = tokens.into();
+    folder.write("window/config.json", config.to_string());
+    folder.path("window")
+}
+
+#[test]
+fn a_conversation_that_cannot_go_back_is_read_again() {
+    let folder = Folder::new();
+    let model = with_window(&folder, 32);
+    let long = common::story(400);
+    let chat = |more: &[&str]| {
+        let base = [
+            "chat",
+            "--json",
+            "--model",
+            &model,
+            "-n",
+            "200",
+            "--ignore-eos",
+        ];
+        let turns = format!("{long}\nWhat is the code of the silver kettle?\n");
+        longview_reading(
+            &[&base[..], &["--temperature", "0"], more].concat(),
+            turns.as_bytes(),
+        )
+        .done()
+        .json()
+    };
+    let plain = chat(&[]);
+    assert_eq!(
+        plain["notices"].to_string().matches("read again").count(),
+        0
+    );
+    assert!(
+        plain["answers"][1]["reused_tokens"].as_u64().unwrap() > 400,
+        "{plain}"
+    );
+    // A stop text drops what was generated of it, and window layers have passed what comes before.
+    let words = plain["answers"][0]["answer"].as_str().unwrap();
+    let length = words.chars().count();
+    let stop: String = words
+        .chars()
+        .skip(length / 5)
+        .take(length * 3 / 4)
+        .collect();
+    let stopped = chat(&["--stop", &stop]);
+    assert_eq!(stopped["answers"][0]["finish"], "stop");
+    assert_eq!(stopped["answers"].as_array().unwrap().len(), 2);
+    let notices = stopped["notices"].to_string();
+    assert_eq!(stopped["answers"][1]["reused_tokens"], 0, "{stopped}");
+    for words in [
+        "ended before a stop text",
+        "whole conversation is read again",
+    ] {
+        assert!(notices.contains(words), "{stopped}");
+    }
+}
+
+#[test]
+fn a_plan_bounds_prompt_and_answer_together() {
+    let length = run(&[])["prompt_tokens"].as_u64().unwrap();
+    let planned = (length + 5).to_string();
+    let cut = run(&["--planned-tokens", &planned]);
+    assert_eq!(cut["generated_tokens"], 5);
+    assert!(
+        cut["notices"].to_string().contains("--planned-tokens"),
+        "{cut}"
+    );
+    let planned = (length - 1).to_string();
+    let refused = ["run", "--prompt", PROMPT, "--planned-tokens", &planned];
+    longview(&refused).refused(2, &["--planned-tokens", &length.to_string()]);
+    let refused = ["chat", "--planned-tokens", "12"];
+    let turn = format!("{PROMPT}\n");
+    longview_reading(&refused, turn.as_bytes()).refused(2, &["--planned-tokens 12"]);
+    let turns = "Hello\n";
+    let json = longview_reading(
+        &["chat", "--json", "--planned-tokens", "12", "--ignore-eos"],
+        turns.as_bytes(),
+    );
+    let json = json.done().json();
+    let answer = &json["answers"][0];
+    let number = |key: &str| answer[key].as_u64().unwrap();
+    assert_eq!(
+        number("prompt_tokens") + number("generated_tokens"),
+        12,
+        "{json}"
+    );
+}
+
+#[test]
+fn a_prompt_that_is_not_generated_from_is_not_counted_as_read() {
+    let json = run(&["-n", "0", "--planned-tokens", "100"]);
+    assert_eq!(json["computed_tokens"], 0);
+    assert!(json["prompt_tokens"].as_u64().unwrap() > 0);
 }

@@ -24,7 +24,8 @@ pub(crate) struct GenerationArgs {
     #[arg(long)]
     pub(crate) ignore_eos: bool,
 
-    /// Plan the context for this many tokens [default: what the prompt and the answer need]
+    /// Plan the context for this many tokens, prompt and answer together; what is longer is refused
+    /// or cut [default: what the prompt and the answer need]
     #[arg(long, value_name = "N", value_parser = parse_tokens)]
     pub(crate) planned_tokens: Option<usize>,
 
@@ -90,6 +91,12 @@ pub(crate) enum Fallback<'a> {
 }
 
 impl GenerationArgs {
+    /// The most tokens an answer to a prompt of `prompt` tokens may have.
+    pub(crate) fn room(&self, prompt: usize) -> usize {
+        let planned = self.planned_tokens.unwrap_or(usize::MAX);
+        self.max_tokens.min(planned.saturating_sub(prompt))
+    }
+
     /// The decode methods, every seed settled.
     pub(crate) fn decode(&self, fallback: Fallback<'_>) -> Result<Decode, Failure> {
         let decode = match &self.decode {

@@ -7,13 +7,13 @@ use longview::Context;
 use longview::text::AskFrame;
 use serde_json::{Map, Value, json};
 
-use crate::answer::{Answer, Edges, Request};
+use crate::answer::{Answer, END_OF_TEXT, Edges, Request};
 use crate::args::{AskArgs, Fallback, Format};
 use crate::documents::{Documents, STDIN};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::output::{self, note};
-use crate::session::Session;
+use crate::session::{Session, check_prompt};
 
 /// Tokens a question may have when it is not known yet.
 const UNKNOWN_QUESTION: usize = 1024;
@@ -39,6 +39,8 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
                 .collect();
             lengths?.into_iter().max().unwrap_or(0)
         }
+        // A plan that was given is held to question by question.
+        Questions::Terminal if args.generation.planned_tokens.is_some() => 0,
         Questions::Terminal => UNKNOWN_QUESTION,
     };
     let planned = session.planned_tokens(prompt.shared.len() + longest, &args.generation)?;
@@ -196,6 +198,8 @@ impl Reader {
         format: Format,
         first: First,
     ) -> Result<Answer, Failure> {
+        let limit = session.engine.model().blueprint().max_positions;
+        check_prompt(self.context.len() + tail.len(), limit, &args.generation)?;
         let mut context = self.context.fork();
         let (reused, seconds_before) = match first {
             First::Yes => (0, self.seconds),
@@ -282,7 +286,15 @@ fn converse(
             return Ok(());
         }
         let tail = prompt.question(session, question)?;
-        let answer = reader.answer(session, &tail, args, Format::Text, first)?;
+        let answer = match reader.answer(session, &tail, args, Format::Text, first) {
+            // Another question may be shorter.
+            Err(Failure::Wrong(error) | Failure::Failed(error)) => {
+                note(format!("{error:#}"));
+                interrupt::forget();
+                continue;
+            }
+            answer => answer?,
+        };
         first = First::No;
         if let Some(remark) = answer.remark(&args.generation) {
             note(format!("note: {remark}"));
@@ -332,6 +344,12 @@ fn object(session: &Session, answers: &[Answer]) -> Result<Map<String, Value>, F
             total.generated_ids.extend(&answer.generated_ids);
             total.kv_bytes = total.kv_bytes.max(answer.kv_bytes);
         }
+        // One that did not end by itself is the news.
+        total.finish = answers
+            .iter()
+            .map(|answer| answer.finish)
+            .find(|&finish| finish != END_OF_TEXT)
+            .unwrap_or(END_OF_TEXT);
     }
     let mut object = fields(&total)?;
     object.extend(session.summary());

@@ -3,7 +3,8 @@
 use std::io::{self, BufRead, IsTerminal};
 
 use longview::text::{Message, TemplateVars};
-use longview::{Context, FinishReason, Specials};
+use longview::{Context, EngineError, FinishReason, Specials};
+use longview_kv::KvError;
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, Edges, Request};
@@ -11,7 +12,7 @@ use crate::args::{ChatArgs, Fallback, Format};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::output::{self, note};
-use crate::session::Session;
+use crate::session::{Session, check_prompt};
 
 /// Talks with a person, or with the lines of standard input.
 pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
@@ -42,8 +43,9 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
             said => {
                 let mut answer = match conversation.say(said, args, &mut session, format) {
                     // A person can say something shorter, or begin anew.
-                    Err(Failure::Wrong(error)) if person => {
-                        note(format!("{error:#}"));
+                    Err(Failure::Wrong(error) | Failure::Failed(error)) if person => {
+                        note(format!("{error:#}; the message was not answered"));
+                        interrupt::forget();
                         continue;
                     }
                     answer => answer?,
@@ -81,10 +83,37 @@ struct Conversation {
     vars: TemplateVars,
     messages: Vec<Message>,
     context: Context,
-    /// The text the context holds, as the template rendered it and the model continued it.
-    held: String,
+    /// The text the context holds, where it is known.
+    held: Option<Held>,
+    /// Why it is not known, in words for the user.
+    unknown: &'static str,
+}
+
+/// The text a context holds.
+struct Held {
+    /// As the template rendered it.
+    prompt: String,
+    /// As the model continued it.
+    answer: String,
     /// The last token generated, if it is text: it is not in the context yet.
     pending: Option<u32>,
+}
+
+impl Held {
+    /// What `text` has beyond it. Templates may show an answer without the spaces around it: what
+    /// the model generated stays as it is then.
+    fn continued<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let rest = text.strip_prefix(self.prompt.as_str())?;
+        let answer = self.answer.as_str();
+        [
+            answer,
+            answer.trim_end(),
+            answer.trim_start(),
+            answer.trim(),
+        ]
+        .into_iter()
+        .find_map(|shown| rest.strip_prefix(shown))
+    }
 }
 
 impl Conversation {
@@ -101,8 +130,8 @@ impl Conversation {
             vars,
             messages: system.into_iter().collect(),
             context: new_context(args, session)?,
-            held: String::new(),
-            pending: None,
+            held: None,
+            unknown: "",
         })
     }
 
@@ -114,13 +143,13 @@ impl Conversation {
         Ok(Conversation {
             messages: system.collect(),
             context: new_context(args, session)?,
-            held: String::new(),
-            pending: None,
+            held: None,
+            unknown: "",
             ..self
         })
     }
 
-    /// One turn: what was said, and the answer.
+    /// One turn: what was said, and the answer. What is not answered is forgotten.
     fn say(
         &mut self,
         said: &str,
@@ -129,26 +158,49 @@ impl Conversation {
         format: Format,
     ) -> Result<Answer, Failure> {
         self.messages.push(Message::new("user", said));
+        let answer = self.answer(args, session, format);
+        match &answer {
+            Ok(answer) if answer.is_cancelled() && answer.generated_tokens == 0 => {
+                self.messages.pop();
+            }
+            Ok(answer) => {
+                let text = answer.answer.as_str();
+                self.messages.push(Message::new("assistant", text));
+            }
+            Err(_) => {
+                self.messages.pop();
+            }
+        }
+        answer
+    }
+
+    fn answer(
+        &mut self,
+        args: &ChatArgs,
+        session: &mut Session,
+        format: Format,
+    ) -> Result<Answer, Failure> {
         let text = session
             .engine
             .template()
             .render(&self.messages, &self.vars)?;
-        let (tail, reused) = self.tail(&text, session)?;
+        let (tail, reused) = self.tail(&text, args, session)?;
         let limit = session.engine.model().blueprint().max_positions;
-        let total = self.context.len() + tail.len();
-        if total >= limit {
-            self.messages.pop();
-            return Err(Failure::wrong(format!(
-                "the conversation has {total} tokens, but the model reads at most {limit}: begin \
-                 anew with /reset, or use a model with a longer context (--model)"
-            )));
-        }
+        check_prompt(self.context.len() + tail.len(), limit, &args.generation).map_err(
+            |refused| {
+                let why = refused.message().unwrap_or_default();
+                Failure::wrong(format!("{why}; /reset begins a conversation anew"))
+            },
+        )?;
         let request = Request {
             tail: &tail,
             reused,
             seconds_before: 0.0,
             edges: Edges::Trim,
         };
+        // Until the answer is there, nobody knows what the context holds.
+        self.held = None;
+        self.unknown = "the last message was not answered";
         let answer = Answer::generate(
             session,
             &mut self.context,
@@ -156,8 +208,6 @@ impl Conversation {
             &args.generation,
             format,
         )?;
-        self.messages
-            .push(Message::new("assistant", answer.answer.as_str()));
         self.remember(text, &answer);
         Ok(answer)
     }
@@ -165,48 +215,76 @@ impl Conversation {
     /// The tokens of `text` that the context does not hold, and how many it holds.
     ///
     /// What the model generated is kept as it is, token by token; only if the template shows
-    /// earlier turns otherwise than they were generated, the text is tokenised anew from there.
-    fn tail(&mut self, text: &str, session: &mut Session) -> Result<(Vec<u32>, usize), Failure> {
+    /// earlier turns otherwise than they were generated, the text is tokenised anew from there. A
+    /// context that cannot go back that far is created anew.
+    fn tail(
+        &mut self,
+        text: &str,
+        args: &ChatArgs,
+        session: &mut Session,
+    ) -> Result<(Vec<u32>, usize), Failure> {
         let tokenizer = session.engine.tokenizer();
-        let held = self.context.len();
-        if let Some(new) = text.strip_prefix(self.held.as_str())
-            && !self.held.is_empty()
+        let length = self.context.len();
+        if let Some(held) = &self.held
+            && let Some(new) = held.continued(text)
         {
-            let mut tail: Vec<u32> = self.pending.into_iter().collect();
+            let mut tail: Vec<u32> = held.pending.into_iter().collect();
             // The letter stands for what the context holds: the rest continues a text.
             let parts = [("x", Specials::AsText), (new, Specials::Parse)];
             tail.extend(&tokenizer.encode_parts(&parts)?[1]);
             if !tail.is_empty() {
-                return Ok((tail, held));
+                return Ok((tail, length));
             }
         }
+        let why = match self.held.take() {
+            Some(_) => "the chat template shows earlier turns otherwise than they were generated",
+            None => self.unknown,
+        };
+        self.unknown = why;
         let tokens = session.with_prefix(tokenizer.encode(text, Specials::Parse)?);
-        let common = session.engine.align(&mut self.context, &tokens)?;
-        if common < held {
+        let common = match session.engine.align(&mut self.context, &tokens) {
+            Err(EngineError::Kv(KvError::WindowPassed { .. })) => {
+                self.context = new_context(args, session)?;
+                session.notices.push(format!(
+                    "{why}, and the model's sliding-window layers cannot go back: the whole \
+                     conversation is read again"
+                ));
+                return Ok((tokens, 0));
+            }
+            common => common?,
+        };
+        if common < length {
             session.notices.push(format!(
-                "the chat template changed earlier turns: {} tokens are read again",
-                held - common
+                "{why}: what follows token {common} of the {length} held is read again"
             ));
         }
         Ok((tokens[common..].to_vec(), common))
     }
 
-    fn remember(&mut self, text: String, answer: &Answer) {
-        self.held.clear();
-        self.pending = None;
+    fn remember(&mut self, prompt: String, answer: &Answer) {
         let Some(generated) = &answer.generated else {
             return;
         };
-        match generated.finish {
+        let pending = match generated.finish {
             // The end token is part of what the template renders next.
-            FinishReason::EndOfText => {}
-            FinishReason::Length | FinishReason::ContextFull => {
-                self.pending = generated.ids.last().copied();
+            FinishReason::EndOfText => None,
+            FinishReason::Length | FinishReason::ContextFull | FinishReason::Cancelled
+                if !generated.ids.is_empty() =>
+            {
+                generated.ids.last().copied()
             }
             // What was generated and what is shown differ: the next turn is aligned by tokens.
-            FinishReason::Stop | FinishReason::Cancelled => return,
-        }
-        self.held = text + &generated.text;
+            FinishReason::Stop => {
+                self.unknown = "the last answer ended before a stop text";
+                return;
+            }
+            _ => return,
+        };
+        self.held = Some(Held {
+            prompt,
+            answer: generated.text.clone(),
+            pending,
+        });
     }
 }
 
