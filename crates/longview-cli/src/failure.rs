@@ -36,6 +36,7 @@ impl Failure {
                 format!("{what}: no permission; check the owner and mode of the file or its folder")
             }
             io::ErrorKind::StorageFull => format!("{what}: no space left on the device"),
+            io::ErrorKind::InvalidData => format!("{what}: not UTF-8 text"),
             io::ErrorKind::IsADirectory => format!("{what}: this is a folder, name a file"),
             _ => format!("{what}: {error}"),
         };
@@ -43,6 +44,8 @@ impl Failure {
             io::ErrorKind::NotFound
             | io::ErrorKind::PermissionDenied
             | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::FileTooLarge
             | io::ErrorKind::InvalidInput => Failure::wrong(message),
             _ => Failure::failed(message),
         }

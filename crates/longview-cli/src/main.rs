@@ -5,6 +5,7 @@ mod args;
 mod commands;
 mod documents;
 mod failure;
+mod input;
 mod installed;
 mod interrupt;
 mod machine;

@@ -177,3 +177,22 @@ fn output_files_are_not_overwritten_and_folders_must_exist() {
     assert_eq!(std::fs::read(&taken).unwrap(), b"something dear");
     make(&folder.path("no/such/out.gguf")).refused(2, &["no such folder"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_are_no_documents() {
+    let folder = Folder::new();
+    folder.write("notes/a.txt", "The code of the harbor is 4711.");
+    let pipe = folder.path("notes/pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    for path in [pipe.as_str(), "/dev/zero"] {
+        longview(&["ask", "--file", path, "Why?"]).refused(2, &[path, "a pipe or a device"]);
+    }
+    let all = folder.path("notes/*");
+    let question = "What is the code of the harbor?";
+    let ran = longview(&["ask", "--file", &all, question]).done();
+    assert_eq!(ran.stdout, "The code of the harbor is 4711.\n");
+    assert!(ran.stderr.contains(&pipe), "{ran:?}");
+    longview_reading(&["chat"], b"a\xffb\n").refused(2, &["standard input", "not UTF-8"]);
+}

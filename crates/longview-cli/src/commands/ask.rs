@@ -1,6 +1,6 @@
 //! `longview ask`: questions about documents.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, IsTerminal};
 use std::time::Instant;
 
 use longview::Context;
@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, END_OF_TEXT, Edges, Request};
 use crate::args::{AskArgs, Fallback, Format};
-use crate::documents::{Documents, STDIN};
+use crate::documents::Documents;
 use crate::failure::Failure;
+use crate::input::{self, STDIN};
 use crate::interrupt;
 use crate::output::{self, note};
 use crate::session::{Session, check_prompt};
@@ -278,11 +279,9 @@ fn converse(
     note("ask about the documents; an empty line or Ctrl-D ends");
     loop {
         output::print("> ")?;
-        let mut line = String::new();
-        let read = interrupt::while_waiting(|| io::stdin().lock().read_line(&mut line));
-        let length = read.map_err(|error| Failure::io("standard input", &error))?;
+        let line = input::line()?.unwrap_or_default();
         let question = line.trim();
-        if length == 0 || question.is_empty() {
+        if question.is_empty() {
             return Ok(());
         }
         let tail = prompt.question(session, question)?;

@@ -1,6 +1,6 @@
 //! `longview chat`: a conversation.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, IsTerminal};
 
 use longview::text::{Message, TemplateVars};
 use longview::{Context, EngineError, FinishReason, Specials};
@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::answer::{Answer, Edges, Request};
 use crate::args::{ChatArgs, Fallback, Format};
 use crate::failure::Failure;
+use crate::input;
 use crate::interrupt;
 use crate::output::{self, note};
 use crate::session::{Session, check_prompt};
@@ -308,11 +309,5 @@ fn next_line(person: bool) -> Result<Option<String>, Failure> {
         // The prompt is for the person alone: standard output holds answers.
         let _ = io::Write::write_all(&mut io::stderr(), b"> ");
     }
-    let mut line = String::new();
-    let read = interrupt::while_waiting(|| io::stdin().lock().read_line(&mut line));
-    match read {
-        Ok(0) => Ok(None),
-        Ok(_) => Ok(Some(line)),
-        Err(error) => Err(Failure::io("standard input", &error)),
-    }
+    input::line()
 }

@@ -13,11 +13,11 @@ mod run;
 mod tokenize;
 mod written;
 
-use std::fs;
-use std::io::{self, Read};
+use std::path::Path;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
+use crate::input;
 
 /// Does what was asked for.
 pub(crate) fn execute(cli: &Cli) -> Result<(), Failure> {
@@ -39,14 +39,12 @@ pub(crate) fn execute(cli: &Cli) -> Result<(), Failure> {
 
 /// The text of a file, or of standard input for `-`, byte for byte.
 fn read_text(path: &str) -> Result<String, Failure> {
-    let (name, bytes) = if path == crate::documents::STDIN {
-        let mut bytes = Vec::new();
-        let read = crate::interrupt::while_waiting(|| io::stdin().lock().read_to_end(&mut bytes));
-        ("standard input", read.map(|_| bytes))
+    let (name, bytes) = if path == input::STDIN {
+        ("standard input", input::stdin()?)
     } else {
-        (path, fs::read(path))
+        let bytes = input::file(Path::new(path)).map_err(|error| Failure::io(path, &error))?;
+        (path, bytes)
     };
-    let bytes = bytes.map_err(|error| Failure::io(name, &error))?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         Failure::wrong(format!("{name}: not UTF-8 text: byte {place} is wrong"))

@@ -22,6 +22,8 @@ pub(super) enum Unreadable {
     Encoding(usize),
     /// No bytes.
     Empty,
+    /// A pipe, a device or a socket.
+    Special,
     /// The operating system refuses.
     Io(String),
 }
@@ -151,6 +153,9 @@ impl fmt::Display for Unreadable {
                 "not UTF-8 text: byte {place} is wrong; convert it first, for example with: \
                  iconv -f WINDOWS-1252 -t UTF-8"
             ),
+            Unreadable::Special => {
+                f.write_str("a pipe or a device, not a file; to read it, pass it through --file -")
+            }
             Unreadable::Empty => f.write_str("the file is empty"),
             Unreadable::Io(error) => f.write_str(error),
         }

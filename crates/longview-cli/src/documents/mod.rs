@@ -4,10 +4,11 @@ mod kind;
 mod walk;
 
 use std::fs;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use crate::failure::Failure;
+use crate::input::{self, STDIN};
 use kind::Unreadable;
 use walk::Found;
 
@@ -28,9 +29,6 @@ pub(crate) struct Document {
     /// The text, without a byte order mark.
     pub(crate) text: String,
 }
-
-/// Where `-` reads from.
-pub(crate) const STDIN: &str = "-";
 
 impl Documents {
     /// Reads what `--file` was given, in that order. A file that was named must be text; in folders
@@ -76,8 +74,9 @@ impl Documents {
         let path = Path::new(source);
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => self.read_many(source, Found::below(path)?),
+            Ok(metadata) if !metadata.is_file() => Err(refused(source, &Unreadable::Special)),
             Ok(_) => {
-                let bytes = fs::read(path).map_err(|error| Failure::io(source, &error))?;
+                let bytes = input::file(path).map_err(|error| Failure::io(source, &error))?;
                 let text = kind::text(path, bytes).map_err(|why| refused(source, &why))?;
                 self.list.push(Document {
                     name: source.to_owned(),
@@ -101,9 +100,13 @@ impl Documents {
         for path in found.files {
             crate::interrupt::check()?;
             let name = path.display().to_string();
-            let read = match fs::read(&path) {
-                Ok(bytes) => kind::text(&path, bytes),
-                Err(error) => Err(Unreadable::Io(error.to_string())),
+            // A pipe would be waited for, and a device read without end.
+            let read = match fs::metadata(&path) {
+                Ok(metadata) if !metadata.is_file() => Err(Unreadable::Special),
+                _ => match input::file(&path) {
+                    Ok(bytes) => kind::text(&path, bytes),
+                    Err(error) => Err(Unreadable::Io(error.to_string())),
+                },
             };
             match read {
                 Ok(text) => self.list.push(Document { name, text }),
@@ -135,10 +138,7 @@ fn read_stdin() -> Result<Document, Failure> {
     if io::stdin().is_terminal() {
         crate::output::note("reading the document from the terminal; end it with Ctrl-D");
     }
-    let mut bytes = Vec::new();
-    let read = crate::interrupt::while_waiting(|| io::stdin().lock().read_to_end(&mut bytes));
-    read.map_err(|error| Failure::io("standard input", &error))?;
-    let text = kind::plain_text(bytes).map_err(|why| refused("standard input", &why))?;
+    let text = kind::plain_text(input::stdin()?).map_err(|why| refused("standard input", &why))?;
     Ok(Document {
         name: "standard input".to_owned(),
         text,
