@@ -170,7 +170,7 @@ fn every_instruction_set_and_recipe_follows_the_slow_pass() {
     let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
     let source = ModelFile::new(WeightFile::open(reference.join("needle-f16.gguf")).unwrap());
     let source = source.unwrap();
-    let ids: Vec<u32> = (0..24).map(|i| (i * 397 + 11) % 4096).collect();
+    let ids: Vec<u32> = (0..12).map(|i| (i * 397 + 11) % 4096).collect();
     let folder = tempfile::tempdir().unwrap();
     for recipe in ["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] {
         let path = folder.path().join(format!("{recipe}.gguf"));
