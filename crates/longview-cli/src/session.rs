@@ -1,10 +1,15 @@
 //! An open model and the methods chosen: what every command that computes begins with.
 
+use std::io::ErrorKind;
 use std::time::Instant;
 
 use longview::methods::{Methods, Stage};
-use longview::text::{Moment, TemplateVars};
-use longview::{Context, Control, Engine, PrefillProgress, TemplateOrigin};
+use longview::models::ModelError;
+use longview::text::{Moment, TemplateVars, TextError};
+use longview::weights::{WeightFile, WeightsError};
+use longview::{
+    Context, Control, Engine, EngineError, ModelSource, PrefillProgress, TemplateOrigin,
+};
 use serde_json::{Map, Value, json};
 
 use crate::args::{EngineArgs, Fallback, GenerationArgs, MethodArgs};
@@ -43,7 +48,8 @@ impl Session {
                 progress.finish();
                 interrupt::leave();
             }
-        })?;
+        })
+        .map_err(|error| refused(&options.model, error))?;
         progress.finish();
         interrupt::check()?;
         let seconds_to_load = start.elapsed().as_secs_f64();
@@ -62,6 +68,15 @@ impl Session {
         fallback: Fallback<'_>,
     ) -> Result<(), Failure> {
         let decode = generation.decode(fallback)?;
+        let vocabulary = self.engine.model().blueprint().vocab;
+        if let Some(id) = decode.largest_token()
+            && id as usize >= vocabulary
+        {
+            return Err(Failure::wrong(format!(
+                "logit-bias: token {id} is not in the model's vocabulary, whose ids go from 0 to {}",
+                vocabulary - 1
+            )));
+        }
         self.methods.set_decode(decode);
         Ok(())
     }
@@ -231,9 +246,31 @@ pub(crate) fn show(bar: &Progress, progress: PrefillProgress) -> Control {
     }
 }
 
-impl From<longview::EngineError> for Failure {
-    fn from(error: longview::EngineError) -> Failure {
-        if error.is_request_error() {
+/// What to say of a model that cannot be opened.
+pub(crate) fn refused(model: &ModelSource, error: EngineError) -> Failure {
+    if let ModelSource::Path(path) = model
+        && let Ok(file) = WeightFile::open(path)
+        && file.tensors().next().is_none()
+    {
+        return Failure::wrong(format!(
+            "{}: this file holds a vocabulary and no tensors; only `longview tokenize` can use it",
+            path.display()
+        ));
+    }
+    error.into()
+}
+
+/// What the user named is wrong, or the work failed.
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Failure {
+        let wrong = match &error {
+            EngineError::Weights(error) => is_wrong_file(error),
+            EngineError::Model(error) => is_wrong_model(error),
+            EngineError::Text { source, .. } => is_wrong_text_side(source),
+            EngineError::Read { path, source } => return Failure::io(path.display(), source),
+            error => error.is_request_error(),
+        };
+        if wrong {
             Failure::wrong(error)
         } else {
             Failure::failed(error)
@@ -241,8 +278,46 @@ impl From<longview::EngineError> for Failure {
     }
 }
 
-impl From<longview::text::TextError> for Failure {
-    fn from(error: longview::text::TextError) -> Failure {
-        Failure::failed(error)
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Failure {
+        EngineError::from(error).into()
+    }
+}
+
+impl From<TextError> for Failure {
+    fn from(error: TextError) -> Failure {
+        if is_wrong_text_side(&error) {
+            Failure::wrong(error)
+        } else {
+            Failure::failed(error)
+        }
+    }
+}
+
+/// Everything but what the system refuses while a file is read or written.
+fn is_wrong_file(error: &WeightsError) -> bool {
+    match error {
+        WeightsError::Io { source, .. } => matches!(
+            source.kind(),
+            ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::IsADirectory
+        ),
+        WeightsError::Write { .. } | WeightsError::WriterMisuse { .. } => false,
+        _ => true,
+    }
+}
+
+fn is_wrong_model(error: &ModelError) -> bool {
+    match error {
+        ModelError::Weights(error) => is_wrong_file(error),
+        ModelError::Kv(_) | ModelError::Stopped | ModelError::TokenOutOfRange { .. } => false,
+        _ => true,
+    }
+}
+
+fn is_wrong_text_side(error: &TextError) -> bool {
+    match error {
+        TextError::Weights(error) => is_wrong_file(error),
+        TextError::Encode(_) | TextError::UnknownId { .. } => false,
+        _ => true,
     }
 }

@@ -236,6 +236,6 @@ fn a_quantised_reference_model_still_answers() {
         "--type",
         "q4_0",
     ])
-    .refused(1, &["already quantised"]);
+    .refused(2, &["already quantised"]);
     assert!(!std::path::Path::new(&folder.path("twice.gguf")).exists());
 }

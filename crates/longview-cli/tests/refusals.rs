@@ -120,7 +120,7 @@ fn models_that_are_none_are_refused() {
     std::fs::create_dir(folder.path("empty")).unwrap();
     let run = |model: &str| longview(&["run", "--prompt", "x", "--model", model]);
     let ran = run(&folder.path("empty"));
-    assert!(ran.code == Some(1) || ran.code == Some(2), "{ran:?}");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains("the folder is empty"), "{ran:?}");
     let torn = folder.write(
         "torn.gguf",
@@ -128,12 +128,12 @@ fn models_that_are_none_are_refused() {
     );
     let ran = run(&torn);
     assert!(
-        ran.code == Some(1) && ran.stderr.contains("torn.gguf"),
+        ran.code == Some(2) && ran.stderr.contains("torn.gguf"),
         "{ran:?}"
     );
     let text = folder.write("model.gguf", b"not a model at all");
     let ran = run(&text);
-    assert!(ran.code.is_some_and(|code| code != 0), "{ran:?}");
+    assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(
         ran.stderr.contains("not a GGUF file") && !ran.stderr.contains("panicked"),
         "{ran:?}"
@@ -195,4 +195,40 @@ fn pipes_and_devices_are_no_documents() {
     assert_eq!(ran.stdout, "The code of the harbor is 4711.\n");
     assert!(ran.stderr.contains(&pipe), "{ran:?}");
     longview_reading(&["chat"], b"a\xffb\n").refused(2, &["standard input", "not UTF-8"]);
+}
+
+#[test]
+fn a_vocabulary_alone_is_only_good_for_tokenize() {
+    let vocabulary = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../longview-text/tests/fixtures/vocab/ggml-vocab-gpt-2.gguf"
+    );
+    for arguments in [&["run", "--prompt", "x"][..], &["doctor"]] {
+        longview(&[arguments, &["--model", vocabulary]].concat())
+            .refused(2, &["a vocabulary and no tensors", "longview tokenize"]);
+    }
+    longview(&["tokenize", "--model", vocabulary, "a b"]).done();
+}
+
+#[test]
+fn architectures_and_tokens_that_are_unknown_are_refused() {
+    let folder = Folder::new();
+    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle");
+    let config = std::fs::read_to_string(format!("{reference}/config.json")).unwrap();
+    for name in ["tokenizer.json", "model.safetensors"] {
+        let bytes = std::fs::read(format!("{reference}/{name}")).unwrap();
+        folder.write(&format!("model/{name}"), bytes);
+    }
+    folder.write("model/config.json", config.replace("\"llama\"", "\"lama\""));
+    longview(&["run", "--prompt", "x", "--model", &folder.path("model")])
+        .refused(2, &["unknown architecture", "lama"]);
+    for bias in [
+        &["--logit-bias", "4096=1"][..],
+        &["--decode", "logit-bias(4096=1), greedy"],
+    ] {
+        longview(&[&["run", "--prompt", "x"], bias].concat()).refused(2, &["4096", "0 to 4095"]);
+    }
+    let ran = longview(&["quantize", "nofile", "out.gguf", "--type", "q8_0"]);
+    let ran = ran.refused(2, &["longview: nofile: there is no such file"]);
+    assert!(!ran.stderr.contains("--model"), "{ran:?}");
 }

@@ -68,6 +68,15 @@ impl Arguments {
         })
     }
 
+    /// The largest token id that was given a value.
+    pub(crate) fn largest_token(&self) -> Option<u32> {
+        let of_value = |(_, bound): &(_, Bound)| match bound {
+            Bound::PerToken(values) => values.last().map(|&(id, _)| id),
+            _ => None,
+        };
+        self.values.iter().filter_map(of_value).max()
+    }
+
     /// The number `parameter` has; shares as 0 to 1.
     ///
     /// # Panics

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use longview::ModelSource;
 
 use super::ModelArgs;
+use crate::failure::Failure;
 
 /// `longview quantize`.
 #[derive(Debug, Args)]
@@ -57,9 +59,7 @@ pub(crate) struct MakeModelArgs {
 
 impl QuantizeArgs {
     /// The model to read.
-    pub(crate) fn input(&self) -> ModelArgs {
-        ModelArgs {
-            model: Some(self.input.clone()),
-        }
+    pub(crate) fn source(&self) -> Result<ModelSource, Failure> {
+        ModelArgs::named(&self.input, &self.input)
     }
 }

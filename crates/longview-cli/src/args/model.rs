@@ -55,21 +55,29 @@ pub(crate) enum NumericsArg {
 impl ModelArgs {
     /// The model meant: a path that exists, or a model that another program keeps.
     pub(crate) fn source(&self) -> Result<ModelSource, Failure> {
-        let Some(name) = &self.model else {
-            return Ok(ModelSource::Embedded);
-        };
+        match &self.model {
+            None => Ok(ModelSource::Embedded),
+            Some(name) => ModelArgs::named(name, &format!("--model {name}")),
+        }
+    }
+
+    /// The model called `name`; `shown` is what the user wrote.
+    ///
+    /// # Errors
+    /// When there is neither a path nor an installed model of that name.
+    pub(crate) fn named(name: &str, shown: &str) -> Result<ModelSource, Failure> {
         let path = PathBuf::from(name);
         if path.exists() {
             return Ok(ModelSource::Path(path));
         }
         let models = Places::of_user().list();
-        if let Some(model) = models.iter().find(|model| model.name == *name) {
+        if let Some(model) = models.iter().find(|model| model.name == name) {
             return Ok(ModelSource::Path(model.path.clone()));
         }
         let near = longview::methods::nearest(name, models.iter().map(|model| model.name.as_str()));
         let hint = near.map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
         Err(Failure::wrong(format!(
-            "--model {name}: there is no such file or folder, and no model on this machine has \
+            "{shown}: there is no such file or folder, and no model on this machine has \
              that name{hint} (`longview models` lists them)"
         )))
     }

@@ -7,6 +7,7 @@ use crate::args::{DoctorArgs, Format};
 use crate::failure::Failure;
 use crate::machine::Machine;
 use crate::output;
+use crate::session::refused;
 use crate::size::{human_bytes, human_count};
 
 /// Bytes read to measure memory bandwidth: far beyond any cache.
@@ -80,7 +81,7 @@ struct Model {
 
 impl Model {
     fn look(options: &EngineOptions, tokens: Option<usize>) -> Result<Model, Failure> {
-        let (about, _) = inspect(options)?;
+        let (about, _) = inspect(options).map_err(|error| refused(&options.model, error))?;
         let tokens = tokens.unwrap_or(about.context_length);
         let plan = plan(options, tokens)?;
         let kv_bytes_per_token = plan.kv as f64 / plan.tokens.max(1) as f64;

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::output;
 use crate::progress::Progress;
-use crate::session::Session;
+use crate::session::{Session, refused};
 
 /// Runs one evaluation.
 pub(crate) fn run(args: &EvalArgs, format: Format) -> Result<(), Failure> {
@@ -95,18 +95,16 @@ fn open(args: &EvalTextArgs) -> Result<(Session, Vec<u32>), Failure> {
     Ok((session, tokens))
 }
 
-/// The model to compare with: another one, or the same in f32. Memory is not limited for it: it is
-/// the yardstick, not what is measured.
+/// The model to compare with: another one, or the same in f32. It may
+/// use as much memory as the one that is measured.
 fn open_reference(
     args: &EvalTextArgs,
     reference: Option<&String>,
 ) -> Result<(Engine, String), Failure> {
     let (model, numerics, name) = match reference {
         Some(name) => {
-            let model = ModelArgs {
-                model: Some(name.clone()),
-            };
-            (model.source()?, args.engine.numerics.into(), name.clone())
+            let model = ModelArgs::named(name, &format!("--reference {name}"))?;
+            (model, args.engine.numerics.into(), name.clone())
         }
         None => {
             let source = args.engine.model.source()?;
@@ -115,12 +113,14 @@ fn open_reference(
     };
     let options = EngineOptions {
         model,
+        memory_bytes: args.engine.memory,
         numerics,
         threads: args.engine.threads,
         chunk_tokens: args.engine.chunk,
         ..EngineOptions::default()
     };
-    Ok((Engine::open(&options)?, name))
+    let engine = Engine::open(&options).map_err(|error| refused(&options.model, error))?;
+    Ok((engine, name))
 }
 
 fn with_progress<T>(

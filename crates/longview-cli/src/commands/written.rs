@@ -85,7 +85,7 @@ impl Output {
             }
         });
         interrupt::check()?;
-        let report = report.map_err(Failure::failed)?;
+        let report = report?;
         progress.finish();
         self.print(&report, start.elapsed().as_secs_f64(), format)
     }

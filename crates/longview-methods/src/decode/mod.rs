@@ -67,6 +67,12 @@ impl Decode {
         self
     }
 
+    /// The largest token id that the methods name, if they name any.
+    pub fn largest_token(&self) -> Option<u32> {
+        let of_step = |(_, arguments): &(_, Arguments)| arguments.largest_token();
+        self.steps.iter().filter_map(of_step).max()
+    }
+
     /// A new chain, at the start of its random numbers.
     pub fn chain(&self) -> Chain {
         let mut samplers = Vec::new();
@@ -123,6 +129,16 @@ pub fn fresh_seed() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_token_named_is_known() {
+        let largest = |text: &str| text.parse::<Decode>().unwrap().largest_token();
+        assert_eq!(largest("top-k(900), greedy"), None);
+        assert_eq!(
+            largest("logit-bias(7=1, 90=-inf), logit-bias(8=2)"),
+            Some(90)
+        );
+    }
 
     #[test]
     fn a_chain_without_an_end_is_drawn_from() {
