@@ -1,7 +1,7 @@
 //! Walking a text in windows and looking at every token's logits.
 
 use longview_engine::{Control, Engine, EngineError};
-use longview_kv::{Segment, Wanted};
+use longview_kv::{Purpose, Segment, Wanted};
 
 use crate::Progress;
 
@@ -45,8 +45,11 @@ impl From<EngineError> for EvalError {
     }
 }
 
-/// Tokens computed in one pass; bounds the logits held at a time.
+/// The most tokens computed in one pass.
 const PASS_TOKENS: usize = 128;
+
+/// The most bytes of logits that a pass makes; large vocabularies get shorter passes.
+const PASS_LOGITS: usize = 64 << 20;
 
 /// Calls `visit(passes, target)` for every token predicted: the logits of each engine for the
 /// position before it, and its id. All engines read the same windows.
@@ -69,6 +72,15 @@ pub(crate) fn walk(
         return Err(EvalError::WindowTooShort { window });
     }
     let vocab = engines[0].model().blueprint().vocab;
+    let row = vocab * size_of::<f32>();
+    let pass_tokens = (PASS_LOGITS / row.max(1)).clamp(1, PASS_TOKENS);
+    let mut held = Vec::with_capacity(engines.len());
+    for engine in engines {
+        // The pass's own logits and the copy.
+        let bytes = 2 * (pass_tokens * row) as u64;
+        let reserved = engine.ledger().reserve(Purpose::Scratch, bytes);
+        held.push(reserved.map_err(EngineError::from)?);
+    }
     let predicted = |window: &[u32]| window.len() - usize::from(prefix.is_empty());
     let windows = || tokens.chunks(window - prefix.len());
     let total = windows().map(predicted).sum();
@@ -81,8 +93,8 @@ pub(crate) fn walk(
         }
         // The first predicted token is the one after the prefix, or after the first token.
         let first = prefix.len().max(1);
-        for start in (0..text.len() - 1).step_by(PASS_TOKENS) {
-            let end = (start + PASS_TOKENS).min(text.len() - 1);
+        for start in (0..text.len() - 1).step_by(pass_tokens) {
+            let end = (start + pass_tokens).min(text.len() - 1);
             let mut passes = Vec::with_capacity(engines.len());
             for (engine, context) in engines.iter().zip(&mut contexts) {
                 let segment = Segment {
