@@ -95,6 +95,12 @@ fn several_questions_share_the_reading_of_the_documents() {
     assert_eq!(answers[1]["question"], KETTLE);
     let sum: u64 = (0..3).map(|index| number(index, "computed_tokens")).sum();
     assert_eq!(json["computed_tokens"], sum);
+    assert_eq!(json["finish"], "end_of_text");
+    // The one that did not end by itself shows.
+    let arguments = [&arguments[..], &["--json", "--stop", "silver"]].concat();
+    let json = longview(&arguments).done().json();
+    assert_eq!(json["answers"][0]["finish"], "end_of_text");
+    assert_eq!(json["finish"], "stop");
 }
 
 #[test]
@@ -117,6 +123,11 @@ fn documents_come_from_files_folders_globs_and_standard_input() {
         "{notices}"
     );
     assert!(!notices.contains("secret.txt"), "{notices}");
+
+    let shown = longview(&["ask", "--file", &notes, "--print-prompt", "Q?"]).done();
+    assert!(shown.stderr.contains("photo.png"), "{shown:?}");
+    let shown = longview(&["ask", "--file", &notes, "--print-prompt", "Q?", "--json"]).done();
+    assert!(shown.json()["notices"].to_string().contains("photo.png"));
 
     let ran = longview(&[
         "ask",

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     session.notices.extend(documents.notices.iter().cloned());
     let prompt = Prompt::new(&mut session, &documents)?;
     if args.print_prompt {
-        return prompt.print(&session, &questions, format);
+        return prompt.print(&mut session, &questions, format);
     }
     let longest = match &questions {
         Questions::Given(list) => {
@@ -148,7 +148,7 @@ impl Prompt {
 
     fn print(
         &self,
-        session: &Session,
+        session: &mut Session,
         questions: &Questions,
         format: Format,
     ) -> Result<(), Failure> {
@@ -159,8 +159,8 @@ impl Prompt {
         if let Questions::Given(list) = questions
             && list.len() > 1
         {
-            note(format!(
-                "note: shown with the first question; {} more follow the same documents",
+            session.notices.push(format!(
+                "shown with the first question; {} more follow the same documents",
                 list.len() - 1
             ));
         }

@@ -94,7 +94,13 @@ pub(crate) fn print_prompt(
             "prompt": text,
             "prompt_tokens": tokens.len(),
             "prompt_ids": tokens,
+            "notices": session.notices,
         })),
-        Format::Text => output::print(&format!("{text}\n")),
+        Format::Text => {
+            for notice in &session.notices {
+                output::note(format!("note: {notice}"));
+            }
+            output::print(&format!("{text}\n"))
+        }
     }
 }

@@ -47,16 +47,10 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
         ));
     }
     let mut session = Session::open(&args.engine, &args.methods)?;
-    let longest = args
-        .prompt
-        .iter()
-        .copied()
-        .max()
-        .unwrap_or(0)
-        .max(args.generate);
+    let longest = longest(args);
     let deepest = args.depth.iter().copied().max().unwrap_or(0);
     let limit = session.engine.model().blueprint().max_positions;
-    if deepest + longest > limit {
+    if deepest.saturating_add(longest) > limit {
         return Err(Failure::wrong(format!(
             "depth {deepest} and {longest} tokens are more than the model's context of {limit}"
         )));
@@ -110,6 +104,13 @@ pub(super) fn limits_json(limits: &Limits) -> Value {
     })
 }
 
+/// Tokens that are read or generated at most after a depth.
+fn longest(args: &BenchArgs) -> usize {
+    // Generation begins with a token that is read.
+    let prompts = args.prompt.iter().copied();
+    prompts.fold(args.generate.saturating_add(1), usize::max)
+}
+
 struct Bench<'a> {
     session: &'a Session,
     rounds: usize,
@@ -121,13 +122,7 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn at_depth(&mut self, args: &BenchArgs, depth: usize) -> Result<(), Failure> {
         let engine = &self.session.engine;
-        let longest = args
-            .prompt
-            .iter()
-            .copied()
-            .max()
-            .unwrap_or(0)
-            .max(args.generate);
+        let longest = longest(args);
         let mut base = engine.new_context(depth + longest)?;
         if depth > 0 && args.synthetic_kv {
             synthetic::fill(engine, &mut base, depth)?;
@@ -155,9 +150,14 @@ impl Bench<'_> {
             );
         }
         if args.generate > 0 {
-            let time = self.best(|| decode(self.session, &base, args.generate))?;
-            let work = Work::decode(engine, depth, args.generate);
-            self.record("decode", args.generate, depth, time, &work, &limits);
+            let mut count = args.generate;
+            let time = self.best(|| {
+                let (time, made) = decode(self.session, &base, args.generate)?;
+                count = made;
+                Ok(time)
+            })?;
+            let work = Work::decode(engine, depth, count);
+            self.record("decode", count, depth, time, &work, &limits);
         }
         spinner.finish();
         Ok(())
@@ -211,7 +211,8 @@ fn prefill(session: &Session, base: &Context, prompt: &[u32]) -> Result<Duration
     Ok(start.elapsed())
 }
 
-fn decode(session: &Session, base: &Context, count: usize) -> Result<Duration, Failure> {
+/// The time of `count` steps, and how many there were.
+fn decode(session: &Session, base: &Context, count: usize) -> Result<(Duration, usize), Failure> {
     let mut context = base.fork();
     // The first token comes with the prompt's pass and is not part of the time.
     let mut options = GenerateOptions::greedy(count + 1);
@@ -228,7 +229,7 @@ fn decode(session: &Session, base: &Context, count: usize) -> Result<Duration, F
             },
         )?;
     interrupt::check()?;
-    Ok(generated.decode_time)
+    Ok((generated.decode_time, generated.ids.len().saturating_sub(1)))
 }
 
 /// Ordinary tokens, the same ones every time.
