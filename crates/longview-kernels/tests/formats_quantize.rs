@@ -203,9 +203,12 @@ proptest! {
                 Format::Q3_K => 1.0 / 3.0,
                 Format::Q2_K => 2.0 / 3.0,
             };
+            // The factor of a large block is an f16, whose smallest numbers are 2^-24 apart; half of
+            // that, times the largest scale and code, is what tiny values lose on top.
+            let coarsest = if format.block_len() == 256 { 2f32.powi(-25) * 4096.0 } else { 0.0 };
             for (i, (x, read)) in values.iter().zip(round_trip(format, &values)).enumerate() {
                 prop_assert!(
-                    (x - read).abs() <= step * largest,
+                    (x - read).abs() <= step * largest + coarsest,
                     "{format}: value {i} is {x}, read {read}, largest {largest}"
                 );
             }
