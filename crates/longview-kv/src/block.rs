@@ -7,16 +7,19 @@ use crate::error::KvError;
 use crate::layout::Group;
 use crate::ledger::{Ledger, Purpose, Reservation};
 
-/// One slab of keys and values; see [`Group::block_bytes`] for its layout.
-pub(crate) struct Block {
+/// One slab of keys and values: 64 tokens of all layers of one group, layer-major, the pages of all
+/// KV heads of a layer one after another; or the recurrent state of those layers.
+pub struct Block {
     bytes: AlignedBytes,
     _held: Reservation,
 }
 
 impl Block {
-    /// A block of zeros.
-    pub(crate) fn new(group: &Group, ledger: &Ledger) -> Result<Block, KvError> {
-        let len = group.block_bytes();
+    /// A block of `len` zeros.
+    ///
+    /// # Errors
+    /// [`KvError::OverLimit`] when the ledger has no room for it.
+    pub fn zeroed(len: usize, ledger: &Ledger) -> Result<Block, KvError> {
         let held = ledger.reserve(Purpose::Kv, len as u64)?;
         Ok(Block {
             bytes: AlignedBytes::zeroed(len),
@@ -24,9 +27,22 @@ impl Block {
         })
     }
 
+    /// The slab: the slices of all layers, first layer first.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The same, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
     /// A private copy.
-    pub(crate) fn copy(&self, group: &Group, ledger: &Ledger) -> Result<Block, KvError> {
-        let mut block = Block::new(group, ledger)?;
+    ///
+    /// # Errors
+    /// [`KvError::OverLimit`] when the ledger has no room for it.
+    pub fn copy(&self, ledger: &Ledger) -> Result<Block, KvError> {
+        let mut block = Block::zeroed(self.bytes.len(), ledger)?;
         block.bytes.copy_from_slice(&self.bytes);
         Ok(block)
     }

@@ -178,11 +178,11 @@ impl Context {
             }
             while run.first + run.blocks.len() < end {
                 run.blocks
-                    .push_back(Arc::new(Block::new(group, &self.ledger)?));
+                    .push_back(Arc::new(Block::zeroed(group.block_bytes(), &self.ledger)?));
             }
             for block in run.blocks.range_mut(first_written - run.first..) {
                 if Arc::get_mut(block).is_none() {
-                    *block = Arc::new(block.copy(group, &self.ledger)?);
+                    *block = Arc::new(block.copy(&self.ledger)?);
                 }
             }
         }

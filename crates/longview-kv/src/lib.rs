@@ -11,13 +11,17 @@ mod batch;
 mod block;
 mod context;
 mod error;
+mod hash;
 mod layout;
 mod ledger;
+pub mod tier;
 
 pub use attend::{AttendWorkspace, Attention};
 pub use batch::{Batch, Segment, Wanted};
+pub use block::Block;
 pub use context::{Context, Identity, RopeSet};
 pub use error::KvError;
+pub use hash::BlockHash;
 pub use layout::{KvLayout, LayerLayout, LayerState};
 pub use ledger::{Ledger, Purpose, Reservation, Usage};
 pub use longview_kernels::page::KvType;

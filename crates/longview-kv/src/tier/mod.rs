@@ -1,0 +1,165 @@
+//! Where sealed blocks live: one trait for memory, disk and remote stores, held to one
+//! conformance suite.
+//!
+//! A *sealed* block is full (64 tokens of one layer group) or a checkpoint of recurrent state at a
+//! block edge; its bytes never change again, and its key says what they were computed from. So
+//! tiers may hold copies, drop them and share them between processes without asking anyone.
+
+use std::sync::Arc;
+
+use crate::block::Block;
+use crate::hash::BlockHash;
+
+/// What a sealed block is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockKey {
+    /// Hash of everything up to and including the block's tokens.
+    pub hash: BlockHash,
+    /// The layer group, in the order of the model's layout.
+    pub group: u16,
+}
+
+/// How the bytes of a block are cut: `layers` slices of `layer_bytes` bytes, first layer first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockShape {
+    /// Layers of the group.
+    pub layers: usize,
+    /// Bytes that one layer has in a block.
+    pub layer_bytes: usize,
+}
+
+/// Where blocks come from, for people who look into a store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The hash that chains of this identity begin with.
+    pub seed: BlockHash,
+    /// The model's name.
+    pub model: String,
+    /// The rest of the identity as text: numerics class, element types, instruction set, rotary set.
+    pub identity: String,
+}
+
+/// What a tier knows of a block beside its bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockInfo {
+    /// What it is found by.
+    pub key: BlockKey,
+    /// Hash of everything before the block.
+    pub parent: BlockHash,
+    /// Its place in the context: positions `64 · index` and on.
+    pub index: u32,
+    /// The tokens in it.
+    pub tokens: Arc<[u32]>,
+    /// How its bytes are cut.
+    pub shape: BlockShape,
+    /// Seconds that computing it took.
+    pub seconds: f32,
+    /// Where it comes from.
+    pub origin: Arc<Origin>,
+}
+
+/// What a tier holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierUsage {
+    /// Blocks held.
+    pub blocks: u64,
+    /// Bytes they take, headers included.
+    pub bytes: u64,
+}
+
+/// A place that holds sealed blocks.
+///
+/// All methods may be called from several threads at once, and several processes may use one
+/// place at the same time.
+pub trait Tier: Send + Sync {
+    /// A name for people, such as `disk`.
+    fn name(&self) -> &str;
+
+    /// Takes a block in. Does nothing when it is held already.
+    ///
+    /// # Errors
+    /// When there is no room or the place cannot be written to. The tier is then as it was.
+    fn put(&self, info: &BlockInfo, block: &Arc<Block>) -> Result<(), TierError>;
+
+    /// What is known of a block; `None` when it is not held.
+    fn find(&self, key: &BlockKey) -> Option<BlockInfo>;
+
+    /// The blocks of group 0 that directly follow `parent`, to say where two prompts part.
+    fn after(&self, parent: &BlockHash) -> Vec<BlockInfo>;
+
+    /// The block itself where the tier has it in memory in the form contexts use.
+    fn resident(&self, _key: &BlockKey) -> Option<Arc<Block>> {
+        None
+    }
+
+    /// Reads one layer's slice of each of `keys` into `out`, `[keys][layer_bytes]`, and checks every
+    /// slice against its checksum. Keys that follow each other in a context are read together.
+    ///
+    /// # Errors
+    /// [`TierError::Missing`] and [`TierError::Damaged`] name the block; it is then to be
+    /// recomputed. `out` may hold anything.
+    fn read(&self, keys: &[BlockKey], layer: usize, out: &mut [u8]) -> Result<(), TierError>;
+
+    /// Notes that blocks were used now.
+    fn touch(&self, keys: &[BlockKey]);
+
+    /// Lets a block go, if it is held. What follows it can no longer be reached.
+    ///
+    /// # Errors
+    /// When the place cannot be written to.
+    fn remove(&self, key: &BlockKey) -> Result<(), TierError>;
+
+    /// Makes everything put so far survive a power loss.
+    ///
+    /// # Errors
+    /// When the system refuses; what was not synced may then be lost.
+    fn sync(&self) -> Result<(), TierError>;
+
+    /// What is held in all.
+    fn usage(&self) -> TierUsage;
+
+    /// Calls `visit` with every block held.
+    fn for_each(&self, visit: &mut dyn FnMut(&BlockInfo));
+
+    /// Bytes a second that reading from here is expected to give; `None` when not measured.
+    fn read_rate(&self) -> Option<f64>;
+}
+
+/// An error of a tier.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TierError {
+    /// The system refused.
+    #[error("{place}: cannot {action}: {source}")]
+    Io {
+        /// The file or object.
+        place: String,
+        /// What was tried, such as "write".
+        action: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A block is not held, or no longer.
+    #[error("block {0:?} is not in the store; it is computed again when needed")]
+    Missing(BlockKey),
+    /// What was read is not what was written.
+    #[error("{place}: block {key:?} is damaged ({what}); it is computed again when needed")]
+    Damaged {
+        /// The file or object.
+        place: String,
+        /// The block.
+        key: BlockKey,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// There is no room for more.
+    #[error("{place}: no room for {wanted} more bytes: {what}")]
+    Full {
+        /// The store.
+        place: String,
+        /// Bytes that were to be written.
+        wanted: u64,
+        /// What the limit is.
+        what: String,
+    },
+}
