@@ -22,6 +22,7 @@ pub mod norm;
 mod packed;
 pub mod page;
 pub mod pool;
+pub mod recurrent;
 pub mod rope;
 mod share;
 
