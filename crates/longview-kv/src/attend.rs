@@ -10,6 +10,8 @@ use longview_kernels::page::PAGE_TOKENS;
 
 use crate::batch::Batch;
 use crate::context::{Context, first_visible};
+use crate::error::KvError;
+use crate::feed::{Feed, Missing, Slices};
 use crate::layout::Group;
 
 /// Blocks in a key span.
@@ -68,7 +70,12 @@ impl Batch<'_> {
     /// Attention of every row of layer `layer` over its context, the batch's own tokens included.
     ///
     /// `q` is `[rows][heads][head_dim]` after rotary embedding, `out` `[rows][heads][v_dim]`.
-    /// The batch's keys and values must have been appended.
+    /// The batch's keys and values must have been appended. Where blocks of a context are not in
+    /// memory, layers must be asked for in ascending order, each once a pass: that is the order in
+    /// which blocks are read back.
+    ///
+    /// # Errors
+    /// [`KvError::Lost`] when a block cannot be read back; the pass has to be given up.
     pub fn attend(
         &self,
         exec: &Exec,
@@ -77,7 +84,7 @@ impl Batch<'_> {
         q: &[f32],
         out: &mut [f32],
         workspace: &mut AttendWorkspace,
-    ) {
+    ) -> Result<(), KvError> {
         let pool = &exec.pool;
         let call = Call {
             batch: self,
@@ -94,17 +101,29 @@ impl Batch<'_> {
             .iter_mut()
             .map(std::sync::Mutex::new)
             .collect();
-        pool.for_each(tasks, |_, task, worker| {
-            // Each worker number is held by one running task at a time, so this never waits.
-            let mut worker = workers[worker]
-                .lock()
-                .unwrap_or_else(|error| error.into_inner());
-            call.run(task, &mut worker);
-        });
+        match self.feed() {
+            None => call.wave(tasks, &workers, 0..usize::MAX, None),
+            Some(feed) => {
+                let mut rest = &mut tasks[..];
+                for segment in 0..self.segments().len() {
+                    let count = rest
+                        .iter()
+                        .take_while(|task| task.segment == segment)
+                        .count();
+                    let (own, others) = rest.split_at_mut(count);
+                    rest = others;
+                    call.stream(feed, segment, own, &workers)?;
+                }
+            }
+        }
         call.merge_and_finish(tasks);
         call.scatter(tasks, out);
+        Ok(())
     }
 }
+
+/// What the threads of a pool work with, each its own.
+type Workers<'w> = [std::sync::Mutex<&'w mut Worker>];
 
 /// The arguments of one [`Batch::attend`].
 struct Call<'a> {
@@ -135,7 +154,9 @@ impl<'a> Call<'a> {
                 first_visible(group, start + rows.start) / SPAN_TOKENS
                     ..(start + rows.end).div_ceil(SPAN_TOKENS)
             };
-            if rows * group_size <= SPLIT_SPANS_UP_TO {
+            // Spans that are read back come one after another, so they cannot be split.
+            let streamed = self.missing(segment).is_some_and(|spans| !spans.is_empty());
+            if rows * group_size <= SPLIT_SPANS_UP_TO && !streamed {
                 let spans = spans_of(&(0..rows));
                 for head in 0..group.kind.kv_heads {
                     spans
@@ -160,8 +181,66 @@ impl<'a> Call<'a> {
         planned
     }
 
-    /// The running softmax of a task over its spans.
-    fn run(&self, task: &mut Task, worker: &mut Worker) {
+    /// The tasks of one segment, some of whose spans are read back: what is in memory is attended to
+    /// at once, and the spans between when they have come.
+    fn stream(
+        &self,
+        feed: &Feed,
+        segment: usize,
+        tasks: &mut [Task],
+        workers: &Workers<'_>,
+    ) -> Result<(), KvError> {
+        let (context, _, place) = self.place(segment);
+        let group = context.layout().layers[self.layer].0;
+        let mut from = 0;
+        for missing in feed.missing(segment, group) {
+            self.wave(tasks, workers, from..missing.span, None);
+            let slices = feed.receive(segment, group, place, missing)?;
+            let span = missing.span..missing.span + 1;
+            self.wave(tasks, workers, span, Some((missing, &slices)));
+            feed.give_back(slices);
+            from = missing.span + 1;
+        }
+        self.wave(tasks, workers, from..usize::MAX, None);
+        Ok(())
+    }
+
+    /// Goes on with `tasks` over those of their spans that lie in `spans`. `read` has the blocks that
+    /// are not in memory.
+    fn wave(
+        &self,
+        tasks: &mut [Task],
+        workers: &Workers<'_>,
+        spans: Range<usize>,
+        read: Option<(&Missing, &Slices)>,
+    ) {
+        if tasks.iter().all(|task| task.overlap(&spans).is_empty()) {
+            return;
+        }
+        self.exec.pool.for_each(tasks, |_, task, worker| {
+            // Each worker number is held by one running task at a time, so this never waits.
+            let mut worker = workers[worker]
+                .lock()
+                .unwrap_or_else(|error| error.into_inner());
+            let spans = task.overlap(&spans);
+            self.run(task, spans, read, &mut worker);
+        });
+    }
+
+    /// The spans of a segment that are read back in this layer.
+    fn missing(&self, segment: usize) -> Option<&[Missing]> {
+        let group = self.place(segment).0.layout().layers[self.layer].0;
+        Some(self.batch.feed()?.missing(segment, group))
+    }
+
+    /// The running softmax of a task over some of its spans, which follow those before.
+    fn run(
+        &self,
+        task: &mut Task,
+        spans: Range<usize>,
+        read: Option<(&Missing, &Slices)>,
+        worker: &mut Worker,
+    ) {
         let (context, group, place) = self.place(task.segment);
         let group_index = context.layout().layers[self.layer].0;
         let (head_dim, v_dim) = (group.kind.head_dim, group.kind.v_dim);
@@ -180,15 +259,24 @@ impl<'a> Call<'a> {
                 .queries
                 .extend(queries.iter().map(|x| x * self.attention.scale));
         }
-        task.partials.reset(count, v_dim);
-        for span in task.spans.clone() {
+        if spans.start == task.spans.start {
+            task.partials.reset(count, v_dim);
+        }
+        for span in spans {
             let end = (context.len() + task.rows.end).min((span + 1) * SPAN_TOKENS);
             let last = end.div_ceil(PAGE_TOKENS);
             let (mut pages, mut used) = ([PageRef { k: &[], v: &[] }; SPAN_BLOCKS], 0);
             for index in span * SPAN_BLOCKS..last {
+                let page = match context.block(group_index, index) {
+                    Some(block) => Some(block.page(group, place, task.head)),
+                    None => read.and_then(|(missing, slices)| {
+                        let at = missing.blocks.binary_search(&index).ok()?;
+                        Some(group.page(slices.of(at), task.head))
+                    }),
+                };
                 // A block that a window layer has dropped is seen by no row of the batch.
-                if let Some(block) = context.block(group_index, index) {
-                    pages[used] = block.page(group, place, task.head);
+                if let Some(page) = page {
+                    pages[used] = page;
                     used += 1;
                 }
             }
@@ -310,6 +398,11 @@ impl Task {
     fn set(&mut self, segment: usize, head: usize, rows: Range<usize>, spans: Range<usize>) {
         (self.segment, self.head, self.rows, self.spans) = (segment, head, rows, spans);
         self.out.clear();
+    }
+
+    /// Those of its spans that lie in `spans`.
+    fn overlap(&self, spans: &Range<usize>) -> Range<usize> {
+        self.spans.start.max(spans.start)..self.spans.end.min(spans.end)
     }
 
     fn is_continued_by(&self, next: &Task) -> bool {

@@ -1,6 +1,7 @@
 //! A batch: the rows of one forward pass, each belonging to a context.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use longview_kernels::Exec;
 use longview_kernels::page::{self, StridedRows};
@@ -9,6 +10,7 @@ use crate::BLOCK_TOKENS;
 use crate::block::Block;
 use crate::context::{Context, Identity};
 use crate::error::KvError;
+use crate::feed::Feed;
 
 /// Which rows of a segment the caller wants logits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,9 @@ pub struct Batch<'a> {
     segments: Vec<Segment<'a>>,
     /// First row of each segment, and one past the last row.
     starts: Vec<usize>,
+    /// Reads blocks that are not in memory, where there are any.
+    feed: Option<Feed>,
+    begun: Instant,
 }
 
 impl<'a> Batch<'a> {
@@ -47,9 +52,15 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`KvError::EmptyBatch`], [`KvError::WrongIdentity`], or [`KvError::OverLimit`] when the
     /// new tokens do not fit in memory.
-    pub fn new(mut segments: Vec<Segment<'a>>, identity: Identity) -> Result<Batch<'a>, KvError> {
-        let mut starts = vec![0];
-        for segment in &mut segments {
+    pub fn new(segments: Vec<Segment<'a>>, identity: Identity) -> Result<Batch<'a>, KvError> {
+        let mut batch = Batch {
+            segments,
+            starts: vec![0],
+            feed: None,
+            begun: Instant::now(),
+        };
+        let mut written = 0;
+        for segment in &mut batch.segments {
             let of_context = segment.context.identity();
             if (of_context.model, of_context.numerics) != (identity.model, identity.numerics) {
                 return Err(KvError::WrongIdentity);
@@ -57,13 +68,20 @@ impl<'a> Batch<'a> {
             if segment.tokens.is_empty() {
                 return Err(KvError::EmptyBatch);
             }
-            segment.context.make_room(segment.tokens.len())?;
-            starts.push(starts[starts.len() - 1] + segment.tokens.len());
+            let count = segment.tokens.len();
+            segment.context.make_room(count)?;
+            written += segment.context.layout().context_bytes(count, count);
+            batch
+                .starts
+                .push(batch.starts[batch.starts.len() - 1] + count);
         }
-        if segments.is_empty() {
+        if batch.segments.is_empty() {
             return Err(KvError::EmptyBatch);
         }
-        Ok(Batch { segments, starts })
+        // What the next pass like this one will write is not filled with blocks read back: they
+        // would have to leave again at once.
+        batch.feed = Feed::begin(&mut batch.segments, written)?;
+        Ok(batch)
     }
 
     /// Rows in all.
@@ -161,9 +179,27 @@ impl<'a> Batch<'a> {
     }
 
     /// Makes the batch's tokens part of their contexts.
-    pub fn commit(self) {
-        for segment in self.segments {
-            segment.context.commit(segment.tokens);
+    pub fn commit(mut self) {
+        if let Some(feed) = self.feed.take() {
+            feed.finish();
+        }
+        let seconds_a_row = self.begun.elapsed().as_secs_f32() / self.rows() as f32;
+        for segment in &mut self.segments {
+            segment
+                .context
+                .commit(segment.tokens, seconds_a_row * BLOCK_TOKENS as f32);
+        }
+    }
+
+    pub(crate) fn feed(&self) -> Option<&Feed> {
+        self.feed.as_ref()
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        for segment in &mut self.segments {
+            segment.context.end_pass();
         }
     }
 }

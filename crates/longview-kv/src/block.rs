@@ -37,27 +37,25 @@ impl Block {
         &mut self.bytes
     }
 
-    /// A private copy.
-    ///
-    /// # Errors
-    /// [`KvError::OverLimit`] when the ledger has no room for it.
-    pub fn copy(&self, ledger: &Ledger) -> Result<Block, KvError> {
-        let mut block = Block::zeroed(self.bytes.len(), ledger)?;
-        block.bytes.copy_from_slice(&self.bytes);
-        Ok(block)
-    }
-
     /// The page of one KV head of the layer at place `layer` of the group.
     pub(crate) fn page(&self, group: &Group, layer: usize, head: usize) -> PageRef<'_> {
-        let start = group.layer_offset(layer) + head * group.page_bytes();
-        let (k, v) =
-            self.bytes[start..start + group.page_bytes()].split_at(group.geometry.k_bytes());
-        PageRef { k, v }
+        let start = group.layer_offset(layer);
+        let of_layer = &self.bytes[start..start + group.page_bytes() * group.kind.kv_heads];
+        group.page(of_layer, head)
     }
 
     /// The pages of all KV heads of the layer at place `layer` of the group, one after another.
     pub(crate) fn layer_mut(&mut self, group: &Group, layer: usize) -> &mut [u8] {
         let start = group.layer_offset(layer);
         &mut self.bytes[start..start + group.page_bytes() * group.kind.kv_heads]
+    }
+}
+
+impl Group {
+    /// The page of one KV head in a layer's slice of a block.
+    pub(crate) fn page<'a>(&self, slice: &'a [u8], head: usize) -> PageRef<'a> {
+        let start = head * self.page_bytes();
+        let (k, v) = slice[start..start + self.page_bytes()].split_at(self.geometry.k_bytes());
+        PageRef { k, v }
     }
 }

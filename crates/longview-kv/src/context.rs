@@ -1,6 +1,5 @@
 //! A context: what a model has read, kept as keys and values.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use longview_kernels::Numerics;
@@ -8,8 +7,12 @@ use longview_kernels::Numerics;
 use crate::BLOCK_TOKENS;
 use crate::block::Block;
 use crate::error::KvError;
+use crate::hash::BlockHash;
 use crate::layout::{Group, KvLayout, LayerState};
 use crate::ledger::Ledger;
+use crate::run::{BlockRun, Slot};
+use crate::store::Store;
+use crate::tier::{BlockInfo, BlockKey, BlockShape, Origin};
 
 /// Which set of rotary frequencies a context was created with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -35,20 +38,24 @@ pub struct Identity {
 /// What a model has read.
 ///
 /// Blocks are shared between forks and copied when one of them writes, so [`Context::fork`] costs
-/// no keys or values.
+/// no keys or values. In a [`Store`], full blocks are sealed under a hash of their tokens and of
+/// all before them, and found again by any context that reads the same.
 pub struct Context {
-    layout: Arc<KvLayout>,
-    ledger: Ledger,
+    pub(crate) layout: Arc<KvLayout>,
+    pub(crate) ledger: Ledger,
     identity: Identity,
-    tokens: Vec<u32>,
-    groups: Vec<BlockRun>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) groups: Vec<BlockRun>,
+    pub(crate) home: Option<Home>,
 }
 
-/// The blocks of one layer group: blocks `first..first + blocks.len()` of the context.
-#[derive(Clone, Default)]
-struct BlockRun {
-    first: usize,
-    blocks: VecDeque<Arc<Block>>,
+/// A context's place in a store.
+#[derive(Clone)]
+pub(crate) struct Home {
+    pub(crate) store: Arc<Store>,
+    pub(crate) origin: Arc<Origin>,
+    /// The hash of every full block so far.
+    pub(crate) chain: Vec<BlockHash>,
 }
 
 impl Context {
@@ -61,7 +68,25 @@ impl Context {
             identity,
             tokens: Vec::new(),
             groups,
+            home: None,
         }
+    }
+
+    /// An empty context whose blocks live in `store`, found there by what `origin` and the tokens
+    /// say. `origin`'s seed must stand for everything that the keys and values depend on.
+    pub fn in_store(
+        layout: Arc<KvLayout>,
+        store: Arc<Store>,
+        origin: Arc<Origin>,
+        identity: Identity,
+    ) -> Context {
+        let mut context = Context::new(layout, store.ledger().clone(), identity);
+        context.home = Some(Home {
+            store,
+            origin,
+            chain: Vec::new(),
+        });
+        context
     }
 
     /// Tokens read so far.
@@ -84,14 +109,23 @@ impl Context {
         self.identity
     }
 
-    /// Bytes of the blocks this context refers to; blocks shared with forks count in each.
+    /// The store its blocks live in.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.home.as_ref().map(|home| &home.store)
+    }
+
+    /// Bytes of the blocks this context refers to, in memory or not; blocks shared with forks
+    /// count in each.
     pub fn kv_bytes(&self) -> u64 {
-        let of_run = |(run, group): (&BlockRun, &Group)| run.blocks.len() * group.block_bytes();
-        self.groups
-            .iter()
-            .zip(&self.layout.groups)
-            .map(of_run)
-            .sum::<usize>() as u64
+        self.sum_blocks(|_| true)
+    }
+
+    /// Bytes of those of its blocks that are not in memory.
+    pub fn away_bytes(&self) -> u64 {
+        self.sum_blocks(|slot| match slot {
+            Slot::Open(_) => false,
+            Slot::Sealed { handle, .. } => !handle.is_resident(),
+        })
     }
 
     /// A second context with the same content; both grow apart from here.
@@ -102,6 +136,7 @@ impl Context {
             identity: self.identity,
             tokens: self.tokens.clone(),
             groups: self.groups.clone(),
+            home: self.home.clone(),
         }
     }
 
@@ -124,8 +159,37 @@ impl Context {
             }
         }
         self.tokens.truncate(len);
+        if let Some(home) = &mut self.home {
+            home.chain.truncate(len / BLOCK_TOKENS);
+        }
         self.trim();
         Ok(())
+    }
+
+    /// Goes back to before the block called `key`, which turned out not to be readable, so that it
+    /// is computed again. Returns the tokens that were forgotten; they are to be read again.
+    pub fn lose(&mut self, key: &BlockKey) -> Vec<u32> {
+        let place = |run: &BlockRun| {
+            let is_it =
+                |slot: &Slot| matches!(slot, Slot::Sealed { handle, .. } if handle.key() == *key);
+            Some(run.first + run.slots.iter().position(is_it)?)
+        };
+        let first = self.groups.iter().filter_map(place).min();
+        let len = first.map_or(self.len(), |index| index * BLOCK_TOKENS);
+        if let Some(home) = &self.home {
+            home.store.forget(key);
+        }
+        let forgotten = self.tokens[len..].to_vec();
+        if self.truncate(len).is_ok() {
+            return forgotten;
+        }
+        // A window has passed: everything is computed again.
+        let all = std::mem::take(&mut self.tokens);
+        self.groups.fill(BlockRun::default());
+        if let Some(home) = &mut self.home {
+            home.chain.clear();
+        }
+        all
     }
 
     pub(crate) fn layout(&self) -> &Arc<KvLayout> {
@@ -137,22 +201,39 @@ impl Context {
     pub(crate) fn make_room(&mut self, count: usize) -> Result<(), KvError> {
         let made = self.try_make_room(count);
         if made.is_err() {
-            self.trim();
+            self.end_pass();
         }
         made
     }
 
-    /// Records that the tokens computed since [`Context::make_room`] are now part of the context.
-    pub(crate) fn commit(&mut self, tokens: &[u32]) {
+    /// Records that the tokens computed since [`Context::make_room`] are now part of the context,
+    /// and seals the blocks they fill. `seconds` is what computing one block took.
+    pub(crate) fn commit(&mut self, tokens: &[u32], seconds: f32) {
         self.tokens.extend_from_slice(tokens);
+        self.seal(seconds);
     }
 
-    /// The block that holds position `position`, unless a window layer has dropped it.
+    /// Keeps the blocks in memory that are there, until [`Context::end_pass`].
+    pub(crate) fn pin(&mut self) {
+        if let Some(home) = &self.home {
+            self.groups.iter_mut().for_each(|run| run.pin(&home.store));
+        }
+    }
+
+    /// Gives back room that was not used, and lets blocks leave memory again when it is needed
+    /// elsewhere.
+    pub(crate) fn end_pass(&mut self) {
+        self.trim();
+        // Pins cost nothing where nothing is ever asked to leave.
+        if self.home.is_some() && self.ledger.limit() != u64::MAX {
+            self.groups.iter_mut().for_each(BlockRun::unpin);
+        }
+    }
+
+    /// The block that holds position `position`, unless a window layer has dropped it or it is
+    /// not in memory.
     pub(crate) fn block(&self, group: usize, index: usize) -> Option<&Block> {
-        let run = &self.groups[group];
-        run.blocks
-            .get(index.checked_sub(run.first)?)
-            .map(|block| &**block)
+        self.groups[group].block(index)
     }
 
     /// The blocks of a group from block `first` on, to be written. All of them are private since
@@ -163,37 +244,94 @@ impl Context {
         first: usize,
     ) -> impl Iterator<Item = &mut Block> {
         let run = &mut self.groups[group];
-        run.blocks.range_mut(first - run.first..).map(|block| {
-            Arc::get_mut(block).expect("make_room has replaced every shared block that is written")
-        })
+        run.slots
+            .range_mut(first - run.first..)
+            .map(|slot| match slot {
+                Slot::Open(block) => Arc::get_mut(block)
+                    .expect("make_room has replaced every shared block that is written"),
+                Slot::Sealed { .. } => {
+                    unreachable!("make_room has replaced every sealed block that is written")
+                }
+            })
     }
 
     fn try_make_room(&mut self, count: usize) -> Result<(), KvError> {
         let len = self.len();
         let (first_written, end) = (len / BLOCK_TOKENS, (len + count).div_ceil(BLOCK_TOKENS));
+        let store = self.home.as_ref().map(|home| &*home.store);
         for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
-            let needed = first_visible(group, len) / BLOCK_TOKENS;
-            while run.first < needed && run.blocks.pop_front().is_some() {
-                run.first += 1;
-            }
-            while run.first + run.blocks.len() < end {
-                run.blocks
-                    .push_back(Arc::new(Block::zeroed(group.block_bytes(), &self.ledger)?));
-            }
-            for block in run.blocks.range_mut(first_written - run.first..) {
-                if Arc::get_mut(block).is_none() {
-                    *block = Arc::new(block.copy(&self.ledger)?);
-                }
-            }
+            run.drop_before(first_visible(group, len) / BLOCK_TOKENS, store);
+            let bytes = group.block_bytes();
+            run.make_writable(first_written, end, bytes, &self.ledger, store)?;
         }
         Ok(())
+    }
+
+    /// Seals every full block that is not sealed yet.
+    fn seal(&mut self, seconds: f32) {
+        let Some(home) = &mut self.home else {
+            return;
+        };
+        for index in home.chain.len()..self.tokens.len() / BLOCK_TOKENS {
+            let parent = home.chain.last().copied().unwrap_or(home.origin.seed);
+            let tokens = &self.tokens[index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS];
+            let hash = parent.then(tokens);
+            home.chain.push(hash);
+            let tokens: Arc<[u32]> = tokens.into();
+            for (place, (run, group)) in self.groups.iter_mut().zip(&self.layout.groups).enumerate()
+            {
+                let Some(at) = index.checked_sub(run.first) else {
+                    continue;
+                };
+                let Some(Slot::Open(block)) = run.slots.get(at) else {
+                    continue;
+                };
+                let info = BlockInfo {
+                    key: BlockKey {
+                        hash,
+                        group: place as u16,
+                    },
+                    parent,
+                    index: index as u32,
+                    tokens: Arc::clone(&tokens),
+                    shape: group.shape(),
+                    seconds,
+                    origin: Arc::clone(&home.origin),
+                };
+                let handle = home.store.seal(info, Arc::clone(block));
+                // Equal blocks are held once: this may be another context's.
+                let pin = handle.pin(home.store.now());
+                run.slots[at] = Slot::Sealed { handle, pin };
+            }
+        }
     }
 
     /// Drops the blocks beyond the last token.
     fn trim(&mut self) {
         let end = self.tokens.len().div_ceil(BLOCK_TOKENS);
         for run in &mut self.groups {
-            run.blocks.truncate(end.saturating_sub(run.first));
+            run.slots.truncate(end.saturating_sub(run.first));
+        }
+    }
+
+    fn sum_blocks(&self, counts: impl Fn(&Slot) -> bool) -> u64 {
+        let of_run = |(run, group): (&BlockRun, &Group)| {
+            run.slots.iter().filter(|slot| counts(slot)).count() * group.block_bytes()
+        };
+        self.groups
+            .iter()
+            .zip(&self.layout.groups)
+            .map(of_run)
+            .sum::<usize>() as u64
+    }
+}
+
+impl Group {
+    /// How the bytes of this group's blocks are cut.
+    pub(crate) fn shape(&self) -> BlockShape {
+        BlockShape {
+            layers: self.layers,
+            layer_bytes: self.page_bytes() * self.kind.kv_heads,
         }
     }
 }
@@ -234,7 +372,7 @@ mod tests {
 
     fn grow(context: &mut Context, count: usize) {
         context.make_room(count).unwrap();
-        context.commit(&vec![7; count]);
+        context.commit(&vec![7; count], 0.0);
     }
 
     const BLOCK: u64 = 64 * 32 * 2;

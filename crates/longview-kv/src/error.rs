@@ -1,6 +1,7 @@
 //! What can go wrong in the store.
 
 use crate::ledger::Purpose;
+use crate::tier::TierError;
 
 /// An error of the store; nothing was changed when one is returned.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,17 @@ pub enum KvError {
         /// Tokens held.
         held: usize,
     },
+    /// The tokens do not begin with what the context holds.
+    #[error(
+        "the tokens do not begin with those that the context holds; truncate it to what they have in common"
+    )]
+    Parted,
+    /// Blocks of the context could not be read back from where they were kept.
+    #[error(transparent)]
+    Lost(#[from] TierError),
+    /// A pass that has failed before was asked to go on.
+    #[error("the pass has failed already")]
+    PassOver,
     /// The batch holds no rows.
     #[error("a batch needs at least one token in every segment")]
     EmptyBatch,

@@ -6,16 +6,22 @@
 //! built from partials over fixed spans of 1,024 positions merged left to right, so a row's result
 //! is the same whatever else is computed with it.
 
+mod attach;
 mod attend;
 mod batch;
 mod block;
 mod context;
 mod error;
+mod feed;
 mod hash;
 mod layout;
 mod ledger;
+mod run;
+mod sealed;
+mod store;
 pub mod tier;
 
+pub use attach::{Explanation, ReuseEnd};
 pub use attend::{AttendWorkspace, Attention};
 pub use batch::{Batch, Segment, Wanted};
 pub use block::Block;
@@ -25,6 +31,7 @@ pub use hash::BlockHash;
 pub use layout::{KvLayout, LayerLayout, LayerState};
 pub use ledger::{Ledger, Purpose, Reservation, Usage};
 pub use longview_kernels::page::KvType;
+pub use store::{Store, StoreCounts};
 
 /// Tokens in a block; also the slots of a page.
 pub const BLOCK_TOKENS: usize = longview_kernels::page::PAGE_TOKENS;

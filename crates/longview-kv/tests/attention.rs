@@ -1,99 +1,11 @@
 //! Attention of batches over contexts: against a plain oracle, and the same bits however the work
 //! is cut.
 
-use std::sync::Arc;
+mod common;
 
+use common::*;
 use longview_kernels::{Exec, Isa, Numerics};
-use longview_kv::{
-    AttendWorkspace, Attention, Batch, Context, Identity, KvLayout, KvType, LayerLayout,
-    LayerState, Ledger, RopeSet, Segment, Wanted,
-};
-
-const HEADS: usize = 4;
-const KV_HEADS: usize = 2;
-const DIM: usize = 24;
-
-const IDENTITY: Identity = Identity {
-    model: 1,
-    rope: RopeSet::Short,
-    numerics: Numerics::Default,
-};
-
-/// Numbers in −1..1 that depend on all arguments.
-fn noise(seed: usize, a: usize, b: usize) -> f32 {
-    let mut x = (seed * 0x9e37 + a * 0x85eb_ca6b + b * 0xc2b2_ae35) as u64 ^ 0x2545_f491_4f6c_dd1d;
-    for _ in 0..3 {
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    }
-    ((x >> 40) as f32) / ((1u64 << 23) as f32) - 1.0
-}
-
-/// `[count][width]` of the positions from `start` on.
-fn rows(seed: usize, start: usize, count: usize, width: usize) -> Vec<f32> {
-    (0..count * width)
-        .map(|i| noise(seed, start + i / width, i % width))
-        .collect()
-}
-
-fn layout(state: LayerState, kv_type: KvType) -> Arc<KvLayout> {
-    let layer = LayerLayout {
-        state,
-        kv_heads: KV_HEADS,
-        head_dim: DIM,
-        v_dim: DIM,
-    };
-    Arc::new(KvLayout::new(&[layer, layer], kv_type))
-}
-
-fn context(layout: &Arc<KvLayout>) -> Context {
-    Context::new(Arc::clone(layout), Ledger::unlimited(), IDENTITY)
-}
-
-/// Reads `count` tokens in one pass and returns layer 1's attention for them.
-fn step(
-    contexts: Vec<(&mut Context, usize)>,
-    exec: &Exec,
-    workspace: &mut AttendWorkspace,
-) -> Vec<f32> {
-    let ids = vec![0; contexts.iter().map(|(_, count)| *count).max().unwrap()];
-    let mut starts = Vec::new();
-    let segments = contexts
-        .into_iter()
-        .map(|(context, count)| {
-            starts.push((context.len(), count));
-            Segment {
-                context,
-                tokens: &ids[..count],
-                wanted: Wanted::Last,
-            }
-        })
-        .collect();
-    let mut batch = Batch::new(segments, IDENTITY).unwrap();
-    let gather = |seed, width| -> Vec<f32> {
-        starts
-            .iter()
-            .flat_map(|&(start, count)| rows(seed, start, count, width))
-            .collect()
-    };
-    let attention = Attention {
-        heads: HEADS,
-        scale: 0.4,
-        softcap: 0.0,
-        sinks: None,
-    };
-    let mut out = vec![f32::NAN; batch.rows() * HEADS * DIM];
-    for layer in 0..2 {
-        let (k, v) = (
-            gather(10 + layer, KV_HEADS * DIM),
-            gather(20 + layer, KV_HEADS * DIM),
-        );
-        batch.append(exec, layer, &k, &v);
-        let q = gather(30 + layer, HEADS * DIM);
-        batch.attend(exec, layer, &attention, &q, &mut out, workspace);
-    }
-    batch.commit();
-    out
-}
+use longview_kv::{AttendWorkspace, KvType, LayerState};
 
 /// Layer 1's attention of position `position`, computed in f64 from the definition.
 fn oracle(position: usize, window: usize) -> Vec<f64> {

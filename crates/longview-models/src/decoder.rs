@@ -36,7 +36,7 @@ pub(crate) fn forward(
         .enumerate()
     {
         norm_rows(exec, &w.hidden, &layer.attention_norm, eps, &mut w.normed);
-        attention(exec, batch, index, &plan.attention, layer, eps, w);
+        attention(exec, batch, index, &plan.attention, layer, eps, w)?;
         if let Some(norm) = &layer.post_attention_norm {
             norm_rows_in_place(exec, &mut w.normed, norm, eps);
         }
@@ -142,7 +142,7 @@ fn attention(
     layer: &Layer,
     eps: f32,
     w: &mut Workspace,
-) {
+) -> Result<(), ModelError> {
     let rows = batch.rows();
     let (q_len, kv_len) = (plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim);
     let hidden = w.normed.len() / rows;
@@ -186,7 +186,7 @@ fn attention(
         sinks: None,
     };
     let heads = sized(&mut w.heads, rows * q_len);
-    batch.attend(exec, index, &attention, &w.q, heads, &mut w.attend);
+    batch.attend(exec, index, &attention, &w.q, heads, &mut w.attend)?;
 
     let output = &layer.attention_output;
     w.activations
@@ -198,6 +198,7 @@ fn attention(
         sized(&mut w.normed, rows * hidden),
     );
     add_bias(output, &mut w.normed);
+    Ok(())
 }
 
 /// `x` (`[rows][hidden]`) becomes `down(activation(gate(x)) · up(x))`.

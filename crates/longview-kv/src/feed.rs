@@ -1,0 +1,297 @@
+//! Blocks that are away, read back layer by layer while a pass computes.
+//!
+//! A pass meets its layers in order, and attention meets the spans of a context in order, so the
+//! order in which slices are needed is known when the pass begins. A thread reads ahead in that
+//! order into a few buffers; attention takes each when its turn comes and gives the buffer back.
+//! Blocks for which there is room in memory are kept, the others are read again by the next pass.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use longview_kernels::attention::SPAN_TOKENS;
+
+use crate::BLOCK_TOKENS;
+use crate::batch::Segment;
+use crate::block::Block;
+use crate::error::KvError;
+use crate::ledger::{Purpose, Reservation};
+use crate::sealed::Handle;
+use crate::store::Store;
+use crate::tier::{BlockKey, TierError};
+
+/// Blocks in a key span.
+const SPAN_BLOCKS: usize = SPAN_TOKENS / BLOCK_TOKENS;
+
+/// Buffers of one span and layer each: one being attended to, one ready, one being read.
+const BUFFERS: usize = 3;
+
+/// The blocks of one span of one context that are away from memory.
+pub(crate) struct Missing {
+    /// The span.
+    pub(crate) span: usize,
+    /// Places of the blocks in the context, ascending.
+    pub(crate) blocks: Vec<usize>,
+    keys: Vec<BlockKey>,
+}
+
+/// One layer's slices of the blocks of a [`Missing`], one after another.
+pub(crate) struct Slices {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) layer_bytes: usize,
+}
+
+/// What a pass reads back from tiers.
+pub(crate) struct Feed {
+    /// For every (segment, group): the spans with blocks that are away, ascending.
+    missing: Arc<HashMap<(usize, usize), Vec<Missing>>>,
+    reader: Mutex<Reader>,
+    _buffers: Option<Reservation>,
+}
+
+struct Reader {
+    ready: Option<Receiver<Result<Vec<u8>, TierError>>>,
+    empty: Option<SyncSender<Vec<u8>>>,
+    thread: Option<JoinHandle<()>>,
+    /// Blocks that stay in memory after the pass, by (segment, group, place).
+    incoming: HashMap<(usize, usize, usize), (Arc<Handle>, Block)>,
+}
+
+/// One read: a layer of a span.
+struct Order {
+    segment: usize,
+    group: usize,
+    /// Place of the layer in its group.
+    layer: usize,
+    missing: usize,
+    bytes: usize,
+}
+
+impl Feed {
+    /// Pins the contexts of `segments`, which have room, and begins to read what is not in memory;
+    /// `None` when everything is. `keep_free` bytes of the ledger are left for others.
+    ///
+    /// # Errors
+    /// [`KvError::OverLimit`] when there is no room for its buffers.
+    pub(crate) fn begin(
+        segments: &mut [Segment<'_>],
+        keep_free: u64,
+    ) -> Result<Option<Feed>, KvError> {
+        let store = segments.iter().find_map(|segment| segment.context.store());
+        let Some(store) = store.cloned() else {
+            return Ok(None);
+        };
+        // Before blocks are pinned, for some may have to leave memory to make space.
+        let away = segments
+            .iter()
+            .any(|segment| segment.context.away_bytes() > 0);
+        let mut buffers = match away {
+            true => Some(reserve_buffers(segments, &store)?),
+            false => None,
+        };
+        segments
+            .iter_mut()
+            .for_each(|segment| segment.context.pin());
+
+        let mut missing = HashMap::new();
+        let mut wanted = Vec::new();
+        for (index, segment) in segments.iter().enumerate() {
+            for (group, run) in segment.context.groups.iter().enumerate() {
+                let mut spans: Vec<Missing> = Vec::new();
+                for (place, handle) in run.away() {
+                    wanted.push(((index, group, place), Arc::clone(handle)));
+                    let span = place / SPAN_BLOCKS;
+                    if spans.last().is_none_or(|last| last.span != span) {
+                        spans.push(Missing {
+                            span,
+                            blocks: Vec::new(),
+                            keys: Vec::new(),
+                        });
+                    }
+                    let last = spans.len() - 1;
+                    spans[last].blocks.push(place);
+                    spans[last].keys.push(handle.key());
+                }
+                if !spans.is_empty() {
+                    missing.insert((index, group), spans);
+                }
+            }
+        }
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        if buffers.is_none() {
+            // Another thread has made blocks leave since.
+            buffers = Some(reserve_buffers(segments, &store)?);
+        }
+        let missing = Arc::new(missing);
+        let orders = orders(segments, &missing);
+        let buffer_bytes = orders.iter().map(|order| order.bytes).max().unwrap_or(0);
+        let incoming = admit(wanted, &store, keep_free)?;
+
+        let (ready_sender, ready) = sync_channel(BUFFERS);
+        let (empty, empty_receiver) = sync_channel::<Vec<u8>>(BUFFERS);
+        for _ in 0..BUFFERS {
+            // The channel has room for all of them.
+            let _ = empty.send(Vec::with_capacity(buffer_bytes));
+        }
+        let plan = Arc::clone(&missing);
+        let thread = std::thread::spawn(move || {
+            for order in orders {
+                let Ok(mut buffer) = empty_receiver.recv() else {
+                    return;
+                };
+                buffer.resize(order.bytes, 0);
+                let keys = &plan[&(order.segment, order.group)][order.missing].keys;
+                let read = store.read(keys, order.layer, &mut buffer);
+                let failed = read.is_err();
+                if ready_sender.send(read.map(|()| buffer)).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Some(Feed {
+            missing,
+            reader: Mutex::new(Reader {
+                ready: Some(ready),
+                empty: Some(empty),
+                thread: Some(thread),
+                incoming,
+            }),
+            _buffers: buffers,
+        }))
+    }
+
+    /// The spans of a context with blocks that are away, ascending.
+    pub(crate) fn missing(&self, segment: usize, group: usize) -> &[Missing] {
+        self.missing
+            .get(&(segment, group))
+            .map_or(&[], |spans| spans)
+    }
+
+    /// The next slices in order: those of span `missing` of this segment and layer, `layer` being
+    /// its place in `group`.
+    ///
+    /// # Errors
+    /// [`KvError::Lost`] when a block could not be read; the pass cannot go on then.
+    pub(crate) fn receive(
+        &self,
+        segment: usize,
+        group: usize,
+        layer: usize,
+        missing: &Missing,
+    ) -> Result<Slices, KvError> {
+        let mut reader = self.lock();
+        let received = reader.ready.as_ref().and_then(|ready| ready.recv().ok());
+        let bytes = received.ok_or(KvError::PassOver)??;
+        let layer_bytes = bytes.len() / missing.blocks.len();
+        for (at, &place) in missing.blocks.iter().enumerate() {
+            if let Some((_, block)) = reader.incoming.get_mut(&(segment, group, place)) {
+                block.bytes_mut()[layer * layer_bytes..][..layer_bytes]
+                    .copy_from_slice(&bytes[at * layer_bytes..][..layer_bytes]);
+            }
+        }
+        Ok(Slices { bytes, layer_bytes })
+    }
+
+    /// Gives a buffer back, to be read into again.
+    pub(crate) fn give_back(&self, slices: Slices) {
+        if let Some(empty) = &self.lock().empty {
+            // The reader may have finished; then the buffer is not needed.
+            let _ = empty.send(slices.bytes);
+        }
+    }
+
+    /// After a pass over all layers: what there was room for stays in memory.
+    pub(crate) fn finish(self) {
+        for (_, (handle, block)) in self.lock().incoming.drain() {
+            handle.fill(Arc::new(block));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reader> {
+        self.reader
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        let mut reader = self.lock();
+        // Closing both channels ends the thread at its next step.
+        (reader.ready, reader.empty) = (None, None);
+        let thread = reader.thread.take();
+        drop(reader);
+        if let Some(thread) = thread {
+            // A panic in it has shown itself as a pass without slices.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Slices {
+    /// The slice of the block at place `at` of its [`Missing`].
+    pub(crate) fn of(&self, at: usize) -> &[u8] {
+        &self.bytes[at * self.layer_bytes..][..self.layer_bytes]
+    }
+}
+
+/// Room for the buffers of a pass over `segments`.
+fn reserve_buffers(segments: &[Segment<'_>], store: &Store) -> Result<Reservation, KvError> {
+    let of_context = |segment: &Segment<'_>| {
+        let groups = segment.context.layout.groups.iter();
+        groups.map(|group| group.shape().layer_bytes).max()
+    };
+    let slice = segments.iter().filter_map(of_context).max().unwrap_or(0);
+    let needed = (BUFFERS * SPAN_BLOCKS * slice) as u64;
+    store.make_space(needed);
+    store.ledger().reserve(Purpose::Scratch, needed)
+}
+
+/// All reads of a pass, in the order in which attention needs them.
+fn orders(segments: &[Segment<'_>], missing: &HashMap<(usize, usize), Vec<Missing>>) -> Vec<Order> {
+    let mut orders = Vec::new();
+    let layers = segments
+        .first()
+        .map_or(0, |segment| segment.context.layout.layers.len());
+    for layer in 0..layers {
+        for (index, segment) in segments.iter().enumerate() {
+            let layout = &segment.context.layout;
+            let (group, place) = layout.layers[layer];
+            let spans = missing.get(&(index, group)).map_or(&[][..], |spans| spans);
+            let slice = layout.groups[group].shape().layer_bytes;
+            let spans: Range<usize> = 0..spans.len();
+            orders.extend(spans.map(|at| Order {
+                segment: index,
+                group,
+                layer: place,
+                missing: at,
+                bytes: slice * missing[&(index, group)][at].blocks.len(),
+            }));
+        }
+    }
+    orders
+}
+
+/// Blocks for those of `wanted` that memory has room for, beginning with the first.
+#[expect(clippy::type_complexity, reason = "a map from place to block")]
+fn admit(
+    wanted: Vec<((usize, usize, usize), Arc<Handle>)>,
+    store: &Store,
+    keep_free: u64,
+) -> Result<HashMap<(usize, usize, usize), (Arc<Handle>, Block)>, KvError> {
+    let mut incoming = HashMap::new();
+    for (place, handle) in wanted {
+        let shape = handle.info().shape;
+        let bytes = shape.layers * shape.layer_bytes;
+        if store.ledger().available() < (bytes as u64).saturating_add(keep_free) {
+            break;
+        }
+        let block = Block::zeroed(bytes, store.ledger())?;
+        incoming.insert(place, (handle, block));
+    }
+    Ok(incoming)
+}

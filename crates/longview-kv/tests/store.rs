@@ -1,0 +1,295 @@
+//! Contexts in a store: found by content, read back while a pass computes, within a memory limit;
+//! always with the bits of a context that stays in memory.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use common::*;
+use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::tier::{BlockInfo, BlockKey, Origin, Tier, TierError, TierUsage};
+use longview_kv::{
+    AttendWorkspace, Block, BlockHash, Context, KvError, KvLayout, KvType, LayerState, Ledger,
+    ReuseEnd, Store,
+};
+
+const FULL: LayerState = LayerState::Full;
+const WINDOW: LayerState = LayerState::Window { tokens: 150 };
+
+/// A tier that keeps copies, and can be told to lose what it holds.
+#[derive(Default)]
+struct Copies {
+    blocks: Mutex<BTreeMap<BlockKey, (BlockInfo, Vec<u8>)>>,
+    damaged: AtomicBool,
+}
+
+impl Tier for Copies {
+    fn name(&self) -> &str {
+        "copies"
+    }
+
+    fn put(&self, info: &BlockInfo, block: &Arc<Block>) -> Result<(), TierError> {
+        let copy = (info.clone(), block.bytes().to_vec());
+        self.blocks.lock().unwrap().entry(info.key).or_insert(copy);
+        Ok(())
+    }
+
+    fn find(&self, key: &BlockKey) -> Option<BlockInfo> {
+        Some(self.blocks.lock().unwrap().get(key)?.0.clone())
+    }
+
+    fn after(&self, parent: &BlockHash) -> Vec<BlockInfo> {
+        let blocks = self.blocks.lock().unwrap();
+        let infos = blocks.values().map(|(info, _)| info);
+        infos
+            .filter(|info| info.parent == *parent && info.key.group == 0)
+            .cloned()
+            .collect()
+    }
+
+    fn read(&self, keys: &[BlockKey], layer: usize, out: &mut [u8]) -> Result<(), TierError> {
+        let blocks = self.blocks.lock().unwrap();
+        let slice = out.len() / keys.len();
+        for (key, out) in keys.iter().zip(out.chunks_exact_mut(slice)) {
+            let (info, bytes) = blocks.get(key).ok_or(TierError::Missing(*key))?;
+            assert_eq!(slice, info.shape.layer_bytes);
+            if self.damaged.load(Ordering::Relaxed) && info.index == 2 {
+                return Err(TierError::Damaged {
+                    place: "here".to_owned(),
+                    key: *key,
+                    what: "told so".to_owned(),
+                });
+            }
+            out.copy_from_slice(&bytes[layer * slice..(layer + 1) * slice]);
+        }
+        Ok(())
+    }
+
+    fn touch(&self, _keys: &[BlockKey]) {}
+
+    fn remove(&self, key: &BlockKey) -> Result<(), TierError> {
+        self.blocks.lock().unwrap().remove(key);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), TierError> {
+        Ok(())
+    }
+
+    fn usage(&self) -> TierUsage {
+        TierUsage::default()
+    }
+
+    fn for_each(&self, visit: &mut dyn FnMut(&BlockInfo)) {
+        self.blocks
+            .lock()
+            .unwrap()
+            .values()
+            .for_each(|(info, _)| visit(info));
+    }
+
+    fn read_rate(&self) -> Option<f64> {
+        Some(1e12)
+    }
+}
+
+struct World {
+    layout: Arc<KvLayout>,
+    tier: Arc<Copies>,
+    exec: Exec,
+    workspace: AttendWorkspace,
+}
+
+impl World {
+    fn new(states: &[LayerState]) -> World {
+        World {
+            layout: mixed(states, KvType::F16),
+            tier: Arc::default(),
+            exec: Exec::new(2, Isa::best(), Numerics::Default),
+            workspace: AttendWorkspace::default(),
+        }
+    }
+
+    /// A store as after a restart: nothing in memory, everything in the tier.
+    fn store(&self, limit: u64) -> Arc<Store> {
+        let tiers: Vec<Arc<dyn Tier>> = vec![self.tier.clone()];
+        Arc::new(Store::new(Ledger::with_limit(limit), tiers))
+    }
+
+    fn context(&self, store: &Arc<Store>) -> Context {
+        let origin = Arc::new(Origin {
+            seed: BlockHash::seed(&[("model", b"1")]),
+            model: "test".to_owned(),
+            identity: String::new(),
+        });
+        Context::in_store(self.layout.clone(), store.clone(), origin, IDENTITY)
+    }
+
+    /// Reads `ids` from where the context stands, in chunks.
+    fn read(
+        &mut self,
+        context: &mut Context,
+        ids: &[u32],
+        chunk: usize,
+    ) -> Result<Vec<f32>, KvError> {
+        let mut out = Vec::new();
+        for ids in ids.chunks(chunk) {
+            let rows = vec![(&mut *context, ids.len())];
+            out.extend(try_step(rows, ids, &self.exec, &mut self.workspace)?);
+        }
+        Ok(out)
+    }
+}
+
+fn ids(count: usize) -> Vec<u32> {
+    (0..count as u32).map(|i| i * 7 % 1000).collect()
+}
+
+fn row(out: &[f32], at: usize) -> &[f32] {
+    &out[at * HEADS * DIM..(at + 1) * HEADS * DIM]
+}
+
+#[test]
+fn a_restart_reuses_whole_blocks_and_gives_the_same_bits() {
+    for states in [
+        [FULL, FULL],
+        [FULL, WINDOW],
+        [WINDOW, FULL],
+        [WINDOW, WINDOW],
+    ] {
+        let mut world = World::new(&states);
+        let ids = ids(2500);
+        let store = world.store(u64::MAX);
+        let mut first = world.context(&store);
+        let expected = world.read(&mut first, &ids, 512).unwrap();
+        drop((first, store));
+
+        let store = world.store(u64::MAX);
+        let mut again = world.context(&store);
+        assert_eq!(again.attach(&ids[..2499]).unwrap(), 2496);
+        assert_eq!(again.away_bytes(), again.kv_bytes());
+        let tail = world.read(&mut again, &ids[2496..], 512).unwrap();
+        assert_eq!(row(&tail, 3), row(&expected, 2499), "{states:?}");
+        assert_eq!(again.away_bytes(), 0, "what was read stays in memory");
+        // Everything is in memory now: nothing is read again.
+        let read = store.counts().read_bytes;
+        let mut fork = again.fork();
+        world.read(&mut fork, &[1, 2, 3], 1).unwrap();
+        assert_eq!(store.counts().read_bytes, read);
+    }
+}
+
+#[test]
+fn within_a_memory_limit_blocks_go_and_come_back_with_the_same_bits() {
+    for states in [[FULL, FULL], [FULL, WINDOW]] {
+        let mut world = World::new(&states);
+        let ids = ids(6000);
+        let unlimited = world.store(u64::MAX);
+        let mut free = world.context(&unlimited);
+        let expected = world.read(&mut free, &ids, 300).unwrap();
+        let whole = free.kv_bytes();
+        drop((free, unlimited));
+        world.tier.blocks.lock().unwrap().clear();
+
+        let limit = 1_000_000;
+        assert!(whole > limit, "{whole}");
+        let store = world.store(limit);
+        let mut tight = world.context(&store);
+        let got = world.read(&mut tight, &ids, 300).unwrap();
+        assert!(got == expected, "prefill within {limit} bytes");
+        assert!(tight.away_bytes() > 0 && store.counts().demoted_bytes > 0);
+        // Decode, in a fork.
+        let mut fork = tight.fork();
+        let one = world.read(&mut fork, &[5], 1).unwrap();
+        let unlimited = world.store(u64::MAX);
+        let mut free = world.context(&unlimited);
+        assert_eq!(free.attach(&ids).unwrap(), 5952);
+        world.read(&mut free, &ids[5952..], 64).unwrap();
+        assert_eq!(one, world.read(&mut free, &[5], 1).unwrap());
+        assert!(store.ledger().usage().peak <= limit);
+    }
+}
+
+#[test]
+fn equal_texts_are_held_once_and_parted_ones_share_what_they_have_in_common() {
+    let mut world = World::new(&[FULL, FULL]);
+    let store = world.store(u64::MAX);
+    let ids = ids(640);
+    let (mut a, mut b) = (world.context(&store), world.context(&store));
+    world.read(&mut a, &ids, 640).unwrap();
+    let held = store.ledger().usage().kv;
+    // Computed again although it is there: only one copy stays.
+    world.read(&mut b, &ids, 64).unwrap();
+    assert_eq!(store.ledger().usage().kv, held);
+
+    let mut other = ids.clone();
+    other[300] = 99_999;
+    let mut c = world.context(&store);
+    assert_eq!(c.attach(&other).unwrap(), 256);
+    let explained = c.explain(&other).unwrap();
+    assert_eq!(explained.places, ["memory"; 4]);
+    assert_eq!(
+        explained.end,
+        ReuseEnd::Differs {
+            token: 300,
+            stored: ids[300..320].to_vec()
+        }
+    );
+    assert!(matches!(c.attach(&ids[1..]), Err(KvError::Parted)));
+}
+
+#[test]
+fn a_block_that_cannot_be_read_is_computed_again() {
+    for states in [[FULL, FULL], [FULL, WINDOW]] {
+        let mut world = World::new(&states);
+        let ids = ids(700);
+        let store = world.store(u64::MAX);
+        let mut first = world.context(&store);
+        let expected = world.read(&mut first, &ids, 700).unwrap();
+        drop((first, store));
+
+        world.tier.damaged.store(true, Ordering::Relaxed);
+        let store = world.store(u64::MAX);
+        let mut again = world.context(&store);
+        again.attach(&ids[..699]).unwrap();
+        let error = world.read(&mut again, &ids[640..], 64).unwrap_err();
+        let KvError::Lost(TierError::Damaged { key, .. }) = error else {
+            panic!("{error}");
+        };
+        assert_eq!(again.len(), 640, "a failed pass changes nothing");
+        let forgotten = again.lose(&key);
+        assert!(again.len() <= 128 && again.len() + forgotten.len() == 640);
+        let from = again.len();
+        world.tier.damaged.store(false, Ordering::Relaxed);
+        let got = world.read(&mut again, &ids[from..], 100).unwrap();
+        assert_eq!(row(&got, 699 - from), row(&expected, 699));
+    }
+}
+
+#[test]
+fn several_contexts_in_one_pass_are_read_back_each_in_its_place() {
+    let mut world = World::new(&[FULL, WINDOW]);
+    let store = world.store(u64::MAX);
+    let texts = [ids(1500), ids(1500).into_iter().map(|id| id + 1).collect()];
+    let mut contexts = [world.context(&store), world.context(&store)];
+    for (context, ids) in contexts.iter_mut().zip(&texts) {
+        world.read(context, ids, 1500).unwrap();
+    }
+    let step = |world: &mut World, contexts: &mut [Context; 2]| {
+        let [a, b] = contexts;
+        let rows = vec![(a, 3), (b, 3)];
+        try_step(rows, &[1, 2, 3], &world.exec, &mut world.workspace).unwrap()
+    };
+    let expected = step(&mut world, &mut contexts);
+
+    let store = world.store(u64::MAX);
+    let mut contexts = [world.context(&store), world.context(&store)];
+    for (context, ids) in contexts.iter_mut().zip(&texts) {
+        let held = context.attach(ids).unwrap();
+        assert_eq!(held, 1472);
+        world.read(context, &ids[held..], 7).unwrap();
+    }
+    assert_eq!(step(&mut world, &mut contexts), expected);
+}
