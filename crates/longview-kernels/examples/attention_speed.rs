@@ -2,12 +2,11 @@
 //!
 //! `cargo run --release -p longview-kernels --example attention_speed -- [threads] [head_dim] [group]`
 //!
-//! Prefill: rows of several tokens and a group of heads each against spans of f16 pages, as a share
-//! of the f32 multiply-add limit. Decode: one token's group of heads against far more pages than
-//! the caches hold, as a share of the memory bandwidth; the pages of a head lie as far apart as in
-//! a KV block of 16 layers of 8 heads.
+//! Prefill: rows of several tokens and a group of heads each against spans of pages, as a share of
+//! the f32 multiply-add limit. Decode: one token's groups of heads against far more pages than the
+//! caches hold, as a share of the memory bandwidth; the pages lie as in KV blocks of 16 layers of 8
+//! heads, and a task reads a span of all heads of a layer.
 
-use std::ops::Range;
 use std::time::Instant;
 
 use longview_kernels::attention::{
@@ -30,60 +29,62 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let limits = limits::measure(isa, &pool, DECODE_BYTES);
     println!("{isa}, {threads} threads, {limits:.1?}");
 
-    let geom = PageGeometry {
-        head_dim,
-        v_dim: head_dim,
-        k_type: KvType::F16,
-        v_type: KvType::F16,
-    };
-    let blocks = DECODE_BYTES / (geom.k_bytes() + geom.v_bytes()) / BLOCK_PAGES;
-    let spans = blocks * BLOCK_PAGES / SPAN_PAGES;
-    let cache = Cache::new(geom, spans);
-
-    for rows in [1, 2, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512] {
-        let spans = (4096 / rows).clamp(16, 64);
-        let seconds = best_of(5, || cache.attend(isa, &pool, 0..spans, rows, Span::Reused));
-        let multiply_adds = pool.threads() * spans * SPAN_TOKENS * rows * 2 * head_dim;
-        let rate = multiply_adds as f64 * 2.0 / seconds / 1e9;
-        let share = rate / limits.f32_gflops;
-        println!("cached, {rows:3} rows: {rate:6.1} GFLOP/s, {share:.2} of the f32 limit");
-    }
-    for rows in [1, group, 2 * group] {
-        let seconds = best_of(3, || {
-            cache.attend(isa, &pool, 0..spans, rows, Span::Streamed)
-        });
-        let rate = cache.bytes.len() as f64 / seconds / 1e9;
-        let share = rate / limits.memory_gb_per_s;
-        // Two bytes a number, a multiplication and an addition a number and row.
-        let compute = rate * rows as f64 / limits.f32_gflops;
-        println!(
-            "decode, {rows:3} rows: {rate:6.2} GB/s, {share:.2} of the memory limit, \
-             {compute:.2} of the f32 limit"
-        );
+    for kv_type in KvType::ALL {
+        let geom = PageGeometry {
+            head_dim,
+            v_dim: head_dim,
+            k_type: kv_type,
+            v_type: kv_type,
+        };
+        let cache = Cache::new(geom);
+        println!("{kv_type} keys and values");
+        for rows in [1, 2, 4, 6, 8, 16, 32, 128, 512] {
+            let times = (4096 / rows).clamp(16, 64);
+            let seconds = best_of(5, || cache.attend(isa, &pool, rows, Reading::Again(times)));
+            let multiply_adds = pool.threads() * times * SPAN_TOKENS * rows * 2 * head_dim;
+            let rate = multiply_adds as f64 * 2.0 / seconds / 1e9;
+            let share = rate / limits.f32_gflops;
+            println!("cached, {rows:3} rows: {rate:6.1} GFLOP/s, {share:.2} of the f32 limit");
+        }
+        for rows in [1, group, 2 * group] {
+            let seconds = best_of(3, || cache.attend(isa, &pool, rows, Reading::Once));
+            let numbers = cache.pages() * PAGE_TOKENS * 2 * head_dim;
+            let rate = cache.bytes.len() as f64 / seconds / 1e9;
+            let compute = (numbers * rows * 2) as f64 / seconds / 1e9;
+            println!(
+                "decode, {rows:3} rows: {rate:6.2} GB/s, {:.2} of the memory limit, {:.2} of the \
+                 f32 limit",
+                rate / limits.memory_gb_per_s,
+                compute / limits.f32_gflops
+            );
+        }
     }
     Ok(())
 }
 
-/// Pages in a KV block: those of one layer and head are so many pages apart.
-const BLOCK_PAGES: usize = 128;
+/// Layers and KV heads in a block.
+const LAYERS: usize = 16;
+const HEADS: usize = 8;
 
-/// Whether every span is read once, or each thread reads one span again and again.
+/// Whether every span is read once, all heads of it, or each thread reads one head's span so many
+/// times.
 #[derive(Clone, Copy, PartialEq)]
-enum Span {
-    Streamed,
-    Reused,
+enum Reading {
+    Once,
+    Again(usize),
 }
 
-/// Spans of pages, each page's keys before its values.
+/// Blocks of pages, each page's keys before its values.
 struct Cache {
     geom: PageGeometry,
     bytes: AlignedBytes,
 }
 
 impl Cache {
-    fn new(geom: PageGeometry, spans: usize) -> Cache {
+    fn new(geom: PageGeometry) -> Cache {
         let page = geom.k_bytes() + geom.v_bytes();
-        let mut bytes = AlignedBytes::zeroed(spans * SPAN_PAGES * page);
+        let span = SPAN_PAGES * LAYERS * HEADS * page;
+        let mut bytes = AlignedBytes::zeroed(DECODE_BYTES / span * span);
         let data: Vec<f32> = (0..PAGE_TOKENS * geom.head_dim)
             .map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0)
             .collect();
@@ -98,42 +99,47 @@ impl Cache {
         Cache { geom, bytes }
     }
 
-    /// Page `index` of all: the blocks' first pages, then their second ones, and so on.
-    fn page(&self, index: usize) -> PageRef<'_> {
+    fn pages(&self) -> usize {
+        self.bytes.len() / (self.geom.k_bytes() + self.geom.v_bytes())
+    }
+
+    fn page(&self, block: usize, layer: usize, head: usize) -> PageRef<'_> {
         let bytes = self.geom.k_bytes() + self.geom.v_bytes();
-        let blocks = self.bytes.len() / bytes / BLOCK_PAGES;
-        let place = index % blocks * BLOCK_PAGES + index / blocks;
+        let place = (block * LAYERS + layer) * HEADS + head;
         let (k, v) = self.bytes[place * bytes..][..bytes].split_at(self.geom.k_bytes());
         PageRef { k, v }
     }
 
-    fn attend(&self, isa: Isa, pool: &Pool, spans: Range<usize>, rows: usize, span: Span) {
+    fn attend(&self, isa: Isa, pool: &Pool, rows: usize, reading: Reading) {
         let geom = &self.geom;
-        let tasks = match span {
-            Span::Streamed => spans.len(),
-            Span::Reused => pool.threads(),
+        let spans = self.pages() / (LAYERS * HEADS * SPAN_PAGES);
+        let (tasks, heads, times) = match reading {
+            Reading::Once => (spans * LAYERS, HEADS, 1),
+            Reading::Again(times) => (pool.threads(), 1, times),
         };
-        let q: Vec<f32> = (0..rows * geom.head_dim)
+        let q: Vec<f32> = (0..heads * rows * geom.head_dim)
             .map(|i| (i % 13) as f32 * 0.01)
             .collect();
         let visible = vec![0..SPAN_TOKENS as u32; rows];
         let workers: Vec<_> = (0..pool.threads())
             .map(|_| {
-                std::sync::Mutex::new((AttentionScratch::new(), Partials::new(rows, geom.v_dim)))
+                let partials = Partials::new(heads * rows, geom.v_dim);
+                std::sync::Mutex::new((AttentionScratch::new(), partials))
             })
             .collect();
         pool.run(tasks, &|task, worker| {
             let mut worker = workers[worker].lock().unwrap_or_else(|e| e.into_inner());
             let (scratch, partials) = &mut *worker;
-            let pages: Vec<_> = (0..SPAN_PAGES)
-                .map(|page| self.page(task * SPAN_PAGES + page))
+            let (layer, span) = (task / spans, task % spans);
+            let pages: Vec<_> = (0..SPAN_PAGES * heads)
+                .map(|i| self.page(span * SPAN_PAGES + i / heads, layer, i % heads))
                 .collect();
             let queries = QueryRows {
+                heads,
                 q: &q,
                 visible: &visible,
                 softcap: 0.0,
             };
-            let times = if span == Span::Reused { spans.len() } else { 1 };
             for _ in 0..times {
                 attend_span(isa, geom, &pages, &queries, scratch, partials);
             }

@@ -100,6 +100,7 @@ impl Cache {
                 .map(|r| inside(r.start)..inside(r.end))
                 .collect();
             let rows = QueryRows {
+                heads: 1,
                 q,
                 visible: &visible,
                 softcap,
@@ -172,7 +173,7 @@ fn bits(partials: &Partials, row: usize) -> Vec<u32> {
 }
 
 fn kv_types() -> impl Strategy<Value = KvType> {
-    prop_oneof![Just(KvType::F32), Just(KvType::F16)]
+    proptest::sample::select(&KvType::ALL)
 }
 
 proptest! {
@@ -180,8 +181,12 @@ proptest! {
 
     #[test]
     fn every_instruction_set_agrees_with_the_oracle(
-        head_dim in prop_oneof![Just(16usize), Just(64), Just(80), Just(128), 1usize..40],
-        v_dim in prop_oneof![Just(16usize), Just(64), Just(80), Just(128), 1usize..200],
+        head_dim in prop_oneof![
+            Just(16usize), Just(64), Just(80), Just(96), Just(128), Just(256), 1usize..40
+        ],
+        v_dim in prop_oneof![
+            Just(16usize), Just(64), Just(80), Just(96), Just(128), Just(256), 1usize..200
+        ],
         k_type in kv_types(),
         v_type in kv_types(),
         rows in 1usize..24,
@@ -240,6 +245,10 @@ fn a_row_has_the_same_bits_alone_and_among_others_and_whatever_invisible_slots_h
         (64, 64, KvType::F16, KvType::F16),
         (80, 72, KvType::F32, KvType::F16),
         (16, 112, KvType::F16, KvType::F32),
+        (96, 80, KvType::BF16, KvType::BF16),
+        (64, 64, KvType::Q8, KvType::Q8),
+        (80, 48, KvType::Q4, KvType::Q4),
+        (40, 128, KvType::Q8, KvType::Q4),
     ] {
         let geom = PageGeometry {
             head_dim,
@@ -298,6 +307,107 @@ fn a_row_has_the_same_bits_alone_and_among_others_and_whatever_invisible_slots_h
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// What storing keys and values in fewer bits does to the output, from the stated error of a
+    /// number alone: a score is off by at most ε = Σ |q| · its key's error, so the weights are off
+    /// by e^(2ε) − 1 in sum, and the values by their own error.
+    #[test]
+    fn quantised_pages_stay_within_the_error_they_state(
+        kv_type in proptest::sample::select(&[KvType::F16, KvType::BF16, KvType::Q8, KvType::Q4][..]),
+        dim in prop_oneof![Just(64usize), Just(80), Just(128), 1usize..70],
+        tokens in 1usize..300,
+        key_scale in prop_oneof![Just(0.1f32), Just(1.0)],
+        seed in any::<u64>(),
+    ) {
+        let geom = |kv_type| PageGeometry {
+            head_dim: dim,
+            v_dim: dim,
+            k_type: kv_type,
+            v_type: kv_type,
+        };
+        // Relative to the largest number of a block of 32, or of all.
+        let step = match kv_type {
+            KvType::F16 => 1.0 / 2048.0,
+            KvType::BF16 => 1.0 / 256.0,
+            KvType::Q8 => 0.502 / 127.0,
+            _ => 0.502 / 7.5,
+        };
+        let stored = Cache::new(geom(kv_type), tokens, key_scale, seed, !seed);
+        let exact = Cache::new(geom(KvType::F32), tokens, key_scale, seed, !seed);
+        let q = Noise(seed ^ 1).normals(dim, 0.3 / (dim as f32).sqrt());
+        let (mut key, mut largest_key, mut largest_value) = (vec![0.0; dim], 0f64, 0f64);
+        for slot in 0..tokens {
+            let (k, v) = &exact.pages[slot / 64];
+            read_key(&exact.geom, k, slot % 64, &mut key);
+            largest_key = key.iter().fold(largest_key, |m, x| m.max(f64::from(x.abs())));
+            read_value(&exact.geom, v, slot % 64, &mut key);
+            largest_value = key.iter().fold(largest_value, |m, x| m.max(f64::from(x.abs())));
+        }
+        let off_in_score: f64 =
+            q.iter().map(|q| f64::from(q.abs())).sum::<f64>() * largest_key * step;
+        let allowed = ((2.0 * off_in_score).exp() - 1.0 + step) * largest_value + 1e-5;
+        let visible = [0..tokens as u32];
+        let (expected, _) = exact.oracle(&q, &visible[0], 0.0, None);
+        for isa in Isa::available() {
+            let mut out = vec![f32::NAN; dim];
+            stored.attend(isa, &q, &visible, 0.0).finish(isa, None, &mut out);
+            for (&a, &b) in out.iter().zip(&expected) {
+                let off = (f64::from(a) - b).abs();
+                prop_assert!(off <= allowed, "{isa} {kv_type}: {a} for {b}, {allowed} allowed");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_heads_at_once_give_the_same_bits_as_one_by_one() {
+    let tokens = 300;
+    for kv_type in KvType::ALL {
+        let geom = PageGeometry {
+            head_dim: 80,
+            v_dim: 80,
+            k_type: kv_type,
+            v_type: kv_type,
+        };
+        let caches: Vec<Cache> = (0..3)
+            .map(|head| Cache::new(geom, tokens, 1.0, head, 9))
+            .collect();
+        let spans: Vec<Vec<PageRef<'_>>> = caches.iter().map(|cache| cache.span(0)).collect();
+        let pages: Vec<PageRef<'_>> = (0..tokens.div_ceil(PAGE_TOKENS))
+            .flat_map(|page| spans.iter().map(move |span| span[page]))
+            .collect();
+        // A group of an odd size, one row of which sees a window.
+        let visible = [0..300u32, 120..290, 0..300, 0..0, 0..65];
+        let q = Noise(4).normals(3 * visible.len() * geom.head_dim, 0.2);
+        for isa in Isa::available() {
+            let mut together = Partials::new(3 * visible.len(), geom.v_dim);
+            let rows = QueryRows {
+                heads: 3,
+                q: &q,
+                visible: &visible,
+                softcap: 0.0,
+            };
+            let mut scratch = AttentionScratch::new();
+            attend_span(isa, &geom, &pages, &rows, &mut scratch, &mut together);
+            for (head, q) in q.chunks(visible.len() * geom.head_dim).enumerate() {
+                let alone = caches[head].attend(isa, q, &visible, 0.0);
+                let mut taken = Partials::new(visible.len(), geom.v_dim);
+                let first = head * visible.len();
+                taken.merge_rows(isa, &together, first..first + visible.len());
+                for row in 0..visible.len() {
+                    assert_eq!(
+                        bits(&taken, row),
+                        bits(&alone, row),
+                        "{isa} {kv_type} {row}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_page_that_fills_up_later_changes_nothing() {
     let geom = PageGeometry {
@@ -318,7 +428,7 @@ fn a_page_that_fills_up_later_changes_nothing() {
                     k[at..at + written * 2]
                         .copy_from_slice(&long.pages[page].0[at..at + written * 2]);
                 }
-                let end = written * geom.v_stride() * 2;
+                let end = written * geom.v_dim * 2;
                 v[..end].copy_from_slice(&long.pages[page].1[..end]);
             }
             let q = Noise(4).normals(3 * geom.head_dim, 0.3);

@@ -1,6 +1,7 @@
 //! Exact attention of a batch over its contexts, built from partials over fixed key spans.
 
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use longview_kernels::Exec;
 use longview_kernels::attention::{
@@ -25,6 +26,14 @@ const SPLIT_SPANS_UP_TO: usize = 32;
 /// cache while the keys stream by.
 const ROWS_PER_TASK: usize = 256;
 
+/// KV heads a decode task walks at most. Pages of neighbouring heads lie one after another in a
+/// block, so a task over several heads reads longer runs of memory.
+const HEADS_PER_TASK: usize = 8;
+
+/// Decode tasks a thread at least, where there are heads to part: with fewer, the last one decides
+/// the time.
+const DECODE_TASKS_PER_THREAD: usize = 8;
+
 /// How a layer attends.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
@@ -41,9 +50,11 @@ pub struct Attention<'a> {
 /// Buffers of [`Batch::attend`], kept between calls.
 #[derive(Default)]
 pub struct AttendWorkspace {
-    workers: Vec<Worker>,
-    /// One task of a prefill or one (head, span) part of a decode step.
+    /// One for each thread, which alone locks it.
+    workers: Vec<Mutex<Worker>>,
     tasks: Vec<Task>,
+    /// One for each segment.
+    cuts: Vec<Cut>,
 }
 
 /// What one thread needs.
@@ -51,19 +62,29 @@ struct Worker {
     scratch: AttentionScratch,
     queries: Vec<f32>,
     visible: Vec<Range<u32>>,
-    span: Partials,
+    partials: Partials,
 }
 
-/// Query rows of one KV head over some of the key spans, and their running softmax.
+/// Query rows of some KV heads over some of the key spans, and their running softmax.
 struct Task {
     segment: usize,
-    head: usize,
+    heads: Range<usize>,
     /// Rows inside the segment.
     rows: Range<usize>,
     spans: Range<usize>,
+    /// `[heads][rows][group]`
     partials: Partials,
-    /// `[rows × group][v_dim]`, once finished.
-    out: Vec<f32>,
+}
+
+/// How the work of a segment is cut into tasks, `[parts][row ranges][head ranges]` from `first` on.
+struct Cut {
+    first: usize,
+    /// Parts of the keys, in order: spans in a decode step, the whole in a prefill.
+    parts: usize,
+    row_step: usize,
+    row_tasks: usize,
+    head_step: usize,
+    head_tasks: usize,
 }
 
 impl Batch<'_> {
@@ -72,7 +93,8 @@ impl Batch<'_> {
     /// `q` is `[rows][heads][head_dim]` after rotary embedding, `out` `[rows][heads][v_dim]`.
     /// The batch's keys and values must have been appended. Where blocks of a context are not in
     /// memory, layers must be asked for in ascending order, each once a pass: that is the order in
-    /// which blocks are read back.
+    /// which blocks are read back. Where they are, and the workspace has seen a batch of this size,
+    /// nothing is allocated.
     ///
     /// # Errors
     /// [`KvError::Lost`] when a block cannot be read back; the pass has to be given up.
@@ -85,7 +107,7 @@ impl Batch<'_> {
         out: &mut [f32],
         workspace: &mut AttendWorkspace,
     ) -> Result<(), KvError> {
-        let pool = &exec.pool;
+        let threads = exec.pool.threads();
         let call = Call {
             batch: self,
             exec,
@@ -93,37 +115,53 @@ impl Batch<'_> {
             attention,
             q,
         };
-        workspace.workers.resize_with(pool.threads(), Worker::new);
-        let planned = call.plan(&mut workspace.tasks, pool.threads());
-        let tasks = &mut workspace.tasks[..planned];
-        let workers: Vec<_> = workspace
-            .workers
-            .iter_mut()
-            .map(std::sync::Mutex::new)
-            .collect();
+        let AttendWorkspace {
+            workers,
+            tasks,
+            cuts,
+        } = workspace;
+        workers.resize_with(threads, || Mutex::new(Worker::new()));
+        let planned = call.plan(tasks, cuts);
+        let workers = &**workers;
+        let tasks = &mut tasks[..planned];
         match self.feed() {
-            None => call.wave(tasks, &workers, 0..usize::MAX, None),
+            None => call.wave(tasks, workers, 0..usize::MAX, None),
             Some(feed) => {
                 let mut rest = &mut tasks[..];
                 for segment in 0..self.segments().len() {
-                    let count = rest
-                        .iter()
-                        .take_while(|task| task.segment == segment)
-                        .count();
-                    let (own, others) = rest.split_at_mut(count);
+                    let end = cuts.get(segment + 1).map_or(planned, |cut| cut.first);
+                    let (own, others) = rest.split_at_mut(end - cuts[segment].first);
                     rest = others;
-                    call.stream(feed, segment, own, &workers)?;
+                    call.stream(feed, segment, own, workers)?;
                 }
             }
         }
-        call.merge_and_finish(tasks);
-        call.scatter(tasks, out);
+        let tasks = &*tasks;
+
+        // What a thread finishes at once: a row, or one KV head of it where rows are few.
+        let (_, group, _) = call.place(0);
+        let (kv_heads, v_dim) = (group.kind.kv_heads, group.kind.v_dim);
+        let units = if self.rows() < 4 * threads {
+            kv_heads
+        } else {
+            1
+        };
+        let heads_per_unit = kv_heads / units;
+        let chunk = attention.heads / units * v_dim;
+        exec.pool.for_each_chunk(out, chunk, |index, out, worker| {
+            let first = index % units * heads_per_unit;
+            let heads = first..first + heads_per_unit;
+            let mut worker = lock(&workers[worker]);
+            call.finish(tasks, cuts, index / units, heads, out, &mut worker);
+        });
         Ok(())
     }
 }
 
-/// What the threads of a pool work with, each its own.
-type Workers<'w> = [std::sync::Mutex<&'w mut Worker>];
+/// Each worker number is held by one running task at a time, so this never waits.
+fn lock(worker: &Mutex<Worker>) -> MutexGuard<'_, Worker> {
+    worker.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The arguments of one [`Batch::attend`].
 struct Call<'a> {
@@ -135,50 +173,78 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Writes the tasks of this call over `tasks`, heaviest first, and returns how many they are.
-    fn plan(&self, tasks: &mut Vec<Task>, threads: usize) -> usize {
+    /// Writes the tasks of this call over `tasks` and how they were cut over `cuts`; returns how
+    /// many tasks they are.
+    fn plan(&self, tasks: &mut Vec<Task>, cuts: &mut Vec<Cut>) -> usize {
         let mut planned = 0;
-        let mut push = |segment, head, rows: Range<usize>, spans: Range<usize>| {
-            if planned == tasks.len() {
-                tasks.push(Task::new());
-            }
-            tasks[planned].set(segment, head, rows, spans);
-            planned += 1;
-        };
+        cuts.clear();
         for segment in 0..self.batch.segments().len() {
             let (context, group, _) = self.place(segment);
             let rows = self.batch.rows_of(segment).len();
-            let group_size = self.attention.heads / group.kind.kv_heads;
             let start = context.len();
             let spans_of = |rows: &Range<usize>| {
                 first_visible(group, start + rows.start) / SPAN_TOKENS
                     ..(start + rows.end).div_ceil(SPAN_TOKENS)
             };
+            let all_spans = spans_of(&(0..rows));
             // Spans that are read back come one after another, so they cannot be split.
             let streamed = self.missing(segment).is_some_and(|spans| !spans.is_empty());
-            if rows * group_size <= SPLIT_SPANS_UP_TO && !streamed {
-                let spans = spans_of(&(0..rows));
-                for head in 0..group.kind.kv_heads {
-                    spans
-                        .clone()
-                        .for_each(|span| push(segment, head, 0..rows, span..span + 1));
+            let parts = if streamed { 1 } else { all_spans.len() };
+            let cut = self.cut(planned, group.kind.kv_heads, rows, parts);
+            for part in 0..cut.parts {
+                // The last rows see most: heaviest first.
+                for from in (0..rows).step_by(cut.row_step).rev() {
+                    let task_rows = from..(from + cut.row_step).min(rows);
+                    let spans = if cut.parts == 1 {
+                        spans_of(&task_rows)
+                    } else {
+                        all_spans.start + part..all_spans.start + part + 1
+                    };
+                    for first in (0..group.kind.kv_heads).step_by(cut.head_step) {
+                        let heads = first..(first + cut.head_step).min(group.kind.kv_heads);
+                        if planned == tasks.len() {
+                            tasks.push(Task::new());
+                        }
+                        tasks[planned].set(segment, heads, task_rows.clone(), spans.clone());
+                        planned += 1;
+                    }
                 }
-                continue;
             }
+            cuts.push(cut);
+        }
+        planned
+    }
+
+    /// Cuts `rows` rows of `kv_heads` heads over keys that may be read in `parts` parts.
+    fn cut(&self, first: usize, kv_heads: usize, rows: usize, parts: usize) -> Cut {
+        let threads = self.exec.pool.threads();
+        let group_size = self.attention.heads / kv_heads;
+        let (parts, row_step, head_step) = if rows * group_size <= SPLIT_SPANS_UP_TO {
+            let head_tasks = (DECODE_TASKS_PER_THREAD * threads)
+                .div_ceil(parts)
+                .min(kv_heads);
+            (
+                parts,
+                rows,
+                kv_heads.div_ceil(head_tasks).min(HEADS_PER_TASK),
+            )
+        } else {
             // At least a few tasks a thread, or the last one decides the time.
-            let wanted_tasks = (4 * threads).div_ceil(group.kind.kv_heads);
+            let wanted_tasks = (4 * threads).div_ceil(kv_heads);
             let step = (ROWS_PER_TASK / group_size)
                 .min(rows.div_ceil(wanted_tasks))
                 .max(1)
                 .next_multiple_of(8);
-            for from in (0..rows).step_by(step).rev() {
-                let task_rows = from..(from + step).min(rows);
-                for head in 0..group.kind.kv_heads {
-                    push(segment, head, task_rows.clone(), spans_of(&task_rows));
-                }
-            }
+            (1, step, 1)
+        };
+        Cut {
+            first,
+            parts,
+            row_step,
+            row_tasks: rows.div_ceil(row_step),
+            head_step,
+            head_tasks: kv_heads.div_ceil(head_step),
         }
-        planned
     }
 
     /// The tasks of one segment, some of whose spans are read back: what is in memory is attended to
@@ -188,7 +254,7 @@ impl<'a> Call<'a> {
         feed: &Feed,
         segment: usize,
         tasks: &mut [Task],
-        workers: &Workers<'_>,
+        workers: &[Mutex<Worker>],
     ) -> Result<(), KvError> {
         let (context, _, place) = self.place(segment);
         let group = context.layout().layers[self.layer].0;
@@ -210,7 +276,7 @@ impl<'a> Call<'a> {
     fn wave(
         &self,
         tasks: &mut [Task],
-        workers: &Workers<'_>,
+        workers: &[Mutex<Worker>],
         spans: Range<usize>,
         read: Option<(&Missing, &Slices)>,
     ) {
@@ -218,12 +284,8 @@ impl<'a> Call<'a> {
             return;
         }
         self.exec.pool.for_each(tasks, |_, task, worker| {
-            // Each worker number is held by one running task at a time, so this never waits.
-            let mut worker = workers[worker]
-                .lock()
-                .unwrap_or_else(|error| error.into_inner());
             let spans = task.overlap(&spans);
-            self.run(task, spans, read, &mut worker);
+            self.run(task, spans, read, &mut lock(&workers[worker]));
         });
     }
 
@@ -244,43 +306,45 @@ impl<'a> Call<'a> {
         let (context, group, place) = self.place(task.segment);
         let group_index = context.layout().layers[self.layer].0;
         let (head_dim, v_dim) = (group.kind.head_dim, group.kind.v_dim);
-        let (heads, group_size) = (
-            self.attention.heads,
-            self.attention.heads / group.kind.kv_heads,
-        );
+        let heads = self.attention.heads;
+        let group_size = heads / group.kind.kv_heads;
         let first_row = self.batch.rows_of(task.segment).start;
-        let count = task.rows.len() * group_size;
 
         worker.queries.clear();
-        for row in task.rows.clone() {
-            let from = ((first_row + row) * heads + task.head * group_size) * head_dim;
-            let queries = &self.q[from..from + group_size * head_dim];
-            worker
-                .queries
-                .extend(queries.iter().map(|x| x * self.attention.scale));
+        for head in task.heads.clone() {
+            for row in task.rows.clone() {
+                let from = ((first_row + row) * heads + head * group_size) * head_dim;
+                let queries = &self.q[from..from + group_size * head_dim];
+                let scaled = queries.iter().map(|x| x * self.attention.scale);
+                worker.queries.extend(scaled);
+            }
         }
+        let count = task.heads.len() * task.rows.len() * group_size;
         if spans.start == task.spans.start {
             task.partials.reset(count, v_dim);
         }
         for span in spans {
             let end = (context.len() + task.rows.end).min((span + 1) * SPAN_TOKENS);
             let last = end.div_ceil(PAGE_TOKENS);
-            let (mut pages, mut used) = ([PageRef { k: &[], v: &[] }; SPAN_BLOCKS], 0);
+            let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS * HEADS_PER_TASK];
+            let mut used = 0;
             for index in span * SPAN_BLOCKS..last {
-                let page = match context.block(group_index, index) {
-                    Some(block) => Some(block.page(group, place, task.head)),
+                let slice = match context.block(group_index, index) {
+                    Some(block) => Some(block.layer(group, place)),
                     None => read.and_then(|(missing, slices)| {
                         let at = missing.blocks.binary_search(&index).ok()?;
-                        Some(group.page(slices.of(at), task.head))
+                        Some(slices.of(at))
                     }),
                 };
                 // A block that a window layer has dropped is seen by no row of the batch.
-                if let Some(page) = page {
-                    pages[used] = page;
-                    used += 1;
+                if let Some(slice) = slice {
+                    for head in task.heads.clone() {
+                        pages[used] = group.page(slice, head);
+                        used += 1;
+                    }
                 }
             }
-            let slots = (last - used) * PAGE_TOKENS..last * PAGE_TOKENS;
+            let slots = (last - used / task.heads.len()) * PAGE_TOKENS..last * PAGE_TOKENS;
             worker.visible.clear();
             for row in task.rows.clone() {
                 let position = context.len() + row;
@@ -290,76 +354,54 @@ impl<'a> Call<'a> {
                     .visible
                     .extend(std::iter::repeat_n(range, group_size));
             }
-            worker.span.reset(count, v_dim);
             let rows = QueryRows {
+                heads: task.heads.len(),
                 q: &worker.queries,
                 visible: &worker.visible,
                 softcap: self.attention.softcap,
             };
+            worker.partials.reset(count, v_dim);
             attend_span(
                 self.exec.isa,
                 &group.geometry,
                 &pages[..used],
                 &rows,
                 &mut worker.scratch,
-                &mut worker.span,
+                &mut worker.partials,
             );
-            task.partials.merge(self.exec.isa, &worker.span);
+            task.partials.merge(self.exec.isa, &worker.partials);
         }
     }
 
-    /// Merges the parts of each decode head left to right and divides by the sums. The first task
-    /// of every (segment, head, rows) holds the result.
-    fn merge_and_finish(&self, tasks: &mut [Task]) {
-        let mut heads: Vec<&mut [Task]> = tasks.chunk_by_mut(Task::is_continued_by).collect();
-        self.exec.pool.for_each(&mut heads, |_, parts, _| {
-            let Some((first, rest)) = parts.split_first_mut() else {
-                return;
-            };
-            for part in rest {
-                first.partials.merge(self.exec.isa, &part.partials);
+    /// Merges the parts of the KV heads `heads` of row `row` left to right, divides by the sums and
+    /// writes the result, `[heads · group][v_dim]`.
+    fn finish(
+        &self,
+        tasks: &[Task],
+        cuts: &[Cut],
+        row: usize,
+        heads: Range<usize>,
+        out: &mut [f32],
+        worker: &mut Worker,
+    ) {
+        let segment = (0..cuts.len())
+            .find(|&segment| row < self.batch.rows_of(segment).end)
+            .expect("every row is in a segment");
+        let row = row - self.batch.rows_of(segment).start;
+        let v_dim = self.place(segment).1.kind.v_dim;
+        let group_size = out.len() / heads.len() / v_dim;
+        for (head, out) in heads.zip(out.chunks_exact_mut(group_size * v_dim)) {
+            let whole = &mut worker.partials;
+            whole.reset(group_size, v_dim);
+            for part in 0..cuts[segment].parts {
+                let task = &tasks[cuts[segment].task(part, row, head)];
+                let at = (head - task.heads.start) * task.rows.len() + row - task.rows.start;
+                let rows = at * group_size..(at + 1) * group_size;
+                whole.merge_rows(self.exec.isa, &task.partials, rows);
             }
-            let group = self.place(first.segment).1;
-            let group_size = self.attention.heads / group.kind.kv_heads;
-            let count = first.rows.len() * group_size;
-            first.out.resize(count * group.kind.v_dim, 0.0);
-            let sinks: Option<Vec<f32>> = self.attention.sinks.map(|sinks| {
-                let of_head = &sinks[first.head * group_size..(first.head + 1) * group_size];
-                of_head.iter().copied().cycle().take(count).collect()
-            });
-            first
-                .partials
-                .finish(self.exec.isa, sinks.as_deref(), &mut first.out);
-        });
-    }
-
-    /// Copies the results of the tasks to their rows.
-    fn scatter(&self, tasks: &[Task], out: &mut [f32]) {
-        let pool = &self.exec.pool;
-        let row_len = out.len() / self.batch.rows();
-        let mut by_segment: Vec<Vec<&Task>> = Vec::new();
-        by_segment.resize_with(self.batch.segments().len(), Vec::new);
-        for task in tasks.iter().filter(|task| !task.out.is_empty()) {
-            by_segment[task.segment].push(task);
-        }
-        for (segment, tasks) in by_segment.iter().enumerate() {
-            let rows = self.batch.rows_of(segment);
-            let rows_out = &mut out[rows.start * row_len..rows.end * row_len];
-            let chunk_rows = rows.len().div_ceil(pool.threads());
-            pool.for_each_chunk(rows_out, chunk_rows * row_len, |chunk, part, _| {
-                let first = chunk * chunk_rows;
-                let covered = first..first + part.len() / row_len;
-                for task in tasks {
-                    let from = task.rows.start.max(covered.start);
-                    let to = task.rows.end.min(covered.end);
-                    let head_len = task.out.len() / task.rows.len();
-                    for row in from..to {
-                        let source = &task.out[(row - task.rows.start) * head_len..][..head_len];
-                        let target = (row - first) * row_len + task.head * head_len;
-                        part[target..target + head_len].copy_from_slice(source);
-                    }
-                }
-            });
+            let sinks = self.attention.sinks;
+            let sinks = sinks.map(|sinks| &sinks[head * group_size..(head + 1) * group_size]);
+            whole.finish(self.exec.isa, sinks, out);
         }
     }
 
@@ -372,13 +414,22 @@ impl<'a> Call<'a> {
     }
 }
 
+impl Cut {
+    /// The task that holds part `part` of `row` and `head`.
+    fn task(&self, part: usize, row: usize, head: usize) -> usize {
+        let rows = self.row_tasks - 1 - row / self.row_step;
+        let heads = head / self.head_step;
+        self.first + (part * self.row_tasks + rows) * self.head_tasks + heads
+    }
+}
+
 impl Worker {
     fn new() -> Worker {
         Worker {
             scratch: AttentionScratch::new(),
             queries: Vec::new(),
             visible: Vec::new(),
-            span: Partials::new(0, 0),
+            partials: Partials::new(0, 0),
         }
     }
 }
@@ -387,25 +438,25 @@ impl Task {
     fn new() -> Task {
         Task {
             segment: 0,
-            head: 0,
+            heads: 0..0,
             rows: 0..0,
             spans: 0..0,
             partials: Partials::new(0, 0),
-            out: Vec::new(),
         }
     }
 
-    fn set(&mut self, segment: usize, head: usize, rows: Range<usize>, spans: Range<usize>) {
-        (self.segment, self.head, self.rows, self.spans) = (segment, head, rows, spans);
-        self.out.clear();
+    fn set(
+        &mut self,
+        segment: usize,
+        heads: Range<usize>,
+        rows: Range<usize>,
+        spans: Range<usize>,
+    ) {
+        (self.segment, self.heads, self.rows, self.spans) = (segment, heads, rows, spans);
     }
 
     /// Those of its spans that lie in `spans`.
     fn overlap(&self, spans: &Range<usize>) -> Range<usize> {
         self.spans.start.max(spans.start)..self.spans.end.min(spans.end)
-    }
-
-    fn is_continued_by(&self, next: &Task) -> bool {
-        (self.segment, self.head, &self.rows) == (next.segment, next.head, &next.rows)
     }
 }

@@ -37,14 +37,13 @@ impl Block {
         &mut self.bytes
     }
 
-    /// The page of one KV head of the layer at place `layer` of the group.
-    pub(crate) fn page(&self, group: &Group, layer: usize, head: usize) -> PageRef<'_> {
+    /// The pages of all KV heads of the layer at place `layer` of the group, one after another.
+    pub(crate) fn layer(&self, group: &Group, layer: usize) -> &[u8] {
         let start = group.layer_offset(layer);
-        let of_layer = &self.bytes[start..start + group.page_bytes() * group.kind.kv_heads];
-        group.page(of_layer, head)
+        &self.bytes[start..start + group.page_bytes() * group.kind.kv_heads]
     }
 
-    /// The pages of all KV heads of the layer at place `layer` of the group, one after another.
+    /// The same, to be written.
     pub(crate) fn layer_mut(&mut self, group: &Group, layer: usize) -> &mut [u8] {
         let start = group.layer_offset(layer);
         &mut self.bytes[start..start + group.page_bytes() * group.kind.kv_heads]

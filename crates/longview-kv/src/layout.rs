@@ -82,6 +82,12 @@ impl KvLayout {
         self.kv_type
     }
 
+    /// Bytes of the keys and values that layer `layer` keeps of one token.
+    pub fn token_bytes(&self, layer: usize) -> f64 {
+        let group = &self.groups[self.layers[layer].0];
+        (group.page_bytes() * group.kind.kv_heads) as f64 / BLOCK_TOKENS as f64
+    }
+
     /// Bytes that a context of `tokens` tokens holds after being read in chunks of
     /// `chunk_tokens`, at the moment it holds most.
     pub fn context_bytes(&self, tokens: usize, chunk_tokens: usize) -> u64 {

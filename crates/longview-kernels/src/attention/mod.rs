@@ -6,10 +6,13 @@
 //! result has the same bits alone or among hundreds of rows, and whatever the slots hold that it
 //! may not see.
 
-mod microkernels;
+mod element;
 mod partials;
 mod scalar;
+mod scores;
+mod softmax;
 mod tiles;
+mod values;
 
 use std::ops::Range;
 
@@ -20,24 +23,31 @@ use crate::lanes::{self, Kernel, Lanes};
 use crate::page::{PAGE_TOKENS, PageGeometry};
 use partials::AlignedFloats;
 
+/// Rows of a register tile at most: 6 rows by 64 tokens are 24 of AVX-512's 32 registers, 6 rows
+/// by 16 tokens 12 of AVX2's 16.
+const TILE_ROWS: usize = 6;
+
 /// Tokens in a span: the unit of work that attention is split into.
 pub const SPAN_TOKENS: usize = 1024;
 
 /// The keys and values of one page, of the lengths that [`PageGeometry`] gives.
 #[derive(Clone, Copy, Debug)]
 pub struct PageRef<'a> {
-    /// `[head_dim][64]`, in the geometry's key type.
+    /// `[head_dim][64]`, in the geometry's key type, then the scales.
     pub k: &'a [u8],
-    /// `[64][v_stride]`, in the geometry's value type.
+    /// `[64][v_dim padded]`, in the geometry's value type, then the scales.
     pub v: &'a [u8],
 }
 
-/// The queries that attend to one span.
+/// The queries that attend to one span of one or more KV heads.
 #[derive(Clone, Copy, Debug)]
 pub struct QueryRows<'a> {
-    /// `[rows][head_dim]`, the softmax scale already multiplied in.
+    /// KV heads, each with as many rows.
+    pub heads: usize,
+    /// `[heads][rows][head_dim]`, the softmax scale already multiplied in.
     pub q: &'a [f32],
-    /// For every row the key slots it may see, counted from the start of the span; may be empty.
+    /// For every row of a head the key slots it may see, counted from the start of the span; may be
+    /// empty.
     pub visible: &'a [Range<u32>],
     /// Scores become `softcap * tanh(score / softcap)`; 0 leaves them alone.
     pub softcap: f32,
@@ -49,6 +59,7 @@ pub struct AttentionScratch {
     k: AlignedFloats,
     v: AlignedFloats,
     scores: AlignedFloats,
+    weights: AlignedFloats,
 }
 
 impl AttentionScratch {
@@ -59,15 +70,17 @@ impl AttentionScratch {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        4 * [&self.k, &self.v, &self.scores]
+        4 * [&self.k, &self.v, &self.scores, &self.weights]
             .map(|b| b.floats().len())
             .iter()
             .sum::<usize>()
     }
 }
 
-/// Computes the attention of `rows` over the consecutive `pages` of one span, the first of which
-/// holds slot 0, into `out`, whose earlier content is lost. Slots that a row may not see contribute
+/// Computes the attention of `rows` over one span into `out`, `[heads · rows]` rows whose earlier
+/// content is lost. `pages` are the consecutive pages of the span, the first of which holds slot 0,
+/// those of all heads before the next 64 slots, `[pages][heads]`: they are read in this order, so
+/// that pages which lie one after another in memory stream. Slots that a row may not see contribute
 /// nothing, whatever bits they hold.
 ///
 /// # Panics
@@ -81,7 +94,7 @@ pub fn attend_span(
     scratch: &mut AttentionScratch,
     out: &mut Partials,
 ) {
-    let count = rows.visible.len();
+    let count = rows.heads * rows.visible.len();
     assert_eq!(
         (out.rows(), out.v_dim()),
         (count, geom.v_dim),
@@ -90,12 +103,14 @@ pub fn attend_span(
     assert_eq!(
         rows.q.len(),
         count * geom.head_dim,
-        "queries of [rows][head_dim]"
+        "queries of [heads][rows][head_dim]"
     );
     assert!(
-        pages.len() * PAGE_TOKENS <= SPAN_TOKENS,
-        "pages of one span"
+        rows.heads > 0 && pages.len().is_multiple_of(rows.heads),
+        "as many pages of every head"
     );
+    let deep = pages.len() / rows.heads;
+    assert!(deep * PAGE_TOKENS <= SPAN_TOKENS, "pages of one span");
     for page in pages {
         assert_eq!(
             (page.k.len(), page.v.len()),
@@ -103,7 +118,7 @@ pub fn attend_span(
             "page lengths"
         );
     }
-    let slots = (pages.len() * PAGE_TOKENS) as u32;
+    let slots = (deep * PAGE_TOKENS) as u32;
     assert!(
         rows.visible.iter().all(|r| r.is_empty() || r.end <= slots),
         "rows see only slots inside the pages"

@@ -1,5 +1,7 @@
 //! Attention over part of the keys, in a form that parts can be merged from.
 
+use std::ops::Range;
+
 use crate::lanes::{self, Kernel, Lanes, exp_scalar};
 use crate::page::VALUE_PADDING;
 use crate::{AlignedBytes, Isa};
@@ -96,11 +98,20 @@ impl Partials {
     /// # Panics
     /// When the shapes differ.
     pub fn merge(&mut self, isa: Isa, next: &Partials) {
+        self.merge_rows(isa, next, 0..next.rows);
+    }
+
+    /// The same with the rows `rows` of `next`, of which there must be as many as in `self`.
+    ///
+    /// # Panics
+    /// When the shapes differ or `next` has no such rows.
+    pub fn merge_rows(&mut self, isa: Isa, next: &Partials, rows: Range<usize>) {
         assert_eq!(
             (self.rows, self.v_dim),
-            (next.rows, next.v_dim),
+            (rows.len(), next.v_dim),
             "partials of one shape"
         );
+        assert!(rows.end <= next.rows, "rows that exist");
         let stride = self.stride();
         let numbers = self.rows * stride;
         lanes::run(
@@ -110,9 +121,9 @@ impl Partials {
                 acc: &mut self.acc.floats_mut()[..numbers],
                 max: &mut self.max,
                 sum: &mut self.sum,
-                next_acc: &next.acc.floats()[..numbers],
-                next_max: &next.max,
-                next_sum: &next.sum,
+                next_acc: &next.acc.floats()[rows.start * stride..][..numbers],
+                next_max: &next.max[rows.clone()],
+                next_sum: &next.sum[rows],
             },
         );
     }

@@ -2,7 +2,7 @@
 
 use super::{PageRef, Partials, QueryRows, visible_in_page};
 use crate::lanes::exp_scalar;
-use crate::page::{PAGE_TOKENS, PageGeometry, read_number};
+use crate::page::{PAGE_TOKENS, PageGeometry, key_number, value_number};
 
 /// See [`super::attend_span`].
 pub(super) fn attend(
@@ -13,10 +13,13 @@ pub(super) fn attend(
 ) {
     let stride = out.stride();
     let (acc, max, sum) = out.parts_mut();
-    for (row, visible) in rows.visible.iter().enumerate() {
+    let count = rows.visible.len();
+    for row in 0..rows.heads * count {
+        let (head, visible) = (row / count, &rows.visible[row % count]);
         let q = &rows.q[row * geom.head_dim..][..geom.head_dim];
         let acc = &mut acc[row * stride..][..geom.v_dim];
-        for (index, page) in pages.iter().enumerate() {
+        let of_head = pages.iter().skip(head).step_by(rows.heads);
+        for (index, page) in of_head.enumerate() {
             let slots = visible_in_page(visible, index);
             if slots.is_empty() {
                 continue;
@@ -44,7 +47,7 @@ pub(super) fn attend(
                 *weight = exp_scalar(*weight - base);
                 sum[row] += *weight;
                 for (d, a) in acc.iter_mut().enumerate() {
-                    *a += *weight * read_number(geom.v_type, page.v, slot * geom.v_stride() + d);
+                    *a += *weight * value_number(geom, page.v, slot, d);
                 }
             }
         }
@@ -54,7 +57,7 @@ pub(super) fn attend(
 fn score(geom: &PageGeometry, page: &PageRef<'_>, q: &[f32], slot: usize) -> f32 {
     q.iter()
         .enumerate()
-        .map(|(d, &q)| q * read_number(geom.k_type, page.k, d * PAGE_TOKENS + slot))
+        .map(|(d, &q)| q * key_number(geom, page.k, slot, d))
         .sum()
 }
 

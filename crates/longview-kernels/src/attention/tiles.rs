@@ -2,19 +2,24 @@
 //!
 //! Up to [`TILE_ROWS`] rows share each load of a key or value. With few rows (decode: the query
 //! heads of a group) pages are read once, in their stored form, straight into registers, while the
-//! next page is being fetched. With many rows (prefill) a page is first turned into f32 in scratch
-//! memory that stays in the nearest caches. Either way a row goes through the same operations in
+//! next page is being fetched. With many rows (prefill) a page's numbers or codes are first turned
+//! into f32 in scratch memory that stays in the nearest caches. Either way a row goes through the same operations in
 //! the same order:
-//! - a score is one chain of fused multiply-adds over `head_dim`, one lane a token;
+//! - a score is one chain of fused multiply-adds over `head_dim`, one lane a token; where keys are
+//!   quantised a chain over each block of channels, and the blocks times their scales in order;
 //! - maximum and sum of a page's 64 scores are reduced in a fixed pattern in which slots that the
 //!   row does not see are exact neutral elements;
-//! - an output channel is one chain over the visible tokens in order, and over no others.
+//! - an output channel is one chain over the visible tokens in order, and over no others; the scales
+//!   of quantised values are multiplied into the weights.
 
 use std::ops::Range;
 
-use super::microkernels::{Convert, Half, ScoreTile, Single, SoftmaxTile, TILE_ROWS, ValueTile};
+use super::element::{Brain, Byte, Convert, Half, Nibble, Single};
 use super::partials::AlignedFloats;
-use super::{AttentionScratch, PageRef, Partials, QueryRows, visible_in_page};
+use super::scores::ScoreTile;
+use super::softmax::SoftmaxTile;
+use super::values::{ScaleWeights, Scaled, Unscaled, ValueTile};
+use super::{AttentionScratch, PageRef, Partials, QueryRows, TILE_ROWS, visible_in_page};
 use crate::lanes::Lanes;
 use crate::page::{KvType, PAGE_TOKENS, PageGeometry};
 
@@ -38,12 +43,14 @@ pub(super) fn attend<L: Lanes>(
         k: k_scratch,
         v: v_scratch,
         scores,
+        weights,
     } = scratch;
     scores.reserve(TILE_ROWS * PAGE_TOKENS);
     let scores = &mut scores.floats_mut()[..TILE_ROWS * PAGE_TOKENS];
     let (acc, max, sum) = out.parts_mut();
 
-    for (index, page) in pages.iter().enumerate() {
+    for (place, page) in pages.iter().enumerate() {
+        let (index, head) = (place / rows.heads, place % rows.heads);
         if rows
             .visible
             .iter()
@@ -51,18 +58,12 @@ pub(super) fn attend<L: Lanes>(
         {
             continue;
         }
-        let mut k = Stored {
-            bytes: page.k,
-            kv_type: geom.k_type,
-        };
-        let mut v = Stored {
-            bytes: page.v,
-            kv_type: geom.v_type,
-        };
-        let mut next = pages.get(index + 1);
+        let mut k = Stored::new(geom.k_type, page.k, geom.k_codes_bytes());
+        let mut v = Stored::new(geom.v_type, page.v, geom.v_codes_bytes());
+        let mut next = pages.get(place + 1);
         if tiles >= TILES_WORTH_CONVERTING {
-            k = k.converted(l, k_scratch);
-            v = v.converted(l, v_scratch);
+            k = k.converted(l, PAGE_TOKENS, k_scratch);
+            v = v.converted(l, stride, v_scratch);
             next = None;
         }
         for tile in 0..tiles {
@@ -77,10 +78,11 @@ pub(super) fn attend<L: Lanes>(
             if slots.iter().all(Range::is_empty) {
                 continue;
             }
+            let first = head * count + first;
             let q = &rows.q[first * geom.head_dim..][..height * geom.head_dim];
             let scores = &mut scores[..height * PAGE_TOKENS];
             let next = next.filter(|_| tile + 1 == tiles);
-            score_rows(l, height, q, k, scores, next.map(|page| page.k));
+            score_rows(l, height, q, k, scores, next.map_or(&[], |page| page.k));
             let mut scale = [1f32; TILE_ROWS];
             let scale = &mut scale[..height];
             l.call(SoftmaxTile {
@@ -92,7 +94,14 @@ pub(super) fn attend<L: Lanes>(
                 scale,
             });
             let acc = &mut acc[first * stride..][..height * stride];
-            add_values(l, slots, scores, scale, v, acc, next.map(|page| page.v));
+            let next = next.map_or(&[][..], |page| page.v);
+            if v.scales.is_empty() {
+                add_values(l, slots, scores, 0, scale, v, acc, next);
+                continue;
+            }
+            let next_scales = &next[geom.v_codes_bytes().min(next.len())..];
+            let weights = scale_weights(l, scores, v.scales, next_scales, weights);
+            add_values(l, slots, weights, scores.len(), scale, v, acc, next);
         }
     }
 }
@@ -100,56 +109,77 @@ pub(super) fn attend<L: Lanes>(
 /// A page's keys or values as they lie in memory.
 #[derive(Clone, Copy)]
 struct Stored<'a> {
-    bytes: &'a [u8],
     kv_type: KvType,
+    codes: &'a [u8],
+    /// Empty where the form has none.
+    scales: &'a [u8],
 }
 
 impl<'a> Stored<'a> {
-    /// The same numbers as f32: in `scratch`, unless they are f32 already.
+    fn new(kv_type: KvType, bytes: &'a [u8], codes_bytes: usize) -> Stored<'a> {
+        let (codes, scales) = bytes.split_at(codes_bytes);
+        Stored {
+            kv_type,
+            codes,
+            scales,
+        }
+    }
+
+    /// The same numbers or codes as f32, in rows of `width`: in `scratch`, unless they are f32
+    /// already.
     #[inline(always)]
-    fn converted<'s, L: Lanes>(self, l: L, scratch: &'s mut AlignedFloats) -> Stored<'s>
+    fn converted<'s, L: Lanes>(
+        self,
+        l: L,
+        width: usize,
+        scratch: &'s mut AlignedFloats,
+    ) -> Stored<'s>
     where
         'a: 's,
     {
-        match self.kv_type {
-            KvType::F32 => self,
-            KvType::F16 => {
-                let numbers = self.bytes.len() / 2;
-                scratch.reserve(numbers);
-                let scratch = &mut scratch.floats_mut()[..numbers];
+        let numbers = self.codes.len() / self.kv_type.row_bytes(width) * width;
+        scratch.reserve(numbers);
+        let to = &mut scratch.floats_mut()[..numbers];
+        let from = self.codes;
+        macro_rules! convert {
+            ($element:expr) => {
                 l.call(Convert {
-                    from: self.bytes,
-                    to: scratch,
-                });
-                // SAFETY: floats are plain bytes; the slice covers the same memory.
-                let bytes = unsafe {
-                    std::slice::from_raw_parts(scratch.as_ptr().cast(), size_of_val(scratch))
-                };
-                Stored {
-                    bytes,
-                    kv_type: KvType::F32,
-                }
-            }
+                    element: $element,
+                    width,
+                    from,
+                    to,
+                })
+            };
+        }
+        match self.kv_type {
+            KvType::F32 => return self,
+            KvType::F16 => convert!(Half),
+            KvType::BF16 => convert!(Brain),
+            KvType::Q8 => convert!(Byte),
+            KvType::Q4 => convert!(Nibble),
+        }
+        let floats = &scratch.floats()[..numbers];
+        // SAFETY: floats are plain bytes; the slice covers the same memory.
+        let codes =
+            unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) };
+        Stored {
+            kv_type: KvType::F32,
+            codes,
+            scales: self.scales,
         }
     }
 }
 
-/// Calls `$tile!(element, rows)` with the element and the number of rows as constants.
-macro_rules! with_constants {
-    ($kv_type:expr, $rows:expr, $tile:ident) => {
-        match ($kv_type, $rows) {
-            (KvType::F32, 1) => $tile!(Single, 1),
-            (KvType::F32, 2) => $tile!(Single, 2),
-            (KvType::F32, 3) => $tile!(Single, 3),
-            (KvType::F32, 4) => $tile!(Single, 4),
-            (KvType::F32, 5) => $tile!(Single, 5),
-            (KvType::F32, _) => $tile!(Single, 6),
-            (KvType::F16, 1) => $tile!(Half, 1),
-            (KvType::F16, 2) => $tile!(Half, 2),
-            (KvType::F16, 3) => $tile!(Half, 3),
-            (KvType::F16, 4) => $tile!(Half, 4),
-            (KvType::F16, 5) => $tile!(Half, 5),
-            (KvType::F16, _) => $tile!(Half, 6),
+/// Calls `$tile!(…, rows)` with the number of rows as a constant.
+macro_rules! with_rows {
+    ($rows:expr, $tile:ident, $($constant:expr),+) => {
+        match $rows {
+            1 => $tile!($($constant),+, 1),
+            2 => $tile!($($constant),+, 2),
+            3 => $tile!($($constant),+, 3),
+            4 => $tile!($($constant),+, 4),
+            5 => $tile!($($constant),+, 5),
+            _ => $tile!($($constant),+, 6),
         }
     };
 }
@@ -162,53 +192,96 @@ fn score_rows<L: Lanes>(
     q: &[f32],
     k: Stored<'_>,
     scores: &mut [f32],
-    next: Option<&[u8]>,
+    next: &[u8],
 ) {
     macro_rules! tile {
         ($element:expr, $rows:literal) => {
             l.call(ScoreTile::<_, $rows> {
                 element: $element,
                 q,
-                k: k.bytes,
+                k: k.codes,
+                scales: k.scales,
                 scores,
                 next,
             })
         };
     }
-    with_constants!(k.kv_type, rows, tile)
+    match k.kv_type {
+        KvType::F32 => with_rows!(rows, tile, Single),
+        KvType::F16 => with_rows!(rows, tile, Half),
+        KvType::BF16 => with_rows!(rows, tile, Brain),
+        KvType::Q8 => with_rows!(rows, tile, Byte),
+        KvType::Q4 => with_rows!(rows, tile, Nibble),
+    }
 }
 
-/// Rescales `acc [rows][stride]` and adds each row's visible values, weighted.
+/// The weights `[rows][64]` times each set of scales, in `scratch`.
+#[inline(always)]
+fn scale_weights<'s, L: Lanes>(
+    l: L,
+    weights: &[f32],
+    scales: &[u8],
+    next_scales: &[u8],
+    scratch: &'s mut AlignedFloats,
+) -> &'s [f32] {
+    let numbers = scales.len() / (2 * PAGE_TOKENS) * weights.len();
+    scratch.reserve(numbers);
+    let scaled = &mut scratch.floats_mut()[..numbers];
+    l.call(ScaleWeights {
+        weights,
+        scales,
+        scaled,
+        next_scales,
+    });
+    &scratch.floats()[..numbers]
+}
+
+/// Rescales `acc [rows][stride]` and adds each row's visible values, weighted. `weights` are
+/// `[sets][rows][64]`, a set `set_len` numbers long.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "two matrices, their result and what scales them"
+)]
 #[inline(always)]
 fn add_values<L: Lanes>(
     l: L,
     slots: &[Range<usize>],
     weights: &[f32],
+    set_len: usize,
     scale: &[f32],
     v: Stored<'_>,
     acc: &mut [f32],
-    next: Option<&[u8]>,
+    next: &[u8],
 ) {
     let rows = slots.len();
     let stride = acc.len() / rows;
     let mut add = |first: usize, rows: usize, slots: Range<usize>, scale: &[f32]| {
         let acc = &mut acc[first * stride..][..rows * stride];
-        let weights = &weights[first * PAGE_TOKENS..][..rows * PAGE_TOKENS];
-        let v_bytes = v.bytes;
+        let weights = &weights[first * PAGE_TOKENS..];
+        let codes = v.codes;
         macro_rules! tile {
-            ($element:expr, $rows:literal) => {
-                l.call(ValueTile::<_, $rows> {
+            ($element:expr, $scaling:expr, $rows:literal) => {
+                l.call(ValueTile::<_, _, $rows> {
                     element: $element,
+                    scaling: $scaling,
                     slots,
                     weights,
+                    set_len,
                     scale,
-                    v: v_bytes,
+                    v: codes,
                     acc,
                     next,
                 })
             };
         }
-        with_constants!(v.kv_type, rows, tile)
+        match v.kv_type {
+            KvType::F32 if v.scales.is_empty() => with_rows!(rows, tile, Single, Unscaled),
+            KvType::F32 => with_rows!(rows, tile, Single, Scaled),
+            KvType::F16 => with_rows!(rows, tile, Half, Unscaled),
+            KvType::BF16 => with_rows!(rows, tile, Brain, Unscaled),
+            KvType::Q8 => with_rows!(rows, tile, Byte, Scaled),
+            KvType::Q4 => with_rows!(rows, tile, Nibble, Scaled),
+        }
     };
     let start = slots.iter().map(|s| s.start).max().unwrap_or(0);
     let end = slots.iter().map(|s| s.end).min().unwrap_or(0);

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes};
+use crate::page::Q4_MIDDLE;
 
 /// Proof that the processor offers AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -60,6 +61,32 @@ impl Lanes for Avx2 {
     unsafe fn store_f16_ptr(self, p: *mut u8, v: __m256) {
         // SAFETY: the caller vouches for the memory, `self` for the instructions.
         unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_ptr(self, p: *const u8) -> __m256 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8_ptr(self, p: *const u8) -> __m256 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles_ptr(self, p: *const u8, shift: u32) -> __m256 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            let wide = _mm256_srlv_epi32(wide, _mm256_set1_epi32(shift as i32));
+            let code = _mm256_and_si256(wide, _mm256_set1_epi32(15));
+            _mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(Q4_MIDDLE))
+        }
     }
 
     operations! {

@@ -3,6 +3,18 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes};
+use crate::page::Q4_MIDDLE;
+
+/// What the codes of q4 stand for.
+static Q4_LEVELS: [f32; 16] = {
+    let mut levels = [0f32; 16];
+    let mut code = 0;
+    while code < 16 {
+        levels[code] = code as f32 - Q4_MIDDLE;
+        code += 1;
+    }
+    levels
+};
 
 /// Proof that the processor offers AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
@@ -62,6 +74,32 @@ impl Lanes for Avx512 {
         unsafe {
             let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
             _mm256_storeu_si256(p.cast(), half);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_ptr(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8_ptr(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles_ptr(self, p: *const u8, shift: u32) -> __m512 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            let wide = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
+            // Looks at the lowest four bits of an index only.
+            _mm512_permutexvar_ps(wide, _mm512_loadu_ps(Q4_LEVELS.as_ptr()))
         }
     }
 

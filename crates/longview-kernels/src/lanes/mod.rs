@@ -12,6 +12,7 @@ mod avx2;
 mod avx512;
 
 use crate::Isa;
+use crate::page::Q4_MIDDLE;
 
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
@@ -92,6 +93,48 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// `p` is valid for writing `2 * WIDTH` bytes; no alignment is needed.
     unsafe fn store_f16_ptr(self, p: *mut u8, v: Self::V);
+    /// Reads `WIDTH` bfloat16 numbers.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `2 * WIDTH` bytes; no alignment is needed.
+    #[inline(always)]
+    unsafe fn load_bf16_ptr(self, p: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for the memory.
+        let bytes = unsafe { std::slice::from_raw_parts(p, 2 * Self::WIDTH) };
+        let mut whole = [0f32; 16];
+        for (x, b) in whole.iter_mut().zip(bytes.chunks_exact(2)) {
+            *x = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+        }
+        self.load(&whole)
+    }
+    /// Reads `WIDTH` signed bytes.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `WIDTH` bytes.
+    #[inline(always)]
+    unsafe fn load_i8_ptr(self, p: *const u8) -> Self::V {
+        // SAFETY: the caller vouches for the memory.
+        let bytes = unsafe { std::slice::from_raw_parts(p, Self::WIDTH) };
+        let mut whole = [0f32; 16];
+        for (x, &b) in whole.iter_mut().zip(bytes) {
+            *x = f32::from(b as i8);
+        }
+        self.load(&whole)
+    }
+    /// Reads the halves of `WIDTH` bytes that begin at bit `shift` (0 or 4), as `n - 7.5`.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `WIDTH` bytes.
+    #[inline(always)]
+    unsafe fn load_nibbles_ptr(self, p: *const u8, shift: u32) -> Self::V {
+        // SAFETY: the caller vouches for the memory.
+        let bytes = unsafe { std::slice::from_raw_parts(p, Self::WIDTH) };
+        let mut whole = [0f32; 16];
+        for (x, &b) in whole.iter_mut().zip(bytes) {
+            *x = f32::from(b >> shift & 15) - Q4_MIDDLE;
+        }
+        self.load(&whole)
+    }
     /// Asks for the cache line at `p`, which may be any address, into the second-level cache: more
     /// lines can be on their way there than into the first.
     fn prefetch(self, p: *const u8);

@@ -35,7 +35,7 @@ impl Work {
         let blueprint = engine.model().blueprint();
         let output = (blueprint.hidden * blueprint.vocab) as f64;
         let mut total = Work::default();
-        let kv_bytes = engine.kv_type().bytes(1) as f64;
+        let layout = engine.model().layout();
         for step in 0..count {
             let position = depth + 1 + step;
             let layers = &blueprint.layers;
@@ -45,10 +45,11 @@ impl Work {
                 .sum();
             let cache: f64 = layers
                 .iter()
-                .map(|layer| {
-                    let shape = &layer.attention;
-                    let seen = shape.window.map_or(position, |window| position.min(window));
-                    (2 * seen * shape.kv_heads * shape.head_dim) as f64 * kv_bytes
+                .enumerate()
+                .map(|(index, layer)| {
+                    let window = layer.attention.window;
+                    let seen = window.map_or(position, |window| position.min(window));
+                    seen as f64 * layout.token_bytes(index)
                 })
                 .sum();
             let products = 2.0 * (layer_parameters(engine) + output);
