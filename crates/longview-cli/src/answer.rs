@@ -189,7 +189,7 @@ impl Answer {
             rate(self.prefill_tokens_per_second),
             self.generated_tokens,
             rate(self.decode_tokens_per_second),
-            crate::size::human_bytes(self.kv_bytes),
+            longview::human_bytes(self.kv_bytes),
             session.engine.exec().numerics,
             session.decode_text(),
         )

@@ -59,7 +59,7 @@ fn too_large(most: u64) -> io::Error {
         io::ErrorKind::FileTooLarge,
         format!(
             "longer than the {} that a text may have",
-            crate::size::human_bytes(most)
+            longview::human_bytes(most)
         ),
     )
 }

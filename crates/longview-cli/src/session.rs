@@ -1,12 +1,11 @@
 //! An open model and the methods chosen: what every command that computes begins with.
 
-use std::io::ErrorKind;
 use std::time::Instant;
 
 use longview::methods::{Methods, Stage};
 use longview::models::ModelError;
 use longview::text::{Moment, TemplateVars, TextError};
-use longview::weights::{WeightFile, WeightsError};
+use longview::weights::WeightFile;
 use longview::{
     Context, Control, Engine, EngineError, ModelSource, PrefillProgress, TemplateOrigin,
 };
@@ -260,17 +259,10 @@ pub(crate) fn refused(model: &ModelSource, error: EngineError) -> Failure {
     error.into()
 }
 
-/// What the user named is wrong, or the work failed.
+/// What the user named is wrong, or the work failed: the library's own rule.
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Failure {
-        let wrong = match &error {
-            EngineError::Weights(error) => is_wrong_file(error),
-            EngineError::Model(error) => is_wrong_model(error),
-            EngineError::Text { source, .. } => is_wrong_text_side(source),
-            EngineError::Read { path, source } => return Failure::io(path.display(), source),
-            error => error.is_request_error(),
-        };
-        if wrong {
+        if error.is_request_error() {
             Failure::wrong(error)
         } else {
             Failure::failed(error)
@@ -286,38 +278,10 @@ impl From<ModelError> for Failure {
 
 impl From<TextError> for Failure {
     fn from(error: TextError) -> Failure {
-        if is_wrong_text_side(&error) {
+        if error.is_request_error() {
             Failure::wrong(error)
         } else {
             Failure::failed(error)
         }
-    }
-}
-
-/// Everything but what the system refuses while a file is read or written.
-fn is_wrong_file(error: &WeightsError) -> bool {
-    match error {
-        WeightsError::Io { source, .. } => matches!(
-            source.kind(),
-            ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::IsADirectory
-        ),
-        WeightsError::Write { .. } | WeightsError::WriterMisuse { .. } => false,
-        _ => true,
-    }
-}
-
-fn is_wrong_model(error: &ModelError) -> bool {
-    match error {
-        ModelError::Weights(error) => is_wrong_file(error),
-        ModelError::Kv(_) | ModelError::Stopped | ModelError::TokenOutOfRange { .. } => false,
-        _ => true,
-    }
-}
-
-fn is_wrong_text_side(error: &TextError) -> bool {
-    match error {
-        TextError::Weights(error) => is_wrong_file(error),
-        TextError::Encode(_) | TextError::UnknownId { .. } => false,
-        _ => true,
     }
 }

@@ -53,22 +53,6 @@ pub(crate) fn parse_tokens(text: &str) -> Result<usize, String> {
         .ok_or_else(wrong)
 }
 
-/// Bytes as people read them, such as `1.5 GiB`.
-pub(crate) fn human_bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{bytes} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
-}
-
 /// A whole number with thousands apart, such as `150,000`.
 pub(crate) fn human_count(count: usize) -> String {
     let digits = count.to_string();
@@ -118,9 +102,6 @@ mod tests {
 
     #[test]
     fn numbers_are_shown_for_people() {
-        assert_eq!(human_bytes(1023), "1023 B");
-        assert_eq!(human_bytes(1536), "1.5 KiB");
-        assert_eq!(human_bytes(3 << 29), "1.5 GiB");
         assert_eq!(human_count(0), "0");
         assert_eq!(human_count(999), "999");
         assert_eq!(human_count(1_048_576), "1,048,576");

@@ -27,14 +27,6 @@ pub enum EngineError {
         /// What is wrong with its text side.
         source: Box<TextError>,
     },
-    /// A file of the model could not be read.
-    #[error("{}: cannot be read: {source}", path.display())]
-    Read {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
     /// The store refused.
     #[error(transparent)]
     Kv(#[from] KvError),
@@ -53,15 +45,43 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    /// Whether the request itself was wrong, as opposed to something failing at run time.
+    /// Whether what was asked for is at fault (a path, a model's files, a prompt, a limit), as
+    /// opposed to something failing at run time. The program's exit code follows from it.
     pub fn is_request_error(&self) -> bool {
-        matches!(
-            self,
-            EngineError::DoesNotFit(_)
-                | EngineError::EmptyPrompt
-                | EngineError::Isa(_)
-                | EngineError::Model(ModelError::TooLong { .. })
-                | EngineError::Weights(WeightsError::NotFound { .. })
-        )
+        match self {
+            EngineError::Weights(error) => error.is_request_error(),
+            EngineError::Model(error) => error.is_request_error(),
+            EngineError::Text { source, .. } => source.is_request_error(),
+            EngineError::DoesNotFit(_) | EngineError::EmptyPrompt | EngineError::Isa(_) => true,
+            EngineError::Kv(_) | EngineError::Sampling(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_request_error_is_one_whatever_it_is_wrapped_in() {
+        let missing = || WeightsError::NotFound {
+            path: "model.gguf".to_owned(),
+        };
+        assert!(EngineError::from(missing()).is_request_error());
+        assert!(EngineError::from(ModelError::from(missing())).is_request_error());
+        let text = EngineError::Text {
+            file: "model.gguf".to_owned(),
+            source: Box::new(missing().into()),
+        };
+        assert!(text.is_request_error());
+        let full = WeightsError::Io {
+            path: "model.gguf".to_owned(),
+            action: "map",
+            source: io::ErrorKind::OutOfMemory.into(),
+        };
+        assert!(!EngineError::from(ModelError::from(full)).is_request_error());
+        assert!(!EngineError::from(ModelError::Kv(KvError::EmptyBatch)).is_request_error());
     }
 }

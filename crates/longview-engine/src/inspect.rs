@@ -1,12 +1,10 @@
 //! What is known of a model before its weights are loaded: its description, its tokenizer, and the
 //! memory a context will need.
 
-use std::path::PathBuf;
-
 use longview_kv::{KvType, Ledger};
 use longview_models::{ModelFile, Workspace};
 use longview_text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
-use longview_weights::{GgufFile, WeightFile};
+use longview_weights::{GgufFile, WeightFile, WeightsError};
 
 use crate::engine::{EngineOptions, ModelSource, TemplateOrigin};
 use crate::error::EngineError;
@@ -85,8 +83,7 @@ pub(crate) fn open_file(source: &ModelSource) -> Result<WeightFile, EngineError>
 /// An error of the text side, before the file's name is known to it.
 pub(crate) enum TextSideError {
     Text(longview_text::TextError),
-    Weights(longview_weights::WeightsError),
-    Io(PathBuf, std::io::Error),
+    Weights(WeightsError),
 }
 
 impl TextSideError {
@@ -99,7 +96,6 @@ impl TextSideError {
                 source: Box::new(source),
             },
             TextSideError::Weights(source) => EngineError::Weights(source),
-            TextSideError::Io(path, source) => EngineError::Read { path, source },
         }
     }
 }
@@ -110,8 +106,8 @@ impl From<longview_text::TextError> for TextSideError {
     }
 }
 
-impl From<longview_weights::WeightsError> for TextSideError {
-    fn from(error: longview_weights::WeightsError) -> TextSideError {
+impl From<WeightsError> for TextSideError {
+    fn from(error: WeightsError) -> TextSideError {
         TextSideError::Weights(error)
     }
 }
@@ -123,7 +119,11 @@ pub(crate) fn text_side(
     let (tokenizer, own_template) = match file {
         WeightFile::HuggingFace(folder) => {
             let path = folder.tokenizer_path()?;
-            let json = std::fs::read(&path).map_err(|error| TextSideError::Io(path, error))?;
+            let json = std::fs::read(&path).map_err(|source| WeightsError::Io {
+                path: path.display().to_string(),
+                action: "read",
+                source,
+            })?;
             let tokenizer = Tokenizer::from_huggingface(
                 &json,
                 folder.tokenizer_config(),

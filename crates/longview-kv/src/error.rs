@@ -10,7 +10,7 @@ pub enum KvError {
     #[error(
         "out of memory: {purpose} needs {} more, but {} of the {} allowed are in use; \
          give more with --memory, or shorten the context",
-        human(*.wanted), human(*.used), human(*.limit)
+        human_bytes(*.wanted), human_bytes(*.used), human_bytes(*.limit)
     )]
     OverLimit {
         /// What the bytes were for.
@@ -60,8 +60,8 @@ pub enum KvError {
     WrongIdentity,
 }
 
-/// Bytes as people read them, such as `1.5 GiB`.
-pub(crate) fn human(bytes: u64) -> String {
+/// Bytes as people read them, such as `1.5 GiB`: in units of 1,024, one decimal above bytes.
+pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -82,8 +82,9 @@ mod tests {
 
     #[test]
     fn bytes_read_well() {
-        assert_eq!(human(17), "17 B");
-        assert_eq!(human(1536), "1.5 KiB");
-        assert_eq!(human(3 << 30), "3.0 GiB");
+        assert_eq!(human_bytes(17), "17 B");
+        assert_eq!(human_bytes(1023), "1023 B");
+        assert_eq!(human_bytes(1536), "1.5 KiB");
+        assert_eq!(human_bytes(3 << 29), "1.5 GiB");
     }
 }

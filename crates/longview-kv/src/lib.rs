@@ -26,7 +26,7 @@ pub use attend::{AttendWorkspace, Attention};
 pub use batch::{Batch, Segment, Wanted};
 pub use block::Block;
 pub use context::{Context, Identity, RopeSet};
-pub use error::KvError;
+pub use error::{KvError, human_bytes};
 pub use hash::BlockHash;
 pub use layout::{KvLayout, LayerLayout, LayerState};
 pub use ledger::{Ledger, Purpose, Reservation, Usage};

@@ -114,3 +114,15 @@ pub enum ModelError {
     #[error("{0}")]
     Unsupported(String),
 }
+
+impl ModelError {
+    /// Whether what was asked for is at fault (the model's files, or more than the model can do),
+    /// as opposed to something failing while it runs.
+    pub fn is_request_error(&self) -> bool {
+        match self {
+            ModelError::Weights(error) => error.is_request_error(),
+            ModelError::Kv(_) | ModelError::Stopped | ModelError::TokenOutOfRange { .. } => false,
+            _ => true,
+        }
+    }
+}

@@ -70,6 +70,16 @@ pub enum TextError {
 }
 
 impl TextError {
+    /// Whether what was asked for is at fault (the model's text side, or a conversation its
+    /// template refuses), as opposed to something failing while text is turned into ids and back.
+    pub fn is_request_error(&self) -> bool {
+        match self {
+            Self::Weights(error) => error.is_request_error(),
+            Self::Encode(_) | Self::UnknownId { .. } => false,
+            _ => true,
+        }
+    }
+
     /// Wraps the boxed errors of the `tokenizers` crate met while building a tokenizer.
     pub(crate) fn building(error: impl std::fmt::Display) -> Self {
         Self::Vocabulary(error.to_string())

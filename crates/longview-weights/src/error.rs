@@ -212,5 +212,23 @@ pub enum WeightsError {
     WriterMisuse { path: String, what: String },
 }
 
+impl WeightsError {
+    /// Whether what was asked for is at fault (the path, or the file it names), as opposed to
+    /// something the system refused while reading or writing.
+    pub fn is_request_error(&self) -> bool {
+        match self {
+            // A path that cannot be opened was wrong from the start.
+            WeightsError::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::IsADirectory
+            ),
+            WeightsError::Write { .. } | WeightsError::WriterMisuse { .. } => false,
+            _ => true,
+        }
+    }
+}
+
 /// The crate's result.
 pub(crate) type Result<T> = std::result::Result<T, WeightsError>;

@@ -28,7 +28,7 @@ pub use longview_engine::{
     open_tokenizer, plan, sampling,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
-pub use longview_kv::{Context, KvType, Ledger, Segment, Usage, Wanted};
+pub use longview_kv::{Context, KvType, Ledger, Segment, Usage, Wanted, human_bytes};
 pub use longview_methods as methods;
 pub use longview_models as models;
 pub use longview_text as text;

@@ -8,7 +8,8 @@ use crate::failure::Failure;
 use crate::machine::Machine;
 use crate::output;
 use crate::session::refused;
-use crate::size::{human_bytes, human_count};
+use crate::size::human_count;
+use longview::human_bytes;
 
 /// Bytes read to measure memory bandwidth: far beyond any cache.
 const MEASURED_BYTES: usize = 1 << 30;

@@ -6,7 +6,7 @@ use crate::args::Format;
 use crate::failure::Failure;
 use crate::installed::Places;
 use crate::output;
-use crate::size::human_bytes;
+use longview::human_bytes;
 
 /// Prints the models that `--model` takes by name.
 pub(crate) fn run(format: Format) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::output::{self, note};
 use crate::progress::Progress;
-use crate::size::human_bytes;
+use longview::human_bytes;
 
 /// Shows a tensor's name, bytes written and bytes in all; a break asks to stop.
 type Tell<'a> = dyn FnMut(&str, u64, u64) -> ControlFlow<()> + 'a;
