@@ -58,7 +58,7 @@ def write_fixture(fixture: Fixture, folder: Path) -> None:
         if folder.exists():
             shutil.rmtree(folder)
         write_checkpoint(fixture, folder, seed)
-        model = load_checkpoint(folder)
+        model = load_checkpoint(fixture, folder)
         runs = {name: expected_run(model, tokens, seed) for name, tokens in fixture.runs.items()}
         if all(run["greedy_gap"] >= SMALLEST_GREEDY_GAP and run["router_gap"] >= SMALLEST_ROUTER_GAP for run in runs.values()):
             break
@@ -78,7 +78,7 @@ def write_checkpoint(fixture: Fixture, folder: Path, seed: int) -> None:
         source = Path(scratch)
         write_json(source / "config.json", fixture.config)
         config = transformers.AutoConfig.from_pretrained(source)
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        model = getattr(transformers, fixture.auto_class).from_config(config, attn_implementation="eager", dtype=torch.float32)
         randomise(model, seed)
         model.tie_weights()
         model.save_pretrained(source / "saved")
@@ -137,9 +137,9 @@ def save_tensors(tensors: dict[str, torch.Tensor], folder: Path, shards: int) ->
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def load_checkpoint(folder: Path) -> Model:
+def load_checkpoint(fixture: Fixture, folder: Path) -> Model:
     """The saved checkpoint in float32: rounded weights stay rounded."""
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+    model, report = getattr(transformers, fixture.auto_class).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     problems = {key: value for key, value in report.items() if value}
@@ -193,11 +193,13 @@ def check_effects(fixture: Fixture, folder: Path, model: Model, run: dict[str, A
     """Every configured feature, bias and norm must take part in the expected logits."""
     expected = run["logits"]
     for change in fixture.ablations:
-        other = load_changed(folder, change)
+        other = load_changed(fixture, folder, change)
         effect = relative_difference(other(run["input_ids"][None], use_cache=False).logits[0], expected)
         require_effect(fixture.name, str(change), effect)
     neutral_norm = 0.0 if model.config.model_type.startswith("gemma") else 1.0
     for name, parameter in model.named_parameters():
+        if "vision_tower" in name or "multi_modal_projector" in name:
+            continue
         if "norm" not in name and not name.endswith("bias"):
             continue
         kept = parameter.clone()
@@ -207,14 +209,14 @@ def check_effects(fixture: Fixture, folder: Path, model: Model, run: dict[str, A
         require_effect(fixture.name, name, effect)
 
 
-def load_changed(folder: Path, change: dict[str, Any]) -> Model:
+def load_changed(fixture: Fixture, folder: Path, change: dict[str, Any]) -> Model:
     """The same weights under a changed configuration."""
     with tempfile.TemporaryDirectory() as scratch:
         other = Path(scratch) / "model"
         shutil.copytree(folder, other)
         config = json.loads((other / "config.json").read_text())
         write_json(other / "config.json", config | change)
-        return load_checkpoint(other)
+        return load_checkpoint(fixture, other)
 
 
 def require_effect(fixture: str, feature: str, effect: float) -> None:

@@ -20,7 +20,8 @@ class Fixture:
 
     `ablations` are changes to the configuration that must change the logits: they prove that the
     feature named by the fixture takes part in the expected numbers. `runs` maps the name of an
-    expected file to the number of prompt tokens of its forward pass.
+    expected file to the number of prompt tokens of its forward pass. `auto_class` is the class of
+    transformers that loads it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Fixture:
     shards: int = 1
     ablations: tuple[dict[str, Any], ...] = ()
     runs: dict[str, int] = field(default_factory=lambda: {"expected": PROMPT_TOKENS})
+    auto_class: str = "AutoModelForCausalLM"
 
 
 def _base(model_type: str, architecture: str, **changes: Any) -> dict[str, Any]:
@@ -263,6 +265,64 @@ def _phi_family() -> list[Fixture]:
     ]
 
 
+def _models_that_also_see() -> list[Fixture]:
+    """Text models inside larger ones; their `text_config` names only what differs from the defaults."""
+    vision = dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14,
+    )
+    gemma_text = dict(
+        model_type="gemma3_text", vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=6,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=64,
+        rope_scaling={"factor": 8.0, "rope_type": "linear"},
+    )
+    mistral_text = dict(
+        model_type="mistral", vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope_theta=1e9, sliding_window=None,
+        tie_word_embeddings=False,
+    )
+    return [
+        Fixture(
+            "gemma3_vision",
+            {
+                "architectures": ["Gemma3ForConditionalGeneration"],
+                "model_type": "gemma3",
+                "boi_token_index": VOCABULARY - 3,
+                "eoi_token_index": VOCABULARY - 2,
+                "image_token_index": VOCABULARY - 1,
+                "eos_token_id": [1, 106],
+                "mm_tokens_per_image": 4,
+                "text_config": gemma_text,
+                "vision_config": vision | {"model_type": "siglip_vision_model", "vision_use_head": False},
+            },
+            dtype="bfloat16",
+            ablations=(
+                {"text_config": gemma_text | {"rope_scaling": None}},
+                {"text_config": gemma_text | {"sliding_window": 65}},
+                {"text_config": gemma_text | {"query_pre_attn_scalar": 128}},
+            ),
+            auto_class="AutoModelForImageTextToText",
+        ),
+        Fixture(
+            "mistral3_vision",
+            {
+                "architectures": ["Mistral3ForConditionalGeneration"],
+                "model_type": "mistral3",
+                "image_token_index": VOCABULARY - 1,
+                "multimodal_projector_bias": False,
+                "projector_hidden_act": "gelu",
+                "spatial_merge_size": 2,
+                "tie_word_embeddings": False,
+                "text_config": mistral_text,
+                "vision_config": vision | {"model_type": "pixtral", "head_dim": 8},
+                "vision_feature_layer": -1,
+            },
+            dtype="bfloat16",
+            ablations=({"text_config": mistral_text | {"rope_theta": 1e4}},),
+            auto_class="AutoModelForImageTextToText",
+        ),
+    ]
+
+
 def all_fixtures() -> list[Fixture]:
     """Every fixture, in the order of the families."""
-    return _llama_family() + _qwen_family() + _gemma_family() + _phi_family()
+    return _llama_family() + _qwen_family() + _gemma_family() + _phi_family() + _models_that_also_see()

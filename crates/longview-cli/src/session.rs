@@ -51,11 +51,12 @@ impl Session {
         .map_err(|error| refused(&options.model, error))?;
         progress.finish();
         interrupt::check()?;
+        let notices = engine.model().file().notices().to_vec();
         let seconds_to_load = start.elapsed().as_secs_f64();
         Ok(Session {
             engine,
             methods,
-            notices: Vec::new(),
+            notices,
             seconds_to_load,
         })
     }

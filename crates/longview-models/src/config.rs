@@ -112,12 +112,6 @@ impl Config {
         })
     }
 
-    /// The settings of the language part of a model that also sees or hears: `text_config`, where
-    /// there is one.
-    pub(crate) fn text_part(self) -> Config {
-        self.section("text_config").unwrap_or(self)
-    }
-
     /// An error about `key`.
     pub fn error(&self, key: &str, problem: impl Into<String>) -> ModelError {
         ModelError::Setting {

@@ -11,6 +11,7 @@ pub mod convert;
 mod decoder;
 mod error;
 mod gguf_config;
+mod language_part;
 mod load;
 mod model;
 mod names;

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::decoder;
 use crate::error::ModelError;
 use crate::gguf_config;
+use crate::language_part;
 use crate::load::{Loader, Weights, check_shape, naming, predicted_bytes};
 use crate::names::{self, Role};
 use crate::rope::Rope;
@@ -30,6 +31,7 @@ pub struct ModelFile {
     /// Name of the embedding without its `.weight`.
     embedding: String,
     tied: bool,
+    notices: Vec<String>,
 }
 
 /// A model ready to run.
@@ -51,12 +53,11 @@ impl ModelFile {
     ///
     /// # Errors
     /// For unknown architectures, and settings that are missing or make no sense together.
-    pub fn new(file: WeightFile) -> Result<ModelFile, ModelError> {
-        let config = match &file {
+    pub fn new(mut file: WeightFile) -> Result<ModelFile, ModelError> {
+        let mut notices = Vec::new();
+        let config = match &mut file {
             WeightFile::Gguf(gguf) => gguf_config::translate(gguf)?,
-            WeightFile::HuggingFace(folder) => {
-                Config::new(file.name(), folder.config().clone()).text_part()
-            }
+            WeightFile::HuggingFace(folder) => language_part::settings(folder, &mut notices)?,
             other => {
                 let problem = format!("{}: neither GGUF nor a Hugging Face folder", other.name());
                 return Err(ModelError::Unsupported(problem));
@@ -81,6 +82,7 @@ impl ModelFile {
             blueprint,
             embedding,
             tied,
+            notices,
         })
     }
 
@@ -102,6 +104,11 @@ impl ModelFile {
     /// The file itself.
     pub fn weight_file(&self) -> &WeightFile {
         &self.file
+    }
+
+    /// What of the file is not used, for the user to know.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// Whether the embedding also makes the logits.

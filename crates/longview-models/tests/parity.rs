@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::{Context, KvType, Ledger, Segment, Wanted};
-use longview_models::{Config, Model, ModelFile, Workspace, arch};
+use longview_models::{Model, ModelFile, Workspace};
 use longview_weights::WeightFile;
 
 /// The largest error allowed under `--numerics f32`: max|a−b| ÷ max|b| over a position's logits.
@@ -27,7 +27,7 @@ fn fixtures() -> Vec<PathBuf> {
         .filter(|path| path.is_dir())
         .collect();
     folders.sort();
-    assert!(folders.len() >= 18, "every architecture has its fixture");
+    assert!(folders.len() >= 20, "every architecture has its fixture");
     folders
 }
 
@@ -228,18 +228,45 @@ fn rows_do_not_depend_on_threads_or_on_other_contexts() {
 #[test]
 fn both_spellings_of_the_settings_make_the_same_blueprint() {
     for folder in fixtures() {
-        let open = |file: &str| {
-            let text = std::fs::read_to_string(folder.join(file)).unwrap();
-            Config::new(file, serde_json::from_str(&text).unwrap())
-        };
-        let [old, new] = ["config.json", "config-transformers5.json"].map(|file| {
-            let config = open(file);
-            let model_type = config.opt_str("model_type").unwrap().unwrap().to_owned();
-            arch::by_model_type(file, &model_type)
-                .unwrap()
-                .blueprint(&config)
-                .unwrap()
+        let [old, new] = ["config.json", "config-transformers5.json"].map(|settings| {
+            let model = tempfile::tempdir().unwrap();
+            for file in std::fs::read_dir(&folder).unwrap() {
+                let path = file.unwrap().path();
+                std::fs::copy(&path, model.path().join(path.file_name().unwrap())).unwrap();
+            }
+            std::fs::copy(folder.join(settings), model.path().join("config.json")).unwrap();
+            let model = ModelFile::new(WeightFile::open(model.path()).unwrap()).unwrap();
+            model.blueprint().clone()
         });
         assert_eq!(old, new, "{}", folder.display());
+    }
+}
+
+#[test]
+fn of_a_model_that_also_sees_the_language_part_is_read() {
+    for (name, parts) in [
+        (
+            "gemma3_vision",
+            ["23 tensors", "multi_modal_projector, vision_tower"],
+        ),
+        (
+            "mistral3_vision",
+            ["15 tensors", "multi_modal_projector, vision_tower"],
+        ),
+    ] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures")
+            .join(name);
+        let model = ModelFile::new(WeightFile::open(folder).unwrap()).unwrap();
+        let [notice] = model.notices() else {
+            panic!("{:?}", model.notices())
+        };
+        assert!(parts.iter().all(|part| notice.contains(part)), "{notice}");
+        assert!(
+            model
+                .weight_file()
+                .names()
+                .all(|tensor| !tensor.contains("vision"))
+        );
     }
 }

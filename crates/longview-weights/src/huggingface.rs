@@ -166,6 +166,23 @@ impl HuggingFaceFolder {
         self.tensors.release(tensor);
     }
 
+    /// Keeps the tensors that `rename` gives a name, under that name, and returns the names of the
+    /// others: for a model that is part of a larger one.
+    ///
+    /// # Errors
+    ///
+    /// When two tensors would have one name.
+    pub fn select(&mut self, rename: impl Fn(&str) -> Option<String>) -> Result<Vec<String>> {
+        let mut left_out = self.tensors.select(&rename)?;
+        for (name, unreadable) in std::mem::take(&mut self.unreadable) {
+            match rename(&name) {
+                Some(new) => drop(self.unreadable.insert(new, unreadable)),
+                None => left_out.push(name),
+            }
+        }
+        Ok(left_out)
+    }
+
     fn open_weights(&mut self) -> Result<()> {
         let index = self.path.join(INDEX);
         if let Some(json) = read_json(&index)? {

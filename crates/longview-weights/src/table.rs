@@ -59,6 +59,33 @@ impl Table {
         Ok(())
     }
 
+    /// Keeps the tensors that `rename` gives a name, under that name, and returns the names of the
+    /// others.
+    pub(crate) fn select(
+        &mut self,
+        rename: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Vec<String>> {
+        let mut left_out = Vec::new();
+        self.by_name.clear();
+        for mut placed in std::mem::take(&mut self.tensors) {
+            let Some(name) = rename(&placed.entry.name) else {
+                left_out.push(placed.entry.name);
+                continue;
+            };
+            let number = self.tensors.len();
+            if self.by_name.insert(name.clone(), number).is_some() {
+                return Err(WeightsError::DuplicateTensor {
+                    file: self.sources[placed.source].name.clone(),
+                    tensor: name,
+                    place: format!("as {:?}", placed.entry.name),
+                });
+            }
+            placed.entry.name = name;
+            self.tensors.push(placed);
+        }
+        Ok(left_out)
+    }
+
     pub(crate) fn sources(&self) -> &[Source] {
         &self.sources
     }

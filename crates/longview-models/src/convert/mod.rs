@@ -82,7 +82,7 @@ pub fn quantize(
 ) -> Result<Report, ModelError> {
     refuse_quantised(model)?;
     let mut header = GgufHeader::new();
-    let mut notices = Vec::new();
+    let mut notices = model.notices().to_vec();
     let mut tensors = plan(model, recipe)?;
     match model.weight_file() {
         WeightFile::Gguf(file) => copy_metadata(file, recipe, &mut header),

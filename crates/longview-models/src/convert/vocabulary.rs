@@ -337,7 +337,12 @@ impl Reader<'_> {
             tokens.ids.get(text).copied()
         };
         let listed = |name: &str| {
-            let sources = [self.folder.generation_config(), Some(self.folder.config())];
+            let settings = self.folder.config();
+            let sources = [
+                self.folder.generation_config(),
+                Some(settings),
+                settings.get("text_config"),
+            ];
             let of = |source: &Value| -> Vec<u32> {
                 let value = source.get(name);
                 let list = value.and_then(Value::as_array).map(Vec::as_slice);
