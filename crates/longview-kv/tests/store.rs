@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use common::*;
 use longview_kernels::{Exec, Isa, Numerics};
-use longview_kv::tier::{BlockInfo, BlockKey, Origin, Tier, TierError, TierUsage};
+use longview_kv::tier::{BlockInfo, BlockKey, Hold, Origin, Tier, TierError, TierUsage};
 use longview_kv::{
     AttendWorkspace, Block, BlockHash, Context, KvError, KvLayout, KvType, LayerState, Ledger,
     ReuseEnd, Store,
@@ -68,6 +68,11 @@ impl Tier for Copies {
     }
 
     fn touch(&self, _keys: &[BlockKey]) {}
+
+    fn hold(&self, _keys: &[BlockKey]) -> Result<Hold, TierError> {
+        // Nothing is ever evicted.
+        Ok(Hold::new(()))
+    }
 
     fn remove(&self, key: &BlockKey) -> Result<(), TierError> {
         self.blocks.lock().unwrap().remove(key);

@@ -7,6 +7,25 @@
 
 use std::sync::Arc;
 
+mod disk;
+mod extent;
+mod files;
+mod folder;
+mod notices;
+mod ram;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+mod testing;
+
+pub use disk::{DiskOptions, DiskTier};
+pub use folder::StoreFolder;
+pub use notices::Notices;
+pub use ram::RamTier;
+
 use crate::block::Block;
 use crate::hash::BlockHash;
 
@@ -75,10 +94,11 @@ pub trait Tier: Send + Sync {
     /// A name for people, such as `disk`.
     fn name(&self) -> &str;
 
-    /// Takes a block in. Does nothing when it is held already.
+    /// Takes a block in; it is held when this returns. Does nothing when it is held already.
     ///
     /// # Errors
-    /// When there is no room or the place cannot be written to. The tier is then as it was.
+    /// [`TierError::Full`] when there is no room, [`TierError::ReadOnly`] where nothing can ever be
+    /// put, [`TierError::Io`] when the system refuses. The tier is then as it was.
     fn put(&self, info: &BlockInfo, block: &Arc<Block>) -> Result<(), TierError>;
 
     /// What is known of a block; `None` when it is not held.
@@ -103,6 +123,13 @@ pub trait Tier: Send + Sync {
     /// Notes that blocks were used now.
     fn touch(&self, keys: &[BlockKey]);
 
+    /// Keeps blocks from being evicted, by this or another process, until the value returned is
+    /// dropped. [`Tier::remove`] still removes them.
+    ///
+    /// # Errors
+    /// [`TierError::Missing`] when one of them is not held.
+    fn hold(&self, keys: &[BlockKey]) -> Result<Hold, TierError>;
+
     /// Lets a block go, if it is held. What follows it can no longer be reached.
     ///
     /// # Errors
@@ -123,6 +150,30 @@ pub trait Tier: Send + Sync {
 
     /// Bytes a second that reading from here is expected to give; `None` when not measured.
     fn read_rate(&self) -> Option<f64>;
+
+    /// Whether nothing can be put here.
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    /// What people should know of this place, such as files that were skipped. Each is told once.
+    fn take_notices(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Keeps blocks from being evicted while it lives; see [`Tier::hold`].
+pub struct Hold {
+    _guard: Box<dyn Send + Sync>,
+}
+
+impl Hold {
+    /// A hold that ends when `guard` is dropped.
+    pub fn new(guard: impl Send + Sync + 'static) -> Hold {
+        Hold {
+            _guard: Box::new(guard),
+        }
+    }
 }
 
 /// An error of a tier.
@@ -151,6 +202,41 @@ pub enum TierError {
         key: BlockKey,
         /// What is wrong with it.
         what: String,
+    },
+    /// Nothing can be put here.
+    #[error("{place} is read-only: what is computed is not kept there")]
+    ReadOnly {
+        /// The store.
+        place: String,
+    },
+    /// A block that a store cannot describe.
+    #[error("block {key:?} cannot be stored: {what}")]
+    Unfit {
+        /// The block.
+        key: BlockKey,
+        /// What about it.
+        what: &'static str,
+    },
+    /// The folder holds something else.
+    #[error(
+        "{place} is not a Longview store and not empty; give an empty or new folder with --cache-dir"
+    )]
+    NotAStore {
+        /// The folder.
+        place: String,
+    },
+    /// The store is of another version.
+    #[error(
+        "{place} is a store of format {found}, this Longview reads format {ours}; use the version that \
+         made it, or another folder with --cache-dir; nothing was changed"
+    )]
+    Version {
+        /// The folder.
+        place: String,
+        /// Format of the store.
+        found: u32,
+        /// Format that this version reads and writes.
+        ours: u32,
     },
     /// There is no room for more.
     #[error("{place}: no room for {wanted} more bytes: {what}")]

@@ -1,0 +1,123 @@
+//! Several processes on one folder. Two tiers stand for two processes: they share nothing but the
+//! files, and locks belong to open files.
+
+use super::open;
+use crate::tier::simulated::SimulatedFiles;
+use crate::tier::testing::{Chain, assert_gone, assert_held, contents, keys, put};
+use crate::tier::{Tier, TierUsage};
+
+#[test]
+fn what_one_puts_the_other_finds() {
+    let files = SimulatedFiles::default();
+    let (one, two) = (open(&files, None), open(&files, None));
+    let infos = Chain::new("m").blocks(40, 1);
+    for at in 0..40 {
+        put(&one, &infos[at..=at]);
+        assert_held(&two, &infos[..=at]);
+    }
+    assert_eq!(two.after(&infos[0].parent), infos[..1]);
+    assert_eq!(one.usage(), two.usage());
+}
+
+#[test]
+fn one_writes_where_the_other_has_not_locked() {
+    let files = SimulatedFiles::default();
+    let (one, two) = (open(&files, None), open(&files, None));
+    let infos = Chain::new("m").blocks(16, 1);
+    // The first extent belongs to the one that began it: the other begins its own behind it.
+    for at in 0..16 {
+        put(if at % 2 == 0 { &one } else { &two }, &infos[at..=at]);
+    }
+    assert_held(&one, &infos);
+    assert_held(&two, &infos);
+    put(&one, &infos);
+    put(&two, &infos);
+    assert_eq!(one.usage().blocks, 16);
+    drop(one);
+    drop(two);
+    let three = open(&files, None);
+    assert_held(&three, &infos);
+    assert_eq!(contents(&three).len(), 16);
+}
+
+#[test]
+fn a_lock_ends_with_its_process() {
+    let files = SimulatedFiles::default();
+    let one = open(&files, None);
+    let infos = Chain::new("m").blocks(16, 1);
+    put(&one, &infos[..5]);
+    let two = open(&files, None);
+    drop(one);
+    put(&two, &infos);
+    assert_held(&two, &infos);
+    let extents = files
+        .paths()
+        .iter()
+        .filter(|path| path.extension().is_some())
+        .count();
+    assert_eq!(extents, 1);
+}
+
+#[test]
+fn what_one_evicts_the_other_misses_and_may_put_again() {
+    let files = SimulatedFiles::default();
+    let (one, two) = (open(&files, None), open(&files, None));
+    let infos = Chain::new("m").blocks(16, 1);
+    put(&one, &infos);
+    assert_held(&two, &infos);
+    one.gc(0).unwrap();
+    assert_eq!(one.usage(), TierUsage::default());
+    two.refresh().unwrap();
+    assert_gone(&two, &infos);
+    put(&two, &infos);
+    assert_held(&one, &infos);
+}
+
+#[test]
+fn what_one_writes_or_holds_the_other_does_not_evict() {
+    let files = SimulatedFiles::default();
+    let (one, two) = (open(&files, None), open(&files, None));
+    let mut trunk = Chain::new("m");
+    let infos = trunk.blocks(32, 1);
+    put(&one, &infos);
+    let hold = one.hold(&keys(&infos[16..17])).unwrap();
+    two.gc(0).unwrap();
+    assert_held(&one, &infos);
+    drop(hold);
+    // Not full, so it is being written, and keeps what leads to it.
+    let last = trunk.block(1);
+    put(&one, std::slice::from_ref(&last));
+    two.gc(0).unwrap();
+    assert_held(&one, &infos);
+    assert_held(&one, std::slice::from_ref(&last));
+    drop(one);
+    two.gc(0).unwrap();
+    assert_eq!(two.usage(), TierUsage::default());
+}
+
+#[test]
+fn holds_of_a_process_that_died_do_not_last() {
+    let files = SimulatedFiles::default();
+    let (one, two) = (open(&files, None), open(&files, None));
+    let infos = Chain::new("m").blocks(16, 1);
+    put(&one, &infos);
+    // The hold is never given up, but the lock on its note is, as when a process is killed.
+    let hold = one.hold(&keys(&infos)).unwrap();
+    let notes = |files: &SimulatedFiles| {
+        files
+            .paths()
+            .iter()
+            .filter(|path| path.starts_with("/store/holds"))
+            .count()
+    };
+    assert_eq!(notes(&files), 1);
+    let after = files.lose_power(&mut fastrand::Rng::with_seed(0));
+    drop((one, hold));
+    assert_eq!(notes(&files), 0);
+    two.gc(0).unwrap();
+    assert_gone(&two, &infos);
+    let three = open(&after, None);
+    three.gc(0).unwrap();
+    assert_eq!(three.usage(), TierUsage::default());
+    assert_eq!(notes(&after), 0);
+}
