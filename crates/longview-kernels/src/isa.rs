@@ -12,13 +12,19 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F/BW/DQ/VL and VNNI.
     Avx512,
+    /// 64-bit ARM with NEON, which all of them have.
+    Neon,
+    /// NEON and its four-way 8-bit dot product (ARMv8.2 `dotprod`).
+    NeonDotprod,
+    /// The same and its 8-bit matrix product (ARMv8.6 `i8mm`).
+    NeonI8mm,
 }
 
 /// The instruction set asked for is unknown or not offered by this processor.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// The name is none of ours.
-    #[error("unknown instruction set {0:?}: use one of scalar, avx2, avx512")]
+    #[error("unknown instruction set {0:?}: use one of {names}", names = names())]
     Unknown(String),
     /// The processor lacks it.
     #[error("this processor does not offer {0}: leave LONGVIEW_ISA unset, or use {1}")]
@@ -26,9 +32,19 @@ pub enum IsaError {
 }
 
 impl Isa {
+    /// Every instruction set there is a version for, weakest first.
+    pub const ALL: [Isa; 6] = [
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::Avx512,
+        Isa::Neon,
+        Isa::NeonDotprod,
+        Isa::NeonI8mm,
+    ];
+
     /// Every instruction set this processor can run, weakest first.
     pub fn available() -> Vec<Isa> {
-        [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+        Isa::ALL
             .into_iter()
             .filter(|isa| isa.is_available())
             .collect()
@@ -36,13 +52,8 @@ impl Isa {
 
     /// The strongest instruction set of this processor.
     pub fn best() -> Isa {
-        if Isa::Avx512.is_available() {
-            Isa::Avx512
-        } else if Isa::Avx2.is_available() {
-            Isa::Avx2
-        } else {
-            Isa::Scalar
-        }
+        let strongest = Isa::ALL.into_iter().rev().find(|isa| isa.is_available());
+        strongest.unwrap_or(Isa::Scalar)
     }
 
     /// The instruction set named by the environment variable `LONGVIEW_ISA`, or the best one.
@@ -82,7 +93,17 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => {
+                Isa::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => {
+                Isa::NeonDotprod.is_available() && std::arch::is_aarch64_feature_detected!("i8mm")
+            }
+            // Those of other architectures.
             _ => false,
         }
     }
@@ -94,6 +115,9 @@ impl fmt::Display for Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
+            Isa::NeonDotprod => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
         })
     }
 }
@@ -102,13 +126,15 @@ impl FromStr for Isa {
     type Err = IsaError;
 
     fn from_str(name: &str) -> Result<Isa, IsaError> {
-        match name.to_ascii_lowercase().as_str() {
-            "scalar" => Ok(Isa::Scalar),
-            "avx2" => Ok(Isa::Avx2),
-            "avx512" => Ok(Isa::Avx512),
-            _ => Err(IsaError::Unknown(name.to_owned())),
-        }
+        let asked = name.to_ascii_lowercase();
+        let known = Isa::ALL.into_iter().find(|isa| isa.to_string() == asked);
+        known.ok_or_else(|| IsaError::Unknown(name.to_owned()))
     }
+}
+
+/// All names, for messages.
+fn names() -> String {
+    Isa::ALL.map(|isa| isa.to_string()).join(", ")
 }
 
 /// How a model is computed: the roundings that the exact path is allowed.
@@ -137,17 +163,12 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_scalar_is_always_there() {
-        for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
+        for isa in Isa::ALL {
             assert_eq!(isa.to_string().parse::<Isa>(), Ok(isa));
         }
         assert!(Isa::available().contains(&Isa::Scalar));
         assert_eq!(Isa::available().last(), Some(&Isa::best()));
-        assert!(
-            "sse9"
-                .parse::<Isa>()
-                .unwrap_err()
-                .to_string()
-                .contains("sse9")
-        );
+        let message = "sse9".parse::<Isa>().unwrap_err().to_string();
+        assert!(message.contains("sse9") && message.contains("avx2, avx512, neon"));
     }
 }

@@ -75,7 +75,7 @@ fn memory_bandwidth(isa: Isa, pool: &Pool, buffer_bytes: usize) -> f64 {
 fn f32_rate(isa: Isa, pool: &Pool) -> f64 {
     let width = match isa {
         Isa::Scalar => 1,
-        Isa::Avx2 => 8,
+        Isa::Avx2 | Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => 8,
         Isa::Avx512 => 16,
     };
     let work = STEPS * CHAINS * width * 2 * pool.threads();
@@ -95,7 +95,8 @@ fn f32_rate(isa: Isa, pool: &Pool) -> f64 {
 fn int8_rate(isa: Isa, pool: &Pool) -> f64 {
     let width = match isa {
         Isa::Scalar => 1,
-        Isa::Avx2 => 32,
+        Isa::Neon | Isa::NeonDotprod => 16,
+        Isa::Avx2 | Isa::NeonI8mm => 32,
         Isa::Avx512 => 64,
     };
     let work = STEPS * CHAINS * width * 2 * pool.threads();
@@ -202,6 +203,15 @@ mod int8 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the processor was just asked whether it has the features.
             Isa::Avx2 if isa.is_available() => unsafe { avx2(seed) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::Neon if isa.is_available() => unsafe { neon(seed) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::NeonDotprod if isa.is_available() => unsafe { neon_dotprod(seed) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::NeonI8mm if isa.is_available() => unsafe { neon_i8mm(seed) },
             _ => scalar(seed),
         }
     }
@@ -252,6 +262,69 @@ mod int8 {
         let sum = chains.into_iter().fold(seed, |a, b| _mm256_add_epi16(a, b));
         _mm256_extract_epi32::<0>(sum)
     }
+
+    /// Products of two halves in 16 bits and their sum in 32.
+    ///
+    /// # Safety
+    /// The processor offers NEON.
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon")]
+    unsafe fn neon(seed: i8) -> i32 {
+        use std::arch::aarch64::*;
+        let seed = vdupq_n_s8(seed);
+        let mut chains = [vreinterpretq_s32_s8(seed); CHAINS];
+        for _ in 0..STEPS {
+            for x in &mut chains {
+                let codes = vreinterpretq_s8_s32(*x);
+                let products = vmull_s8(vget_low_s8(codes), vget_low_s8(seed));
+                *x = vpadalq_s16(*x, vmlal_high_s8(products, codes, seed));
+            }
+        }
+        vaddvq_s32(chains.into_iter().fold(chains[0], |a, b| vaddq_s32(a, b)))
+    }
+
+    /// A loop of one instruction that adds products of `seed` to `x`.
+    #[cfg(target_arch = "aarch64")]
+    macro_rules! neon_loop {
+        ($name:ident, $features:literal, $instruction:literal) => {
+            /// # Safety
+            /// The processor offers the features.
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = $features)]
+            unsafe fn $name(seed: i8) -> i32 {
+                use std::arch::aarch64::*;
+                let seed = vdupq_n_s8(seed);
+                let mut chains = [vreinterpretq_s32_s8(seed); CHAINS];
+                for _ in 0..STEPS {
+                    for x in &mut chains {
+                        // SAFETY: register arithmetic.
+                        unsafe {
+                            std::arch::asm!(
+                                $instruction,
+                                x = inout(vreg) *x,
+                                seed = in(vreg) seed,
+                                options(pure, nomem, nostack, preserves_flags)
+                            );
+                        }
+                    }
+                }
+                vaddvq_s32(chains.into_iter().fold(chains[0], |a, b| vaddq_s32(a, b)))
+            }
+        };
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    neon_loop!(
+        neon_dotprod,
+        "neon,dotprod",
+        "sdot {x:v}.4s, {seed:v}.16b, {seed:v}.16b"
+    );
+    #[cfg(target_arch = "aarch64")]
+    neon_loop!(
+        neon_i8mm,
+        "neon,i8mm",
+        "smmla {x:v}.4s, {seed:v}.16b, {seed:v}.16b"
+    );
 }
 
 #[cfg(test)]

@@ -16,6 +16,19 @@ const HUGE_PAGE: usize = 2 << 20;
 #[cfg(target_os = "linux")]
 const PAGE: usize = 64 << 10;
 
+/// Asks for the cache line at `p`, which may be any address, into the nearest cache.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    // SAFETY: prefetching reads nothing; any address is allowed.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+        #[cfg(target_arch = "aarch64")]
+        std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags));
+    }
+}
+
 /// A fixed-size byte buffer, zeroed at birth and aligned to [`ALIGNMENT`].
 ///
 /// Large buffers are untouched pages of the operating system, so they count against the

@@ -23,7 +23,7 @@ macro_rules! for_each_isa {
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    Isa::Scalar => {}
+                    _ => {}
                 }
             }
             let _ = isa;

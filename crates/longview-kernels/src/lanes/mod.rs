@@ -10,6 +10,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use crate::Isa;
 use crate::page::Q4_MIDDLE;
@@ -18,6 +20,10 @@ use crate::page::Q4_MIDDLE;
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+use neon::Neon;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::widen_f16;
 
 /// A kernel that can run on any instruction set.
 pub(crate) trait Kernel {
@@ -41,6 +47,11 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor was just asked whether it has the features.
         Isa::Avx2 if isa.is_available() => unsafe { run_avx2(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm if isa.is_available() => {
+            // SAFETY: the processor was just asked whether it has the features.
+            unsafe { run_neon(kernel) }
+        }
         _ => kernel.scalar(),
     }
 }
@@ -63,6 +74,16 @@ unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
 unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller vouches for the features.
     kernel.lanes(unsafe { Avx2::assume() })
+}
+
+/// # Safety
+/// The processor offers [`Isa::Neon`].
+#[cfg(target_arch = "aarch64")]
+#[inline(never)]
+#[target_feature(enable = "neon")]
+unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller vouches for the features.
+    kernel.lanes(unsafe { Neon::assume() })
 }
 
 /// Vectors of `f32`. A value of the implementing type is proof that the processor has the

@@ -8,10 +8,12 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod slab;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod source;
 
 use std::ops::Range;
@@ -207,6 +209,10 @@ impl Part<'_> {
             Isa::Avx2 if int8 => avx2::int8(self),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::float(self),
+            #[cfg(target_arch = "aarch64")]
+            isa @ (Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm) if int8 => neon::int8(self, isa),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => neon::float(self),
             _ if int8 => scalar::int8(self),
             _ => scalar::float(self),
         }

@@ -1,8 +1,7 @@
 //! Quantised formats as types, and where the blocks of a packed panel lie.
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-
 use crate::format::Format;
+use crate::memory::prefetch;
 use crate::packed::layout::{Layout, SEGMENT};
 
 /// A quantised format, as a type.
@@ -122,8 +121,7 @@ impl Segment {
             .top
             .wrapping_add(layout.segment_bytes(SEGMENT) + AHEAD + b * bytes);
         for line in 0..bytes.div_ceil(64) {
-            // SAFETY: prefetching reads nothing; any address is allowed.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64 * line).cast()) };
+            prefetch(start.wrapping_add(64 * line));
         }
     }
 }

@@ -1,0 +1,131 @@
+//! Kernels with deterministic inputs, ready to be called again and again: for the benches here and
+//! for `tools/kernel-counts`, which counts their instructions.
+
+use longview_kernels::attention::{
+    AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_span,
+};
+use longview_kernels::norm::{NormWeight, RmsNorm};
+use longview_kernels::page::{KvType, PAGE_TOKENS, PageGeometry, StridedRows, write_tokens};
+use longview_kernels::rope::{RotaryRows, RotaryTable};
+use longview_kernels::{
+    Activations, AlignedBytes, Exec, Format, Isa, Need, Packed, matmul, needed,
+};
+
+/// A kernel and its inputs.
+pub(crate) type Work<'a> = Box<dyn FnMut() + 'a>;
+
+/// Numbers between -1 and 1 that repeat late.
+fn numbers(count: usize) -> Vec<f32> {
+    (0..count)
+        .map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0)
+        .collect()
+}
+
+/// y = x · Wᵀ of `rows` rows, with `n` outputs and `k` inputs.
+///
+/// # Panics
+/// When `k` is not whole blocks.
+pub(crate) fn product(exec: &Exec, format: Format, n: usize, k: usize, rows: usize) -> Work<'_> {
+    let row_bytes = format.bytes_for(k).expect("k is whole blocks");
+    // Without the bit that makes a half-precision factor an infinity or a NaN.
+    let bytes: Vec<u8> = (0..n * row_bytes)
+        .map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] & 0xbf)
+        .collect();
+    let weights = Packed::pack(format, n, k, &bytes, &|row| row, &exec.pool)
+        .expect("the bytes are those of the shape");
+    let mut x = Activations::new();
+    let need = needed(exec.numerics, format);
+    x.set(exec, &numbers(rows * k), rows, k, need);
+    let mut out = vec![0.0; rows * n];
+    Box::new(move || matmul(exec, &x, &weights, &mut out))
+}
+
+/// Rounding `rows` rows of `k` numbers to int8.
+pub(crate) fn quantise(exec: &Exec, rows: usize, k: usize) -> Work<'_> {
+    let x = numbers(rows * k);
+    let mut activations = Activations::new();
+    Box::new(move || activations.set(exec, &x, rows, k, Need::Int8))
+}
+
+/// Attention of `rows` query rows over one span, on the calling thread.
+pub(crate) fn attention<'a>(isa: Isa, kv: KvType, head_dim: usize, rows: usize) -> Work<'a> {
+    let geom = geometry(kv, head_dim);
+    let page_bytes = geom.k_bytes() + geom.v_bytes();
+    let mut bytes = AlignedBytes::zeroed(SPAN_TOKENS / PAGE_TOKENS * page_bytes);
+    let data = numbers(PAGE_TOKENS * head_dim);
+    let data = StridedRows {
+        data: &data,
+        stride: head_dim,
+    };
+    for page in bytes.chunks_exact_mut(page_bytes) {
+        let (k, v) = page.split_at_mut(geom.k_bytes());
+        write_tokens(isa, &geom, k, v, 0, PAGE_TOKENS, data, data);
+    }
+    let q: Vec<f32> = numbers(rows * head_dim).iter().map(|x| x * 0.1).collect();
+    let visible = vec![0..SPAN_TOKENS as u32; rows];
+    let mut scratch = AttentionScratch::new();
+    let mut partials = Partials::new(rows, geom.v_dim);
+    Box::new(move || {
+        let pages: Vec<PageRef<'_>> = bytes
+            .chunks_exact(page_bytes)
+            .map(|bytes| {
+                let (k, v) = bytes.split_at(geom.k_bytes());
+                PageRef { k, v }
+            })
+            .collect();
+        let rows = QueryRows {
+            heads: 1,
+            q: &q,
+            visible: &visible,
+            softcap: 0.0,
+        };
+        attend_span(isa, &geom, &pages, &rows, &mut scratch, &mut partials);
+    })
+}
+
+/// Writing a page of keys and values.
+pub(crate) fn write_page<'a>(isa: Isa, kv: KvType, head_dim: usize) -> Work<'a> {
+    let geom = geometry(kv, head_dim);
+    let (mut k, mut v) = (vec![0; geom.k_bytes()], vec![0; geom.v_bytes()]);
+    let data = numbers(PAGE_TOKENS * head_dim);
+    Box::new(move || {
+        let rows = StridedRows {
+            data: &data,
+            stride: head_dim,
+        };
+        write_tokens(isa, &geom, &mut k, &mut v, 0, PAGE_TOKENS, rows, rows);
+    })
+}
+
+/// Root-mean-square norm of `rows` rows of `dim` numbers.
+pub(crate) fn norm<'a>(isa: Isa, rows: usize, dim: usize) -> Work<'a> {
+    let (x, weight) = (numbers(rows * dim), numbers(dim));
+    let mut out = vec![0.0; rows * dim];
+    Box::new(move || {
+        let norm = RmsNorm {
+            weight: &weight,
+            form: NormWeight::Plain,
+            epsilon: 1e-5,
+        };
+        norm.rows(isa, &x, &mut out);
+    })
+}
+
+/// Turning `rows` rows of 32 heads of 64 channels by their positions.
+pub(crate) fn rope<'a>(isa: Isa, rows: usize) -> Work<'a> {
+    let (heads, head_dim) = (32, 64);
+    let positions: Vec<u32> = (0..rows as u32).collect();
+    let mut angles = RotaryRows::new();
+    angles.set(&RotaryTable::new(10_000.0, head_dim), &positions);
+    let mut x = numbers(rows * heads * head_dim);
+    Box::new(move || angles.rotate(isa, 0, heads, head_dim, &mut x))
+}
+
+fn geometry(kv: KvType, head_dim: usize) -> PageGeometry {
+    PageGeometry {
+        head_dim,
+        v_dim: head_dim,
+        k_type: kv,
+        v_type: kv,
+    }
+}
