@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use longview_kernels::{Exec, Isa, Numerics};
-use longview_kv::{Context, KvType, Ledger, Purpose, Reservation, Segment};
+use longview_kv::tier::Origin;
+use longview_kv::{
+    Context, Explanation, KvType, Ledger, Purpose, Reservation, Segment, Store, Wanted,
+};
 use longview_models::{Model, ModelFile, Workspace};
 use longview_text::{ChatTemplate, Moment, TemplateVars, Tokenizer};
 use longview_weights::WeightFile;
@@ -13,10 +16,14 @@ use serde_json::Value;
 
 use crate::error::EngineError;
 use crate::inspect::{
-    ModelDescription, describe, open_file, plan_for, processor_cores, program_bytes,
-    resident_bytes, text_side,
+    Circumstances, ModelDescription, Overflow, describe, open_file, plan_for, processor_cores,
+    program_bytes, resident_bytes, text_side,
 };
 use crate::plan::MemoryPlan;
+use crate::store::{self, StoreOptions};
+
+/// The most tokens that one pass of a prefill computes when it reads blocks back.
+const LARGEST_CHUNK: usize = 4096;
 
 /// Where a model comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +50,9 @@ pub struct EngineOptions {
     pub kv_type: Option<KvType>,
     /// Tokens a prefill computes in one pass.
     pub chunk_tokens: usize,
+    /// Where contexts are kept; `None` keeps them in memory as long as they live, and refuses
+    /// what memory has no room for.
+    pub store: Option<StoreOptions>,
 }
 
 /// Whose chat template an engine uses.
@@ -70,7 +80,25 @@ pub struct Engine {
     has_run: AtomicBool,
     chunk_tokens: usize,
     workspace: Mutex<Workspace>,
-    _held: [Reservation; 2],
+    store: Option<Kept>,
+    account: Mutex<Account>,
+}
+
+/// A store, and what this model's contexts are found by in it.
+struct Kept {
+    store: Arc<Store>,
+    /// For the short and the long rotary set.
+    origins: [Arc<Origin>; 2],
+    /// Gone with the store, after it.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// What the engine itself holds in the ledger.
+pub(crate) struct Account {
+    /// The program, as large as it was measured last.
+    program: Reservation,
+    /// Buffers of a forward pass.
+    scratch: Reservation,
 }
 
 impl Default for EngineOptions {
@@ -82,6 +110,7 @@ impl Default for EngineOptions {
             numerics: Numerics::Default,
             kv_type: None,
             chunk_tokens: 512,
+            store: None,
         }
     }
 }
@@ -93,6 +122,13 @@ impl EngineOptions {
             Numerics::Default => KvType::F16,
             Numerics::F32 => KvType::F32,
         })
+    }
+
+    pub(crate) fn overflow(&self) -> Overflow {
+        match self.store {
+            None => Overflow::Refused,
+            Some(_) => Overflow::Store,
+        }
     }
 }
 
@@ -135,23 +171,27 @@ impl Engine {
         let chunk_tokens = options.chunk_tokens.max(1);
         let ledger = Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX));
         let program_bytes = program_bytes(&options.model);
-        let plan = plan_for(
-            &file,
+        let circumstances = Circumstances {
             kv_type,
             chunk_tokens,
             threads,
-            program_bytes,
-            &ledger,
-            1,
-        );
+            program: program_bytes,
+            ledger: &ledger,
+            overflow: options.overflow(),
+        };
+        let plan = plan_for(&file, &circumstances, 1);
         if !plan.fits() {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
         }
-        let held = [
-            ledger.reserve(Purpose::Program, program_bytes)?,
-            ledger.reserve(Purpose::Scratch, plan.scratch)?,
-        ];
+        let account = Account {
+            program: ledger.reserve(Purpose::Program, program_bytes)?,
+            scratch: ledger.reserve(Purpose::Scratch, plan.scratch)?,
+        };
         let model = file.load(&exec, kv_type, &ledger, on_layer)?;
+        let store = match &options.store {
+            None => None,
+            Some(store) => Some(Kept::open(store, &model, &exec, &ledger)?),
+        };
         Ok(Engine {
             model,
             tokenizer,
@@ -165,7 +205,8 @@ impl Engine {
             has_run: AtomicBool::new(false),
             chunk_tokens,
             workspace: Mutex::default(),
-            _held: held,
+            store,
+            account: Mutex::new(account),
         })
     }
 
@@ -233,15 +274,18 @@ impl Engine {
     /// What a context of `tokens` tokens will need. What the program has taken since the model
     /// was ready (documents, token ids, a tokenizer's own memory) counts as the program's.
     pub fn plan(&self, tokens: usize) -> MemoryPlan {
-        plan_for(
-            self.model.file(),
-            self.kv_type(),
-            self.chunk_tokens,
-            self.exec.pool.threads(),
-            self.program_bytes + self.program_growth(),
-            &self.ledger,
-            tokens,
-        )
+        let circumstances = Circumstances {
+            kv_type: self.kv_type(),
+            chunk_tokens: self.chunk_tokens,
+            threads: self.exec.pool.threads(),
+            program: self.program_bytes + self.program_growth(),
+            ledger: &self.ledger,
+            overflow: match self.store {
+                None => Overflow::Refused,
+                Some(_) => Overflow::Store,
+            },
+        };
+        plan_for(self.model.file(), &circumstances, tokens)
     }
 
     /// An empty context planned to hold `planned_tokens` tokens.
@@ -250,7 +294,12 @@ impl Engine {
     /// [`EngineError::DoesNotFit`] with a table when the memory allowed cannot hold it, and the
     /// model's refusal when it is longer than the model can read.
     pub fn new_context(&self, planned_tokens: usize) -> Result<Context, EngineError> {
-        let context = self.model.new_context(planned_tokens, &self.ledger)?;
+        let context = match &self.store {
+            None => self.model.new_context(planned_tokens, &self.ledger)?,
+            Some(kept) => self
+                .model
+                .new_context_in(planned_tokens, &kept.store, &kept.origins)?,
+        };
         let plan = self.plan(planned_tokens);
         if !plan.fits() {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
@@ -258,8 +307,24 @@ impl Engine {
         Ok(context)
     }
 
-    /// Shortens `context` to what it has in common with `tokens`, at most all but the last of
-    /// them, and returns how many tokens of `tokens` it therefore already holds.
+    /// A context that holds what the store has of `tokens`, and how many tokens that is; at most
+    /// all but the last. The rest is still to be read.
+    ///
+    /// # Errors
+    /// As [`Engine::new_context`].
+    pub fn open_context(
+        &self,
+        tokens: &[u32],
+        planned_tokens: usize,
+    ) -> Result<(Context, usize), EngineError> {
+        let mut context = self.new_context(planned_tokens)?;
+        let held = self.align(&mut context, tokens)?;
+        Ok((context, held))
+    }
+
+    /// Makes `context` hold as much of `tokens` as is known, at most all but the last: shortens it
+    /// to what it has in common with them and takes over what the store has beyond. Returns how many
+    /// tokens of `tokens` it therefore already holds.
     ///
     /// # Errors
     /// When sliding-window layers no longer hold what going back would need; the context is then
@@ -275,7 +340,22 @@ impl Engine {
         if common < held.len() {
             context.truncate(common)?;
         }
-        Ok(common)
+        Ok(context.attach(usable)?)
+    }
+
+    /// What the store has of `tokens`, from where, and where and why that ends. Without a store
+    /// nothing is kept.
+    ///
+    /// # Errors
+    /// As [`Engine::new_context`].
+    pub fn explain(&self, tokens: &[u32]) -> Result<Explanation, EngineError> {
+        let context = self.new_context(tokens.len().max(1))?;
+        Ok(context.explain(&tokens[..tokens.len().saturating_sub(1)])?)
+    }
+
+    /// The store that contexts are kept in.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.store.as_ref().map(|kept| &kept.store)
     }
 
     /// Bytes the process has taken since the model was ready, beside what the ledger knows of.
@@ -289,19 +369,145 @@ impl Engine {
         resident_bytes().saturating_sub(self.resident_when_ready + usage.kv + scratch)
     }
 
-    /// One forward pass; the guard gives the logits.
+    /// One forward pass; the guard gives the logits. Blocks of the contexts that turn out not to be
+    /// readable are computed again first.
+    ///
+    /// # Errors
+    /// As [`longview_models::Model::forward`].
     pub fn pass(
         &self,
-        segments: Vec<Segment<'_>>,
+        mut segments: Vec<Segment<'_>>,
     ) -> Result<MutexGuard<'_, Workspace>, EngineError> {
         // A panic during a pass leaves buffers that the next pass overwrites anyway.
         let mut workspace = self
             .workspace
             .lock()
             .unwrap_or_else(|error| error.into_inner());
+        let rows = segments.iter().map(|segment| segment.tokens.len()).sum();
+        self.settle_memory(rows);
         self.has_run.store(true, Ordering::Relaxed);
-        self.model.forward(&self.exec, segments, &mut workspace)?;
-        Ok(workspace)
+        loop {
+            let attempt = segments.iter_mut().map(Segment::reborrow).collect();
+            let Err(error) = self.model.forward(&self.exec, attempt, &mut workspace) else {
+                return Ok(workspace);
+            };
+            let contexts = segments.iter_mut().map(|segment| &mut *segment.context);
+            self.recompute(error.into(), contexts, &mut workspace)?;
+        }
+    }
+
+    /// Computes again what `error` says is lost; any other error is handed back.
+    fn recompute<'c>(
+        &self,
+        error: EngineError,
+        contexts: impl Iterator<Item = &'c mut Context>,
+        workspace: &mut Workspace,
+    ) -> Result<(), EngineError> {
+        let Some(key) = error.lost_block() else {
+            return Err(error);
+        };
+        let mut found = false;
+        for context in contexts {
+            let mut tokens = context.lose(&key);
+            while !tokens.is_empty() {
+                found = true;
+                let chunk = &tokens[..tokens.len().min(self.chunk_tokens)];
+                let segment = Segment {
+                    context: &mut *context,
+                    tokens: chunk,
+                    wanted: Wanted::Nothing,
+                };
+                match self.model.forward(&self.exec, vec![segment], workspace) {
+                    Ok(()) => drop(tokens.drain(..chunk.len())),
+                    Err(error) => {
+                        let error = EngineError::from(error);
+                        // More of the same context is lost: go back further.
+                        let Some(key) = error.lost_block() else {
+                            return Err(error);
+                        };
+                        let before = context.lose(&key);
+                        if before.is_empty() {
+                            return Err(error);
+                        }
+                        tokens.splice(..0, before);
+                    }
+                }
+            }
+        }
+        if !found {
+            return Err(error);
+        }
+        if let Some(kept) = &self.store {
+            kept.store.note(error.to_string());
+        }
+        Ok(())
+    }
+
+    /// Tokens that the next pass of a prefill computes. While blocks of the context are away, every
+    /// pass reads all of them: then as many as half of the memory for keys, values and scratch has
+    /// scratch for.
+    pub(crate) fn chunk_for(&self, context: &Context) -> usize {
+        let usage = self.ledger.usage();
+        if self.ledger.limit() == u64::MAX || context.away_bytes() == 0 {
+            return self.chunk_tokens;
+        }
+        let scratch = |rows| {
+            let threads = self.exec.pool.threads();
+            Workspace::predicted_bytes(self.model.blueprint(), rows, 1, threads)
+        };
+        let room = self
+            .ledger
+            .limit()
+            .saturating_sub(usage.program + usage.weights);
+        let larger = |chunk: &usize| *chunk <= LARGEST_CHUNK && scratch(*chunk) <= room / 2;
+        std::iter::successors(Some(self.chunk_tokens), |chunk| Some(2 * chunk))
+            .take_while(larger)
+            .last()
+            .unwrap_or(self.chunk_tokens)
+    }
+
+    /// Brings the account up to what is measured, and lets blocks leave memory that no longer fit.
+    fn settle_memory(&self, rows: usize) {
+        let Some(kept) = self
+            .store
+            .as_ref()
+            .filter(|_| self.ledger.limit() != u64::MAX)
+        else {
+            return;
+        };
+        let growth = self.program_growth();
+        let threads = self.exec.pool.threads();
+        let scratch = Workspace::predicted_bytes(self.model.blueprint(), rows, 1, threads);
+        let mut account = self
+            .account
+            .lock()
+            .unwrap_or_else(|error| error.into_inner());
+        account.program.resize(self.program_bytes + growth);
+        // Buffers grow to the largest pass and stay.
+        let scratch = scratch.max(account.scratch.bytes());
+        account.scratch.resize(scratch);
+        drop(account);
+        kept.store.make_space(0);
+    }
+}
+
+impl Kept {
+    fn open(
+        options: &StoreOptions,
+        model: &Model,
+        exec: &Exec,
+        ledger: &Ledger,
+    ) -> Result<Kept, EngineError> {
+        let place = store::open_place(options)?;
+        let known = place.folder.as_deref();
+        let name = describe(model.file(), model.layout().kv_type()).name;
+        let file = model.file().weight_file();
+        let kv_type = model.layout().kv_type();
+        Ok(Kept {
+            origins: store::origins(file, &name, exec, kv_type, &options.salt, known)?,
+            store: Arc::new(Store::new(ledger.clone(), place.tiers)),
+            _temporary: place.temporary,
+        })
     }
 }
 

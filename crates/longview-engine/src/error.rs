@@ -2,6 +2,7 @@
 
 use longview_kernels::isa::IsaError;
 use longview_kv::KvError;
+use longview_kv::tier::{BlockKey, TierError};
 use longview_models::ModelError;
 use longview_text::TextError;
 use longview_weights::WeightsError;
@@ -30,6 +31,9 @@ pub enum EngineError {
     /// The store refused.
     #[error(transparent)]
     Kv(#[from] KvError),
+    /// The place where contexts are kept cannot be used.
+    #[error("contexts cannot be kept: {0}")]
+    Store(#[from] TierError),
     /// No token could be chosen.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
@@ -45,6 +49,15 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// The block that could not be read back, where that is what went wrong.
+    pub(crate) fn lost_block(&self) -> Option<BlockKey> {
+        match self {
+            EngineError::Kv(KvError::Lost(error))
+            | EngineError::Model(ModelError::Kv(KvError::Lost(error))) => error.key(),
+            _ => None,
+        }
+    }
+
     /// Whether what was asked for is at fault (a path, a model's files, a prompt, a limit), as
     /// opposed to something failing at run time. The program's exit code follows from it.
     pub fn is_request_error(&self) -> bool {
@@ -53,6 +66,11 @@ impl EngineError {
             EngineError::Model(error) => error.is_request_error(),
             EngineError::Text { source, .. } => source.is_request_error(),
             EngineError::DoesNotFit(_) | EngineError::EmptyPrompt | EngineError::Isa(_) => true,
+            EngineError::Store(error) => matches!(
+                error,
+                TierError::NotAStore { .. } | TierError::Version { .. } | TierError::Io { .. }
+            ),
+            EngineError::Read { source, .. } => is_request_io(source.kind()),
             EngineError::Kv(_) | EngineError::Sampling(_) => false,
         }
     }

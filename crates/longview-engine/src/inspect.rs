@@ -52,15 +52,15 @@ pub fn inspect(options: &EngineOptions) -> Result<(ModelDescription, ModelFile),
 pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, EngineError> {
     let file = ModelFile::new(open_file(&options.model)?)?;
     let kv_type = options.kv_type();
-    Ok(plan_for(
-        &file,
+    let circumstances = Circumstances {
         kv_type,
-        options.chunk_tokens.max(1),
-        options.threads.unwrap_or_else(processor_cores),
-        program_bytes(&options.model),
-        &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
-        tokens,
-    ))
+        chunk_tokens: options.chunk_tokens.max(1),
+        threads: options.threads.unwrap_or_else(processor_cores),
+        program: program_bytes(&options.model),
+        ledger: &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
+        overflow: options.overflow(),
+    };
+    Ok(plan_for(&file, &circumstances, tokens))
 }
 
 /// A model's tokenizer alone; a GGUF file with a vocabulary and no tensors is enough.
@@ -178,15 +178,36 @@ pub(crate) fn describe(file: &ModelFile, kv_type: KvType) -> ModelDescription {
     }
 }
 
-pub(crate) fn plan_for(
-    file: &ModelFile,
-    kv_type: KvType,
-    chunk_tokens: usize,
-    threads: usize,
-    program: u64,
-    ledger: &Ledger,
-    tokens: usize,
-) -> MemoryPlan {
+/// What a plan follows from beside the model and the length.
+pub(crate) struct Circumstances<'a> {
+    pub(crate) kv_type: KvType,
+    pub(crate) chunk_tokens: usize,
+    pub(crate) threads: usize,
+    /// Bytes of the program with the vocabulary.
+    pub(crate) program: u64,
+    pub(crate) ledger: &'a Ledger,
+    /// Whether there is a store that can hold what memory has no room for.
+    pub(crate) overflow: Overflow,
+}
+
+/// Where keys and values go that memory has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overflow {
+    /// Nowhere: they are refused.
+    Refused,
+    /// Into a store, to be read back when needed.
+    Store,
+}
+
+pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) -> MemoryPlan {
+    let Circumstances {
+        kv_type,
+        chunk_tokens,
+        threads,
+        program,
+        ledger,
+        overflow,
+    } = *of;
     let blueprint = file.blueprint();
     let layout = blueprint.kv_layout(kv_type);
     let limit = Some(ledger.limit()).filter(|&limit| limit != u64::MAX);
@@ -196,12 +217,16 @@ pub(crate) fn plan_for(
     let kv = |tokens: usize| {
         layout.context_bytes(tokens, chunk_tokens) + layout.fork_bytes(chunk_tokens)
     };
+    let least = |tokens: usize| match overflow {
+        Overflow::Refused => kv(tokens),
+        Overflow::Store => kv(tokens).min(layout.least_bytes(chunk_tokens)),
+    };
     let fixed = program + weights + scratch;
     let model_tokens = blueprint.max_positions;
     let longest_context = match limit {
         None => model_tokens,
         Some(limit) => {
-            let fits = |&tokens: &usize| fixed + kv(tokens) <= limit;
+            let fits = |&tokens: &usize| fixed + least(tokens) <= limit;
             largest(model_tokens, fits)
         }
     };
@@ -211,6 +236,7 @@ pub(crate) fn plan_for(
         program,
         weights,
         kv: kv(tokens),
+        kv_least: least(tokens),
         scratch,
         limit,
         longest_context,

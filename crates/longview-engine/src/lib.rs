@@ -11,6 +11,7 @@ mod inspect;
 mod plan;
 mod prefill;
 pub mod sampling;
+mod store;
 
 pub use engine::{Engine, EngineOptions, ModelSource, TemplateOrigin};
 pub use error::EngineError;
@@ -18,3 +19,4 @@ pub use generate::{EndOfText, Event, FinishReason, GenerateOptions, Generated};
 pub use inspect::{ModelDescription, inspect, open_tokenizer, plan};
 pub use plan::MemoryPlan;
 pub use prefill::{Control, PrefillProgress};
+pub use store::{StoreOptions, StorePlace};

@@ -15,6 +15,8 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Bytes of keys and values.
     pub kv: u64,
+    /// Bytes of them that must be in memory at once: all, unless a store can hold the rest.
+    pub kv_least: u64,
     /// Bytes of the buffers of a forward pass.
     pub scratch: u64,
     /// Bytes allowed; `None` when no limit was given.
@@ -29,9 +31,16 @@ impl MemoryPlan {
         self.program + self.weights + self.kv + self.scratch
     }
 
-    /// Whether the plan fits the memory allowed.
+    /// Whether the plan fits the memory allowed, on disk what memory has no room for.
     pub fn fits(&self) -> bool {
-        self.limit.is_none_or(|limit| self.total() <= limit)
+        self.limit
+            .is_none_or(|limit| self.total() - self.kv + self.kv_least <= limit)
+    }
+
+    /// Bytes of keys and values that will be kept on disk because memory has no room for them.
+    pub fn kv_on_disk(&self) -> u64 {
+        let over = |limit| self.total().saturating_sub(limit);
+        self.limit.map_or(0, over)
     }
 }
 
@@ -48,6 +57,7 @@ impl fmt::Display for MemoryPlan {
             )?;
         }
         let kv_name = format!("KV cache of {} tokens", self.tokens);
+        let kv_on_disk = self.kv - self.kv_least;
         for (name, bytes) in [
             ("program and vocabulary", self.program),
             ("weights", self.weights),
@@ -56,6 +66,10 @@ impl fmt::Display for MemoryPlan {
             ("total", self.total()),
         ] {
             writeln!(f, "  {name:32} {:>12}", mebibytes(bytes))?;
+        }
+        if kv_on_disk > 0 {
+            let name = "of which may be on disk";
+            writeln!(f, "  {name:32} {:>12}", mebibytes(kv_on_disk))?;
         }
         if let Some(limit) = self.limit {
             writeln!(f, "  {:32} {:>12}", "allowed", mebibytes(limit))?;
@@ -96,6 +110,7 @@ mod tests {
             program: 1 << 20,
             weights: 10 << 20,
             kv: 100 << 20,
+            kv_least: 100 << 20,
             scratch: 1 << 20,
             limit: Some(64 << 20),
             longest_context: 2600,
@@ -109,6 +124,13 @@ mod tests {
         ] {
             assert!(table.contains(part), "{table}");
         }
+        let spills = MemoryPlan {
+            kv_least: 4 << 20,
+            ..plan
+        };
+        assert!(spills.fits());
+        assert_eq!(spills.kv_on_disk(), 48 << 20);
+        assert!(spills.to_string().contains("on disk"), "{spills}");
         assert!(
             MemoryPlan {
                 limit: None,

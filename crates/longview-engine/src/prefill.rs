@@ -50,7 +50,9 @@ impl Engine {
     ) -> Result<Control, EngineError> {
         let start = Instant::now();
         let mut done = 0;
-        for chunk in tokens.chunks(self.chunk_tokens()) {
+        while done < tokens.len() {
+            let rest = &tokens[done..];
+            let chunk = &rest[..rest.len().min(self.chunk_for(context))];
             let segment = Segment {
                 context: &mut *context,
                 tokens: chunk,

@@ -12,6 +12,10 @@ pub const ALIGNMENT: usize = 64;
 /// page-table walks.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// Buffers from this size on are mappings of their own, so that what is dropped goes back to the
+/// system and not to the allocator: memory limits are kept by what the system counts.
+const OWN_MAPPING: usize = 64 << 10;
+
 /// What the length of a mapping is rounded to: the largest page any system here uses.
 #[cfg(target_os = "linux")]
 const PAGE: usize = 64 << 10;
@@ -100,25 +104,23 @@ fn layout(len: usize) -> Layout {
 }
 
 fn is_mapped(len: usize) -> bool {
-    cfg!(target_os = "linux") && len >= HUGE_PAGE
+    cfg!(target_os = "linux") && len >= OWN_MAPPING
 }
 
 #[cfg(target_os = "linux")]
 fn map_pages(len: usize) -> NonNull<u8> {
     let rounded = len.next_multiple_of(PAGE);
+    if len < HUGE_PAGE {
+        // SAFETY: an anonymous private mapping at an address of the system's choice.
+        let raw = unsafe { map_anonymous(rounded) };
+        return NonNull::new(raw.cast()).unwrap_or_else(|| handle_alloc_error(layout(len)));
+    }
     let total = rounded + HUGE_PAGE;
     // SAFETY: an anonymous private mapping at an address of the system's choice; the parts cut
     // off below are inside it and page-aligned, because HUGE_PAGE is a multiple of the page size.
     unsafe {
-        let raw = libc::mmap(
-            std::ptr::null_mut(),
-            total,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        );
-        if raw == libc::MAP_FAILED {
+        let raw = map_anonymous(total);
+        if raw.is_null() {
             handle_alloc_error(layout(len));
         }
         let head = raw.cast::<u8>().align_offset(HUGE_PAGE);
@@ -131,6 +133,25 @@ fn map_pages(len: usize) -> NonNull<u8> {
         // whole, up to 2 MiB more than the buffer has.
         libc::madvise(start.cast(), len - len % HUGE_PAGE, libc::MADV_HUGEPAGE);
         NonNull::new_unchecked(start)
+    }
+}
+
+/// Pages of zeros, or null.
+///
+/// # Safety
+/// The caller owns the mapping and unmaps it.
+#[cfg(target_os = "linux")]
+unsafe fn map_anonymous(len: usize) -> *mut libc::c_void {
+    let (protection, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    // SAFETY: no address is asked for, so nothing that is mapped already is touched.
+    let raw = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+    if raw == libc::MAP_FAILED {
+        std::ptr::null_mut()
+    } else {
+        raw
     }
 }
 
@@ -156,7 +177,17 @@ mod tests {
 
     #[test]
     fn buffers_are_zeroed_aligned_and_writable() {
-        for len in [0, 1, 63, 4096, HUGE_PAGE, HUGE_PAGE + 5, 3 * HUGE_PAGE - 1] {
+        for len in [
+            0,
+            1,
+            63,
+            4096,
+            OWN_MAPPING,
+            OWN_MAPPING + 1,
+            HUGE_PAGE,
+            HUGE_PAGE + 5,
+            3 * HUGE_PAGE - 1,
+        ] {
             let mut bytes = AlignedBytes::zeroed(len);
             assert_eq!(bytes.as_ptr() as usize % ALIGNMENT, 0);
             assert_eq!(bytes.len(), len);

@@ -90,12 +90,11 @@ impl Context {
         {
             return Ok(self.len());
         }
-        let keys: Vec<BlockKey> = found
-            .groups
-            .iter()
-            .flat_map(|(_, handles)| handles.iter().map(|handle| handle.key()))
-            .collect();
-        home.store.touch(&keys);
+        let handles = found.groups.iter().flat_map(|(_, handles)| handles);
+        let handles: Vec<Arc<Handle>> = handles.cloned().collect();
+        let Some(holds) = home.store.take_over(&handles) else {
+            return Ok(self.len());
+        };
         for (run, (first, handles)) in self.groups.iter_mut().zip(found.groups) {
             run.slots.truncate(held.saturating_sub(run.first));
             if first > run.end() {
@@ -112,6 +111,7 @@ impl Context {
             .extend_from_slice(&tokens[self.tokens.len()..found.blocks * BLOCK_TOKENS]);
         if let Some(home) = &mut self.home {
             home.chain.extend(found.hashes);
+            home.holds.extend(holds.into_iter().map(Arc::new));
         }
         Ok(self.len())
     }

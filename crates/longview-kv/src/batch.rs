@@ -33,6 +33,17 @@ pub struct Segment<'a> {
     pub wanted: Wanted,
 }
 
+impl Segment<'_> {
+    /// The same segment for one pass, so that the pass can be tried again.
+    pub fn reborrow(&mut self) -> Segment<'_> {
+        Segment {
+            context: &mut *self.context,
+            tokens: self.tokens,
+            wanted: self.wanted,
+        }
+    }
+}
+
 /// The rows of one forward pass: the tokens of every segment, one segment after another.
 ///
 /// Creating a batch makes room in its contexts; only [`Batch::commit`] makes the tokens part of

@@ -12,7 +12,7 @@ use crate::layout::{Group, KvLayout, LayerState};
 use crate::ledger::Ledger;
 use crate::run::{BlockRun, Slot};
 use crate::store::Store;
-use crate::tier::{BlockInfo, BlockKey, BlockShape, Origin};
+use crate::tier::{BlockInfo, BlockKey, BlockShape, Hold, Origin};
 
 /// Which set of rotary frequencies a context was created with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -56,6 +56,8 @@ pub(crate) struct Home {
     pub(crate) origin: Arc<Origin>,
     /// The hash of every full block so far.
     pub(crate) chain: Vec<BlockHash>,
+    /// Keep what was taken over from being evicted while this context or a fork lives.
+    pub(crate) holds: Vec<Arc<Hold>>,
 }
 
 impl Context {
@@ -85,6 +87,7 @@ impl Context {
             store,
             origin,
             chain: Vec::new(),
+            holds: Vec::new(),
         });
         context
     }

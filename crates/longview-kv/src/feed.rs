@@ -17,6 +17,7 @@ use crate::BLOCK_TOKENS;
 use crate::batch::Segment;
 use crate::block::Block;
 use crate::error::KvError;
+use crate::layout::KvLayout;
 use crate::ledger::{Purpose, Reservation};
 use crate::sealed::Handle;
 use crate::store::Store;
@@ -239,14 +240,16 @@ impl Slices {
     }
 }
 
+/// Bytes of the buffers that blocks of `layout` are read back into.
+pub(crate) fn buffer_bytes(layout: &KvLayout) -> u64 {
+    let slices = layout.groups.iter().map(|group| group.shape().layer_bytes);
+    (BUFFERS * SPAN_BLOCKS * slices.max().unwrap_or(0)) as u64
+}
+
 /// Room for the buffers of a pass over `segments`.
 fn reserve_buffers(segments: &[Segment<'_>], store: &Store) -> Result<Reservation, KvError> {
-    let of_context = |segment: &Segment<'_>| {
-        let groups = segment.context.layout.groups.iter();
-        groups.map(|group| group.shape().layer_bytes).max()
-    };
-    let slice = segments.iter().filter_map(of_context).max().unwrap_or(0);
-    let needed = (BUFFERS * SPAN_BLOCKS * slice) as u64;
+    let of_segment = |segment: &Segment<'_>| buffer_bytes(&segment.context.layout);
+    let needed = segments.iter().map(of_segment).max().unwrap_or(0);
     store.make_space(needed);
     store.ledger().reserve(Purpose::Scratch, needed)
 }

@@ -3,6 +3,7 @@
 use longview_kernels::page::{KvType, PageGeometry};
 
 use crate::BLOCK_TOKENS;
+use crate::feed;
 
 /// What a layer must keep to go on from where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,6 +109,15 @@ impl KvLayout {
                 (window + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2
             })
         })
+    }
+
+    /// Bytes that must be in memory at once to read a context of any length in chunks of
+    /// `chunk_tokens`, when the rest may be in a tier: the blocks of a chunk and of a fork's, windows
+    /// whole, and the buffers that blocks are read back into.
+    pub fn least_bytes(&self, chunk_tokens: usize) -> u64 {
+        let chunk = chunk_tokens.div_ceil(BLOCK_TOKENS) + 2;
+        let blocks = self.bytes_of(|window| chunk + window.map_or(0, |w| w.div_ceil(BLOCK_TOKENS)));
+        blocks + self.fork_bytes(1) + feed::buffer_bytes(self)
     }
 
     /// Bytes of the blocks that `blocks` counts for a group, given the length of its window.

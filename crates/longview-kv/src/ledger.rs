@@ -86,6 +86,12 @@ impl Ledger {
         self.limit().saturating_sub(self.usage().total())
     }
 
+    /// Whether `bytes` more would be above the limit; more than it may be in use already, see
+    /// [`Reservation::resize`].
+    pub fn lacks(&self, bytes: u64) -> bool {
+        self.usage().total().saturating_add(bytes) > self.limit()
+    }
+
     /// Takes `bytes` for `purpose` until the reservation is dropped.
     ///
     /// # Errors
@@ -132,6 +138,16 @@ impl Reservation {
     /// Bytes held.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Holds `bytes` from now on, because that is what was measured: more than the limit allows
+    /// if it must be, so that nothing else is admitted until others have given way.
+    pub fn resize(&mut self, bytes: u64) {
+        let mut usage = self.account.lock();
+        let of_purpose = usage.of(self.purpose);
+        *of_purpose = *of_purpose - self.bytes + bytes;
+        usage.peak = usage.peak.max(usage.total());
+        self.bytes = bytes;
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::KvError;
 use crate::hash::BlockHash;
 use crate::ledger::Ledger;
 use crate::sealed::Handle;
-use crate::tier::{BlockInfo, BlockKey, Tier, TierError};
+use crate::tier::{BlockInfo, BlockKey, Hold, Tier, TierError};
 
 /// What a store has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,7 +69,9 @@ impl Store {
 
     /// What went wrong without stopping the work, since the last call. Each says what follows.
     pub fn take_warnings(&self) -> Vec<String> {
-        std::mem::take(&mut lock(&self.warnings))
+        let mut warnings = std::mem::take(&mut *lock(&self.warnings));
+        warnings.extend(self.tiers.iter().flat_map(|tier| tier.take_notices()));
+        warnings
     }
 
     /// Makes what was sealed so far survive a power loss.
@@ -86,7 +88,7 @@ impl Store {
 
     /// Frees `wanted` bytes of the ledger, or as many as it can. Returns whether they are free.
     pub fn make_space(&self, wanted: u64) -> bool {
-        if self.ledger.available() >= wanted {
+        if !self.ledger.lacks(wanted) {
             return true;
         }
         let mut live = lock(&self.live);
@@ -98,7 +100,7 @@ impl Store {
             .collect();
         unused.sort_by_key(|handle| (handle.last_used(), std::cmp::Reverse(handle.info().index)));
         for handle in unused {
-            if self.ledger.available() >= wanted {
+            if !self.ledger.lacks(wanted) {
                 return true;
             }
             handle.let_go();
@@ -112,7 +114,7 @@ impl Store {
         drop(live);
         away.sort_by_key(|handle| std::cmp::Reverse((handle.info().index, handle.key())));
         for handle in away {
-            if self.ledger.available() >= wanted {
+            if !self.ledger.lacks(wanted) {
                 break;
             }
             if self.is_below(&handle.key()) {
@@ -120,7 +122,7 @@ impl Store {
                 lock(&self.counts).demoted_bytes += freed;
             }
         }
-        self.ledger.available() >= wanted
+        !self.ledger.lacks(wanted)
     }
 
     /// Registers a block that sealed, puts it into a tier, and returns how contexts refer to it:
@@ -129,7 +131,9 @@ impl Store {
         for tier in &self.tiers {
             match tier.put(&info, &block) {
                 Ok(()) => break,
-                Err(error) => self.warn(error.to_string()),
+                // The place has told so itself.
+                Err(TierError::ReadOnly { .. }) => {}
+                Err(error) => self.note(error.to_string()),
             }
         }
         lock(&self.counts).sealed_blocks += 1;
@@ -217,7 +221,15 @@ impl Store {
                 break;
             }
         }
-        result
+        match (result, keys) {
+            // Whatever the reason: the block cannot be had from here.
+            (Err(error), [key, ..]) if error.key().is_none() => Err(TierError::Damaged {
+                place: "the store".to_owned(),
+                key: *key,
+                what: error.to_string(),
+            }),
+            (result, _) => result,
+        }
     }
 
     /// A copy of a sealed block, to be written.
@@ -242,15 +254,31 @@ impl Store {
     pub(crate) fn forget(&self, key: &BlockKey) {
         for tier in &self.tiers {
             if let Err(error) = tier.remove(key) {
-                self.warn(error.to_string());
+                self.note(error.to_string());
             }
         }
         lock(&self.live).remove(key);
     }
 
-    /// Notes that blocks were taken over by a context.
-    pub(crate) fn touch(&self, keys: &[BlockKey]) {
-        self.tiers.iter().for_each(|tier| tier.touch(keys));
+    /// Notes that blocks are taken over by a context, and keeps them from being evicted while what
+    /// is returned lives. `None` when one has just gone.
+    pub(crate) fn take_over(&self, handles: &[Arc<Handle>]) -> Option<Vec<Hold>> {
+        let mut by_tier: Vec<Vec<BlockKey>> = vec![Vec::new(); self.tiers.len()];
+        for handle in handles {
+            let key = handle.key();
+            match self.tiers.iter().position(|tier| tier.find(&key).is_some()) {
+                Some(tier) => by_tier[tier].push(key),
+                None if handle.is_resident() => {}
+                None => return None,
+            }
+        }
+        let held = self.tiers.iter().zip(&by_tier);
+        held.filter(|(_, keys)| !keys.is_empty())
+            .map(|(tier, keys)| {
+                tier.touch(keys);
+                tier.hold(keys).ok()
+            })
+            .collect()
     }
 
     /// Takes back a reference to a block that its context has passed. The memory goes at once when
@@ -269,8 +297,8 @@ impl Store {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Keeps a warning for the caller, once.
-    pub(crate) fn warn(&self, text: String) {
+    /// Keeps a warning for whoever asks next, once.
+    pub fn note(&self, text: String) {
         let mut warnings = lock(&self.warnings);
         if !warnings.contains(&text) {
             warnings.push(text);

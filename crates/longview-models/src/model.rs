@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use longview_kernels::rope::RotaryTable;
 use longview_kernels::{Exec, Numerics};
+use longview_kv::tier::Origin;
 use longview_kv::{
     Batch, Context, Identity, KvLayout, KvType, Ledger, Purpose, Reservation, RopeSet, Segment,
+    Store,
 };
 use longview_weights::{Tensor, WeightFile};
 
@@ -198,26 +200,32 @@ impl Model {
         planned_tokens: usize,
         ledger: &Ledger,
     ) -> Result<Context, ModelError> {
-        let limit = self.blueprint().max_positions;
-        if planned_tokens > limit {
-            return Err(ModelError::TooLong {
-                wanted: planned_tokens,
-                limit,
-            });
-        }
-        let long = self
-            .blueprint()
-            .ropes
-            .iter()
-            .any(|rope| rope.set_for(planned_tokens) == RopeSet::Long);
-        let rope = if long { RopeSet::Long } else { RopeSet::Short };
-        let identity = Identity {
-            rope,
-            ..self.identity()
+        let identity = self.planned_identity(planned_tokens)?;
+        let layout = Arc::clone(&self.layout);
+        Ok(Context::new(layout, ledger.clone(), identity))
+    }
+
+    /// The same, in a store, where contexts with the short and the long rotary set are found by
+    /// `origins`.
+    ///
+    /// # Errors
+    /// [`ModelError::TooLong`] beyond the model's positions.
+    pub fn new_context_in(
+        &self,
+        planned_tokens: usize,
+        store: &Arc<Store>,
+        origins: &[Arc<Origin>; 2],
+    ) -> Result<Context, ModelError> {
+        let identity = self.planned_identity(planned_tokens)?;
+        let origin = match identity.rope {
+            RopeSet::Short => &origins[0],
+            RopeSet::Long => &origins[1],
         };
-        Ok(Context::new(
-            Arc::clone(&self.layout),
-            ledger.clone(),
+        let layout = Arc::clone(&self.layout);
+        Ok(Context::in_store(
+            layout,
+            Arc::clone(store),
+            Arc::clone(origin),
             identity,
         ))
     }
@@ -278,6 +286,26 @@ impl Model {
             RopeSet::Short => &self.rotary[index][0],
             RopeSet::Long => &self.rotary[index][1],
         }
+    }
+
+    fn planned_identity(&self, planned_tokens: usize) -> Result<Identity, ModelError> {
+        let limit = self.blueprint().max_positions;
+        if planned_tokens > limit {
+            return Err(ModelError::TooLong {
+                wanted: planned_tokens,
+                limit,
+            });
+        }
+        let ropes = &self.blueprint().ropes;
+        let is_long = |rope: &Rope| rope.set_for(planned_tokens) == RopeSet::Long;
+        let rope = match ropes.iter().any(is_long) {
+            true => RopeSet::Long,
+            false => RopeSet::Short,
+        };
+        Ok(Identity {
+            rope,
+            ..self.identity()
+        })
     }
 
     fn identity(&self) -> Identity {

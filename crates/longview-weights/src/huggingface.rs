@@ -13,6 +13,7 @@ use crate::safetensors::read_header;
 use crate::source::Source;
 use crate::table::{Entry, Table};
 use crate::tensor::Tensor;
+use crate::weight_file::WeightPart;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -158,6 +159,10 @@ impl HuggingFaceFolder {
     /// Bytes of all safetensors files.
     pub fn file_bytes(&self) -> u64 {
         self.tensors.file_bytes()
+    }
+
+    pub(crate) fn parts(&self) -> Vec<WeightPart<'_>> {
+        self.tensors.parts()
     }
 
     /// Gives the pages of a tensor back to the operating system, once its contents were repacked.

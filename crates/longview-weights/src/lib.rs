@@ -26,4 +26,4 @@ pub use gguf::{GgufFile, GgufHeader, GgufWriter};
 pub use huggingface::HuggingFaceFolder;
 pub use listing::Listing;
 pub use tensor::Tensor;
-pub use weight_file::WeightFile;
+pub use weight_file::{WeightFile, WeightPart};

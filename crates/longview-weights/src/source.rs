@@ -7,6 +7,7 @@ use std::path::Path;
 use memmap2::Mmap;
 
 use crate::error::{Result, WeightsError};
+use crate::weight_file::WeightPart;
 
 /// The bytes of one file: mapped, part of the program, or in memory.
 #[derive(Debug)]
@@ -80,6 +81,15 @@ impl Source {
         Source {
             name: name.to_owned(),
             bytes: Bytes::Owned(bytes),
+        }
+    }
+
+    pub(crate) fn part(&self) -> WeightPart<'_> {
+        match &self.bytes {
+            Bytes::Empty => WeightPart::Memory(&[]),
+            Bytes::Mapped(_) => WeightPart::File(self.name.clone().into()),
+            Bytes::Static(bytes) => WeightPart::Memory(bytes),
+            Bytes::Owned(bytes) => WeightPart::Memory(bytes),
         }
     }
 

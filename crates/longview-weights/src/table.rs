@@ -8,6 +8,7 @@ use longview_kernels::Format;
 use crate::error::{Result, WeightsError};
 use crate::source::Source;
 use crate::tensor::Tensor;
+use crate::weight_file::WeightPart;
 
 /// Files and the tensors in them, in the order of the files.
 #[derive(Debug, Default)]
@@ -117,6 +118,10 @@ impl Table {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Tensor<'_>> {
         self.tensors.iter().map(|placed| self.view(placed))
+    }
+
+    pub(crate) fn parts(&self) -> Vec<WeightPart<'_>> {
+        self.sources.iter().map(Source::part).collect()
     }
 
     /// Sizes of all files together.

@@ -8,6 +8,15 @@ use crate::gguf::{GgufFile, is_later_part};
 use crate::huggingface::HuggingFaceFolder;
 use crate::tensor::Tensor;
 
+/// One of the files that an open model's weights come from.
+#[derive(Clone, Debug)]
+pub enum WeightPart<'a> {
+    /// A file on disk.
+    File(PathBuf),
+    /// Bytes that are in memory anyway.
+    Memory(&'a [u8]),
+}
+
 /// An open model: a GGUF file or a Hugging Face folder.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -99,6 +108,14 @@ impl WeightFile {
         match self {
             WeightFile::Gguf(file) => file.file_bytes(),
             WeightFile::HuggingFace(folder) => folder.file_bytes(),
+        }
+    }
+
+    /// Where the weights come from, to tell models apart by content.
+    pub fn parts(&self) -> Vec<WeightPart<'_>> {
+        match self {
+            WeightFile::Gguf(file) => file.parts(),
+            WeightFile::HuggingFace(folder) => folder.parts(),
         }
     }
 

@@ -96,6 +96,7 @@ impl EngineArgs {
             numerics: self.numerics.into(),
             kv_type: methods.kv_type(),
             chunk_tokens: self.chunk,
+            store: None,
         })
     }
 }

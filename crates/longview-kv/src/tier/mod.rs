@@ -249,3 +249,13 @@ pub enum TierError {
         what: String,
     },
 }
+
+impl TierError {
+    /// The block that could not be had, where the error is about one.
+    pub fn key(&self) -> Option<BlockKey> {
+        match self {
+            TierError::Missing(key) | TierError::Damaged { key, .. } => Some(*key),
+            _ => None,
+        }
+    }
+}

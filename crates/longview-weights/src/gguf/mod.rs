@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::source::Source;
 use crate::table::Table;
 use crate::tensor::Tensor;
+use crate::weight_file::WeightPart;
 use parse::{Header, Located};
 
 pub(crate) use shards::is_later_part;
@@ -97,6 +98,10 @@ impl GgufFile {
     /// Bytes of the file, or of all files of a split model.
     pub fn file_bytes(&self) -> u64 {
         self.tensors.file_bytes()
+    }
+
+    pub(crate) fn parts(&self) -> Vec<WeightPart<'_>> {
+        self.tensors.parts()
     }
 
     /// Gives the pages of a tensor back to the operating system, once its contents were repacked.
