@@ -70,7 +70,6 @@ impl EngineError {
                 error,
                 TierError::NotAStore { .. } | TierError::Version { .. } | TierError::Io { .. }
             ),
-            EngineError::Read { source, .. } => is_request_io(source.kind()),
             EngineError::Kv(_) | EngineError::Sampling(_) => false,
         }
     }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use longview_kernels::{Exec, Numerics};
-use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Tier};
+use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Tier, TierError};
 use longview_kv::{BlockHash, KvType, RopeSet};
-use longview_weights::{WeightFile, WeightPart};
+use longview_weights::{WeightFile, WeightPart, WeightsError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -63,7 +63,11 @@ pub(crate) fn open_place(options: &StoreOptions) -> Result<OpenPlace, EngineErro
         StorePlace::Folder(folder) => (folder.clone(), None),
         StorePlace::Temporary => {
             let made = tempfile::Builder::new().prefix("longview-").tempdir();
-            let made = made.map_err(|error| unreadable(&std::env::temp_dir(), error))?;
+            let made = made.map_err(|source| TierError::Io {
+                place: std::env::temp_dir().display().to_string(),
+                action: "make a folder",
+                source,
+            })?;
             (made.path().to_owned(), Some(made))
         }
     };
@@ -222,10 +226,11 @@ fn write_table(path: &Path, table: &BTreeMap<String, blake3::Hash>) -> std::io::
 }
 
 fn unreadable(path: &Path, source: std::io::Error) -> EngineError {
-    EngineError::Read {
-        path: path.to_owned(),
+    EngineError::Weights(WeightsError::Io {
+        path: path.display().to_string(),
+        action: "read",
         source,
-    }
+    })
 }
 
 #[cfg(test)]

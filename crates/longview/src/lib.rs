@@ -28,14 +28,10 @@ pub use longview_engine::{
     StorePlace, TemplateOrigin, inspect, open_tokenizer, plan, sampling,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
-<<<<<<< HEAD
-pub use longview_kv::{Context, KvType, Ledger, Segment, Usage, Wanted, human_bytes};
-=======
 pub use longview_kv::{
     Context, Explanation, KvType, Ledger, ReuseEnd, Segment, Store, StoreCounts, Usage, Wanted,
-    tier,
+    human_bytes, tier,
 };
->>>>>>> dd05542 (Engine: contexts in a store, chunks that grow while blocks are read back, lost blocks computed again)
 pub use longview_methods as methods;
 pub use longview_models as models;
 pub use longview_text as text;

@@ -1,0 +1,178 @@
+//! Contexts that last, on the reference model: across engines, within a memory limit, over damage.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use longview_engine::{Control, Engine, EngineOptions, GenerateOptions, StoreOptions, StorePlace};
+use longview_kv::{Context, ReuseEnd, Segment, Wanted};
+
+fn options(folder: &Path) -> EngineOptions {
+    EngineOptions {
+        chunk_tokens: 128,
+        threads: Some(2),
+        store: Some(StoreOptions {
+            place: StorePlace::Folder(folder.to_owned()),
+            max_bytes: 1 << 30,
+            salt: String::new(),
+        }),
+        ..EngineOptions::default()
+    }
+}
+
+fn open(options: &EngineOptions) -> Engine {
+    Engine::open(options).unwrap()
+}
+
+/// Tokens of a text that does not repeat itself.
+fn text(count: usize) -> Vec<u32> {
+    let mut x = 12345u32;
+    let mut next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        300 + (x >> 8) % 3000
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn read(engine: &Engine, context: &mut Context, tokens: &[u32]) {
+    let control = engine
+        .prefill(context, tokens, &mut |_| Control::Continue)
+        .unwrap();
+    assert_eq!(control, Control::Continue);
+}
+
+/// Logits of the last of `tokens`, bit for bit.
+fn logits(engine: &Engine, context: &mut Context, tokens: &[u32]) -> Vec<u32> {
+    let segment = Segment {
+        context,
+        tokens,
+        wanted: Wanted::Last,
+    };
+    let workspace = engine.pass(vec![segment]).unwrap();
+    workspace
+        .logits()
+        .iter()
+        .map(|logit| logit.to_bits())
+        .collect()
+}
+
+#[test]
+fn what_was_read_is_found_after_a_restart_with_the_same_logits() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = text(700);
+    let expected = {
+        let engine = open(&options(folder.path()));
+        let (mut context, held) = engine.open_context(&tokens, 800).unwrap();
+        assert_eq!(held, 0);
+        read(&engine, &mut context, &tokens[..690]);
+        logits(&engine, &mut context, &tokens[690..])
+    };
+    let engine = open(&options(folder.path()));
+    let (mut context, held) = engine.open_context(&tokens, 800).unwrap();
+    assert_eq!(held, 640);
+    assert_eq!(logits(&engine, &mut context, &tokens[640..]), expected);
+    // Generated text is kept as well.
+    let mut answer = GenerateOptions::greedy(80);
+    let generated = engine
+        .generate(&mut context, &[7], &mut answer, &mut |_| Control::Continue)
+        .unwrap();
+    let read_now = [&tokens[..], &[7], &generated.ids].concat();
+    drop((context, engine));
+    let engine = open(&options(folder.path()));
+    let (_, held) = engine.open_context(&read_now, 900).unwrap();
+    assert_eq!(held, (read_now.len() - 1) / 64 * 64);
+
+    // Another salt, numerics class or text finds nothing, and says why.
+    let mut salted = options(folder.path());
+    salted.store.as_mut().unwrap().salt = "tenant".to_owned();
+    let engine = open(&salted);
+    assert_eq!(engine.open_context(&tokens, 800).unwrap().1, 0);
+    let ReuseEnd::OtherIdentity(others) = engine.explain(&tokens).unwrap().end else {
+        panic!("the text is there under no salt");
+    };
+    assert_eq!(others.len(), 1);
+    let engine = open(&EngineOptions {
+        numerics: longview_kernels::Numerics::F32,
+        ..options(folder.path())
+    });
+    assert_eq!(engine.open_context(&tokens, 800).unwrap().1, 0);
+}
+
+#[test]
+fn a_limit_far_below_the_keys_and_values_gives_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = text(6000);
+    let expected = {
+        let engine = open(&EngineOptions {
+            store: None,
+            ..options(folder.path())
+        });
+        let mut context = engine.new_context(6010).unwrap();
+        read(&engine, &mut context, &tokens[..5999]);
+        logits(&engine, &mut context, &tokens[5999..])
+    };
+    let unlimited = open(&EngineOptions {
+        store: None,
+        ..options(folder.path())
+    });
+    // What the engine takes without any context, and a third of what the context takes.
+    let plan = unlimited.plan(6010);
+    let limit = plan.total() - plan.kv + plan.kv / 3;
+    drop(unlimited);
+    let refused = open(&EngineOptions {
+        store: None,
+        memory_bytes: Some(limit),
+        ..options(folder.path())
+    });
+    assert!(refused.new_context(6010).is_err());
+    drop(refused);
+    let engine = open(&EngineOptions {
+        memory_bytes: Some(limit),
+        ..options(folder.path())
+    });
+    let mut context = engine.new_context(6010).unwrap();
+    read(&engine, &mut context, &tokens[..5999]);
+    assert!(context.away_bytes() > context.kv_bytes() / 4);
+    assert_eq!(logits(&engine, &mut context, &tokens[5999..]), expected);
+    assert!(engine.store().unwrap().counts().read_bytes > 0);
+}
+
+#[test]
+fn damaged_blocks_are_computed_again_and_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = text(1500);
+    let expected = {
+        let engine = open(&options(folder.path()));
+        let mut context = engine.new_context(1600).unwrap();
+        read(&engine, &mut context, &tokens[..1499]);
+        logits(&engine, &mut context, &tokens[1499..])
+    };
+    // One bit in the middle of every extent.
+    for file in extents(&folder.path().join("extents")) {
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 16;
+        fs::write(&file, bytes).unwrap();
+    }
+    let engine = open(&options(folder.path()));
+    let (mut context, held) = engine.open_context(&tokens, 1600).unwrap();
+    assert_eq!(held, 1472, "damage shows when a block is read");
+    assert_eq!(logits(&engine, &mut context, &tokens[1472..]), expected);
+    let warnings = engine.store().unwrap().take_warnings();
+    assert!(
+        warnings.iter().any(|w| w.contains("damaged")),
+        "{warnings:?}"
+    );
+}
+
+fn extents(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(extents(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
