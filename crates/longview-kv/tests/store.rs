@@ -70,10 +70,6 @@ impl Tier for Copies {
     fn touch(&self, _keys: &[BlockKey]) {}
 
     fn hold(&self, _keys: &[BlockKey]) -> Result<Hold, TierError> {
-        Ok(Hold::new(()))
-    }
-
-    fn hold(&self, _keys: &[BlockKey]) -> Result<Hold, TierError> {
         // Nothing is ever evicted.
         Ok(Hold::new(()))
     }
