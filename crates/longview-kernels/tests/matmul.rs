@@ -125,7 +125,7 @@ impl Case {
 /// What an int8 block of activations stands for.
 fn rounded(block: &[f32]) -> Vec<f32> {
     let largest = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-    let scale = largest / 127.0;
+    let scale = half::f16::from_f32(largest / 127.0).to_f32();
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     block
         .iter()
