@@ -26,9 +26,11 @@ class LlamaPeer:
         context_tokens: int,
         threads: int,
         flash_attention: int,
-        kv_type: int = llama_cpp.GGML_TYPE_F16,
+        k_type: int = llama_cpp.GGML_TYPE_F16,
+        v_type: int | None = None,
     ) -> None:
-        """`flash_attention` is one of LLAMA_FLASH_ATTN_TYPE_*, `kv_type` one of GGML_TYPE_* of llama_cpp."""
+        """`flash_attention` is one of LLAMA_FLASH_ATTN_TYPE_*, the types of keys and values are GGML_TYPE_* of
+        llama_cpp; values are of the keys' type unless another is given."""
         llama_cpp.llama_log_set(_drop_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model_parameters = llama_cpp.llama_model_default_params()
@@ -44,7 +46,8 @@ class LlamaPeer:
         parameters.kv_unified = True
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = flash_attention
-        parameters.type_k = parameters.type_v = kv_type
+        parameters.type_k = k_type
+        parameters.type_v = k_type if v_type is None else v_type
         self.context = llama_cpp.llama_init_from_model(self.model, parameters)
         if not self.context:
             raise SystemExit(f"{model}: llama.cpp cannot make a context of {context_tokens} tokens")
@@ -68,6 +71,20 @@ class LlamaPeer:
             part = tokens[start : start + batch_size]
             ids = (llama_cpp.llama_token * len(part))(*part)
             result = llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(ids, len(part)))
+            if result != 0:
+                raise SystemExit(f"llama_decode returned {result}")
+        llama_cpp.llama_synchronize(self.context)
+
+    def read(self, tokens: list[int]) -> None:
+        """As `decode`, without any logits."""
+        batch_size = llama_cpp.llama_n_batch(self.context)
+        for start in range(0, len(tokens), batch_size):
+            part = tokens[start : start + batch_size]
+            # The batch only points to these.
+            ids, wanted = (llama_cpp.llama_token * len(part))(*part), (ctypes.c_int8 * len(part))()
+            batch = llama_cpp.llama_batch_get_one(ids, len(part))
+            batch.logits = wanted
+            result = llama_cpp.llama_decode(self.context, batch)
             if result != 0:
                 raise SystemExit(f"llama_decode returned {result}")
         llama_cpp.llama_synchronize(self.context)
