@@ -249,6 +249,19 @@ impl RotaryRows {
         }
     }
 
+    /// Becomes one row that turns by `positions` as `table` says without scaling: what is turned
+    /// already is turned further.
+    pub fn set_turn(&mut self, table: &RotaryTable, positions: usize) {
+        self.clear();
+        self.half = table.inverse_frequencies.len();
+        self.rows = 1;
+        for &f in &table.inverse_frequencies {
+            let (sin, cos) = (positions as f64 * f).sin_cos();
+            self.cos.push(cos as f32);
+            self.sin.push(sin as f32);
+        }
+    }
+
     /// Rows held.
     pub fn len(&self) -> usize {
         self.rows

@@ -81,7 +81,7 @@ impl Context {
             return Err(KvError::Parted);
         }
         let held = self.len() / BLOCK_TOKENS;
-        let Some(home) = &self.home else {
+        let Some(home) = self.home.as_ref().filter(|_| self.is_exact()) else {
             return Ok(self.len());
         };
         let found = self.find(home, tokens);
@@ -124,7 +124,7 @@ impl Context {
         if !tokens.starts_with(&self.tokens) {
             return Err(KvError::Parted);
         }
-        let Some(home) = &self.home else {
+        let Some(home) = self.home.as_ref().filter(|_| self.is_exact()) else {
             return Ok(Explanation {
                 places: Vec::new(),
                 reused_tokens: self.len(),

@@ -10,7 +10,7 @@ use longview_kernels::attention::{
 use longview_kernels::page::PAGE_TOKENS;
 
 use crate::batch::Batch;
-use crate::context::{Context, first_visible};
+use crate::context::{Context, RopeSet, first_visible};
 use crate::error::KvError;
 use crate::feed::{Feed, Missing, Slices};
 use crate::layout::Group;
@@ -35,7 +35,7 @@ const HEADS_PER_TASK: usize = 8;
 const DECODE_TASKS_PER_THREAD: usize = 8;
 
 /// How a layer attends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// Query heads; a multiple of the layer's KV heads.
     pub heads: usize,
@@ -45,6 +45,21 @@ pub struct Attention<'a> {
     pub softcap: f32,
     /// One logit a query head that joins the softmax's denominator only.
     pub sinks: Option<&'a [f32]>,
+    /// Rotates queries `[rows][head_dim]` of a context with this rotary set forward by so many
+    /// positions, as the layer's rotary embedding does, without scaling them: for keys that were
+    /// rotated further than to where they are now, because a span before them was removed.
+    pub rotate: &'a (dyn Fn(RopeSet, usize, &mut [f32]) + Sync),
+}
+
+impl std::fmt::Debug for Attention<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attention")
+            .field("heads", &self.heads)
+            .field("scale", &self.scale)
+            .field("softcap", &self.softcap)
+            .field("sinks", &self.sinks)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Buffers of [`Batch::attend`], kept between calls.
@@ -182,9 +197,10 @@ impl<'a> Call<'a> {
             let (context, group, _) = self.place(segment);
             let rows = self.batch.rows_of(segment).len();
             let start = context.len();
+            let places = &context.places;
             let spans_of = |rows: &Range<usize>| {
-                first_visible(group, start + rows.start) / SPAN_TOKENS
-                    ..(start + rows.end).div_ceil(SPAN_TOKENS)
+                places.slot(first_visible(group, start + rows.start)) / SPAN_TOKENS
+                    ..places.slot(start + rows.end).div_ceil(SPAN_TOKENS)
             };
             let all_spans = spans_of(&(0..rows));
             // Spans that are read back come one after another, so they cannot be split.
@@ -305,11 +321,90 @@ impl<'a> Call<'a> {
     ) {
         let (context, group, place) = self.place(task.segment);
         let group_index = context.layout().layers[self.layer].0;
-        let (head_dim, v_dim) = (group.kind.head_dim, group.kind.v_dim);
-        let heads = self.attention.heads;
+        let v_dim = group.kind.v_dim;
+        let group_size = self.attention.heads / group.kind.kv_heads;
+        self.gather(task, worker);
+        let count = task.heads.len() * task.rows.len() * group_size;
+        if spans.start == task.spans.start {
+            task.partials.reset(count, v_dim);
+        }
+        let end = context.len() + task.rows.end;
+        let mut turned = 0;
+        for span in spans {
+            let slots = span * SPAN_TOKENS..(span + 1) * SPAN_TOKENS;
+            for (covered, stretch) in context.places.within(slots, end) {
+                if stretch.shift != turned {
+                    self.gather(task, worker);
+                    (self.attention.rotate)(
+                        context.identity().rope,
+                        stretch.shift,
+                        &mut worker.queries,
+                    );
+                    turned = stretch.shift;
+                }
+                let first = covered.start / PAGE_TOKENS;
+                let last = covered.end.div_ceil(PAGE_TOKENS);
+                let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS * HEADS_PER_TASK];
+                let mut used = 0;
+                for index in first..last {
+                    let slice = match context.block(group_index, index) {
+                        Some(block) => Some(block.layer(group, place)),
+                        None => read.and_then(|(missing, slices)| {
+                            let at = missing.blocks.binary_search(&index).ok()?;
+                            Some(slices.of(at))
+                        }),
+                    };
+                    // A block that a window layer has dropped is seen by no row of the batch.
+                    if let Some(slice) = slice {
+                        for head in task.heads.clone() {
+                            pages[used] = group.page(slice, head);
+                            used += 1;
+                        }
+                    }
+                }
+                if used == 0 {
+                    continue;
+                }
+                let held = (last - used / task.heads.len()) * PAGE_TOKENS;
+                worker.visible.clear();
+                for row in task.rows.clone() {
+                    let position = context.len() + row;
+                    // Tokens of this stretch are as far from its first as their slots are.
+                    let slot = |token: usize| {
+                        let slot = stretch.slot + token.saturating_sub(stretch.token);
+                        (slot.clamp(covered.start.max(held), covered.end.max(held)) - held) as u32
+                    };
+                    let range = slot(first_visible(group, position))..slot(position + 1);
+                    worker
+                        .visible
+                        .extend(std::iter::repeat_n(range, group_size));
+                }
+                let rows = QueryRows {
+                    heads: task.heads.len(),
+                    q: &worker.queries,
+                    visible: &worker.visible,
+                    softcap: self.attention.softcap,
+                };
+                worker.partials.reset(count, v_dim);
+                attend_span(
+                    self.exec.isa,
+                    &group.geometry,
+                    &pages[..used],
+                    &rows,
+                    &mut worker.scratch,
+                    &mut worker.partials,
+                );
+                task.partials.merge(self.exec.isa, &worker.partials);
+            }
+        }
+    }
+
+    /// The queries of a task, scaled: `[heads][rows][group][head_dim]`.
+    fn gather(&self, task: &Task, worker: &mut Worker) {
+        let group = self.place(task.segment).1;
+        let (heads, head_dim) = (self.attention.heads, group.kind.head_dim);
         let group_size = heads / group.kind.kv_heads;
         let first_row = self.batch.rows_of(task.segment).start;
-
         worker.queries.clear();
         for head in task.heads.clone() {
             for row in task.rows.clone() {
@@ -318,58 +413,6 @@ impl<'a> Call<'a> {
                 let scaled = queries.iter().map(|x| x * self.attention.scale);
                 worker.queries.extend(scaled);
             }
-        }
-        let count = task.heads.len() * task.rows.len() * group_size;
-        if spans.start == task.spans.start {
-            task.partials.reset(count, v_dim);
-        }
-        for span in spans {
-            let end = (context.len() + task.rows.end).min((span + 1) * SPAN_TOKENS);
-            let last = end.div_ceil(PAGE_TOKENS);
-            let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS * HEADS_PER_TASK];
-            let mut used = 0;
-            for index in span * SPAN_BLOCKS..last {
-                let slice = match context.block(group_index, index) {
-                    Some(block) => Some(block.layer(group, place)),
-                    None => read.and_then(|(missing, slices)| {
-                        let at = missing.blocks.binary_search(&index).ok()?;
-                        Some(slices.of(at))
-                    }),
-                };
-                // A block that a window layer has dropped is seen by no row of the batch.
-                if let Some(slice) = slice {
-                    for head in task.heads.clone() {
-                        pages[used] = group.page(slice, head);
-                        used += 1;
-                    }
-                }
-            }
-            let slots = (last - used / task.heads.len()) * PAGE_TOKENS..last * PAGE_TOKENS;
-            worker.visible.clear();
-            for row in task.rows.clone() {
-                let position = context.len() + row;
-                let slot = |at: usize| (at.clamp(slots.start, slots.end) - slots.start) as u32;
-                let range = slot(first_visible(group, position))..slot(position + 1);
-                worker
-                    .visible
-                    .extend(std::iter::repeat_n(range, group_size));
-            }
-            let rows = QueryRows {
-                heads: task.heads.len(),
-                q: &worker.queries,
-                visible: &worker.visible,
-                softcap: self.attention.softcap,
-            };
-            worker.partials.reset(count, v_dim);
-            attend_span(
-                self.exec.isa,
-                &group.geometry,
-                &pages[..used],
-                &rows,
-                &mut worker.scratch,
-                &mut worker.partials,
-            );
-            task.partials.merge(self.exec.isa, &worker.partials);
         }
     }
 

@@ -143,7 +143,7 @@ impl<'a> Batch<'a> {
                 &k[rows.start * k_stride..rows.end * k_stride],
                 &v[rows.start * v_stride..rows.end * v_stride],
             );
-            let start = context.len();
+            let start = context.places.slot(context.len());
             let end = start + rows.len();
             let first_block = start / BLOCK_TOKENS;
             let write = |block_index: usize, block: &mut Block| {

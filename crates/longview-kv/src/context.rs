@@ -1,5 +1,6 @@
 //! A context: what a model has read, kept as keys and values.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use longview_kernels::Numerics;
@@ -10,6 +11,7 @@ use crate::error::KvError;
 use crate::hash::BlockHash;
 use crate::layout::{Group, KvLayout, LayerState};
 use crate::ledger::Ledger;
+use crate::places::Places;
 use crate::run::{BlockRun, Slot};
 use crate::store::Store;
 use crate::tier::{BlockInfo, BlockKey, BlockShape, Hold, Origin};
@@ -35,6 +37,9 @@ pub struct Identity {
     pub numerics: Numerics,
 }
 
+/// Stands in a block for a slot whose token was removed.
+const NO_TOKEN: u32 = u32::MAX;
+
 /// What a model has read.
 ///
 /// Blocks are shared between forks and copied when one of them writes, so [`Context::fork`] costs
@@ -45,6 +50,8 @@ pub struct Context {
     pub(crate) ledger: Ledger,
     identity: Identity,
     pub(crate) tokens: Vec<u32>,
+    /// Where the tokens lie in the blocks.
+    pub(crate) places: Places,
     pub(crate) groups: Vec<BlockRun>,
     pub(crate) home: Option<Home>,
 }
@@ -69,6 +76,7 @@ impl Context {
             ledger,
             identity,
             tokens: Vec::new(),
+            places: Places::default(),
             groups,
             home: None,
         }
@@ -120,13 +128,13 @@ impl Context {
     /// Bytes of the blocks this context refers to, in memory or not; blocks shared with forks
     /// count in each.
     pub fn kv_bytes(&self) -> u64 {
-        self.sum_blocks(|_| true)
+        self.sum_blocks(|slot| !matches!(slot, Slot::Removed))
     }
 
     /// Bytes of those of its blocks that are not in memory.
     pub fn away_bytes(&self) -> u64 {
         self.sum_blocks(|slot| match slot {
-            Slot::Open(_) => false,
+            Slot::Open(_) | Slot::Removed => false,
             Slot::Sealed { handle, .. } => !handle.is_resident(),
         })
     }
@@ -138,6 +146,7 @@ impl Context {
             ledger: self.ledger.clone(),
             identity: self.identity,
             tokens: self.tokens.clone(),
+            places: self.places.clone(),
             groups: self.groups.clone(),
             home: self.home.clone(),
         }
@@ -155,18 +164,68 @@ impl Context {
                 held: self.len(),
             });
         }
-        for (run, group) in self.groups.iter().zip(&self.layout.groups) {
-            let kept = run.first * BLOCK_TOKENS;
-            if first_visible(group, len) < kept {
-                return Err(KvError::WindowPassed { wanted: len, kept });
-            }
-        }
+        self.check_windows(&self.places, len)?;
         self.tokens.truncate(len);
+        self.places.truncate(len);
+        let slots = self.places.slot(len);
         if let Some(home) = &mut self.home {
-            home.chain.truncate(len / BLOCK_TOKENS);
+            home.chain.truncate(slots / BLOCK_TOKENS);
         }
         self.trim();
         Ok(())
+    }
+
+    /// Removes the tokens `span`; those after it move up. Their keys and values stay as they are:
+    /// they were computed when the span was there, so the context is an approximation from here on,
+    /// see [`Context::is_exact`].
+    ///
+    /// # Errors
+    /// [`KvError::BeyondEnd`] when the context is shorter, [`KvError::WindowPassed`] when a
+    /// sliding-window layer no longer holds tokens that would come into its window.
+    pub fn remove_span(&mut self, span: Range<usize>) -> Result<(), KvError> {
+        if span.is_empty() {
+            return Ok(());
+        }
+        if span.end >= self.len() {
+            let held = self.len();
+            return match span.end == held {
+                true => self.truncate(span.start),
+                false => Err(KvError::BeyondEnd {
+                    wanted: span.end,
+                    held,
+                }),
+            };
+        }
+        let mut places = self.places.clone();
+        places.remove(span.clone());
+        self.check_windows(&places, self.len() - span.len())?;
+
+        let first = self.places.slot(span.start).div_ceil(BLOCK_TOKENS);
+        let end = self.places.slot(span.end) / BLOCK_TOKENS;
+        for run in &mut self.groups {
+            for index in first.max(run.first)..end.min(run.end()) {
+                run.slots[index - run.first] = Slot::Removed;
+            }
+        }
+        self.tokens.drain(span.clone());
+        self.places = places;
+        if let Some(home) = &mut self.home {
+            // From the first block that changed on, nothing here is what its tokens alone say.
+            let full = home.chain.len();
+            let was = home.chain.last().copied().unwrap_or(home.origin.seed);
+            let what = format!("without tokens {}..{}", span.start, span.end);
+            let now = was.derived(&what).then(&self.tokens);
+            home.chain.truncate(span.start / BLOCK_TOKENS);
+            for index in home.chain.len()..full {
+                home.chain.push(now.derived(&format!("block {index}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the context is what reading its tokens gives; not after a span was removed.
+    pub fn is_exact(&self) -> bool {
+        self.places.is_plain()
     }
 
     /// Goes back to before the block called `key`, which turned out not to be readable, so that it
@@ -178,7 +237,13 @@ impl Context {
             Some(run.first + run.slots.iter().position(is_it)?)
         };
         let first = self.groups.iter().filter_map(place).min();
-        let len = first.map_or(self.len(), |index| index * BLOCK_TOKENS);
+        let len = first.map_or(self.len(), |index| {
+            let slots = index * BLOCK_TOKENS..usize::MAX;
+            let next = self.places.within(slots, self.len()).next();
+            next.map_or(self.len(), |(covered, stretch)| {
+                stretch.token + covered.start - stretch.slot
+            })
+        });
         if let Some(home) = &self.home {
             home.store.forget(key);
         }
@@ -188,6 +253,7 @@ impl Context {
         }
         // A window has passed: everything is computed again.
         let all = std::mem::take(&mut self.tokens);
+        self.places = Places::default();
         self.groups.fill(BlockRun::default());
         if let Some(home) = &mut self.home {
             home.chain.clear();
@@ -252,18 +318,32 @@ impl Context {
             .map(|slot| match slot {
                 Slot::Open(block) => Arc::get_mut(block)
                     .expect("make_room has replaced every shared block that is written"),
-                Slot::Sealed { .. } => {
+                Slot::Sealed { .. } | Slot::Removed => {
                     unreachable!("make_room has replaced every sealed block that is written")
                 }
             })
     }
 
+    /// Whether windows hold what the token after `len` tokens at `places` sees.
+    fn check_windows(&self, places: &Places, len: usize) -> Result<(), KvError> {
+        for (run, group) in self.groups.iter().zip(&self.layout.groups) {
+            let kept = run.first * BLOCK_TOKENS;
+            if places.slot(first_visible(group, len)) < kept {
+                return Err(KvError::WindowPassed { wanted: len, kept });
+            }
+        }
+        Ok(())
+    }
+
     fn try_make_room(&mut self, count: usize) -> Result<(), KvError> {
         let len = self.len();
-        let (first_written, end) = (len / BLOCK_TOKENS, (len + count).div_ceil(BLOCK_TOKENS));
+        self.places.go_on(len);
+        let slots = self.places.slot(len);
+        let (first_written, end) = (slots / BLOCK_TOKENS, (slots + count).div_ceil(BLOCK_TOKENS));
         let store = self.home.as_ref().map(|home| &*home.store);
         for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
-            run.drop_before(first_visible(group, len) / BLOCK_TOKENS, store);
+            let visible = self.places.slot(first_visible(group, len));
+            run.drop_before(visible / BLOCK_TOKENS, store);
             let bytes = group.block_bytes();
             run.make_writable(first_written, end, bytes, &self.ledger, store)?;
         }
@@ -275,12 +355,19 @@ impl Context {
         let Some(home) = &mut self.home else {
             return;
         };
-        for index in home.chain.len()..self.tokens.len() / BLOCK_TOKENS {
+        let end = self.places.slot(self.tokens.len());
+        for index in home.chain.len()..end / BLOCK_TOKENS {
             let parent = home.chain.last().copied().unwrap_or(home.origin.seed);
-            let tokens = &self.tokens[index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS];
-            let hash = parent.then(tokens);
+            let slots = index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS;
+            let mut tokens = [NO_TOKEN; BLOCK_TOKENS];
+            for (covered, stretch) in self.places.within(slots.clone(), self.tokens.len()) {
+                let first = covered.start - stretch.slot + stretch.token;
+                tokens[covered.start - slots.start..covered.end - slots.start]
+                    .copy_from_slice(&self.tokens[first..first + covered.len()]);
+            }
+            let hash = parent.then(&tokens);
             home.chain.push(hash);
-            let tokens: Arc<[u32]> = tokens.into();
+            let tokens: Arc<[u32]> = Arc::new(tokens);
             for (place, (run, group)) in self.groups.iter_mut().zip(&self.layout.groups).enumerate()
             {
                 let Some(at) = index.checked_sub(run.first) else {
@@ -311,7 +398,7 @@ impl Context {
 
     /// Drops the blocks beyond the last token.
     fn trim(&mut self) {
-        let end = self.tokens.len().div_ceil(BLOCK_TOKENS);
+        let end = self.places.slot(self.len()).div_ceil(BLOCK_TOKENS);
         for run in &mut self.groups {
             run.slots.truncate(end.saturating_sub(run.first));
         }

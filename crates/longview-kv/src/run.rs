@@ -27,6 +27,8 @@ pub(crate) enum Slot {
         /// Holds the block in memory while a pass reads it.
         pin: Option<Arc<Block>>,
     },
+    /// All its tokens were removed from the context.
+    Removed,
 }
 
 impl BlockRun {
@@ -40,6 +42,7 @@ impl BlockRun {
         match self.slots.get(index.checked_sub(self.first)?)? {
             Slot::Open(block) => Some(block),
             Slot::Sealed { pin, .. } => pin.as_deref(),
+            Slot::Removed => None,
         }
     }
 
@@ -114,6 +117,7 @@ impl BlockRun {
                     let block = store.private_copy(handle, block_bytes)?;
                     *slot = Slot::Open(Arc::new(block));
                 }
+                Slot::Removed => unreachable!("tokens follow a removed span"),
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use longview_kernels::activation::{self, Activation, softcap};
 use longview_kernels::format::dequantize;
 use longview_kernels::norm::{NormWeight, RmsNorm};
+use longview_kernels::rope::RotaryRows;
 use longview_kernels::{Activations, Exec, matmul, matmul_many, needed};
 use longview_kv::{Attention, Batch};
 
@@ -36,7 +37,7 @@ pub(crate) fn forward(
         .enumerate()
     {
         norm_rows(exec, &w.hidden, &layer.attention_norm, eps, &mut w.normed);
-        attention(exec, batch, index, &plan.attention, layer, eps, w)?;
+        attention(model, exec, batch, index, &plan.attention, layer, eps, w)?;
         if let Some(norm) = &layer.post_attention_norm {
             norm_rows_in_place(exec, &mut w.normed, norm, eps);
         }
@@ -134,7 +135,12 @@ fn rotary_angles(model: &Model, batch: &Batch<'_>, w: &mut Workspace) {
 }
 
 /// `w.normed` becomes the attention's output.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a layer, its place, and the buffers it works in"
+)]
 fn attention(
+    model: &Model,
     exec: &Exec,
     batch: &mut Batch<'_>,
     index: usize,
@@ -184,6 +190,13 @@ fn attention(
         scale: plan.scale,
         softcap: plan.softcap,
         sinks: None,
+        rotate: &|set, positions, queries| {
+            let mut turn = RotaryRows::new();
+            turn.set_turn(model.rotary_table(plan.rope, set), positions);
+            for query in queries.chunks_exact_mut(plan.head_dim) {
+                turn.rotate(exec.isa, 0, 1, plan.head_dim, query);
+            }
+        },
     };
     let heads = sized(&mut w.heads, rows * q_len);
     batch.attend(exec, index, &attention, &w.q, heads, &mut w.attend)?;

@@ -97,6 +97,7 @@ pub(crate) fn try_step(
         scale: 0.4,
         softcap: 0.0,
         sinks: None,
+        rotate: &|_, _, _| unreachable!("nothing was removed"),
     };
     let mut out = vec![f32::NAN; batch.rows() * HEADS * DIM];
     for layer in 0..2 {
