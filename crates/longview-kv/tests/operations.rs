@@ -1,0 +1,324 @@
+//! Random sequences of operations on contexts in a store with little memory, against lists of
+//! tokens: contents agree, forks do not disturb each other, the memory limit holds, and nothing is
+//! left when all is gone.
+
+use std::sync::Arc;
+
+use longview_kernels::rope::{RotaryRows, RotaryTable};
+use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Tier};
+use longview_kv::{
+    AttendWorkspace, Attention, Batch, BlockHash, Context, Identity, KvError, KvLayout, KvType,
+    LayerLayout, LayerState, Ledger, RopeSet, Segment, Store, Wanted,
+};
+use proptest::prelude::*;
+
+const DIM: usize = 16;
+const THETA: f64 = 10_000.0;
+const SCALE: f32 = 0.5;
+const WINDOW: usize = 200;
+
+/// Two layers of 64 tokens with one head of 16 channels in single precision.
+const BLOCK: u64 = 2 * 64 * 2 * 16 * 4;
+
+/// Room for the buffers that blocks are read back into, and for a dozen blocks.
+const LIMIT: u64 = 3 * 16 * BLOCK / 2 + 12 * BLOCK;
+
+const IDENTITY: Identity = Identity {
+    model: 1,
+    rope: RopeSet::Short,
+    numerics: Numerics::F32,
+};
+
+#[derive(Clone, Debug)]
+enum Operation {
+    /// Reads tokens, mostly ones that other contexts read as well.
+    Read {
+        count: usize,
+        text: u32,
+    },
+    Fork,
+    Truncate {
+        keep: usize,
+    },
+    Remove {
+        start: usize,
+        count: usize,
+    },
+    Drop,
+    /// Opens a context for what another one has read.
+    Open,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        5 => (1usize..300, 0u32..3).prop_map(|(count, text)| Operation::Read { count, text }),
+        2 => Just(Operation::Fork),
+        2 => (0usize..1000).prop_map(|keep| Operation::Truncate { keep }),
+        1 => (0usize..1000, 1usize..200)
+            .prop_map(|(start, count)| Operation::Remove { start, count }),
+        1 => Just(Operation::Drop),
+        2 => Just(Operation::Open),
+    ]
+}
+
+/// A context and the tokens it must hold.
+struct Pair {
+    context: Context,
+    tokens: Vec<u32>,
+}
+
+struct World {
+    exec: Exec,
+    table: RotaryTable,
+    workspace: AttendWorkspace,
+    layout: Arc<KvLayout>,
+    store: Arc<Store>,
+    origin: Arc<Origin>,
+}
+
+/// Numbers in −1..1 that depend on a token's id alone: its key, value and query before rotation.
+fn vector(id: u32, seed: u32) -> Vec<f32> {
+    let mut x = u64::from(id) * 0x9e37_79b9 + u64::from(seed) * 0x85eb_ca6b + 1;
+    let mut next = || {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..DIM).map(|_| next()).collect()
+}
+
+impl World {
+    fn new(state: LayerState, folder: &std::path::Path) -> World {
+        let layer = |state| LayerLayout {
+            state,
+            kv_heads: 1,
+            head_dim: DIM,
+            v_dim: DIM,
+        };
+        let folder = StoreFolder::open(folder).unwrap();
+        let options = DiskOptions {
+            sync_every: None,
+            ..DiskOptions::default()
+        };
+        let tier: Arc<dyn Tier> = Arc::new(DiskTier::open(&folder, options).unwrap());
+        World {
+            exec: Exec::new(1, Isa::best(), Numerics::F32),
+            table: RotaryTable::new(THETA, DIM),
+            workspace: AttendWorkspace::default(),
+            layout: Arc::new(KvLayout::new(
+                &[layer(LayerState::Full), layer(state)],
+                KvType::F32,
+            )),
+            store: Arc::new(Store::new(Ledger::with_limit(LIMIT), vec![tier])),
+            origin: Arc::new(Origin {
+                seed: BlockHash::seed(&[]),
+                model: String::new(),
+                identity: String::new(),
+            }),
+        }
+    }
+
+    fn context(&self) -> Context {
+        let (layout, store) = (Arc::clone(&self.layout), Arc::clone(&self.store));
+        Context::in_store(layout, store, Arc::clone(&self.origin), IDENTITY)
+    }
+
+    /// Reads `ids`; the attention of the last of them in both layers.
+    fn read(&mut self, context: &mut Context, ids: &[u32]) -> Result<[Vec<f32>; 2], KvError> {
+        let positions: Vec<u32> = (context.len()..context.len() + ids.len())
+            .map(|at| at as u32)
+            .collect();
+        let mut rows = RotaryRows::new();
+        rows.set(&self.table, &positions);
+        let gather = |seed| ids.iter().flat_map(|&id| vector(id, seed)).collect();
+        let (mut k, v, mut q): (Vec<f32>, Vec<f32>, Vec<f32>) = (gather(1), gather(2), gather(3));
+        rows.rotate(self.exec.isa, 0, 1, DIM, &mut k);
+        rows.rotate(self.exec.isa, 0, 1, DIM, &mut q);
+        let segment = Segment {
+            context,
+            tokens: ids,
+            wanted: Wanted::Nothing,
+        };
+        let mut batch = Batch::new(vec![segment], IDENTITY)?;
+        let (table, isa) = (&self.table, self.exec.isa);
+        let attention = Attention {
+            heads: 1,
+            scale: SCALE,
+            softcap: 0.0,
+            sinks: None,
+            rotate: &|_, positions, queries| {
+                let mut turn = RotaryRows::new();
+                turn.set_turn(table, positions);
+                for query in queries.chunks_exact_mut(DIM) {
+                    turn.rotate(isa, 0, 1, DIM, query);
+                }
+            },
+        };
+        let mut last = [Vec::new(), Vec::new()];
+        for (layer, last) in last.iter_mut().enumerate() {
+            batch.append(&self.exec, layer, &k, &v);
+            let mut out = vec![0.0; ids.len() * DIM];
+            batch.attend(
+                &self.exec,
+                layer,
+                &attention,
+                &q,
+                &mut out,
+                &mut self.workspace,
+            )?;
+            *last = out.split_off(out.len() - DIM);
+        }
+        batch.commit();
+        Ok(last)
+    }
+}
+
+/// Attention of the last of `tokens` over the last `window` of them, from the definition.
+fn oracle(tokens: &[u32], window: usize) -> Vec<f64> {
+    let rotated = |id: u32, seed: u32, at: usize| -> Vec<f64> {
+        let x = vector(id, seed);
+        let half = DIM / 2;
+        let mut out = vec![0.0; DIM];
+        for i in 0..half {
+            let angle = at as f64 * THETA.powf(-(i as f64) / half as f64);
+            let (a, b) = (f64::from(x[i]), f64::from(x[i + half]));
+            out[i] = a * angle.cos() - b * angle.sin();
+            out[i + half] = b * angle.cos() + a * angle.sin();
+        }
+        out
+    };
+    let last = tokens.len() - 1;
+    let q = rotated(tokens[last], 3, last);
+    let first = tokens.len().saturating_sub(window);
+    let weights: Vec<f64> = (first..=last)
+        .map(|at| {
+            let k = rotated(tokens[at], 1, at);
+            let dot: f64 = q.iter().zip(&k).map(|(q, k)| q * k).sum();
+            (f64::from(SCALE) * dot).exp()
+        })
+        .collect();
+    let total: f64 = weights.iter().sum();
+    let mut out = vec![0.0; DIM];
+    for (at, weight) in (first..=last).zip(weights) {
+        for (out, v) in out.iter_mut().zip(vector(tokens[at], 2)) {
+            *out += weight / total * f64::from(v);
+        }
+    }
+    out
+}
+
+/// Returns the bytes that left memory on the way.
+fn run(state: LayerState, operations: &[Operation]) -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new(state, folder.path());
+    let ledger = world.store.ledger().clone();
+    let mut pairs = vec![Pair {
+        context: world.context(),
+        tokens: Vec::new(),
+    }];
+    for (step, operation) in operations.iter().enumerate() {
+        let (count_before, chosen) = (pairs.len(), step * 7 % pairs.len());
+        let Pair { context, tokens } = &mut pairs[chosen];
+        match *operation {
+            Operation::Read { count, text } => {
+                let start = tokens.len() as u32;
+                let new: Vec<u32> = (start..start + count as u32)
+                    .map(|at| at * 3 + text)
+                    .collect();
+                world.read(context, &new).unwrap();
+                tokens.extend(new);
+            }
+            Operation::Fork => {
+                let pair = Pair {
+                    context: context.fork(),
+                    tokens: tokens.clone(),
+                };
+                pairs.push(pair);
+            }
+            Operation::Truncate { keep } => match context.truncate(keep) {
+                Ok(()) => tokens.truncate(keep),
+                Err(KvError::BeyondEnd { .. }) => assert!(keep > tokens.len()),
+                Err(KvError::WindowPassed { .. }) => assert_ne!(state, LayerState::Full),
+                Err(error) => panic!("{error}"),
+            },
+            Operation::Remove { start, count } => match context.remove_span(start..start + count) {
+                Ok(()) => drop(tokens.drain(start..start + count)),
+                Err(KvError::BeyondEnd { .. }) => assert!(start + count > tokens.len()),
+                Err(KvError::WindowPassed { .. }) => assert_ne!(state, LayerState::Full),
+                Err(error) => panic!("{error}"),
+            },
+            Operation::Drop if count_before > 1 => drop(pairs.swap_remove(chosen)),
+            Operation::Drop => {}
+            Operation::Open => {
+                let (wanted, exact) = (tokens.clone(), context.is_exact());
+                let mut context = world.context();
+                let held = context.attach(&wanted).unwrap();
+                assert_eq!(context.tokens(), &wanted[..held]);
+                if exact {
+                    assert_eq!(held, wanted.len() / 64 * 64, "all full blocks are found");
+                }
+                let tokens = wanted[..held].to_vec();
+                pairs.push(Pair { context, tokens });
+            }
+        }
+        if pairs.len() > 4 {
+            pairs.remove(0);
+        }
+        assert!(ledger.usage().peak <= LIMIT);
+        for pair in &mut pairs {
+            assert_eq!(pair.context.tokens(), pair.tokens);
+        }
+        // One of them is asked, in a fork that is then forgotten.
+        let asked = &pairs[step % pairs.len()];
+        let mut fork = asked.context.fork();
+        let got = world.read(&mut fork, &[77_777]).unwrap();
+        let tokens = [&asked.tokens[..], &[77_777]].concat();
+        let window = match state {
+            LayerState::Window { tokens } => tokens,
+            _ => usize::MAX,
+        };
+        for (got, window) in got.iter().zip([usize::MAX, window]) {
+            for (got, expected) in got.iter().zip(oracle(&tokens, window)) {
+                assert!(
+                    (f64::from(*got) - expected).abs() < 1e-4,
+                    "{got} {expected}"
+                );
+            }
+        }
+    }
+    let demoted = world.store.counts().demoted_bytes;
+    drop(pairs);
+    drop(world);
+    assert_eq!(ledger.usage().total(), 0, "bytes are given back");
+    demoted
+}
+
+#[test]
+fn the_limit_is_short_enough_to_matter() {
+    let read = Operation::Read {
+        count: 250,
+        text: 0,
+    };
+    let mut operations = vec![read; 14];
+    operations.push(Operation::Fork);
+    operations.push(Operation::Remove {
+        start: 100,
+        count: 1000,
+    });
+    operations.push(Operation::Truncate { keep: 2000 });
+    assert!(run(LayerState::Full, &operations) > 20 * BLOCK);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn contexts_hold_what_was_read(operations in prop::collection::vec(operation(), 1..24)) {
+        run(LayerState::Full, &operations);
+    }
+
+    #[test]
+    fn with_windows_too(operations in prop::collection::vec(operation(), 1..24)) {
+        run(LayerState::Window { tokens: WINDOW }, &operations);
+    }
+}
