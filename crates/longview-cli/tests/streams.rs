@@ -139,3 +139,35 @@ fn a_closed_standard_output_is_no_panic() {
     }
     longview(&["methods"]).done();
 }
+
+/// A limit on the size of files stands for a disk that is full: the error is that of a write.
+#[test]
+fn a_disk_that_fills_up_leaves_no_half_model() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle");
+    for arguments in [
+        &["quantize", model, "out.gguf", "--type", "q8_0"][..],
+        &[
+            "make-model",
+            "--shape",
+            "llama-3.2-1b",
+            "--type",
+            "q4_0",
+            "out.gguf",
+        ],
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let shell = "trap '' XFSZ; ulimit -f 2000; exec \"$0\" \"$@\"";
+        let output = Command::new("sh")
+            .args(["-c", shell, env!("CARGO_BIN_EXE_longview")])
+            .args(arguments)
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let ran = ran(output);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.stderr.contains("out.gguf: cannot write"), "{ran:?}");
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 0, "nothing is left behind");
+    }
+}

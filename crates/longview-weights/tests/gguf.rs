@@ -326,23 +326,45 @@ mod writing {
         assert!(error.contains("create the folder"), "{error}");
     }
 
-    #[cfg(unix)]
+    #[cfg(target_os = "linux")]
     #[test]
     fn no_permission_is_named() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o555)).unwrap();
-        if std::fs::write(folder.path().join("probe"), "").is_ok() {
-            return; // Running as root, whom permissions do not stop.
-        }
-        let error = GgufHeader::new()
-            .create(folder.path().join("m.gguf"))
-            .unwrap_err();
+        let path = folder.path().join("m.gguf");
+        // Permissions do not stop root: this thread asks for files as nobody.
+        let asked = std::thread::spawn(move || {
+            nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+            GgufHeader::new().create(path).map(drop)
+        });
+        let error = asked.join().unwrap().unwrap_err();
         assert!(
             error
                 .to_string()
                 .contains("choose a folder you may write to"),
             "{error}"
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_is_not_replaced_by_a_file() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        symlink("/dev/full", &path).unwrap();
+        let error = GgufHeader::new().create(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("not a file") && error.contains("name a file"),
+            "{error}"
+        );
+        let kind = std::fs::metadata(&path).unwrap().file_type();
+        assert!(kind.is_char_device(), "it is still the device");
+        let error = GgufHeader::new()
+            .create(folder.path())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("not a file"), "{error}");
     }
 }

@@ -191,9 +191,16 @@ impl GgufHeader {
     ///
     /// # Errors
     ///
-    /// When the folder does not exist or cannot be written to, or the disk is full.
+    /// When the folder does not exist or cannot be written to, the disk is full, or `path` names
+    /// something else than a file.
     pub fn create(self, path: impl AsRef<Path>) -> Result<GgufWriter> {
         let path = path.as_ref().to_owned();
+        // Publishing replaces what is there: a device or a folder must not be.
+        if fs::metadata(&path).is_ok_and(|there| !there.is_file()) {
+            let what = "what is there is not a file; name a file to write";
+            let source = io::Error::new(io::ErrorKind::InvalidInput, what);
+            return Err(write_error(&path, source));
+        }
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".partial-{}", std::process::id()));
         let temporary = path.with_file_name(name);
