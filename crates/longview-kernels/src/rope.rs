@@ -249,9 +249,9 @@ impl RotaryRows {
         }
     }
 
-    /// Becomes one row that turns by `positions` as `table` says without scaling: what is turned
-    /// already is turned further.
-    pub fn set_turn(&mut self, table: &RotaryTable, positions: usize) {
+    /// Becomes one row that turns by `positions`, forward or back, as `table` says without scaling:
+    /// what is turned already is turned further.
+    pub fn set_turn(&mut self, table: &RotaryTable, positions: isize) {
         self.clear();
         self.half = table.inverse_frequencies.len();
         self.rows = 1;

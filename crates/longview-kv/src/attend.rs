@@ -46,9 +46,9 @@ pub struct Attention<'a> {
     /// One logit a query head that joins the softmax's denominator only.
     pub sinks: Option<&'a [f32]>,
     /// Rotates queries `[rows][head_dim]` of a context with this rotary set forward by so many
-    /// positions, as the layer's rotary embedding does, without scaling them: for keys that were
-    /// rotated further than to where they are now, because a span before them was removed.
-    pub rotate: &'a (dyn Fn(RopeSet, usize, &mut [f32]) + Sync),
+    /// positions, or back, as the layer's rotary embedding does, without scaling them: for keys that
+    /// were rotated to other positions than where they are now, because text has moved.
+    pub rotate: &'a (dyn Fn(RopeSet, isize, &mut [f32]) + Sync),
 }
 
 impl std::fmt::Debug for Attention<'_> {

@@ -1,6 +1,5 @@
 //! A context: what a model has read, kept as keys and values.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use longview_kernels::Numerics;
@@ -175,55 +174,8 @@ impl Context {
         Ok(())
     }
 
-    /// Removes the tokens `span`; those after it move up. Their keys and values stay as they are:
-    /// they were computed when the span was there, so the context is an approximation from here on,
-    /// see [`Context::is_exact`].
-    ///
-    /// # Errors
-    /// [`KvError::BeyondEnd`] when the context is shorter, [`KvError::WindowPassed`] when a
-    /// sliding-window layer no longer holds tokens that would come into its window.
-    pub fn remove_span(&mut self, span: Range<usize>) -> Result<(), KvError> {
-        if span.is_empty() {
-            return Ok(());
-        }
-        if span.end >= self.len() {
-            let held = self.len();
-            return match span.end == held {
-                true => self.truncate(span.start),
-                false => Err(KvError::BeyondEnd {
-                    wanted: span.end,
-                    held,
-                }),
-            };
-        }
-        let mut places = self.places.clone();
-        places.remove(span.clone());
-        self.check_windows(&places, self.len() - span.len())?;
-
-        let first = self.places.slot(span.start).div_ceil(BLOCK_TOKENS);
-        let end = self.places.slot(span.end) / BLOCK_TOKENS;
-        for run in &mut self.groups {
-            for index in first.max(run.first)..end.min(run.end()) {
-                run.slots[index - run.first] = Slot::Removed;
-            }
-        }
-        self.tokens.drain(span.clone());
-        self.places = places;
-        if let Some(home) = &mut self.home {
-            // From the first block that changed on, nothing here is what its tokens alone say.
-            let full = home.chain.len();
-            let was = home.chain.last().copied().unwrap_or(home.origin.seed);
-            let what = format!("without tokens {}..{}", span.start, span.end);
-            let now = was.derived(&what).then(&self.tokens);
-            home.chain.truncate(span.start / BLOCK_TOKENS);
-            for index in home.chain.len()..full {
-                home.chain.push(now.derived(&format!("block {index}")));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the context is what reading its tokens gives; not after a span was removed.
+    /// Whether the context is what reading its tokens gives; not after a span was removed or taken
+    /// over from elsewhere.
     pub fn is_exact(&self) -> bool {
         self.places.is_plain()
     }
@@ -325,7 +277,7 @@ impl Context {
     }
 
     /// Whether windows hold what the token after `len` tokens at `places` sees.
-    fn check_windows(&self, places: &Places, len: usize) -> Result<(), KvError> {
+    pub(crate) fn check_windows(&self, places: &Places, len: usize) -> Result<(), KvError> {
         for (run, group) in self.groups.iter().zip(&self.layout.groups) {
             let kept = run.first * BLOCK_TOKENS;
             if places.slot(first_visible(group, len)) < kept {

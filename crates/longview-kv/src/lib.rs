@@ -16,6 +16,7 @@ mod feed;
 mod hash;
 mod layout;
 mod ledger;
+mod moving;
 mod places;
 mod run;
 mod sealed;

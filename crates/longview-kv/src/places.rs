@@ -3,7 +3,8 @@
 //! Blocks hold slots: block `i` those from `64 · i` on. A context that only grew has token `t` in slot
 //! `t`, its key rotated to position `t`. When a span is removed, nothing in the blocks moves: what
 //! follows keeps its slots and its rotation, and is from then on so many positions nearer. A query
-//! is rotated forward by as much when it meets such keys, so they need no new rounding.
+//! is rotated forward by as much when it meets such keys, so they need no new rounding. In the same
+//! way a context takes over what another has read elsewhere.
 
 use std::ops::Range;
 
@@ -14,8 +15,8 @@ pub(crate) struct Stretch {
     pub(crate) token: usize,
     /// Its slot.
     pub(crate) slot: usize,
-    /// How many positions further than theirs their keys are rotated.
-    pub(crate) shift: usize,
+    /// How many positions further than theirs their keys are rotated; negative where less far.
+    pub(crate) shift: isize,
 }
 
 /// The stretches of a context, in order of tokens and of slots; the last has no end.
@@ -84,7 +85,7 @@ impl Places {
         kept.extend([after].iter().chain(beyond).map(|stretch| Stretch {
             token: stretch.token - span.len(),
             slot: stretch.slot,
-            shift: stretch.shift + span.len(),
+            shift: stretch.shift + span.len() as isize,
         }));
         if span.start == 0 {
             // Nothing is left of the first stretch.
@@ -105,7 +106,16 @@ impl Places {
         }
     }
 
-    fn of(&self, token: usize) -> &Stretch {
+    /// Puts a stretch at the end, which begins with the next token.
+    pub(crate) fn push(&mut self, stretch: Stretch) {
+        if stretch.token == 0 {
+            self.0.clear();
+        }
+        self.0.push(stretch);
+    }
+
+    /// The stretch of token `token`, or the one that it will belong to.
+    pub(crate) fn of(&self, token: usize) -> &Stretch {
         let after = self.0.partition_point(|stretch| stretch.token <= token);
         &self.0[after.saturating_sub(1)]
     }
@@ -116,7 +126,7 @@ mod tests {
     use super::*;
 
     /// The slot and the shift of every token, kept one by one.
-    fn table(places: &Places, len: usize) -> Vec<(usize, usize)> {
+    fn table(places: &Places, len: usize) -> Vec<(usize, isize)> {
         (0..len)
             .map(|token| (places.slot(token), places.of(token).shift))
             .collect()
@@ -131,7 +141,7 @@ mod tests {
         };
         for _ in 0..200 {
             let mut places = Places::default();
-            let mut list: Vec<(usize, usize)> = Vec::new();
+            let mut list: Vec<(usize, isize)> = Vec::new();
             let mut next_slot = 0;
             for _ in 0..30 {
                 match below(4) {
@@ -141,7 +151,7 @@ mod tests {
                         places.remove(start..end);
                         list.drain(start..end);
                         for entry in &mut list[start..] {
-                            entry.1 += end - start;
+                            entry.1 += (end - start) as isize;
                         }
                     }
                     1 if list.len() > 1 => {

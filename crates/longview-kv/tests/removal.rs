@@ -127,6 +127,54 @@ fn what_is_left_is_attended_to_at_its_new_positions() {
 }
 
 #[test]
+fn text_read_elsewhere_is_attended_to_where_it_is_put() {
+    let mut reader = Reader {
+        exec: Exec::new(2, Isa::best(), Numerics::F32),
+        table: RotaryTable::new(10_000.0, DIM),
+        workspace: AttendWorkspace::default(),
+    };
+    let ids: Vec<u32> = (0..2000).collect();
+    for state in [LayerState::Full, LayerState::Window { tokens: 300 }] {
+        let mut old = context(state);
+        reader.read(&mut old, &ids);
+        // The same beginning, other text in the middle, shorter or longer than before, then the rest.
+        for (kept, new, rest) in [(500, 40, 700), (500, 400, 613), (0, 1, 64), (130, 0, 1950)] {
+            let mut mixed = context(state);
+            let middle: Vec<u32> = (0..new).map(|i| 5000 + i).collect();
+            let mut text = [&ids[..kept], &middle].concat();
+            if !text.is_empty() {
+                reader.read(&mut mixed, &text);
+            }
+            mixed.append_moved(&old, rest..ids.len()).unwrap();
+            text.extend(&ids[rest..]);
+            assert_eq!(mixed.tokens(), text);
+            let more: Vec<u32> = (0..70).map(|i| 9000 + i).collect();
+            let got = reader.read(&mut mixed, &more);
+
+            let mut plain = context(state);
+            reader.read(&mut plain, &text);
+            let expected = reader.read(&mut plain, &more);
+            for (got, expected) in got.iter().zip(&expected) {
+                assert!((got - expected).abs() < 2e-5, "{got} {expected}");
+            }
+            if state != LayerState::Full {
+                // A window may have passed what going back would need.
+                continue;
+            }
+            mixed.truncate(text.len() - 20).unwrap();
+            plain.truncate(text.len() - 20).unwrap();
+            let (got, expected) = (reader.read(&mut mixed, &[1]), reader.read(&mut plain, &[1]));
+            for (got, expected) in got.iter().zip(&expected) {
+                assert!((got - expected).abs() < 2e-5, "{got} {expected}");
+            }
+        }
+        // The old context is as it was.
+        assert!(old.is_exact());
+        reader.read(&mut old, &[3]);
+    }
+}
+
+#[test]
 fn whole_blocks_inside_a_span_are_freed_and_forks_keep_theirs() {
     let mut reader = Reader {
         exec: Exec::new(1, Isa::best(), Numerics::F32),

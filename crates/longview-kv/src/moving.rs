@@ -1,0 +1,147 @@
+//! Text that moves: spans that leave a context, and spans that another context has read elsewhere.
+//!
+//! Keys and values stay as they were computed, with what stood before them then. So a context with
+//! moved text is an approximation, and never found by content.
+
+use std::ops::Range;
+
+use crate::BLOCK_TOKENS;
+use crate::context::{Context, Home};
+use crate::error::KvError;
+use crate::hash::BlockHash;
+use crate::layout::LayerState;
+use crate::places::Stretch;
+use crate::run::Slot;
+
+impl Context {
+    /// Removes the tokens `span`; those after it move up. Their keys and values stay as they are:
+    /// they were computed when the span was there, so the context is an approximation from here on,
+    /// see [`Context::is_exact`].
+    ///
+    /// # Errors
+    /// [`KvError::BeyondEnd`] when the context is shorter, [`KvError::WindowPassed`] when a
+    /// sliding-window layer no longer holds tokens that would come into its window.
+    pub fn remove_span(&mut self, span: Range<usize>) -> Result<(), KvError> {
+        if span.is_empty() {
+            return Ok(());
+        }
+        if span.end >= self.len() {
+            let held = self.len();
+            return match span.end == held {
+                true => self.truncate(span.start),
+                false => Err(KvError::BeyondEnd {
+                    wanted: span.end,
+                    held,
+                }),
+            };
+        }
+        let mut places = self.places.clone();
+        places.remove(span.clone());
+        self.check_windows(&places, self.len() - span.len())?;
+
+        let first = self.places.slot(span.start).div_ceil(BLOCK_TOKENS);
+        let end = self.places.slot(span.end) / BLOCK_TOKENS;
+        for run in &mut self.groups {
+            for index in first.max(run.first)..end.min(run.end()) {
+                run.slots[index - run.first] = Slot::Removed;
+            }
+        }
+        self.tokens.drain(span.clone());
+        self.places = places;
+        if let Some(home) = &mut self.home {
+            // From the first block that changed on, nothing here is what its tokens alone say.
+            let full = home.chain.len();
+            let what = format!("without tokens {}..{}", span.start, span.end);
+            let now = home.last().derived(&what).then(&self.tokens);
+            home.chain.truncate(span.start / BLOCK_TOKENS);
+            home.derive(now, full);
+        }
+        Ok(())
+    }
+
+    /// Appends the tokens `span` of `from` with the keys and values they have there, moved to their
+    /// new positions. Blocks are shared, not copied. The context is an approximation from here on,
+    /// see [`Context::is_exact`].
+    ///
+    /// # Errors
+    /// [`KvError::WrongIdentity`] for a context of another model, [`KvError::BeyondEnd`] when `from`
+    /// is shorter, [`KvError::WindowPassed`] when its sliding-window layers no longer hold the end
+    /// of the span.
+    pub fn append_moved(&mut self, from: &Context, span: Range<usize>) -> Result<(), KvError> {
+        if self.identity() != from.identity() || self.layout != from.layout {
+            return Err(KvError::WrongIdentity);
+        }
+        if span.end > from.len() {
+            return Err(KvError::BeyondEnd {
+                wanted: span.end,
+                held: from.len(),
+            });
+        }
+        if span.is_empty() {
+            return Ok(());
+        }
+        // What later tokens see of the span in each group, in blocks of `from`.
+        let first = from.places.slot(span.start) / BLOCK_TOKENS;
+        let end = from.places.slot(span.end - 1) / BLOCK_TOKENS + 1;
+        let mut taken: Vec<Vec<Slot>> = Vec::new();
+        for (run, group) in from.groups.iter().zip(&self.layout.groups) {
+            let seen = match group.kind.state {
+                LayerState::Window { tokens } => span.end.saturating_sub(tokens).max(span.start),
+                _ => span.start,
+            };
+            let kept = run.first * BLOCK_TOKENS;
+            if from.places.slot(seen) < kept {
+                return Err(KvError::WindowPassed { wanted: seen, kept });
+            }
+            let slot = |index: usize| match index.checked_sub(run.first) {
+                Some(at) => run.slots[at].clone(),
+                None => Slot::Removed,
+            };
+            taken.push((first..end).map(slot).collect());
+        }
+
+        // They follow from the next block on; the slots left in the last one stay empty.
+        let place = self.places.slot(self.len()).div_ceil(BLOCK_TOKENS);
+        for (run, taken) in self.groups.iter_mut().zip(taken) {
+            if run.slots.is_empty() {
+                run.first = run.first.max(place);
+            }
+            run.slots.resize_with(place - run.first, || Slot::Removed);
+            run.slots.extend(taken);
+        }
+        let len = self.len();
+        let slots = from.places.slot(span.start)..from.places.slot(span.end - 1) + 1;
+        for (covered, stretch) in from.places.within(slots, from.len()) {
+            let old = stretch.token + covered.start - stretch.slot;
+            let new = len + old - span.start;
+            self.places.push(Stretch {
+                token: new,
+                slot: place * BLOCK_TOKENS + covered.start - first * BLOCK_TOKENS,
+                shift: stretch.shift + old as isize - new as isize,
+            });
+        }
+        self.tokens.extend_from_slice(&from.tokens[span.clone()]);
+        let full = self.places.slot(self.len()) / BLOCK_TOKENS;
+        if let (Some(home), Some(other)) = (&mut self.home, &from.home) {
+            let what = format!("and {}..{} of {}", span.start, span.end, other.last());
+            let now = home.last().derived(&what).then(&self.tokens);
+            home.holds.extend(other.holds.iter().cloned());
+            home.derive(now, full);
+        }
+        Ok(())
+    }
+}
+
+impl Home {
+    /// The hash of all full blocks.
+    fn last(&self) -> BlockHash {
+        self.chain.last().copied().unwrap_or(self.origin.seed)
+    }
+
+    /// Gives the blocks after those whose hashes are known names of their own, up to block `end`.
+    fn derive(&mut self, now: BlockHash, end: usize) {
+        for index in self.chain.len()..end {
+            self.chain.push(now.derived(&format!("block {index}")));
+        }
+    }
+}
