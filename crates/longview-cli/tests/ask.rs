@@ -61,7 +61,7 @@ fn the_json_object_has_every_field_of_the_contract() {
         ("keep", "all"),
         ("store", "f16"),
         ("read", "dense"),
-        ("reuse", "fork"),
+        ("reuse", "prefix"),
         ("decode", "greedy"),
     ] {
         assert_eq!(json["methods"][stage], text);

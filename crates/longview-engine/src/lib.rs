@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod plan;
 mod prefill;
+mod realign;
 pub mod sampling;
 mod store;
 
@@ -19,4 +20,5 @@ pub use generate::{EndOfText, Event, FinishReason, GenerateOptions, Generated};
 pub use inspect::{ModelDescription, inspect, open_tokenizer, plan};
 pub use plan::MemoryPlan;
 pub use prefill::{Control, PrefillProgress};
+pub use realign::{Realigned, Reuse};
 pub use store::{StoreOptions, StorePlace};

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use longview_engine::{Control, Engine, EngineOptions, GenerateOptions, StoreOptions, StorePlace};
+use longview_engine::{
+    Control, Engine, EngineOptions, GenerateOptions, Reuse, StoreOptions, StorePlace,
+};
 use longview_kv::{Context, ReuseEnd, Segment, Wanted};
 
 fn options(folder: &Path) -> EngineOptions {
@@ -162,6 +164,49 @@ fn damaged_blocks_are_computed_again_and_told_of() {
         warnings.iter().any(|w| w.contains("damaged")),
         "{warnings:?}"
     );
+}
+
+#[test]
+fn a_text_that_changed_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(&options(folder.path()));
+    let old = text(900);
+    // A stamp of three tokens is replaced by one of five, and a passage is gone.
+    let stamp = [11, 12, 13, 14, 15];
+    let new = [&old[..200], &stamp, &old[203..500], &old[600..], &[7]].concat();
+    let mut quiet = |_| Control::Continue;
+
+    let mut context = engine.new_context(1000).unwrap();
+    read(&engine, &mut context, &old);
+    let mut exact = context.fork();
+    let realigned = engine
+        .realign(&mut exact, &new, Reuse::Prefix, &mut quiet)
+        .unwrap();
+    assert_eq!((realigned.held, realigned.moved), (200, 0));
+    assert!(exact.is_exact());
+
+    let shift = Reuse::Shift { least_tokens: 64 };
+    let realigned = engine
+        .realign(&mut context, &new, shift, &mut quiet)
+        .unwrap();
+    assert_eq!(realigned.held, new.len() - 1);
+    assert_eq!((realigned.moved, realigned.computed), (297 + 300, 5));
+    assert_eq!(context.tokens(), &new[..new.len() - 1]);
+    assert!(!context.is_exact());
+    let approximate = logits(&engine, &mut context, &[7]);
+    read(&engine, &mut exact, &new[200..new.len() - 1]);
+    let expected = logits(&engine, &mut exact, &[7]);
+    assert_ne!(approximate, expected, "moved text was computed elsewhere");
+    // The next turn continues it, and what is approximate is never found by content.
+    read(&engine, &mut context, &old[..300]);
+    let all = [&new[..], &old[..300]].concat();
+    let found = engine.open_context(&all, 1300).unwrap();
+    assert_eq!(
+        found.1,
+        (new.len() - 1) / 64 * 64,
+        "what the exact one has read"
+    );
+    assert!(found.0.is_exact());
 }
 
 fn extents(folder: &Path) -> Vec<PathBuf> {

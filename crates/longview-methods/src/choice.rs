@@ -1,5 +1,6 @@
 //! What was chosen for every stage.
 
+use longview_engine::Reuse;
 use longview_kv::KvType;
 
 use crate::decode::Decode;
@@ -13,6 +14,7 @@ pub struct Methods {
     /// The canonical text of the stages before decode; nothing for the default.
     texts: [Option<String>; 6],
     kv_type: Option<KvType>,
+    reuse: Reuse,
     decode: Decode,
 }
 
@@ -22,6 +24,7 @@ impl Methods {
         Methods {
             texts: Default::default(),
             kv_type: None,
+            reuse: Reuse::Prefix,
             decode: Decode::greedy(),
         }
     }
@@ -43,8 +46,10 @@ impl Methods {
                 text: text.to_owned(),
             });
         };
-        if let Build::Store(kv_type) = method.build {
-            self.kv_type = Some(kv_type);
+        match method.build {
+            Build::Store(kv_type) => self.kv_type = Some(kv_type),
+            Build::Reuse(build) => self.reuse = build(arguments),
+            Build::Nothing | Build::Sampler(_) | Build::Finish(_) => {}
         }
         self.texts[stage as usize] = Some(arguments.to_string());
         Ok(())
@@ -63,6 +68,11 @@ impl Methods {
     /// The number type of keys and values, if one was asked for.
     pub fn kv_type(&self) -> Option<KvType> {
         self.kv_type
+    }
+
+    /// What requests may take over from what was read before.
+    pub fn reuse(&self) -> Reuse {
+        self.reuse
     }
 
     /// The canonical text of a stage. For the store stage without a choice that is the type the
@@ -117,7 +127,7 @@ mod tests {
             .collect();
         assert_eq!(
             texts,
-            ["whole", "dense", "all", "f16", "dense", "fork", "greedy"]
+            ["whole", "dense", "all", "f16", "dense", "prefix", "greedy"]
         );
         assert_eq!(methods.text(Stage::Store, KvType::F32), "f32");
         assert_eq!(methods.kv_type(), None);

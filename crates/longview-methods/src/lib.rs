@@ -11,6 +11,7 @@ pub mod decode;
 mod error;
 mod method;
 pub mod registry;
+mod reuse;
 mod stages;
 mod suggest;
 mod text;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use longview_engine::Reuse;
 use longview_engine::sampling::{Finish, Sampler};
 use longview_kv::KvType;
 use serde::Serialize;
@@ -93,6 +94,8 @@ pub(crate) enum Build {
     Nothing,
     /// The number type of keys and values.
     Store(KvType),
+    /// What a request may take over.
+    Reuse(fn(&Arguments) -> Reuse),
     /// A sampler of a chain.
     Sampler(fn(&Arguments) -> Box<dyn Sampler>),
     /// The end of a chain.
@@ -164,6 +167,7 @@ impl fmt::Debug for Build {
         f.write_str(match self {
             Build::Nothing => "Nothing",
             Build::Store(_) => "Store",
+            Build::Reuse(_) => "Reuse",
             Build::Sampler(_) => "Sampler",
             Build::Finish(_) => "Finish",
         })

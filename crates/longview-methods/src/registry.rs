@@ -4,13 +4,17 @@ use crate::arguments::Arguments;
 use crate::decode;
 use crate::error::MethodError;
 use crate::method::{Method, Stage};
+use crate::reuse;
 use crate::stages;
 use crate::suggest::hint;
 use crate::text::{Item, MethodText, Value};
 
 /// Every method, by stage in the order in which a token meets them.
 pub fn all() -> impl Iterator<Item = &'static Method> {
-    stages::METHODS.iter().chain(decode::METHODS)
+    stages::METHODS
+        .iter()
+        .chain(reuse::METHODS)
+        .chain(decode::METHODS)
 }
 
 /// The methods of one stage; the first is its default.

@@ -1,11 +1,11 @@
-//! The exact path of every stage before decode: what is computed when nothing else is asked for.
+//! The exact path of every stage before reuse: what is computed when nothing else is asked for.
 
 use longview_kv::KvType;
 
 use crate::method::{Build, Method, Stage};
 
 /// The stages' exact methods; the first of a stage is its default.
-pub(crate) static METHODS: [Method; 7] = [
+pub(crate) static METHODS: [Method; 6] = [
     exact(
         Stage::Prompt,
         "whole",
@@ -40,12 +40,6 @@ pub(crate) static METHODS: [Method; 7] = [
         Stage::Read,
         "dense",
         "every decode step reads every key and value",
-        Build::Nothing,
-    ),
-    exact(
-        Stage::Reuse,
-        "fork",
-        "questions of one run share the keys and values of the documents before them",
         Build::Nothing,
     ),
 ];

@@ -28,6 +28,10 @@ pub(crate) struct MethodArgs {
     /// Which keys and values a decode step reads
     #[arg(long, value_name = "METHOD")]
     pub(crate) read: Option<String>,
+
+    /// What may be taken over from what was read before
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) reuse: Option<String>,
 }
 
 impl MethodArgs {
@@ -40,6 +44,7 @@ impl MethodArgs {
             (Stage::Keep, &self.keep),
             (Stage::Store, &self.store),
             (Stage::Read, &self.read),
+            (Stage::Reuse, &self.reuse),
         ] {
             if let Some(text) = text {
                 methods

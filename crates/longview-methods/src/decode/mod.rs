@@ -81,7 +81,7 @@ impl Decode {
             match method.build {
                 Build::Sampler(build) => samplers.push(build(arguments)),
                 Build::Finish(build) => finish = build(arguments),
-                Build::Nothing | Build::Store(_) => {}
+                Build::Nothing | Build::Store(_) | Build::Reuse(_) => {}
             }
         }
         Chain::new(samplers, finish)
