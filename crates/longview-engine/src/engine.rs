@@ -338,7 +338,8 @@ impl Engine {
             .take_while(|(held, wanted)| held == wanted)
             .count();
         if common < held.len() {
-            context.truncate(common)?;
+            // Recurrent layers may go back to some places only.
+            context.truncate(context.resumable(common).unwrap_or(common))?;
         }
         Ok(context.attach(usable)?)
     }

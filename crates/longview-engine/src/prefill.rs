@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use longview_kv::{Context, Segment, Wanted};
+use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -38,7 +38,8 @@ impl Engine {
     /// Reads `tokens` into `context` in chunks of [`Engine::chunk_tokens`], calling `on` after
     /// each. Every finished chunk stays in the context when `on` stops the prefill, when it
     /// fails, and when the process goes on to something else: reading the rest later gives the
-    /// same bits as reading all at once.
+    /// same bits as reading all at once. Recurrent layers keep their state at the last block edge,
+    /// so that the context can go back to there and is found by content.
     ///
     /// # Errors
     /// When the tokens do not fit the model's context or the memory allowed.
@@ -52,7 +53,7 @@ impl Engine {
         let mut done = 0;
         while done < tokens.len() {
             let rest = &tokens[done..];
-            let chunk = &rest[..rest.len().min(self.chunk_for(context))];
+            let chunk = &rest[..context.next_pass(rest.len(), self.chunk_for(context))];
             let segment = Segment {
                 context: &mut *context,
                 tokens: chunk,
@@ -60,6 +61,9 @@ impl Engine {
             };
             drop(self.pass(vec![segment])?);
             done += chunk.len();
+            if tokens.len() - done < BLOCK_TOKENS {
+                context.checkpoint();
+            }
             let progress = PrefillProgress {
                 done,
                 total: tokens.len(),

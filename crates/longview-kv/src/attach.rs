@@ -95,7 +95,14 @@ impl Context {
         let Some(holds) = home.store.take_over(&handles) else {
             return Ok(self.len());
         };
-        for (run, (first, handles)) in self.groups.iter_mut().zip(found.groups) {
+        let groups = self.groups.iter_mut().zip(&mut self.states);
+        for ((run, state), (first, handles)) in groups.zip(found.groups) {
+            if let Some(state) = state {
+                for handle in handles {
+                    state.take_over(found.blocks * BLOCK_TOKENS, handle);
+                }
+                continue;
+            }
             run.slots.truncate(held.saturating_sub(run.first));
             if first > run.end() {
                 run.slots.clear();
@@ -249,7 +256,7 @@ impl Context {
     }
 
     /// For every group with a window its blocks that the token after block `blocks` sees, beyond those
-    /// held; `hashes` are those of the blocks after the ones held. `None` when one is missing.
+    /// held, and for every recurrent group its state there; `hashes` are those of the blocks after the ones held. `None` when one is missing.
     fn windows(
         &self,
         home: &Home,
@@ -261,6 +268,13 @@ impl Context {
             let needed = first_visible(group, blocks * BLOCK_TOKENS) / BLOCK_TOKENS;
             if group.kind.state == LayerState::Full || blocks == held {
                 return Some((held, Vec::new()));
+            }
+            if group.is_recurrent() {
+                let key = BlockKey {
+                    hash: hashes[blocks - held - 1],
+                    group: place as u16,
+                };
+                return Some((blocks, vec![home.store.find(&key)?]));
             }
             if needed < held && self.groups[place].first > needed {
                 return None;

@@ -105,6 +105,10 @@ impl<'a> Batch<'a> {
         &self.segments
     }
 
+    pub(crate) fn segments_mut(&mut self) -> &mut [Segment<'a>] {
+        &mut self.segments
+    }
+
     /// The rows of segment `index`.
     pub fn rows_of(&self, index: usize) -> Range<usize> {
         self.starts[index]..self.starts[index + 1]

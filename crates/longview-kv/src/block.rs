@@ -40,13 +40,13 @@ impl Block {
     /// The pages of all KV heads of the layer at place `layer` of the group, one after another.
     pub(crate) fn layer(&self, group: &Group, layer: usize) -> &[u8] {
         let start = group.layer_offset(layer);
-        &self.bytes[start..start + group.page_bytes() * group.kind.kv_heads]
+        &self.bytes[start..start + group.layer_bytes()]
     }
 
     /// The same, to be written.
     pub(crate) fn layer_mut(&mut self, group: &Group, layer: usize) -> &mut [u8] {
         let start = group.layer_offset(layer);
-        &mut self.bytes[start..start + group.page_bytes() * group.kind.kv_heads]
+        &mut self.bytes[start..start + group.layer_bytes()]
     }
 }
 

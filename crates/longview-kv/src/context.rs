@@ -11,6 +11,7 @@ use crate::hash::BlockHash;
 use crate::layout::{Group, KvLayout, LayerState};
 use crate::ledger::Ledger;
 use crate::places::Places;
+use crate::recurrent::{CHECKPOINT_TOKENS, RecurrentState};
 use crate::run::{BlockRun, Slot};
 use crate::store::Store;
 use crate::tier::{BlockInfo, BlockKey, BlockShape, Hold, Origin};
@@ -51,7 +52,10 @@ pub struct Context {
     pub(crate) tokens: Vec<u32>,
     /// Where the tokens lie in the blocks.
     pub(crate) places: Places,
+    /// The blocks of each layer group; none of recurrent ones.
     pub(crate) groups: Vec<BlockRun>,
+    /// The states of each layer group that is recurrent.
+    pub(crate) states: Vec<Option<RecurrentState>>,
     pub(crate) home: Option<Home>,
 }
 
@@ -70,6 +74,8 @@ impl Context {
     /// An empty context.
     pub fn new(layout: Arc<KvLayout>, ledger: Ledger, identity: Identity) -> Context {
         let groups = vec![BlockRun::default(); layout.groups.len()];
+        let of_group = |group: &Group| group.is_recurrent().then(RecurrentState::default);
+        let states = layout.groups.iter().map(of_group).collect();
         Context {
             layout,
             ledger,
@@ -77,6 +83,7 @@ impl Context {
             tokens: Vec::new(),
             places: Places::default(),
             groups,
+            states,
             home: None,
         }
     }
@@ -127,7 +134,7 @@ impl Context {
     /// Bytes of the blocks this context refers to, in memory or not; blocks shared with forks
     /// count in each.
     pub fn kv_bytes(&self) -> u64 {
-        self.sum_blocks(|slot| !matches!(slot, Slot::Removed))
+        self.sum_blocks(|slot| !matches!(slot, Slot::Removed)) + self.state_bytes()
     }
 
     /// Bytes of those of its blocks that are not in memory.
@@ -147,6 +154,11 @@ impl Context {
             tokens: self.tokens.clone(),
             places: self.places.clone(),
             groups: self.groups.clone(),
+            states: self
+                .states
+                .iter()
+                .map(|state| state.as_ref().map(RecurrentState::fork))
+                .collect(),
             home: self.home.clone(),
         }
     }
@@ -155,7 +167,8 @@ impl Context {
     ///
     /// # Errors
     /// [`KvError::BeyondEnd`] when the context is shorter, [`KvError::WindowPassed`] when a
-    /// sliding-window layer no longer holds what the token at `len` must see.
+    /// sliding-window layer no longer holds what the token at `len` must see,
+    /// [`KvError::NoCheckpoint`] when recurrent layers kept no state there.
     pub fn truncate(&mut self, len: usize) -> Result<(), KvError> {
         if len > self.len() {
             return Err(KvError::BeyondEnd {
@@ -164,6 +177,7 @@ impl Context {
             });
         }
         self.check_windows(&self.places, len)?;
+        self.go_back(len)?;
         self.tokens.truncate(len);
         self.places.truncate(len);
         let slots = self.places.slot(len);
@@ -189,7 +203,7 @@ impl Context {
             Some(run.first + run.slots.iter().position(is_it)?)
         };
         let first = self.groups.iter().filter_map(place).min();
-        let len = first.map_or(self.len(), |index| {
+        let mut len = first.map_or(self.len(), |index| {
             let slots = index * BLOCK_TOKENS..usize::MAX;
             let next = self.places.within(slots, self.len()).next();
             next.map_or(self.len(), |(covered, stretch)| {
@@ -199,6 +213,11 @@ impl Context {
         if let Some(home) = &self.home {
             home.store.forget(key);
         }
+        let mut states = self.states.iter().flatten();
+        if states.any(|state| state.awaits(key)) {
+            len = len.saturating_sub(1);
+        }
+        len = self.nearest_state(len);
         let forgotten = self.tokens[len..].to_vec();
         if self.truncate(len).is_ok() {
             return forgotten;
@@ -207,6 +226,9 @@ impl Context {
         let all = std::mem::take(&mut self.tokens);
         self.places = Places::default();
         self.groups.fill(BlockRun::default());
+        for state in self.states.iter_mut().flatten() {
+            *state = RecurrentState::default();
+        }
         if let Some(home) = &mut self.home {
             home.chain.clear();
         }
@@ -231,7 +253,14 @@ impl Context {
     /// and seals the blocks they fill. `seconds` is what computing one block took.
     pub(crate) fn commit(&mut self, tokens: &[u32], seconds: f32) {
         self.tokens.extend_from_slice(tokens);
+        let all = seconds / BLOCK_TOKENS as f32 * tokens.len() as f32;
+        for state in self.states.iter_mut().flatten() {
+            state.commit(all);
+        }
         self.seal(seconds);
+        if self.len().is_multiple_of(CHECKPOINT_TOKENS) && self.layout.is_recurrent() {
+            self.checkpoint();
+        }
     }
 
     /// Keeps the blocks in memory that are there, until [`Context::end_pass`].
@@ -293,7 +322,12 @@ impl Context {
         let slots = self.places.slot(len);
         let (first_written, end) = (slots / BLOCK_TOKENS, (slots + count).div_ceil(BLOCK_TOKENS));
         let store = self.home.as_ref().map(|home| &*home.store);
-        for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
+        let groups = self.groups.iter_mut().zip(&mut self.states);
+        for ((run, state), group) in groups.zip(&self.layout.groups) {
+            if let Some(state) = state {
+                state.begin(group.block_bytes(), &self.ledger, store)?;
+                continue;
+            }
             let visible = self.places.slot(first_visible(group, len));
             run.drop_before(visible / BLOCK_TOKENS, store);
             let bytes = group.block_bytes();
@@ -373,7 +407,7 @@ impl Group {
     pub(crate) fn shape(&self) -> BlockShape {
         BlockShape {
             layers: self.layers,
-            layer_bytes: self.page_bytes() * self.kind.kv_heads,
+            layer_bytes: self.layer_bytes(),
         }
     }
 }
@@ -383,6 +417,8 @@ pub(crate) fn first_visible(group: &Group, position: usize) -> usize {
     match group.kind.state {
         LayerState::Full => 0,
         LayerState::Window { tokens } => (position + 1).saturating_sub(tokens),
+        // It sees its state and no position before its own.
+        LayerState::Recurrent { .. } => position,
     }
 }
 

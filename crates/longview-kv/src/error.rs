@@ -33,6 +33,26 @@ pub enum KvError {
         /// First token that the window layers still hold.
         kept: usize,
     },
+    /// Positions where recurrent layers kept no state.
+    #[error(
+        "cannot go back to token {wanted}: recurrent layers kept their state at token {nearest} \
+         and none between; go back to there and read the rest again"
+    )]
+    NoCheckpoint {
+        /// Length asked for, in tokens.
+        wanted: usize,
+        /// The nearest length before it that the context can go back to.
+        nearest: usize,
+    },
+    /// Tokens to be removed or moved, in a state that cannot be taken apart.
+    #[error(
+        "tokens {}..{} cannot be removed or moved: recurrent layers keep one state of all they \
+         have read; go back to before them and read the rest again", span.start, span.end
+    )]
+    SpanInState {
+        /// The tokens.
+        span: std::ops::Range<usize>,
+    },
     /// Truncation beyond the end.
     #[error("cannot truncate to {wanted} tokens: the context holds {held}")]
     BeyondEnd {

@@ -242,7 +242,9 @@ impl Slices {
 
 /// Bytes of the buffers that blocks of `layout` are read back into.
 pub(crate) fn buffer_bytes(layout: &KvLayout) -> u64 {
-    let slices = layout.groups.iter().map(|group| group.shape().layer_bytes);
+    // States are read whole, when a pass begins.
+    let read = layout.groups.iter().filter(|group| !group.is_recurrent());
+    let slices = read.map(|group| group.layer_bytes());
     (BUFFERS * SPAN_BLOCKS * slices.max().unwrap_or(0)) as u64
 }
 

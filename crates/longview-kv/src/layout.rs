@@ -4,6 +4,10 @@ use longview_kernels::page::{KvType, PageGeometry};
 
 use crate::BLOCK_TOKENS;
 use crate::feed;
+use crate::recurrent;
+
+/// States that a context needs while it is written: the one that holds, and the one being made.
+const PASS_STATES: usize = 2;
 
 /// What a layer must keep to go on from where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,9 +19,14 @@ pub enum LayerState {
         /// Length of the window in tokens.
         tokens: usize,
     },
+    /// What was read is one state of a fixed size, which every token changes.
+    Recurrent {
+        /// Bytes of the state, whatever the numerics class: numbers in f32.
+        bytes: usize,
+    },
 }
 
-/// The keys and values one layer makes for one token.
+/// The keys and values one layer makes for one token, or the state it keeps instead of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LayerLayout {
     /// What the layer keeps.
@@ -28,6 +37,18 @@ pub struct LayerLayout {
     pub head_dim: usize,
     /// Channels of a value.
     pub v_dim: usize,
+}
+
+impl LayerLayout {
+    /// A layer that keeps a state of `bytes` bytes instead of keys and values.
+    pub fn recurrent(bytes: usize) -> LayerLayout {
+        LayerLayout {
+            state: LayerState::Recurrent { bytes },
+            kv_heads: 0,
+            head_dim: 0,
+            v_dim: 0,
+        }
+    }
 }
 
 /// The layers of a model grouped by kind: layers of one group share their blocks.
@@ -55,22 +76,34 @@ impl KvLayout {
             layers: Vec::new(),
             kv_type,
         };
+        // Full layers first: their blocks are what every prompt is found by.
+        let rank = |kind: &LayerLayout| match kind.state {
+            LayerState::Full => 0,
+            LayerState::Window { .. } => 1,
+            LayerState::Recurrent { .. } => 2,
+        };
+        let mut kinds: Vec<LayerLayout> = Vec::new();
         for &kind in layers {
-            let known = layout.groups.iter().position(|group| group.kind == kind);
-            let index = known.unwrap_or_else(|| {
-                let geometry = PageGeometry {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        kinds.sort_by_key(rank);
+        for &kind in &kinds {
+            layout.groups.push(Group {
+                kind,
+                layers: 0,
+                geometry: PageGeometry {
                     head_dim: kind.head_dim,
                     v_dim: kind.v_dim,
                     k_type: kv_type,
                     v_type: kv_type,
-                };
-                layout.groups.push(Group {
-                    kind,
-                    layers: 0,
-                    geometry,
-                });
-                layout.groups.len() - 1
+                },
             });
+        }
+        for kind in layers {
+            let known = kinds.iter().position(|known| known == kind);
+            let index = known.expect("every layer's kind was noted above");
             let group = &mut layout.groups[index];
             layout.layers.push((index, group.layers));
             group.layers += 1;
@@ -93,22 +126,29 @@ impl KvLayout {
     /// `chunk_tokens`, at the moment it holds most.
     pub fn context_bytes(&self, tokens: usize, chunk_tokens: usize) -> u64 {
         let all = tokens.div_ceil(BLOCK_TOKENS);
-        self.bytes_of(|window| {
+        let blocks = self.bytes_of(|window| {
             // A chunk may begin and the window may end inside a block: one more each.
             window.map_or(all, |window| {
                 all.min((window + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2)
             })
-        })
+        });
+        blocks + self.state_bytes(PASS_STATES + recurrent::most_checkpoints(tokens))
     }
 
     /// Bytes that a fork holds beside the context it came from while it is written: the last block
-    /// of full layers, the window of the others.
+    /// of full layers, the window and the states of the others.
     pub fn fork_bytes(&self, chunk_tokens: usize) -> u64 {
-        self.bytes_of(|window| {
+        let blocks = self.bytes_of(|window| {
             window.map_or(1, |window| {
                 (window + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2
             })
-        })
+        });
+        blocks + self.state_bytes(PASS_STATES)
+    }
+
+    /// Whether some layers keep a state instead of keys and values.
+    pub fn is_recurrent(&self) -> bool {
+        self.groups.iter().any(Group::is_recurrent)
     }
 
     /// Bytes that must be in memory at once to read a context of any length in chunks of
@@ -126,10 +166,18 @@ impl KvLayout {
             let window = match group.kind.state {
                 LayerState::Full => None,
                 LayerState::Window { tokens } => Some(tokens),
+                LayerState::Recurrent { .. } => return 0,
             };
             blocks(window) as u64 * group.block_bytes() as u64
         };
         self.groups.iter().map(of_group).sum()
+    }
+
+    /// Bytes of `count` states of all recurrent layers.
+    fn state_bytes(&self, count: usize) -> u64 {
+        let recurrent = self.groups.iter().filter(|group| group.is_recurrent());
+        let one: u64 = recurrent.map(|group| group.block_bytes() as u64).sum();
+        one * count as u64
     }
 }
 
@@ -139,14 +187,26 @@ impl Group {
         self.geometry.k_bytes() + self.geometry.v_bytes()
     }
 
-    /// Bytes of one block: the pages of all layers, layer-major, KV heads inside.
-    pub(crate) fn block_bytes(&self) -> usize {
-        self.page_bytes() * self.kind.kv_heads * self.layers
+    /// Bytes of one layer in a block: the pages of all KV heads, or its state.
+    pub(crate) fn layer_bytes(&self) -> usize {
+        match self.kind.state {
+            LayerState::Recurrent { bytes } => bytes,
+            LayerState::Full | LayerState::Window { .. } => self.page_bytes() * self.kind.kv_heads,
+        }
     }
 
-    /// Where the pages of `layer` (its place in the group) begin in a block.
+    /// Bytes of one block: all layers, one after another.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.layer_bytes() * self.layers
+    }
+
+    pub(crate) fn is_recurrent(&self) -> bool {
+        matches!(self.kind.state, LayerState::Recurrent { .. })
+    }
+
+    /// Where `layer` (its place in the group) begins in a block.
     pub(crate) fn layer_offset(&self, layer: usize) -> usize {
-        layer * self.page_bytes() * self.kind.kv_heads
+        layer * self.layer_bytes()
     }
 }
 

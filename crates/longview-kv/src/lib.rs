@@ -10,6 +10,7 @@ mod attach;
 mod attend;
 mod batch;
 mod block;
+mod checkpoint;
 mod context;
 mod error;
 mod feed;
@@ -18,6 +19,7 @@ mod layout;
 mod ledger;
 mod moving;
 mod places;
+mod recurrent;
 mod run;
 mod sealed;
 mod store;
@@ -33,6 +35,7 @@ pub use hash::BlockHash;
 pub use layout::{KvLayout, LayerLayout, LayerState};
 pub use ledger::{Ledger, Purpose, Reservation, Usage};
 pub use longview_kernels::page::KvType;
+pub use recurrent::{CHECKPOINT_TOKENS, RecurrentWorkspace};
 pub use store::{Store, StoreCounts};
 
 /// Tokens in a block; also the slots of a page.

@@ -20,7 +20,8 @@ impl Context {
     ///
     /// # Errors
     /// [`KvError::BeyondEnd`] when the context is shorter, [`KvError::WindowPassed`] when a
-    /// sliding-window layer no longer holds tokens that would come into its window.
+    /// sliding-window layer no longer holds tokens that would come into its window,
+    /// [`KvError::SpanInState`] when the model has recurrent layers.
     pub fn remove_span(&mut self, span: Range<usize>) -> Result<(), KvError> {
         if span.is_empty() {
             return Ok(());
@@ -34,6 +35,9 @@ impl Context {
                     held,
                 }),
             };
+        }
+        if self.layout.is_recurrent() {
+            return Err(KvError::SpanInState { span });
         }
         let mut places = self.places.clone();
         places.remove(span.clone());
@@ -66,7 +70,7 @@ impl Context {
     /// # Errors
     /// [`KvError::WrongIdentity`] for a context of another model, [`KvError::BeyondEnd`] when `from`
     /// is shorter, [`KvError::WindowPassed`] when its sliding-window layers no longer hold the end
-    /// of the span.
+    /// of the span, [`KvError::SpanInState`] when the model has recurrent layers.
     pub fn append_moved(&mut self, from: &Context, span: Range<usize>) -> Result<(), KvError> {
         if self.identity() != from.identity() || self.layout != from.layout {
             return Err(KvError::WrongIdentity);
@@ -79,6 +83,9 @@ impl Context {
         }
         if span.is_empty() {
             return Ok(());
+        }
+        if self.layout.is_recurrent() {
+            return Err(KvError::SpanInState { span });
         }
         // What later tokens see of the span in each group, in blocks of `from`.
         let first = from.places.slot(span.start) / BLOCK_TOKENS;

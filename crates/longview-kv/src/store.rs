@@ -292,6 +292,17 @@ impl Store {
         }
     }
 
+    /// Lets go of a block that no context needs at hand, unless one refers to it: it stays where a
+    /// tier has it.
+    pub(crate) fn let_go(&self, key: &BlockKey) {
+        let mut live = lock(&self.live);
+        let unused = |held: &&Arc<Handle>| Arc::strong_count(held) == 1;
+        if let Some(handle) = live.get(key).filter(unused) {
+            handle.let_go();
+            live.remove(key);
+        }
+    }
+
     /// The next moment of the store's clock.
     pub(crate) fn now(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed)

@@ -117,6 +117,44 @@ impl DeltaShape {
     }
 }
 
+impl HeadOrder {
+    /// The place of value head `member` of key head `head` among all value heads.
+    pub fn value_head(self, shape: &DeltaShape, head: usize, member: usize) -> usize {
+        match self {
+            HeadOrder::Grouped => head * shape.group() + member,
+            HeadOrder::Tiled => member * shape.key_heads + head,
+        }
+    }
+}
+
+/// The numbers of a state that is kept in bytes.
+///
+/// # Panics
+/// When the bytes do not begin and end at the bounds of numbers.
+pub fn numbers(bytes: &[u8]) -> &[f32] {
+    // SAFETY: any four bytes are a float.
+    let (before, numbers, after) = unsafe { bytes.align_to() };
+    assert!(
+        before.is_empty() && after.is_empty(),
+        "whole aligned numbers"
+    );
+    numbers
+}
+
+/// As [`numbers`], to be written.
+///
+/// # Panics
+/// When the bytes do not begin and end at the bounds of numbers.
+pub fn numbers_mut(bytes: &mut [u8]) -> &mut [f32] {
+    // SAFETY: any four bytes are a float, and any float is four bytes.
+    let (before, numbers, after) = unsafe { bytes.align_to_mut() };
+    assert!(
+        before.is_empty() && after.is_empty(),
+        "whole aligned numbers"
+    );
+    numbers
+}
+
 impl GatedDelta<'_> {
     /// Reads rows with key head `head`: updates `state` ([`DeltaShape::head_state`] numbers) and
     /// writes what its value heads give to `out`, `[rows][group][value_dim]`.
@@ -220,10 +258,7 @@ impl GatedDelta<'_> {
         let out_len = shape.group() * value_dim;
         let matrices = matrices.chunks_exact_mut(shape.matrix());
         for (member, matrix) in matrices.enumerate() {
-            let value_head = match self.order {
-                HeadOrder::Grouped => head * shape.group() + member,
-                HeadOrder::Tiled => member * shape.key_heads + head,
-            };
+            let value_head = self.order.value_head(&shape, head, member);
             let history = &mut of_values[member * past * value_dim..][..past * value_dim];
             let first = 2 * keys + value_head * value_dim;
             let padded = convolve(first, value_dim, history, &mut scratch.v);

@@ -1,0 +1,335 @@
+//! The state of recurrent layers: one block a group, which every token changes.
+//!
+//! A pass reads the state that holds and writes another, which takes its place when the pass is
+//! committed; so a pass that fails or is given up changes nothing, and forks share what they have in
+//! common. A state cannot be taken back by tokens, so copies are kept at some block edges,
+//! *checkpoints*: they are where a context can be cut back to, and where it is found by content.
+
+use std::sync::Arc;
+
+use longview_kernels::Exec;
+use longview_kernels::recurrent::{DeltaRows, DeltaScratch, GatedDelta, numbers, numbers_mut};
+
+use crate::BLOCK_TOKENS;
+use crate::batch::Batch;
+use crate::block::Block;
+use crate::error::KvError;
+use crate::layout::Group;
+use crate::ledger::Ledger;
+use crate::sealed::Handle;
+use crate::store::Store;
+use crate::tier::BlockKey;
+
+/// Tokens between the checkpoints that every context keeps, beside those at the ends of messages.
+/// Each costs the state of all recurrent layers: 75 MiB for Qwen3-Next 80B, whose keys and values
+/// take 96 MiB for as many tokens in f16.
+pub const CHECKPOINT_TOKENS: usize = 4096;
+
+/// Checkpoints at the ends of messages that a context keeps; older ones give way.
+const MESSAGES: usize = 4;
+
+/// The most checkpoints that a context of `tokens` tokens keeps.
+pub(crate) fn most_checkpoints(tokens: usize) -> usize {
+    (tokens / CHECKPOINT_TOKENS + MESSAGES).min(tokens / BLOCK_TOKENS)
+}
+
+/// What a context has of one group of recurrent layers.
+#[derive(Default)]
+pub(crate) struct RecurrentState {
+    /// The state after all tokens; `None` before the first, when it is zero.
+    held: Option<Held>,
+    /// What the pass that runs writes; a spare one between passes.
+    next: Option<Block>,
+    /// Ascending.
+    checkpoints: Vec<Checkpoint>,
+    /// What computing took since the last checkpoint.
+    seconds: f32,
+}
+
+#[derive(Clone)]
+enum Held {
+    Here(Arc<Block>),
+    /// Taken over from a store, to be read by the next pass.
+    There(Arc<Handle>),
+}
+
+#[derive(Clone)]
+struct Checkpoint {
+    tokens: usize,
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    Here(Arc<Block>),
+    /// Under this key in the context's store, which may let it go.
+    Store(BlockKey),
+}
+
+impl RecurrentState {
+    /// A second state with the same content.
+    pub(crate) fn fork(&self) -> RecurrentState {
+        RecurrentState {
+            held: self.held.clone(),
+            next: None,
+            checkpoints: self.checkpoints.clone(),
+            seconds: self.seconds,
+        }
+    }
+
+    /// Makes room for a pass: reads the state where it is not in memory, and has another to write.
+    pub(crate) fn begin(
+        &mut self,
+        bytes: usize,
+        ledger: &Ledger,
+        store: Option<&Store>,
+    ) -> Result<(), KvError> {
+        if let (Some(Held::There(handle)), Some(store)) = (&self.held, store) {
+            let block = match handle.pin(store.now()) {
+                Some(block) => block,
+                None => Arc::new(store.private_copy(handle, bytes)?),
+            };
+            self.held = Some(Held::Here(block));
+        }
+        if self.next.is_none() {
+            self.next = Some(Block::with_space(bytes, ledger, store)?);
+        }
+        Ok(())
+    }
+
+    /// One layer's slice of the state that holds, `None` when that is zero, and of the one to be
+    /// written.
+    fn layer(&mut self, group: &Group, place: usize) -> (Option<&[f32]>, &mut [f32]) {
+        let start = group.layer_offset(place);
+        let slice = start..start + group.layer_bytes();
+        let held = match &self.held {
+            Some(Held::Here(block)) => Some(numbers(&block.bytes()[slice.clone()])),
+            Some(Held::There(_)) => unreachable!("begin has read the state"),
+            None => None,
+        };
+        let next = self.next.as_mut().expect("begin has made room");
+        (held, numbers_mut(&mut next.bytes_mut()[slice]))
+    }
+
+    /// What the pass wrote holds from now on; `seconds` is what it took.
+    pub(crate) fn commit(&mut self, seconds: f32) {
+        let next = self.next.take().expect("begin has made room");
+        let before = self.held.replace(Held::Here(Arc::new(next)));
+        if let Some(Held::Here(before)) = before {
+            // No checkpoint and no fork refers to it: the next pass writes it.
+            self.next = Arc::into_inner(before);
+        }
+        self.seconds += seconds;
+    }
+
+    /// The state that holds and what computing it took since the last checkpoint; `None` where one
+    /// is kept already.
+    pub(crate) fn to_checkpoint(&self, tokens: usize) -> Option<(Arc<Block>, f32)> {
+        let known = self.checkpoints.iter().any(|known| known.tokens == tokens);
+        match &self.held {
+            Some(Held::Here(block)) if !known => Some((Arc::clone(block), self.seconds)),
+            _ => None,
+        }
+    }
+
+    /// Notes that `block`, the state after `tokens` tokens, is kept: under `key` in a store, or
+    /// here. Returns the key of one that gives way.
+    pub(crate) fn keep(
+        &mut self,
+        tokens: usize,
+        block: Arc<Block>,
+        key: Option<BlockKey>,
+    ) -> Option<BlockKey> {
+        let place = key.map_or(Place::Here(block), Place::Store);
+        let at = self
+            .checkpoints
+            .partition_point(|known| known.tokens < tokens);
+        self.checkpoints.insert(at, Checkpoint { tokens, place });
+        self.seconds = 0.0;
+        let mut messages = self
+            .checkpoints
+            .iter()
+            .enumerate()
+            .filter(|(_, known)| !known.tokens.is_multiple_of(CHECKPOINT_TOKENS))
+            .map(|(at, _)| at);
+        let oldest = messages.next()?;
+        if messages.count() < MESSAGES {
+            return None;
+        }
+        match self.checkpoints.remove(oldest).place {
+            Place::Store(key) => Some(key),
+            Place::Here(_) => None,
+        }
+    }
+
+    /// Takes over a state from a store: that after `tokens` tokens.
+    pub(crate) fn take_over(&mut self, tokens: usize, handle: Arc<Handle>) {
+        let key = handle.key();
+        self.held = Some(Held::There(handle));
+        self.checkpoints.push(Checkpoint {
+            tokens,
+            place: Place::Store(key),
+        });
+        self.seconds = 0.0;
+    }
+
+    /// The longest prefix of at most `most` tokens whose state is kept, of a context of `len`.
+    pub(crate) fn nearest(&self, most: usize, len: usize, store: Option<&Store>) -> usize {
+        if most >= len {
+            return len;
+        }
+        let mut kept = self.checkpoints.iter().rev();
+        let found = kept.find(|known| known.tokens <= most && known.find(store).is_some());
+        found.map_or(0, |known| known.tokens)
+    }
+
+    /// Goes back to the state after `tokens` tokens, which [`RecurrentState::nearest`] has found.
+    pub(crate) fn go_back(&mut self, tokens: usize, store: Option<&Store>) {
+        self.checkpoints.retain(|known| known.tokens <= tokens);
+        self.held = match self.checkpoints.last() {
+            Some(known) if known.tokens == tokens => known.find(store),
+            _ => None,
+        };
+        self.seconds = 0.0;
+    }
+
+    /// Whether the state is the block called `key`, still to be read.
+    pub(crate) fn awaits(&self, key: &BlockKey) -> bool {
+        matches!(&self.held, Some(Held::There(handle)) if handle.key() == *key)
+    }
+
+    /// Blocks this context refers to: its state, and checkpoints that no store has.
+    pub(crate) fn blocks(&self) -> usize {
+        let here = |known: &&Checkpoint| matches!(known.place, Place::Here(_));
+        usize::from(self.held.is_some()) + self.checkpoints.iter().filter(here).count()
+    }
+}
+
+impl Checkpoint {
+    fn find(&self, store: Option<&Store>) -> Option<Held> {
+        match &self.place {
+            Place::Here(block) => Some(Held::Here(Arc::clone(block))),
+            Place::Store(key) => store?.find(key).map(Held::There),
+        }
+    }
+}
+
+/// Buffers of [`Batch::read_recurrent`], kept between calls.
+#[derive(Default)]
+pub struct RecurrentWorkspace {
+    scratch: Vec<DeltaScratch>,
+    /// What each task gives, `[rows][group · value_dim]`.
+    outs: Vec<Vec<f32>>,
+}
+
+/// The rows of one segment, read with one key head.
+struct Task<'a> {
+    head: usize,
+    rows: std::ops::Range<usize>,
+    held: Option<&'a [f32]>,
+    next: &'a mut [f32],
+    out: &'a mut Vec<f32>,
+}
+
+impl Batch<'_> {
+    /// Reads every row into the state of layer `layer`, and writes what the states give to `out`,
+    /// `[rows][value_heads][value_dim]`.
+    ///
+    /// # Panics
+    /// When the layer's state does not have the size that `delta` asks for, or lengths disagree.
+    pub fn read_recurrent(
+        &mut self,
+        exec: &Exec,
+        layer: usize,
+        delta: &GatedDelta<'_>,
+        rows: &DeltaRows<'_>,
+        out: &mut [f32],
+        workspace: &mut RecurrentWorkspace,
+    ) {
+        let shape = delta.shape;
+        let ranges: Vec<_> = (0..self.segments().len())
+            .map(|at| self.rows_of(at))
+            .collect();
+        let tasks = ranges.len() * shape.key_heads;
+        workspace
+            .outs
+            .resize_with(workspace.outs.len().max(tasks), Vec::new);
+        workspace
+            .scratch
+            .resize_with(exec.pool.threads(), DeltaScratch::default);
+        let mut outs = workspace.outs.iter_mut();
+        let mut tasks: Vec<Task<'_>> = Vec::with_capacity(tasks);
+        for (segment, rows) in self.segments_mut().iter_mut().zip(&ranges) {
+            let context = &mut *segment.context;
+            let (group, place) = context.layout.layers[layer];
+            let state = context.states[group]
+                .as_mut()
+                .expect("a recurrent layer has a state");
+            let (held, next) = state.layer(&context.layout.groups[group], place);
+            assert_eq!(next.len(), shape.state(), "the state of layer {layer}");
+            let mut held = held.map(|held| held.chunks_exact(shape.head_state()));
+            let next = next.chunks_exact_mut(shape.head_state());
+            tasks.extend(
+                next.zip(&mut outs)
+                    .enumerate()
+                    .map(|(head, (next, out))| Task {
+                        head,
+                        rows: rows.clone(),
+                        held: held.as_mut().and_then(Iterator::next),
+                        next,
+                        out,
+                    }),
+            );
+        }
+        let scratch: Vec<_> = workspace
+            .scratch
+            .iter_mut()
+            .map(std::sync::Mutex::new)
+            .collect();
+        exec.pool.for_each(&mut tasks, |_, task, worker| {
+            // Each worker number is held by one running task at a time, so this never waits.
+            let mut scratch = scratch[worker]
+                .lock()
+                .unwrap_or_else(|error| error.into_inner());
+            task.run(exec, delta, rows, &mut scratch);
+        });
+
+        let row_len = shape.value_heads * shape.value_dim;
+        let from_group = shape.group() * shape.value_dim;
+        exec.pool.for_each_chunk(out, row_len, |row, out, _| {
+            for task in tasks.iter().filter(|task| task.rows.contains(&row)) {
+                let values = &task.out[(row - task.rows.start) * from_group..][..from_group];
+                for (member, values) in values.chunks_exact(shape.value_dim).enumerate() {
+                    let at = delta.order.value_head(&shape, task.head, member) * shape.value_dim;
+                    out[at..at + shape.value_dim].copy_from_slice(values);
+                }
+            }
+        });
+    }
+}
+
+impl Task<'_> {
+    fn run(
+        &mut self,
+        exec: &Exec,
+        delta: &GatedDelta<'_>,
+        rows: &DeltaRows<'_>,
+        scratch: &mut DeltaScratch,
+    ) {
+        match self.held {
+            Some(held) => self.next.copy_from_slice(held),
+            None => self.next.fill(0.0),
+        }
+        let shape = delta.shape;
+        self.out
+            .resize(self.rows.len() * shape.group() * shape.value_dim, 0.0);
+        let of = |width: usize| self.rows.start * width..self.rows.end * width;
+        let (wide, narrow) = (of(shape.channels()), of(shape.value_heads));
+        let rows = DeltaRows {
+            mixed: &rows.mixed[wide],
+            decay: &rows.decay[narrow.clone()],
+            beta: &rows.beta[narrow],
+        };
+        delta.read(exec.isa, self.head, &rows, self.next, self.out, scratch);
+    }
+}

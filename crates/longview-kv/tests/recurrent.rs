@@ -1,0 +1,334 @@
+//! Recurrent layers beside attention: states isolate forks, go back to checkpoints only, survive
+//! passes that fail, and are found again by content, always with the bits of an undisturbed context.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{IDENTITY, noise};
+use longview_kernels::recurrent::{DeltaRows, DeltaShape, GatedDelta, HeadOrder};
+use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::tier::Origin;
+use longview_kv::{
+    AttendWorkspace, Attention, BLOCK_TOKENS, Batch, BlockHash, CHECKPOINT_TOKENS, Context,
+    KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, RecurrentWorkspace, Segment, Store,
+    Wanted,
+};
+
+const SHAPE: DeltaShape = DeltaShape {
+    key_heads: 2,
+    value_heads: 4,
+    key_dim: 8,
+    value_dim: 20,
+    taps: 4,
+};
+
+const HEAD_DIM: usize = 16;
+
+const WINDOW: LayerState = LayerState::Window { tokens: 100 };
+
+/// A full, a recurrent, a third and another recurrent layer.
+fn layout(third: LayerState) -> Arc<KvLayout> {
+    let attention = |state| LayerLayout {
+        state,
+        kv_heads: 1,
+        head_dim: HEAD_DIM,
+        v_dim: HEAD_DIM,
+    };
+    let recurrent = LayerLayout::recurrent(SHAPE.state() * size_of::<f32>());
+    let layers = [
+        attention(LayerState::Full),
+        recurrent,
+        attention(third),
+        recurrent,
+    ];
+    Arc::new(KvLayout::new(&layers, KvType::F32))
+}
+
+struct World {
+    exec: Exec,
+    conv: Vec<f32>,
+    attend: AttendWorkspace,
+    recurrent: RecurrentWorkspace,
+}
+
+impl World {
+    fn new() -> World {
+        World {
+            exec: Exec::new(2, Isa::best(), Numerics::Default),
+            conv: (0..SHAPE.taps * SHAPE.channels())
+                .map(|i| noise(1, i, 0))
+                .collect(),
+            attend: AttendWorkspace::default(),
+            recurrent: RecurrentWorkspace::default(),
+        }
+    }
+
+    /// Reads `ids` in one pass and returns what all layers give for the last of them.
+    fn read(&mut self, context: &mut Context, ids: &[u32]) -> Vec<f32> {
+        self.pass(context, ids, Control::Commit).unwrap()
+    }
+
+    fn pass(
+        &mut self,
+        context: &mut Context,
+        ids: &[u32],
+        control: Control,
+    ) -> Result<Vec<f32>, KvError> {
+        let (start, rows) = (context.len(), ids.len());
+        let segment = Segment {
+            context,
+            tokens: ids,
+            wanted: Wanted::Last,
+        };
+        let mut batch = Batch::new(vec![segment], IDENTITY)?;
+        let values = |seed: usize, width: usize| -> Vec<f32> {
+            let of_row = |row: usize| {
+                let id = ids[row] as usize;
+                (0..width).map(move |at| noise(seed + 7 * id, start + row, at))
+            };
+            (0..rows).flat_map(of_row).collect()
+        };
+        let attention = Attention {
+            heads: 1,
+            scale: 0.25,
+            softcap: 0.0,
+            sinks: None,
+            rotate: &|_, _, _| unreachable!("nothing was removed"),
+        };
+        let delta = GatedDelta {
+            shape: SHAPE,
+            order: HeadOrder::Grouped,
+            conv: &self.conv,
+        };
+        let mut last = Vec::new();
+        for layer in 0..4 {
+            let width = if layer % 2 == 0 {
+                HEAD_DIM
+            } else {
+                SHAPE.value_heads * SHAPE.value_dim
+            };
+            let mut out = vec![f32::NAN; rows * width];
+            if layer % 2 == 0 {
+                let [q, k, v] = [1, 2, 3].map(|seed| values(100 * layer + seed, HEAD_DIM));
+                batch.append(&self.exec, layer, &k, &v);
+                batch.attend(
+                    &self.exec,
+                    layer,
+                    &attention,
+                    &q,
+                    &mut out,
+                    &mut self.attend,
+                )?;
+            } else {
+                let gates = |seed| -> Vec<f32> {
+                    let raw = values(seed, SHAPE.value_heads);
+                    raw.into_iter().map(|x| 0.9 + 0.09 * x).collect()
+                };
+                let (mixed, decay, beta) =
+                    (values(50 + layer, SHAPE.channels()), gates(60), gates(70));
+                let rows = DeltaRows {
+                    mixed: &mixed,
+                    decay: &decay,
+                    beta: &beta,
+                };
+                let states = &mut self.recurrent;
+                batch.read_recurrent(&self.exec, layer, &delta, &rows, &mut out, states);
+            }
+            last.extend_from_slice(&out[(rows - 1) * width..]);
+        }
+        if control == Control::Commit {
+            batch.commit();
+        }
+        Ok(last)
+    }
+
+    /// Reads `ids` as a prefill does: passes end where states can be kept.
+    fn prefill(&mut self, context: &mut Context, ids: &[u32]) -> Vec<f32> {
+        let (mut done, mut last) = (0, Vec::new());
+        while done < ids.len() {
+            let left = ids.len() - done;
+            let count = context.next_pass(left, 96);
+            last = self.read(context, &ids[done..done + count]);
+            done += count;
+            if ids.len() - done < BLOCK_TOKENS {
+                context.checkpoint();
+            }
+        }
+        last
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Control {
+    Commit,
+    GiveUp,
+}
+
+fn ids(count: usize) -> Vec<u32> {
+    (0..count).map(|i| (i * i % 11) as u32).collect()
+}
+
+fn fresh() -> Context {
+    Context::new(layout(WINDOW), Ledger::unlimited(), IDENTITY)
+}
+
+fn in_store(store: &Arc<Store>) -> Context {
+    let origin = Arc::new(Origin {
+        seed: BlockHash::seed(&[("test", b"recurrent")]),
+        model: "tiny".to_owned(),
+        identity: String::new(),
+    });
+    Context::in_store(layout(WINDOW), Arc::clone(store), origin, IDENTITY)
+}
+
+/// What reading `ids` and then `next` gives for the last of `next`, undisturbed.
+fn expected(world: &mut World, ids: &[u32], next: &[u32]) -> Vec<f32> {
+    let mut context = fresh();
+    world.read(&mut context, ids);
+    world.read(&mut context, next)
+}
+
+#[test]
+fn forks_go_their_own_ways() {
+    let (mut world, ids) = (World::new(), ids(150));
+    let mut first = fresh();
+    world.read(&mut first, &ids);
+    let mut second = first.fork();
+    let other = expected(&mut world, &ids, &[3, 4]);
+    assert!(world.read(&mut second, &[3, 4]) == other);
+    assert!(world.read(&mut second, &[5]) != other);
+    assert!(
+        world.read(&mut first, &[3, 4]) == other,
+        "the fork's tokens are not the first's"
+    );
+}
+
+#[test]
+fn passes_that_fail_or_are_given_up_change_nothing() {
+    let (mut world, ids) = (World::new(), ids(100));
+    let wanted = expected(&mut world, &ids, &[1]);
+    let mut context = fresh();
+    world.read(&mut context, &ids);
+    world
+        .pass(&mut context, &[9, 9, 9], Control::GiveUp)
+        .unwrap();
+    world.pass(&mut context, &[8; 70], Control::GiveUp).unwrap();
+    assert!(world.read(&mut context, &[1]) == wanted);
+
+    // Room for what was read, and not for a pass over a thousand more.
+    let needed = layout(WINDOW).context_bytes(200, 100);
+    let mut tight = Context::new(layout(WINDOW), Ledger::with_limit(needed), IDENTITY);
+    world.read(&mut tight, &ids);
+    let refused = world.pass(&mut tight, &[2; 1000], Control::Commit);
+    assert!(matches!(refused, Err(KvError::OverLimit { .. })));
+    assert!(world.read(&mut tight, &[1]) == wanted);
+}
+
+#[test]
+fn contexts_go_back_to_checkpoints_and_nowhere_else() {
+    let (mut world, ids) = (World::new(), ids(300));
+    let mut context = fresh();
+    world.prefill(&mut context, &ids[..140]);
+    world.prefill(&mut context, &ids[140..]);
+    assert_eq!(context.len(), 300);
+    let refused = context.truncate(299).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            KvError::NoCheckpoint {
+                wanted: 299,
+                nearest: 256
+            }
+        ),
+        "{refused}"
+    );
+    assert!(refused.to_string().contains("token 256"));
+    assert_eq!(context.len(), 300, "a refusal changes nothing");
+
+    assert_eq!(context.resumable(299), Some(256));
+    let mut earlier = context.fork();
+    context.truncate(256).unwrap();
+    let wanted = expected(&mut world, &ids[..256], &[6, 7]);
+    assert!(world.read(&mut context, &[6, 7]) == wanted);
+
+    let refused = earlier.remove_span(10..20).unwrap_err();
+    assert!(matches!(refused, KvError::SpanInState { .. }), "{refused}");
+    assert!(refused.to_string().contains("tokens 10..20"));
+    let other = context.fork();
+    assert!(matches!(earlier.append_moved(&other, 0..9), Err(KvError::SpanInState { .. })));
+
+    // The end of the first message; its window has passed in the meantime.
+    assert_eq!(earlier.resumable(255), None);
+    assert!(matches!(
+        earlier.truncate(128),
+        Err(KvError::WindowPassed { .. })
+    ));
+}
+
+#[test]
+fn states_are_kept_at_regular_places_and_at_the_last_messages() {
+    let (mut world, ids) = (World::new(), ids(CHECKPOINT_TOKENS + 700));
+    let mut context = Context::new(layout(LayerState::Full), Ledger::unlimited(), IDENTITY);
+    for message in ids.chunks(600) {
+        world.prefill(&mut context, message);
+    }
+    let mut kept = Vec::new();
+    let mut at = context.len();
+    while at > 0 {
+        at = context.resumable(at - 1).unwrap();
+        kept.push(at);
+    }
+    // The last block edges of the last four messages, and the regular one between them.
+    assert_eq!(kept, [4736, 4160, CHECKPOINT_TOKENS, 3584, 2944, 0]);
+    let bytes = context.kv_bytes();
+    assert!(
+        bytes <= context_bytes(context.len()),
+        "{bytes} bytes were not planned"
+    );
+    context.truncate(2944).unwrap();
+    let mut undisturbed = Context::new(layout(LayerState::Full), Ledger::unlimited(), IDENTITY);
+    world.read(&mut undisturbed, &ids[..2944]);
+    assert!(world.read(&mut context, &[1, 2]) == world.read(&mut undisturbed, &[1, 2]));
+}
+
+fn context_bytes(tokens: usize) -> u64 {
+    layout(LayerState::Full).context_bytes(tokens, 96)
+}
+
+#[test]
+fn a_prompt_goes_on_where_all_kinds_of_layers_can() {
+    let (mut world, ids) = (World::new(), ids(500));
+    let store = Arc::new(Store::new(Ledger::unlimited(), Vec::new()));
+    let mut first = in_store(&store);
+    let wanted = world.prefill(&mut first, &ids[..330]);
+    // Holds on to the blocks that the window passes.
+    let _kept = first.fork();
+    world.prefill(&mut first, &ids[330..]);
+    drop(first);
+
+    // All blocks of 448 tokens are there, and states at 320 and 448.
+    for (prompt, reused) in [(330, 320), (447, 320), (500, 448), (300, 0)] {
+        let mut context = in_store(&store);
+        assert_eq!(
+            context.explain(&ids[..prompt]).unwrap().reused_tokens,
+            reused
+        );
+        assert_eq!(
+            context.attach(&ids[..prompt]).unwrap(),
+            reused,
+            "of {prompt}"
+        );
+        let got = world.prefill(&mut context, &ids[reused..prompt]);
+        let again = expected(&mut world, &ids[..prompt - 1], &ids[prompt - 1..prompt]);
+        assert!(got == again, "{prompt} tokens");
+        assert!(prompt != 330 || got == wanted);
+    }
+    // Other tokens are another context, and one that has begun goes on where it can.
+    let mut other = ids.clone();
+    other[10] = 99;
+    assert_eq!(in_store(&store).attach(&other).unwrap(), 0);
+    let mut begun = in_store(&store);
+    world.read(&mut begun, &ids[..64]);
+    assert_eq!(begun.attach(&ids).unwrap(), 448);
+}
