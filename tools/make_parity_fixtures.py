@@ -101,15 +101,16 @@ def randomise(model: Model, seed: int) -> None:
     Norm weights and biases are random as well, so that an implementation that forgets one fails.
     """
     generator = torch.Generator().manual_seed(seed)
-    offset_norms = model.config.model_type.startswith("gemma")  # gemma multiplies by one plus the weight
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "norm" in name:
-            centre = 0.0 if offset_norms else 1.0
+            centre = neutral_norm(model, name)
             sharper = 0.5 if ("q_norm" in name or "k_norm" in name) else 0.0
             value = centre + sharper + 0.3 * noise
         elif name.endswith("bias"):
             value = 0.3 * noise
+        elif name.endswith("A_log"):
+            value = noise - 3.0  # states that forget within tens to hundreds of tokens
         elif "embed_tokens" in name:
             value = 0.6 * noise
         elif "lm_head" in name:
@@ -117,6 +118,12 @@ def randomise(model: Model, seed: int) -> None:
         else:
             value = 1.5 * noise / parameter.shape[-1] ** 0.5
         parameter.copy_(value)
+
+
+def neutral_norm(model: Model, name: str) -> float:
+    """The norm weight that changes nothing: some models multiply by one plus the weight."""
+    plus_one = model.config.model_type.startswith(("gemma", "qwen3_next", "qwen3_5"))
+    return 0.0 if plus_one and "linear_attn" not in name else 1.0
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
@@ -196,14 +203,13 @@ def check_effects(fixture: Fixture, folder: Path, model: Model, run: dict[str, A
         other = load_changed(fixture, folder, change)
         effect = relative_difference(other(run["input_ids"][None], use_cache=False).logits[0], expected)
         require_effect(fixture.name, str(change), effect)
-    neutral_norm = 0.0 if model.config.model_type.startswith("gemma") else 1.0
     for name, parameter in model.named_parameters():
         if "vision_tower" in name or "multi_modal_projector" in name:
             continue
-        if "norm" not in name and not name.endswith("bias"):
+        if "norm" not in name and not name.endswith(("bias", "A_log", "conv1d.weight")):
             continue
         kept = parameter.clone()
-        parameter.fill_(neutral_norm if "norm" in name else 0.0)
+        parameter.fill_(neutral_norm(model, name) if "norm" in name else 0.0)
         effect = relative_difference(model(run["input_ids"][None], use_cache=False).logits[0], expected)
         parameter.copy_(kept)
         require_effect(fixture.name, name, effect)

@@ -189,6 +189,65 @@ def _qwen_family() -> list[Fixture]:
     ]
 
 
+def _hybrid_family() -> list[Fixture]:
+    linear = dict(
+        head_dim=16, rms_norm_eps=1e-6, attention_bias=False, linear_conv_kernel_dim=4, linear_key_head_dim=16,
+        linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, num_hidden_layers=4,
+    )
+    experts = dict(
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32,
+    )
+    # Qwen3.5 writes the newer spelling from the start; its sections order the parts of an image.
+    rope = {
+        "rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 0.5,
+        "mrope_interleaved": True, "mrope_section": [2, 1, 1],
+    }
+    return [
+        Fixture(
+            "qwen3_next",
+            _base(
+                "qwen3_next", "Qwen3NextForCausalLM", **linear, **experts, rope_theta=1000000.0,
+                partial_rotary_factor=0.25, full_attention_interval=2, norm_topk_prob=True, decoder_sparse_step=1,
+                mlp_only_layers=[],
+            ),
+            ablations=(
+                {"partial_rotary_factor": 1.0},
+                {"num_experts_per_tok": 1},
+                {"norm_topk_prob": False},
+            ),
+        ),
+        Fixture(
+            "qwen3_next_dense",
+            # A layer without experts, layer types in words, biases, as many value heads as key heads.
+            _base(
+                "qwen3_next", "Qwen3NextForCausalLM",
+                **(linear | {"linear_num_value_heads": 2, "linear_value_head_dim": 32, "attention_bias": True}),
+                **experts, rope_theta=10000.0, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[1],
+                layer_types=["linear_attention", "linear_attention", "full_attention", "full_attention"],
+            ),
+            ablations=({"partial_rotary_factor": 0.5}, {"norm_topk_prob": True}),
+        ),
+        Fixture(
+            "qwen3_5",
+            _base(
+                "qwen3_5_text", "Qwen3_5ForCausalLM", **linear, rope_theta=_ABSENT, rope_parameters=rope,
+                full_attention_interval=4, tie_word_embeddings=True,
+            ),
+            ablations=({"rope_parameters": rope | {"partial_rotary_factor": 1.0}},),
+        ),
+        Fixture(
+            "qwen3_5_moe",
+            _base(
+                "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM",
+                **(linear | {"linear_conv_kernel_dim": 3, "linear_num_value_heads": 6}), **experts,
+                intermediate_size=_ABSENT, rope_theta=_ABSENT, rope_parameters=rope,
+                layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            ),
+            ablations=({"num_experts_per_tok": 1},),
+        ),
+    ]
+
+
 def _gemma_family() -> list[Fixture]:
     gemma = dict(
         head_dim=16, rms_norm_eps=1e-6, hidden_activation="gelu_pytorch_tanh", attention_bias=False,
@@ -325,4 +384,5 @@ def _models_that_also_see() -> list[Fixture]:
 
 def all_fixtures() -> list[Fixture]:
     """Every fixture, in the order of the families."""
-    return _llama_family() + _qwen_family() + _gemma_family() + _phi_family() + _models_that_also_see()
+    families = _llama_family() + _qwen_family() + _hybrid_family() + _gemma_family() + _phi_family()
+    return families + _models_that_also_see()

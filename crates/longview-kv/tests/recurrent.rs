@@ -256,7 +256,10 @@ fn contexts_go_back_to_checkpoints_and_nowhere_else() {
     assert!(matches!(refused, KvError::SpanInState { .. }), "{refused}");
     assert!(refused.to_string().contains("tokens 10..20"));
     let other = context.fork();
-    assert!(matches!(earlier.append_moved(&other, 0..9), Err(KvError::SpanInState { .. })));
+    assert!(matches!(
+        earlier.append_moved(&other, 0..9),
+        Err(KvError::SpanInState { .. })
+    ));
 
     // The end of the first message; its window has passed in the meantime.
     assert_eq!(earlier.resumable(255), None);

@@ -4,6 +4,7 @@
 //! follow the blueprint and know no architecture by name.
 
 pub use longview_kernels::activation::Activation;
+pub use longview_kernels::recurrent::DeltaShape;
 use longview_kv::{KvLayout, KvType, LayerLayout, LayerState};
 
 use crate::rope::Rope;
@@ -34,12 +35,21 @@ pub struct Blueprint {
 /// One decoder layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerBlueprint {
-    /// Its attention.
-    pub attention: AttentionBlueprint,
+    /// How its rows learn of each other.
+    pub mixer: Mixer,
     /// Its feed-forward part.
     pub mlp: MlpBlueprint,
     /// Norms around the two parts.
     pub norms: Norms,
+}
+
+/// The part of a layer in which rows learn of the tokens before them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mixer {
+    /// Attention over keys and values.
+    Attention(AttentionBlueprint),
+    /// A gated delta rule with a state of a fixed size.
+    GatedDelta(DeltaShape),
 }
 
 /// Where a layer normalises.
@@ -76,6 +86,18 @@ pub struct AttentionBlueprint {
     pub output_bias: Bias,
     /// Norm of every query and key head before the rotary embedding.
     pub qk_norm: QkNorm,
+    /// What the heads' results are multiplied with.
+    pub output_gate: OutputGate,
+}
+
+/// Whether what the heads gather passes a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputGate {
+    /// It does not.
+    Absent,
+    /// Each channel is multiplied with the sigmoid of one that the query projection makes beside
+    /// the query: for every head its query, then its gate.
+    Sigmoid,
 }
 
 /// How query, key and value projections are stored.
@@ -131,6 +153,9 @@ pub enum MlpBlueprint {
         used: usize,
         /// How the weights of the experts used are made.
         weighting: Weighting,
+        /// Width of the expert that every row uses too, times a sigmoid of its own; `None` where
+        /// there is none.
+        shared: Option<usize>,
     },
 }
 
@@ -143,17 +168,53 @@ pub enum Weighting {
     Normalised,
 }
 
+impl LayerBlueprint {
+    /// Its attention, where it has one.
+    pub fn attention(&self) -> Option<&AttentionBlueprint> {
+        match &self.mixer {
+            Mixer::Attention(attention) => Some(attention),
+            Mixer::GatedDelta(_) => None,
+        }
+    }
+}
+
 impl Blueprint {
-    /// How the model's keys and values are laid out.
+    /// The attention of every layer that has one, first to last.
+    pub fn attentions(&self) -> impl Iterator<Item = &AttentionBlueprint> {
+        self.layers.iter().filter_map(LayerBlueprint::attention)
+    }
+
+    /// As [`Blueprint::attentions`], to be changed.
+    pub(crate) fn attentions_mut(&mut self) -> impl Iterator<Item = &mut AttentionBlueprint> {
+        self.layers
+            .iter_mut()
+            .filter_map(|layer| match &mut layer.mixer {
+                Mixer::Attention(attention) => Some(attention),
+                Mixer::GatedDelta(_) => None,
+            })
+    }
+
+    /// The sizes of its gated delta layers, `None` where it has none.
+    pub(crate) fn delta(&self) -> Option<&DeltaShape> {
+        self.layers.iter().find_map(|layer| match &layer.mixer {
+            Mixer::Attention(_) => None,
+            Mixer::GatedDelta(delta) => Some(delta),
+        })
+    }
+
+    /// How the model's keys, values and states are laid out.
     pub fn kv_layout(&self, kv_type: KvType) -> KvLayout {
-        let of_layer = |layer: &LayerBlueprint| LayerLayout {
-            state: match layer.attention.window {
-                None => LayerState::Full,
-                Some(tokens) => LayerState::Window { tokens },
+        let of_layer = |layer: &LayerBlueprint| match &layer.mixer {
+            Mixer::Attention(attention) => LayerLayout {
+                state: match attention.window {
+                    None => LayerState::Full,
+                    Some(tokens) => LayerState::Window { tokens },
+                },
+                kv_heads: attention.kv_heads,
+                head_dim: attention.head_dim,
+                v_dim: attention.head_dim,
             },
-            kv_heads: layer.attention.kv_heads,
-            head_dim: layer.attention.head_dim,
-            v_dim: layer.attention.head_dim,
+            Mixer::GatedDelta(delta) => LayerLayout::recurrent(delta.state() * size_of::<f32>()),
         };
         KvLayout::new(
             &self.layers.iter().map(of_layer).collect::<Vec<_>>(),

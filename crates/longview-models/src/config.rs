@@ -112,6 +112,32 @@ impl Config {
         })
     }
 
+    /// The same settings, with those of `defaults` (a JSON object) where they have none.
+    pub(crate) fn with_defaults(&self, defaults: Value) -> Config {
+        let mut config = self.clone();
+        if let (Value::Object(values), Value::Object(defaults)) = (&mut config.values, defaults) {
+            for (key, value) in defaults {
+                let place = values.entry(key).or_insert(Value::Null);
+                if place.is_null() {
+                    *place = value;
+                }
+            }
+        }
+        config
+    }
+
+    /// A list of layers; empty when absent.
+    pub(crate) fn layer_list(&self, key: &str) -> Result<Vec<usize>, ModelError> {
+        let Some(list) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let number = |value: &Value| usize::try_from(value.as_u64()?).ok();
+        let numbers = |list: &Vec<Value>| list.iter().map(number).collect();
+        list.as_array()
+            .and_then(numbers)
+            .ok_or_else(|| self.error(key, "is not a list of layers"))
+    }
+
     /// An error about `key`.
     pub fn error(&self, key: &str, problem: impl Into<String>) -> ModelError {
         ModelError::Setting {
@@ -141,6 +167,11 @@ impl Config {
             let problem = format!("{head_dim} is not an even number from 2 to 1,024");
             return Err(self.error("head_dim", problem));
         }
+        // Where every layer has experts, only their width is given.
+        let ffn = match self.get("intermediate_size") {
+            None if self.get("moe_intermediate_size").is_some() => "moe_intermediate_size",
+            _ => "intermediate_size",
+        };
         let norm_eps = self.opt_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32;
         if norm_eps < 0.0 {
             return Err(self.error("rms_norm_eps", format!("{norm_eps} is below 0")));
@@ -152,7 +183,7 @@ impl Config {
             heads,
             kv_heads,
             head_dim,
-            ffn: self.within("intermediate_size", 1, MOST_WIDTH)?,
+            ffn: self.within(ffn, 1, MOST_WIDTH)?,
             max_positions: self.within("max_position_embeddings", 1, 1 << 31)?,
             norm_eps,
         })
@@ -178,20 +209,11 @@ impl Config {
         if window == Some(0) {
             return Err(self.error("sliding_window", "0 tokens would attend to nothing"));
         }
-        let Some(types) = self.get("layer_types") else {
+        let Some(types) = self.layer_types(layers)? else {
             return Ok((0..layers)
                 .map(|layer| window.filter(|_| windowed(layer)))
                 .collect());
         };
-        let types = types
-            .as_array()
-            .filter(|types| types.len() == layers)
-            .ok_or_else(|| {
-                self.error(
-                    "layer_types",
-                    format!("is not a list of {layers} layer types"),
-                )
-            })?;
         let of_type = |kind: &Value| match kind.as_str() {
             Some("full_attention") => Ok(None),
             Some("sliding_attention") => window.map(Some).ok_or_else(|| {
@@ -203,6 +225,38 @@ impl Config {
             }
         };
         types.iter().map(of_type).collect()
+    }
+
+    /// For each layer whether it keeps a state instead of keys and values: `layer_types` where the
+    /// file has it, else all but every `full_attention_interval`-th.
+    pub(crate) fn recurrent_layers(&self, layers: usize) -> Result<Vec<bool>, ModelError> {
+        let Some(types) = self.layer_types(layers)? else {
+            let interval = match self.get("full_attention_interval") {
+                None => 4,
+                Some(_) => self.within("full_attention_interval", 1, MOST_LAYERS)?,
+            };
+            return Ok((1..=layers).map(|layer| layer % interval != 0).collect());
+        };
+        let of_type = |kind: &Value| match kind.as_str() {
+            Some("full_attention") => Ok(false),
+            Some("linear_attention") => Ok(true),
+            _ => {
+                let known = "full_attention and linear_attention are known";
+                Err(self.error("layer_types", format!("{kind} is unknown; {known}")))
+            }
+        };
+        types.iter().map(of_type).collect()
+    }
+
+    fn layer_types(&self, layers: usize) -> Result<Option<&Vec<Value>>, ModelError> {
+        let Some(types) = self.get("layer_types") else {
+            return Ok(None);
+        };
+        let types = types.as_array().filter(|types| types.len() == layers);
+        let problem = || format!("is not a list of {layers} layer types");
+        types
+            .map(Some)
+            .ok_or_else(|| self.error("layer_types", problem()))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The forward pass: a batch of rows goes in, logits of the rows wanted come out.
 
+mod delta;
+
 use longview_kernels::activation::{self, Activation, softcap};
 use longview_kernels::format::dequantize;
 use longview_kernels::norm::{NormWeight, RmsNorm};
@@ -7,11 +9,12 @@ use longview_kernels::rope::RotaryRows;
 use longview_kernels::{Activations, Exec, matmul, matmul_many, needed};
 use longview_kv::{Attention, Batch};
 
-use crate::blueprint::{AttentionBlueprint, MlpBlueprint, Weighting};
+use crate::blueprint::{AttentionBlueprint, Mixer, MlpBlueprint, Weighting};
 use crate::error::ModelError;
-use crate::load::{Gated, Layer, Linear, Mlp};
+use crate::load::{self, Gated, Linear, Mlp, Shared};
 use crate::model::Model;
 use crate::workspace::{Workspace, sized};
+use delta::gated_delta;
 
 /// Rows that one task of the small row-wise operations works on.
 const ROWS_PER_TASK: usize = 16;
@@ -36,8 +39,16 @@ pub(crate) fn forward(
         .zip(&model.weights().layers)
         .enumerate()
     {
-        norm_rows(exec, &w.hidden, &layer.attention_norm, eps, &mut w.normed);
-        attention(model, exec, batch, index, &plan.attention, layer, eps, w)?;
+        norm_rows(exec, &w.hidden, &layer.mixer_norm, eps, &mut w.normed);
+        match (&plan.mixer, &layer.mixer) {
+            (Mixer::Attention(plan), load::Mixer::Attention(layer)) => {
+                attention(model, exec, batch, index, plan, layer, eps, w)?;
+            }
+            (Mixer::GatedDelta(shape), load::Mixer::GatedDelta(layer)) => {
+                gated_delta(exec, batch, index, shape, layer, eps, w);
+            }
+            _ => unreachable!("the loader makes the part that the blueprint names"),
+        }
         if let Some(norm) = &layer.post_attention_norm {
             norm_rows_in_place(exec, &mut w.normed, norm, eps);
         }
@@ -63,11 +74,16 @@ pub(crate) fn forward(
                     weighting,
                     ..
                 },
-                Mlp::Experts { router, experts },
+                Mlp::Experts {
+                    router,
+                    experts,
+                    shared,
+                },
             ) => mixture(
                 exec,
                 router,
                 experts,
+                shared.as_ref(),
                 *activation,
                 *used,
                 *weighting,
@@ -145,7 +161,7 @@ fn attention(
     batch: &mut Batch<'_>,
     index: usize,
     plan: &AttentionBlueprint,
-    layer: &Layer,
+    layer: &load::Attention,
     eps: f32,
     w: &mut Workspace,
 ) -> Result<(), ModelError> {
@@ -164,6 +180,13 @@ fn attention(
     add_bias(&layer.query, &mut w.q);
     add_bias(&layer.key, &mut w.k);
     add_bias(&layer.value, &mut w.v);
+    if let Some(gate) = &layer.gate {
+        let need = needs(exec, &[&gate.weight]);
+        w.activations.set(exec, &w.normed, rows, hidden, need);
+        let out = sized(&mut w.gate, rows * q_len);
+        matmul(exec, &w.activations, &gate.weight, out);
+        add_bias(gate, &mut w.gate);
+    }
 
     let rotary = &w.rotary[plan.rope];
     let (q_norm, k_norm) = match &layer.head_norms {
@@ -201,7 +224,17 @@ fn attention(
     let heads = sized(&mut w.heads, rows * q_len);
     batch.attend(exec, index, &attention, &w.q, heads, &mut w.attend)?;
 
-    let output = &layer.attention_output;
+    if layer.gate.is_some() {
+        let gate = &w.gate;
+        let per_task = ROWS_PER_TASK * q_len;
+        exec.pool
+            .for_each_chunk(&mut w.heads, per_task, |task, heads, _| {
+                let from = task * per_task;
+                activation::sigmoid_gate(exec.isa, heads, &gate[from..from + heads.len()]);
+            });
+    }
+
+    let output = &layer.output;
     w.activations
         .set(exec, &w.heads, rows, q_len, needs(exec, &[&output.weight]));
     matmul(
@@ -254,7 +287,8 @@ fn gated(
 
 /// `w.normed` becomes the weighted sum of the experts that the router picks for each row.
 ///
-/// Experts add in ascending order, so a row's sum does not depend on the other rows.
+/// Experts add in ascending order and the shared one last, so a row's sum does not depend on the
+/// other rows.
 #[expect(
     clippy::too_many_arguments,
     reason = "what the blueprint says of a mixture"
@@ -263,7 +297,8 @@ fn mixture(
     exec: &Exec,
     router: &Linear,
     experts: &[Gated],
-    activation: Activation,
+    shared: Option<&Shared>,
+    act: Activation,
     used: usize,
     weighting: Weighting,
     hidden: usize,
@@ -312,7 +347,7 @@ fn mixture(
         gated(
             exec,
             mlp,
-            activation,
+            act,
             members.len(),
             expert_in,
             gate,
@@ -325,6 +360,39 @@ fn mixture(
                 .iter_mut()
                 .zip(out)
                 .for_each(|(t, x)| *t += weight * x);
+        }
+    }
+    if let Some(shared) = shared {
+        let shares: Vec<f32> = w
+            .normed
+            .chunks_exact(hidden)
+            .map(|row| {
+                let score: f32 = row.iter().zip(&shared.router).map(|(x, w)| x * w).sum();
+                1.0 / (1.0 + (-score).exp())
+            })
+            .collect();
+        let Workspace {
+            normed,
+            gate,
+            up,
+            activations,
+            ..
+        } = w;
+        gated(
+            exec,
+            &shared.expert,
+            act,
+            rows,
+            normed,
+            gate,
+            up,
+            activations,
+        );
+        let targets = sum
+            .chunks_exact_mut(hidden)
+            .zip(normed.chunks_exact(hidden));
+        for ((target, out), share) in targets.zip(shares) {
+            activation::add_scaled(exec.isa, target, out, share);
         }
     }
     w.normed.copy_from_slice(&sum);

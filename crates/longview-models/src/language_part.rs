@@ -71,6 +71,8 @@ fn usual_model_type(whole: &str) -> Option<&'static str> {
         "gemma3" => Some("gemma3_text"),
         "llava" | "llava_next" => Some("llama"),
         "mistral3" => Some("mistral"),
+        "qwen3_5" => Some("qwen3_5_text"),
+        "qwen3_5_moe" => Some("qwen3_5_moe_text"),
         _ => None,
     }
 }
@@ -98,6 +100,17 @@ fn defaults(model_type: &str) -> Value {
             "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016,
             "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
             "max_position_embeddings": 32_768,
+        }),
+        "qwen3_5_text" => json!({
+            "vocab_size": 248_320, "hidden_size": 4096, "intermediate_size": 12_288,
+            "num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 4,
+            "head_dim": 256, "max_position_embeddings": 32_768,
+        }),
+        "qwen3_5_moe_text" => json!({
+            "vocab_size": 248_320, "hidden_size": 2048, "num_hidden_layers": 40,
+            "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256,
+            "max_position_embeddings": 32_768, "num_experts": 256, "num_experts_per_tok": 8,
+            "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
         }),
         _ => Value::Null,
     }

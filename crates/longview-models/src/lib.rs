@@ -9,6 +9,7 @@ pub mod blueprint;
 mod config;
 pub mod convert;
 mod decoder;
+mod delta_rows;
 mod error;
 mod gguf_config;
 mod language_part;

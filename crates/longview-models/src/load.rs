@@ -1,5 +1,7 @@
 //! From a weight file to the layers the forward pass runs, packed for the kernels.
 
+mod delta;
+
 use longview_kernels::{Format, Packed, Pool};
 use longview_weights::{Tensor, WeightFile};
 use std::collections::HashSet;
@@ -7,9 +9,13 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::arch::{Architecture, GgufRows, NormWeights};
-use crate::blueprint::{Bias, Blueprint, LayerBlueprint, MlpBlueprint, Norms, Projections, QkNorm};
+use crate::blueprint::{
+    self, AttentionBlueprint, Bias, Blueprint, LayerBlueprint, MlpBlueprint, Norms, OutputGate,
+    Projections, QkNorm,
+};
 use crate::error::ModelError;
 use crate::names::{self, Naming, Role};
+pub(crate) use delta::{Delta, rate_of_logarithm};
 
 /// The packed weights of a decoder, the embedding excepted: its rows are read where they lie.
 pub(crate) struct Weights {
@@ -22,23 +28,47 @@ pub(crate) struct Weights {
 
 /// One layer's weights.
 pub(crate) struct Layer {
-    pub(crate) attention_norm: Vec<f32>,
-    pub(crate) query: Linear,
-    pub(crate) key: Linear,
-    pub(crate) value: Linear,
-    /// `[head_dim]` each.
-    pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
-    pub(crate) attention_output: Linear,
+    pub(crate) mixer_norm: Vec<f32>,
+    pub(crate) mixer: Mixer,
     pub(crate) post_attention_norm: Option<Vec<f32>>,
     pub(crate) ffn_norm: Vec<f32>,
     pub(crate) mlp: Mlp,
     pub(crate) post_ffn_norm: Option<Vec<f32>>,
 }
 
+/// The weights of the part in which rows learn of each other.
+pub(crate) enum Mixer {
+    Attention(Attention),
+    GatedDelta(Delta),
+}
+
+/// The weights of an attention.
+pub(crate) struct Attention {
+    pub(crate) query: Linear,
+    /// What the heads' results are gated with.
+    pub(crate) gate: Option<Linear>,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    /// `[head_dim]` each.
+    pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
+    pub(crate) output: Linear,
+}
+
 /// The weights of a feed-forward part.
 pub(crate) enum Mlp {
     Gated(Gated),
-    Experts { router: Linear, experts: Vec<Gated> },
+    Experts {
+        router: Linear,
+        experts: Vec<Gated>,
+        shared: Option<Shared>,
+    },
+}
+
+/// An expert that every row uses.
+pub(crate) struct Shared {
+    /// `[hidden]`: how much of it.
+    pub(crate) router: Vec<f32>,
+    pub(crate) expert: Gated,
 }
 
 /// A gated feed-forward part.
@@ -103,9 +133,14 @@ impl Loader<'_> {
         })
     }
 
-    /// The name of the tensor with this role, without its `.weight`.
-    pub(crate) fn stem(&self, role: Role, layer: usize, expert: usize) -> String {
-        names::stem(self.naming(), self.architecture.names, role, layer, expert)
+    fn weight_name(&self, role: Role, layer: usize, expert: usize) -> String {
+        names::weight(self.naming(), self.architecture.names, role, layer, expert)
+    }
+
+    /// Whether the file has a weight with this role.
+    fn has(&self, role: Role, layer: usize) -> bool {
+        let name = self.weight_name(role, layer, 0);
+        self.file.find_tensor(&name).is_some()
     }
 
     /// Refuses a file whose layers hold tensors that the blueprint has no place for: leaving them
@@ -149,11 +184,32 @@ impl Loader<'_> {
         layer: &LayerBlueprint,
         index: usize,
     ) -> Result<Layer, ModelError> {
-        let attention = &layer.attention;
-        let (q_rows, kv_rows) = (
-            attention.heads * attention.head_dim,
-            attention.kv_heads * attention.head_dim,
-        );
+        let both = layer.norms == Norms::BeforeAndAfter;
+        Ok(Layer {
+            mixer_norm: self.norm(Role::AttentionNorm, index, hidden)?,
+            mixer: match &layer.mixer {
+                blueprint::Mixer::Attention(attention) => {
+                    Mixer::Attention(self.attention(hidden, attention, index)?)
+                }
+                blueprint::Mixer::GatedDelta(shape) => {
+                    Mixer::GatedDelta(self.delta(hidden, shape, index)?)
+                }
+            },
+            post_attention_norm: self.norm_if(both, Role::PostAttentionNorm, index, hidden)?,
+            ffn_norm: self.norm(Role::FfnNorm, index, hidden)?,
+            mlp: self.mlp(hidden, &layer.mlp, index)?,
+            post_ffn_norm: self.norm_if(both, Role::PostFfnNorm, index, hidden)?,
+        })
+    }
+
+    fn attention(
+        &self,
+        hidden: usize,
+        attention: &AttentionBlueprint,
+        index: usize,
+    ) -> Result<Attention, ModelError> {
+        let head_dim = attention.head_dim;
+        let (q_rows, kv_rows) = (attention.heads * head_dim, attention.kv_heads * head_dim);
         let places = match attention.projections {
             Projections::Separate => [
                 Place::whole(Role::Query, index, 0, q_rows),
@@ -169,14 +225,29 @@ impl Loader<'_> {
                 ]
             }
         };
-        let head_dim = attention.head_dim;
         let turned = |row: usize| self.half_split_source(row, head_dim);
         let straight = |row: usize| row;
         let bias = attention.qkv_bias;
-        let both = layer.norms == Norms::BeforeAndAfter;
-        Ok(Layer {
-            attention_norm: self.norm(Role::AttentionNorm, index, hidden)?,
-            query: self.linear(&places[0], hidden, bias, &turned)?,
+        let (query, gate) = match attention.output_gate {
+            OutputGate::Absent => (self.linear(&places[0], hidden, bias, &turned)?, None),
+            OutputGate::Sigmoid => {
+                let both = Place::whole(Role::Query, index, 0, 2 * q_rows);
+                let [queries, gates] = [0, head_dim].map(|half| -> Vec<usize> {
+                    let of_head = |head: usize| {
+                        let start = 2 * head * head_dim + half;
+                        start..start + head_dim
+                    };
+                    (0..attention.heads).flat_map(of_head).collect()
+                });
+                (
+                    self.gathered(&both, hidden, bias, &queries)?,
+                    Some(self.gathered(&both, hidden, bias, &gates)?),
+                )
+            }
+        };
+        Ok(Attention {
+            query,
+            gate,
             key: self.linear(&places[1], hidden, bias, &turned)?,
             value: self.linear(&places[2], hidden, bias, &straight)?,
             head_norms: match attention.qk_norm {
@@ -186,16 +257,12 @@ impl Loader<'_> {
                     self.norm(Role::KeyNorm, index, head_dim)?,
                 )),
             },
-            attention_output: self.linear(
+            output: self.linear(
                 &Place::whole(Role::AttentionOutput, index, 0, hidden),
                 q_rows,
                 attention.output_bias,
                 &straight,
             )?,
-            post_attention_norm: self.norm_if(both, Role::PostAttentionNorm, index, hidden)?,
-            ffn_norm: self.norm(Role::FfnNorm, index, hidden)?,
-            mlp: self.mlp(hidden, &layer.mlp, index)?,
-            post_ffn_norm: self.norm_if(both, Role::PostFfnNorm, index, hidden)?,
         })
     }
 
@@ -225,26 +292,66 @@ impl Loader<'_> {
                     down: self.linear(&down, ffn, bias, &straight)?,
                 }))
             }
-            MlpBlueprint::Experts { ffn, experts, .. } => {
+            MlpBlueprint::Experts {
+                ffn,
+                experts,
+                shared,
+                ..
+            } => {
                 let router = Place::whole(Role::Router, layer, 0, experts);
-                let matrix = |role, expert, n: usize, k: usize| {
-                    let place = match self.naming() {
-                        Naming::HuggingFace => Place::whole(role, layer, expert, n),
-                        Naming::Gguf => Place::whole(role, layer, 0, experts * n)
-                            .part(expert * n..(expert + 1) * n),
-                    };
-                    self.linear(&place, k, Bias::Absent, &straight)
+                // Experts that lie in one tensor: `n` rows each of which this is one.
+                let one_of = |role, expert: usize, n: usize| {
+                    Place::whole(role, layer, 0, experts * n).part(expert * n..(expert + 1) * n)
                 };
+                let place = |role, expert, n: usize| match self.naming() {
+                    Naming::HuggingFace => Place::whole(role, layer, expert, n),
+                    Naming::Gguf => one_of(role, expert, n),
+                };
+                let gate_up = self.has(Role::AllExpertsGateUp, layer);
+                let down = self.has(Role::AllExpertsDown, layer);
+                let matrix =
+                    |place: Place, k: usize| self.linear(&place, k, Bias::Absent, &straight);
                 let expert = |expert| -> Result<Gated, ModelError> {
+                    let (gate, up) = if gate_up {
+                        let both =
+                            Place::whole(Role::AllExpertsGateUp, layer, 0, experts * 2 * ffn);
+                        let middle = (2 * expert + 1) * ffn;
+                        (
+                            both.part(middle - ffn..middle),
+                            both.part(middle..middle + ffn),
+                        )
+                    } else {
+                        (
+                            place(Role::ExpertGate, expert, ffn),
+                            place(Role::ExpertUp, expert, ffn),
+                        )
+                    };
+                    let down = if down {
+                        one_of(Role::AllExpertsDown, expert, hidden)
+                    } else {
+                        place(Role::ExpertDown, expert, hidden)
+                    };
                     Ok(Gated {
-                        gate: matrix(Role::ExpertGate, expert, ffn, hidden)?,
-                        up: matrix(Role::ExpertUp, expert, ffn, hidden)?,
-                        down: matrix(Role::ExpertDown, expert, hidden, ffn)?,
+                        gate: matrix(gate, hidden)?,
+                        up: matrix(up, hidden)?,
+                        down: matrix(down, ffn)?,
+                    })
+                };
+                let of_shared = |ffn| -> Result<Shared, ModelError> {
+                    let place = |role, n| Place::whole(role, layer, 0, n);
+                    Ok(Shared {
+                        router: self.vector(Role::SharedRouter, layer, hidden)?,
+                        expert: Gated {
+                            gate: matrix(place(Role::SharedGate, ffn), hidden)?,
+                            up: matrix(place(Role::SharedUp, ffn), hidden)?,
+                            down: matrix(place(Role::SharedDown, hidden), ffn)?,
+                        },
                     })
                 };
                 Ok(Mlp::Experts {
                     router: self.linear(&router, hidden, Bias::Absent, &straight)?,
                     experts: (0..experts).map(expert).collect::<Result<_, _>>()?,
+                    shared: shared.map(of_shared).transpose()?,
                 })
             }
         }
@@ -258,21 +365,54 @@ impl Loader<'_> {
         row_order: &(dyn Fn(usize) -> usize + Sync),
     ) -> Result<Linear, ModelError> {
         let weight = self.matrix(place, k, row_order)?;
-        let bias = match bias {
-            Bias::Absent => None,
-            Bias::Present => {
-                let name = format!("{}.bias", self.stem(place.role, place.layer, place.expert));
-                let tensor = self.tensor(&name)?;
-                check_shape(&self.file.name(), &tensor, &[place.all_rows])?;
-                let all = tensor.to_f32();
-                Some(
-                    (0..place.rows.len())
-                        .map(|n| all[place.rows.start + row_order(n)])
-                        .collect(),
-                )
-            }
-        };
+        let bias = self.bias(place, bias)?;
+        let bias = bias.map(|all| {
+            let rows = 0..place.rows.len();
+            rows.map(|n| all[place.rows.start + row_order(n)]).collect()
+        });
         Ok(Linear { weight, bias })
+    }
+
+    /// The matrix of the rows `rows` of the tensor at `place`, in this order, which may be any.
+    fn gathered(
+        &self,
+        place: &Place,
+        k: usize,
+        bias: Bias,
+        rows: &[usize],
+    ) -> Result<Linear, ModelError> {
+        let name = self.weight_name(place.role, place.layer, place.expert);
+        let tensor = self.tensor(&name)?;
+        check_shape(&self.file.name(), &tensor, &[place.all_rows, k])?;
+        let row_bytes = tensor.row_bytes();
+        let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
+        for row in rows {
+            bytes.extend_from_slice(&tensor.data[row * row_bytes..(row + 1) * row_bytes]);
+        }
+        let packed = Packed::pack(tensor.format, rows.len(), k, &bytes, &|row| row, self.pool);
+        let weight = packed.map_err(|source| ModelError::Pack {
+            file: self.file.name(),
+            tensor: name.clone(),
+            source,
+        })?;
+        self.file.release(&name);
+        let bias = self.bias(place, bias)?;
+        Ok(Linear {
+            weight,
+            bias: bias.map(|all| rows.iter().map(|&row| all[row]).collect()),
+        })
+    }
+
+    /// The bias of all rows of the tensor at `place`.
+    fn bias(&self, place: &Place, bias: Bias) -> Result<Option<Vec<f32>>, ModelError> {
+        if bias == Bias::Absent {
+            return Ok(None);
+        }
+        let names = self.architecture.names;
+        let name = names::bias(self.naming(), names, place.role, place.layer, place.expert);
+        let tensor = self.tensor(&name)?;
+        check_shape(&self.file.name(), &tensor, &[place.all_rows])?;
+        Ok(Some(tensor.to_f32()))
     }
 
     fn matrix(
@@ -281,10 +421,7 @@ impl Loader<'_> {
         k: usize,
         row_order: &(dyn Fn(usize) -> usize + Sync),
     ) -> Result<Packed, ModelError> {
-        let name = format!(
-            "{}.weight",
-            self.stem(place.role, place.layer, place.expert)
-        );
+        let name = self.weight_name(place.role, place.layer, place.expert);
         let tensor = self.tensor(&name)?;
         if tensor.shape.len() == 3 {
             // The experts of a layer: [experts][rows][k], one after another.
@@ -314,15 +451,22 @@ impl Loader<'_> {
     }
 
     fn norm(&self, role: Role, layer: usize, len: usize) -> Result<Vec<f32>, ModelError> {
-        let tensor = self.tensor(&format!("{}.weight", self.stem(role, layer, 0)))?;
-        check_shape(&self.file.name(), &tensor, &[len])?;
-        let mut weights = tensor.to_f32();
-        if self.naming() == Naming::HuggingFace
+        let mut weights = self.vector(role, layer, len)?;
+        if self.naming() != Naming::Gguf
             && self.architecture.norm_weights == NormWeights::FactorMinusOne
         {
             weights.iter_mut().for_each(|weight| *weight += 1.0);
         }
         Ok(weights)
+    }
+
+    /// A tensor of `len` numbers; it may be stored as a matrix of one row.
+    fn vector(&self, role: Role, layer: usize, len: usize) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.tensor(&self.weight_name(role, layer, 0))?;
+        if tensor.shape != [1, len] {
+            check_shape(&self.file.name(), &tensor, &[len])?;
+        }
+        Ok(tensor.to_f32())
     }
 
     fn norm_if(
@@ -341,9 +485,7 @@ impl Loader<'_> {
 
     /// The row of the file that holds row `row` of a query or key projection in half-split order.
     fn half_split_source(&self, row: usize, head_dim: usize) -> usize {
-        if self.naming() == Naming::HuggingFace
-            || self.architecture.gguf_rows == GgufRows::HalfSplit
-        {
+        if self.naming() != Naming::Gguf || self.architecture.gguf_rows == GgufRows::HalfSplit {
             return row;
         }
         interleaved_row(row, head_dim)
@@ -419,14 +561,38 @@ pub(crate) fn interleaved_row(row: usize, head_dim: usize) -> usize {
     head * head_dim + 2 * (channel % half) + channel / half
 }
 
+/// The tensors of `file` that make a model of `layers` layers: others guess several tokens at once.
+pub(crate) fn language_tensors(
+    file: &WeightFile,
+    layers: usize,
+) -> impl Iterator<Item = Tensor<'_>> {
+    let naming = naming(file);
+    let belongs = move |name: &str| match naming {
+        Naming::HuggingFace => !name.starts_with("mtp."),
+        Naming::Gguf => match name
+            .strip_prefix("blk.")
+            .and_then(|rest| rest.split_once('.'))
+        {
+            Some((layer, _)) => layer.parse().is_ok_and(|layer: usize| layer < layers),
+            None => true,
+        },
+    };
+    file.tensors().filter(move |tensor| belongs(tensor.name))
+}
+
 /// Bytes that the weights of `file` will hold once packed, without packing them: every matrix
 /// packed (the embedding only where it also makes the logits), vectors in f32, and the embedding's
 /// rows where they lie.
-pub(crate) fn predicted_bytes(file: &WeightFile, embedding: &str, tied: bool) -> u64 {
+pub(crate) fn predicted_bytes(
+    file: &WeightFile,
+    layers: usize,
+    embedding: &str,
+    tied: bool,
+) -> u64 {
     let of_tensor = |tensor: Tensor<'_>| {
         let (rows, k) = (tensor.rows(), tensor.row_len());
         let packed = Packed::packed_bytes(tensor.format, rows, k) as u64;
-        let is_embedding = tensor.name.strip_suffix(".weight") == Some(embedding);
+        let is_embedding = tensor.name == embedding;
         match () {
             () if is_embedding && tied => packed + tensor.data.len() as u64,
             () if is_embedding => tensor.data.len() as u64,
@@ -434,7 +600,7 @@ pub(crate) fn predicted_bytes(file: &WeightFile, embedding: &str, tied: bool) ->
             () => packed,
         }
     };
-    file.tensors().map(of_tensor).sum()
+    language_tensors(file, layers).map(of_tensor).sum()
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::decoder;
 use crate::error::ModelError;
 use crate::gguf_config;
 use crate::language_part;
-use crate::load::{Loader, Weights, check_shape, naming, predicted_bytes};
+use crate::load::{Loader, Weights, check_shape, language_tensors, naming, predicted_bytes};
 use crate::names::{self, Role};
 use crate::rope::Rope;
 use crate::workspace::Workspace;
@@ -30,7 +30,7 @@ pub struct ModelFile {
     config: Config,
     architecture: &'static Architecture,
     blueprint: Blueprint,
-    /// Name of the embedding without its `.weight`.
+    /// Name of the embedding.
     embedding: String,
     tied: bool,
     notices: Vec<String>,
@@ -68,14 +68,12 @@ impl ModelFile {
         let model_type = config.opt_str("model_type")?.unwrap_or_default().to_owned();
         let architecture = arch::by_model_type(&file.name(), &model_type)?;
         let blueprint = (architecture.blueprint)(&config)?;
-        let stem = |role| names::stem(naming(&file), architecture.names, role, 0, 0);
-        let embedding = stem(Role::TokenEmbedding);
-        let tensor = file.tensor(&format!("{embedding}.weight"))?;
+        let name = |role| names::weight(naming(&file), architecture.names, role, 0, 0);
+        let embedding = name(Role::TokenEmbedding);
+        let tensor = file.tensor(&embedding)?;
         check_shape(&file.name(), &tensor, &[blueprint.vocab, blueprint.hidden])?;
         // A folder may carry a tensor for the logits and still say that the embedding makes them.
-        let own = file
-            .find_tensor(&format!("{}.weight", stem(Role::Output)))
-            .is_some();
+        let own = file.find_tensor(&name(Role::Output)).is_some();
         let tied = config.flag("tie_word_embeddings", false)? || !own;
         Ok(ModelFile {
             file,
@@ -120,13 +118,17 @@ impl ModelFile {
 
     /// Bytes the weights will hold once packed, the embedding's rows in the file included.
     pub fn weights_bytes(&self) -> u64 {
-        predicted_bytes(&self.file, &self.embedding, self.tied)
+        predicted_bytes(
+            &self.file,
+            self.blueprint.layers.len(),
+            &self.embedding,
+            self.tied,
+        )
     }
 
     /// Parameters in all.
     pub fn parameters(&self) -> u64 {
-        self.file
-            .tensors()
+        language_tensors(&self.file, self.blueprint.layers.len())
             .map(|tensor| tensor.elements() as u64)
             .sum()
     }
@@ -275,10 +277,7 @@ impl Model {
     }
 
     pub(crate) fn embedding(&self) -> Result<Tensor<'_>, ModelError> {
-        Ok(self
-            .file
-            .file
-            .tensor(&format!("{}.weight", self.file.embedding))?)
+        Ok(self.file.file.tensor(&self.file.embedding)?)
     }
 
     pub(crate) fn rotary_table(&self, index: usize, set: RopeSet) -> &RotaryTable {

@@ -1,5 +1,7 @@
 //! What tensors are called: by role, in a Hugging Face folder and in a GGUF file.
 
+use crate::arch::Names;
+
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -31,6 +33,29 @@ pub(crate) enum Role {
     ExpertGate,
     ExpertUp,
     ExpertDown,
+    /// Gate and up of all experts of a layer in one tensor.
+    AllExpertsGateUp,
+    /// Down of all experts in one tensor, under the name that folders have for it.
+    AllExpertsDown,
+    /// How much of the shared expert a row uses.
+    SharedRouter,
+    SharedGate,
+    SharedUp,
+    SharedDown,
+    /// Of a gated delta layer: for each key head its query, key, values and gates.
+    DeltaQkvz,
+    /// For each key head what is written and how fast is forgotten.
+    DeltaBetaAlpha,
+    DeltaQkv,
+    DeltaZ,
+    DeltaBeta,
+    DeltaAlpha,
+    DeltaConv,
+    /// How fast states are forgotten: its logarithm in folders, minus itself in GGUF files.
+    DeltaRate,
+    DeltaRateBias,
+    DeltaNorm,
+    DeltaOutput,
 }
 
 /// Which convention names follow.
@@ -77,6 +102,41 @@ const HUGGING_FACE: NameTable = &[
         Role::ExpertDown,
         "model.layers.{l}.mlp.experts.{e}.down_proj",
     ),
+    (
+        Role::AllExpertsGateUp,
+        "model.layers.{l}.mlp.experts.gate_up_proj",
+    ),
+    (
+        Role::AllExpertsDown,
+        "model.layers.{l}.mlp.experts.down_proj",
+    ),
+    (
+        Role::SharedRouter,
+        "model.layers.{l}.mlp.shared_expert_gate",
+    ),
+    (
+        Role::SharedGate,
+        "model.layers.{l}.mlp.shared_expert.gate_proj",
+    ),
+    (Role::SharedUp, "model.layers.{l}.mlp.shared_expert.up_proj"),
+    (
+        Role::SharedDown,
+        "model.layers.{l}.mlp.shared_expert.down_proj",
+    ),
+    (Role::DeltaQkvz, "model.layers.{l}.linear_attn.in_proj_qkvz"),
+    (
+        Role::DeltaBetaAlpha,
+        "model.layers.{l}.linear_attn.in_proj_ba",
+    ),
+    (Role::DeltaQkv, "model.layers.{l}.linear_attn.in_proj_qkv"),
+    (Role::DeltaZ, "model.layers.{l}.linear_attn.in_proj_z"),
+    (Role::DeltaBeta, "model.layers.{l}.linear_attn.in_proj_b"),
+    (Role::DeltaAlpha, "model.layers.{l}.linear_attn.in_proj_a"),
+    (Role::DeltaConv, "model.layers.{l}.linear_attn.conv1d"),
+    (Role::DeltaRate, "model.layers.{l}.linear_attn.A_log"),
+    (Role::DeltaRateBias, "model.layers.{l}.linear_attn.dt_bias"),
+    (Role::DeltaNorm, "model.layers.{l}.linear_attn.norm"),
+    (Role::DeltaOutput, "model.layers.{l}.linear_attn.out_proj"),
 ];
 
 const GGUF: NameTable = &[
@@ -103,21 +163,61 @@ const GGUF: NameTable = &[
     (Role::ExpertGate, "blk.{l}.ffn_gate_exps"),
     (Role::ExpertUp, "blk.{l}.ffn_up_exps"),
     (Role::ExpertDown, "blk.{l}.ffn_down_exps"),
+    (Role::AllExpertsGateUp, "blk.{l}.ffn_gate_up_exps"),
+    (Role::AllExpertsDown, "blk.{l}.ffn_down_exps"),
+    (Role::SharedRouter, "blk.{l}.ffn_gate_inp_shexp"),
+    (Role::SharedGate, "blk.{l}.ffn_gate_shexp"),
+    (Role::SharedUp, "blk.{l}.ffn_up_shexp"),
+    (Role::SharedDown, "blk.{l}.ffn_down_shexp"),
+    (Role::DeltaQkvz, "blk.{l}.ssm_in"),
+    (Role::DeltaBetaAlpha, "blk.{l}.ssm_ba"),
+    (Role::DeltaQkv, "blk.{l}.attn_qkv"),
+    (Role::DeltaZ, "blk.{l}.attn_gate"),
+    (Role::DeltaBeta, "blk.{l}.ssm_beta"),
+    (Role::DeltaAlpha, "blk.{l}.ssm_alpha"),
+    (Role::DeltaConv, "blk.{l}.ssm_conv1d"),
+    (Role::DeltaRate, "blk.{l}.ssm_a"),
+    (Role::DeltaRateBias, "blk.{l}.ssm_dt"),
+    (Role::DeltaNorm, "blk.{l}.ssm_norm"),
+    (Role::DeltaOutput, "blk.{l}.ssm_out"),
 ];
 
-/// The stem of a tensor's name, to which `.weight` or `.bias` is appended.
-///
-/// `own` are the architecture's own Hugging Face names.
-pub(crate) fn stem(
+/// The name of the weight with this role. `names` are the architecture's own.
+pub(crate) fn weight(
     naming: Naming,
-    own: NameTable,
+    names: Names,
     role: Role,
     layer: usize,
     expert: usize,
 ) -> String {
-    let tables: [NameTable; 2] = match naming {
-        Naming::HuggingFace => [own, HUGGING_FACE],
-        Naming::Gguf => [&[], GGUF],
+    let suffix = match (naming, role) {
+        // Parameters of a layer itself and not of a part of it.
+        (_, Role::DeltaRate) => "",
+        (Naming::Gguf, Role::DeltaRateBias) => ".bias",
+        (
+            Naming::HuggingFace,
+            Role::DeltaRateBias | Role::AllExpertsGateUp | Role::AllExpertsDown,
+        ) => "",
+        _ => ".weight",
+    };
+    stem(naming, names, role, layer, expert) + suffix
+}
+
+/// The name of the bias that is added to the products with the weight of this role.
+pub(crate) fn bias(
+    naming: Naming,
+    names: Names,
+    role: Role,
+    layer: usize,
+    expert: usize,
+) -> String {
+    stem(naming, names, role, layer, expert) + ".bias"
+}
+
+fn stem(naming: Naming, names: Names, role: Role, layer: usize, expert: usize) -> String {
+    let tables = match naming {
+        Naming::HuggingFace => [names.hugging_face, HUGGING_FACE],
+        Naming::Gguf => [names.gguf, GGUF],
     };
     let pattern = tables
         .into_iter()
@@ -135,16 +235,18 @@ mod tests {
 
     #[test]
     fn own_names_win_and_numbers_are_filled_in() {
-        let own: NameTable = &[(Role::Router, "model.layers.{l}.block_sparse_moe.gate")];
-        let of = |naming, role| stem(naming, own, role, 3, 7);
+        let own = Names::hugging_face(&[(Role::Router, "model.layers.{l}.block_sparse_moe.gate")]);
+        let of = |naming, role| weight(naming, own, role, 3, 7);
+        let folder = Naming::HuggingFace;
         assert_eq!(
-            of(Naming::HuggingFace, Role::Router),
-            "model.layers.3.block_sparse_moe.gate"
+            of(folder, Role::Router),
+            "model.layers.3.block_sparse_moe.gate.weight"
         );
         assert_eq!(
-            of(Naming::HuggingFace, Role::ExpertUp),
-            "model.layers.3.mlp.experts.7.up_proj"
+            of(folder, Role::ExpertUp),
+            "model.layers.3.mlp.experts.7.up_proj.weight"
         );
-        assert_eq!(of(Naming::Gguf, Role::Router), "blk.3.ffn_gate_inp");
+        assert_eq!(of(Naming::Gguf, Role::Router), "blk.3.ffn_gate_inp.weight");
+        assert_eq!(of(Naming::Gguf, Role::DeltaRateBias), "blk.3.ssm_dt.bias");
     }
 }

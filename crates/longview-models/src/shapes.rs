@@ -25,7 +25,7 @@ pub struct Shape {
 }
 
 /// Every shape, by family.
-pub static SHAPES: [Shape; 17] = [
+pub static SHAPES: [Shape; 19] = [
     shape("tinyllama-1.1b", 1.1, || {
         llama(2048, 5632, 22, [32, 4, 64], 32_000, 2048, 1e4)
     }),
@@ -85,6 +85,20 @@ pub static SHAPES: [Shape; 17] = [
         let experts = json!({"num_experts": 128, "num_experts_per_tok": 8,
             "moe_intermediate_size": 768, "norm_topk_prob": true});
         with(with(plain, qwen("qwen3_moe", false)), experts)
+    }),
+    shape("qwen3-next-80b-a3b", 79.7, || {
+        let plain = llama(2048, 5120, 48, [16, 2, 256], 151_936, 262_144, 1e7);
+        let experts = json!({"num_experts": 512, "num_experts_per_tok": 10,
+            "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+            "norm_topk_prob": true});
+        with(
+            with(plain, qwen("qwen3_next", false)),
+            with(delta(16, 32), experts),
+        )
+    }),
+    shape("qwen3.5-0.8b", 0.75, || {
+        let plain = llama(1024, 3584, 24, [8, 2, 256], 248_320, 262_144, 1e7);
+        with(with(plain, qwen("qwen3_5_text", true)), delta(16, 16))
     }),
     shape("gemma-2-2b", 2.6, || {
         let plain = llama(2304, 9216, 26, [8, 4, 256], 256_000, 8192, 1e4);
@@ -181,7 +195,7 @@ pub fn make_from(
     convert::put_type(recipe, &mut header);
     convert::put_synthetic_vocabulary(config, blueprint.vocab, &mut header)?;
 
-    let tensors = convert::random_tensors(&blueprint, head, recipe, seed);
+    let tensors = convert::random_tensors(architecture, &blueprint, head, recipe, seed);
     convert::write(header, &tensors, out, pool, on_progress)
 }
 
@@ -214,6 +228,13 @@ fn qwen(model_type: &str, tied: bool) -> Value {
     json!({"model_type": model_type, "rms_norm_eps": 1e-6, "tie_word_embeddings": tied})
 }
 
+/// Gated delta layers, three to each attention.
+fn delta(key_heads: usize, value_heads: usize) -> Value {
+    json!({"linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+        "linear_num_key_heads": key_heads, "linear_num_value_heads": value_heads,
+        "full_attention_interval": 4, "partial_rotary_factor": 0.25})
+}
+
 fn llama3_scaling(factor: f64) -> Value {
     json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192})
@@ -236,15 +257,13 @@ mod tests {
     fn parameters(shape: &Shape) -> f64 {
         let config = shape.config();
         let model_type = config.opt_str("model_type").unwrap().unwrap();
-        let blueprint = arch::by_model_type(shape.name, model_type)
-            .unwrap()
-            .blueprint(&config)
-            .unwrap();
+        let architecture = arch::by_model_type(shape.name, model_type).unwrap();
+        let blueprint = architecture.blueprint(&config).unwrap();
         let head = match config.flag("tie_word_embeddings", false).unwrap() {
             true => convert::Head::Tied,
             false => convert::Head::Own,
         };
-        let tensors = convert::random_tensors(&blueprint, head, Recipe::Q8_0, 0);
+        let tensors = convert::random_tensors(architecture, &blueprint, head, Recipe::Q8_0, 0);
         let count = |shape: &[usize]| shape.iter().product::<usize>() as f64;
         tensors.iter().map(|tensor| count(&tensor.shape)).sum()
     }
@@ -272,11 +291,10 @@ mod tests {
     #[test]
     fn mixtures_keep_the_logits_exact() {
         let shape = Shape::named("llama-3.2-1b").unwrap();
-        let blueprint = arch::by_model_type("", "llama")
-            .unwrap()
-            .blueprint(&shape.config())
-            .unwrap();
-        let tensors = convert::random_tensors(&blueprint, convert::Head::Tied, Recipe::Q4_0, 0);
+        let architecture = arch::by_model_type("", "llama").unwrap();
+        let blueprint = architecture.blueprint(&shape.config()).unwrap();
+        let head = convert::Head::Tied;
+        let tensors = convert::random_tensors(architecture, &blueprint, head, Recipe::Q4_0, 0);
         assert_eq!(tensors[0].name, "token_embd.weight");
         assert_eq!(tensors[0].format, Format::Q6_K);
     }

@@ -2,9 +2,9 @@
 
 use longview_kernels::Activations;
 use longview_kernels::rope::RotaryRows;
-use longview_kv::AttendWorkspace;
+use longview_kv::{AttendWorkspace, RecurrentWorkspace};
 
-use crate::blueprint::{Blueprint, MlpBlueprint};
+use crate::blueprint::{Blueprint, Mixer, MlpBlueprint};
 
 /// The current wave of activations. Buffers grow to the largest pass seen and stay.
 #[derive(Default)]
@@ -33,6 +33,7 @@ pub struct Workspace {
     /// Sines and cosines of the rows' positions, one for each rotary embedding of the model.
     pub(crate) rotary: Vec<RotaryRows>,
     pub(crate) attend: AttendWorkspace,
+    pub(crate) recurrent: RecurrentWorkspace,
     /// `[wanted rows][vocab]`
     pub(crate) logits: Vec<f32>,
 }
@@ -59,11 +60,24 @@ impl Workspace {
         let widest = |of: &dyn Fn(&crate::blueprint::LayerBlueprint) -> usize| {
             blueprint.layers.iter().map(of).max().unwrap_or(0)
         };
-        let q = widest(&|layer| layer.attention.heads * layer.attention.head_dim);
-        let kv = widest(&|layer| layer.attention.kv_heads * layer.attention.head_dim);
+        // A gated delta layer's inputs stand where queries do, and what it gives twice where
+        // attention's results do.
+        let q = widest(&|layer| match &layer.mixer {
+            Mixer::Attention(attention) => attention.heads * attention.head_dim,
+            Mixer::GatedDelta(delta) => delta.channels(),
+        });
+        let kv = widest(&|layer| match &layer.mixer {
+            Mixer::Attention(attention) => attention.kv_heads * attention.head_dim,
+            Mixer::GatedDelta(delta) => delta.value_heads,
+        });
         let ffn = widest(&|layer| match layer.mlp {
             MlpBlueprint::Gated { ffn, .. } => 2 * ffn,
-            MlpBlueprint::Experts { ffn, experts, .. } => 2 * ffn + experts + 2 * blueprint.hidden,
+            MlpBlueprint::Experts {
+                ffn,
+                experts,
+                shared,
+                ..
+            } => 2 * ffn.max(shared.unwrap_or(0)) + experts + 2 * blueprint.hidden,
         });
         // Inputs of products are held once as they are and once as int8 blocks with scales;
         // attention holds queries and accumulators of all its tasks, and each thread its tile.

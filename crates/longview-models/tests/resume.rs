@@ -76,7 +76,7 @@ impl World {
     /// Reads tokens in passes of at most `chunk`; the logits of the last, bit for bit.
     fn read(&mut self, context: &mut Context, end: usize, chunk: usize) -> Vec<u32> {
         while context.len() < end {
-            let count = chunk.min(end - context.len());
+            let count = context.next_pass(end - context.len(), chunk);
             let tokens = &self.tokens[context.len()..context.len() + count];
             let segment = Segment {
                 context: &mut *context,
@@ -86,6 +86,10 @@ impl World {
             self.model
                 .forward(&self.exec, vec![segment], &mut self.workspace)
                 .unwrap();
+            // As a prefill does, for layers that keep a state instead of keys and values.
+            if end - context.len() < BLOCK_TOKENS {
+                context.checkpoint();
+            }
         }
         self.workspace
             .logits()

@@ -1,7 +1,7 @@
 //! Gemma 2 (<https://arxiv.org/abs/2408.00118>): norms before and after each part, soft caps on
 //! scores and logits, every other layer with a sliding window.
 
-use super::{Architecture, GgufRows, NormWeights, llama};
+use super::{Architecture, GgufRows, Names, NormWeights, llama};
 use crate::blueprint::{Activation, Blueprint, MlpBlueprint, Norms};
 use crate::config::Config;
 use crate::error::ModelError;
@@ -12,9 +12,10 @@ pub(super) static GEMMA2: Architecture = Architecture {
     model_types: &["gemma2"],
     gguf: "gemma2",
     blueprint,
-    names: NAMES,
+    names: Names::hugging_face(NAMES),
     gguf_rows: GgufRows::HalfSplit,
     norm_weights: NormWeights::FactorMinusOne,
+    delta: None,
 };
 
 /// Gemma's name for the norm after attention is other models' name for the one before the
@@ -31,8 +32,8 @@ fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
     let mut blueprint = gemma(config, "gemma2", |layer| layer % 2 == 0)?;
     let softcap = config.opt_f64("attn_logit_softcapping")?.unwrap_or(0.0) as f32;
     blueprint.final_softcap = config.opt_f64("final_logit_softcapping")?.unwrap_or(0.0) as f32;
-    for layer in &mut blueprint.layers {
-        layer.attention.softcap = softcap;
+    for attention in blueprint.attentions_mut() {
+        attention.softcap = softcap;
     }
     Ok(blueprint)
 }
@@ -53,9 +54,11 @@ pub(super) fn gemma(
         }
     };
     let scalar = config.opt_f64("query_pre_attn_scalar")?;
+    for attention in blueprint.attentions_mut() {
+        let scalar = scalar.unwrap_or(attention.head_dim as f64);
+        attention.scale = (1.0 / scalar.sqrt()) as f32;
+    }
     for layer in &mut blueprint.layers {
-        let scalar = scalar.unwrap_or(layer.attention.head_dim as f64);
-        layer.attention.scale = (1.0 / scalar.sqrt()) as f32;
         layer.norms = Norms::BeforeAndAfter;
         if let MlpBlueprint::Gated {
             activation: chosen, ..

@@ -1,7 +1,7 @@
 //! Gemma 3, text part (<https://arxiv.org/abs/2503.19786>): five layers with a sliding window and
 //! a rotary base of their own to each full layer, norms on query and key heads.
 
-use super::{Architecture, GgufRows, NormWeights, gemma2};
+use super::{Architecture, GgufRows, Names, NormWeights, gemma2};
 use crate::blueprint::{Blueprint, QkNorm};
 use crate::config::Config;
 use crate::error::ModelError;
@@ -12,9 +12,10 @@ pub(super) static GEMMA3: Architecture = Architecture {
     model_types: &["gemma3_text", "gemma3"],
     gguf: "gemma3",
     blueprint,
-    names: gemma2::NAMES,
+    names: Names::hugging_face(gemma2::NAMES),
     gguf_rows: GgufRows::HalfSplit,
     norm_weights: NormWeights::FactorMinusOne,
+    delta: None,
 };
 
 fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
@@ -38,9 +39,9 @@ fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
         }
     };
     blueprint.ropes.push(local);
-    for layer in &mut blueprint.layers {
-        layer.attention.qk_norm = QkNorm::PerHead;
-        layer.attention.rope = usize::from(layer.attention.window.is_some());
+    for attention in blueprint.attentions_mut() {
+        attention.qk_norm = QkNorm::PerHead;
+        attention.rope = usize::from(attention.window.is_some());
     }
     Ok(blueprint)
 }

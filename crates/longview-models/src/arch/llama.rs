@@ -1,9 +1,9 @@
 //! Llama 2, 3 and 3.1 (<https://arxiv.org/abs/2302.13971>, <https://arxiv.org/abs/2407.21783>).
 
-use super::{Architecture, GgufRows, NormWeights};
+use super::{Architecture, GgufRows, Names, NormWeights};
 use crate::blueprint::{
-    Activation, AttentionBlueprint, Bias, Blueprint, LayerBlueprint, MlpBlueprint, Norms,
-    Projections, QkNorm,
+    Activation, AttentionBlueprint, Bias, Blueprint, LayerBlueprint, Mixer, MlpBlueprint, Norms,
+    OutputGate, Projections, QkNorm,
 };
 use crate::config::{Config, Sizes};
 use crate::error::ModelError;
@@ -14,9 +14,10 @@ pub(super) static LLAMA: Architecture = Architecture {
     model_types: &["llama"],
     gguf: "llama",
     blueprint,
-    names: &[],
+    names: Names::COMMON,
     gguf_rows: GgufRows::Interleaved,
     norm_weights: NormWeights::Factor,
+    delta: None,
 };
 
 fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
@@ -25,9 +26,11 @@ fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
     let attention_bias = bias(config.flag("attention_bias", false)?);
     let output_bias = bias(config.flag("attention_output_bias", attention_bias == Bias::Present)?);
     let mlp_bias = bias(config.flag("mlp_bias", false)?);
+    for attention in blueprint.attentions_mut() {
+        attention.qkv_bias = attention_bias;
+        attention.output_bias = output_bias;
+    }
     for layer in &mut blueprint.layers {
-        layer.attention.qkv_bias = attention_bias;
-        layer.attention.output_bias = output_bias;
         if let MlpBlueprint::Gated { bias, .. } = &mut layer.mlp {
             *bias = mlp_bias;
         }
@@ -43,6 +46,16 @@ pub(super) fn plain(
     architecture: &'static str,
     windowed: impl Fn(usize) -> bool,
 ) -> Result<Blueprint, ModelError> {
+    let windows = config.windows(config.sizes()?.layers, windowed)?;
+    with_windows(config, architecture, windows)
+}
+
+/// The same decoder with the window, if any, of each layer.
+pub(super) fn with_windows(
+    config: &Config,
+    architecture: &'static str,
+    windows: Vec<Option<usize>>,
+) -> Result<Blueprint, ModelError> {
     let sizes = config.sizes()?;
     let rope = Rope::from_config(
         config,
@@ -50,7 +63,6 @@ pub(super) fn plain(
         sizes.max_positions,
         "full_attention",
     )?;
-    let windows = config.windows(sizes.layers, windowed)?;
     let activation = match config.opt_str("hidden_act")? {
         None | Some("silu" | "swish") => Activation::Silu,
         Some("gelu") => Activation::Gelu,
@@ -78,7 +90,7 @@ pub(super) fn plain(
 
 fn layer(sizes: &Sizes, activation: Activation, window: Option<usize>) -> LayerBlueprint {
     LayerBlueprint {
-        attention: AttentionBlueprint {
+        mixer: Mixer::Attention(AttentionBlueprint {
             heads: sizes.heads,
             kv_heads: sizes.kv_heads,
             head_dim: sizes.head_dim,
@@ -90,7 +102,8 @@ fn layer(sizes: &Sizes, activation: Activation, window: Option<usize>) -> LayerB
             qkv_bias: Bias::Absent,
             output_bias: Bias::Absent,
             qk_norm: QkNorm::Absent,
-        },
+            output_gate: OutputGate::Absent,
+        }),
         mlp: MlpBlueprint::Gated {
             ffn: sizes.ffn,
             activation,

@@ -1,6 +1,6 @@
 //! Mixtral (<https://arxiv.org/abs/2401.04088>): mistral with several experts in every layer.
 
-use super::{Architecture, GgufRows, NormWeights, llama};
+use super::{Architecture, GgufRows, Names, NormWeights, llama};
 use crate::blueprint::{Activation, Blueprint, MlpBlueprint, Weighting};
 use crate::config::Config;
 use crate::error::ModelError;
@@ -11,7 +11,7 @@ pub(super) static MIXTRAL: Architecture = Architecture {
     model_types: &["mixtral"],
     gguf: "llama",
     blueprint,
-    names: &[
+    names: Names::hugging_face(&[
         (Role::Router, "model.layers.{l}.block_sparse_moe.gate"),
         (
             Role::ExpertGate,
@@ -25,9 +25,10 @@ pub(super) static MIXTRAL: Architecture = Architecture {
             Role::ExpertDown,
             "model.layers.{l}.block_sparse_moe.experts.{e}.w2",
         ),
-    ],
+    ]),
     gguf_rows: GgufRows::Interleaved,
     norm_weights: NormWeights::Factor,
+    delta: None,
 };
 
 fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
@@ -42,6 +43,7 @@ fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
             experts,
             used,
             weighting: Weighting::Normalised,
+            shared: None,
         };
     }
     Ok(blueprint)

@@ -8,10 +8,13 @@ mod mixtral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_next;
 
 use crate::blueprint::Blueprint;
 use crate::config::Config;
+use crate::delta_rows::DeltaFiles;
 use crate::error::ModelError;
 use crate::names::NameTable;
 
@@ -25,12 +28,14 @@ pub struct Architecture {
     pub gguf: &'static str,
     /// From settings to blueprint.
     pub(crate) blueprint: fn(&Config) -> Result<Blueprint, ModelError>,
-    /// Names of tensors in a Hugging Face folder that differ from the common ones.
-    pub(crate) names: NameTable,
+    /// Names of tensors that differ from the common ones.
+    pub(crate) names: Names,
     /// How the rows of query and key projections lie in a GGUF file.
     pub(crate) gguf_rows: GgufRows,
     /// What a Hugging Face folder stores as norm weights.
     pub(crate) norm_weights: NormWeights,
+    /// How gated delta layers lie in files, where there are any.
+    pub(crate) delta: Option<DeltaFiles>,
 }
 
 impl Architecture {
@@ -40,6 +45,28 @@ impl Architecture {
     /// When settings are missing or make no sense together.
     pub fn blueprint(&self, config: &Config) -> Result<Blueprint, ModelError> {
         (self.blueprint)(config)
+    }
+}
+
+/// Names that an architecture gives to some roles, before those common to all.
+#[derive(Clone, Copy)]
+pub(crate) struct Names {
+    /// In Hugging Face folders.
+    pub(crate) hugging_face: NameTable,
+    /// In GGUF files.
+    pub(crate) gguf: NameTable,
+}
+
+impl Names {
+    /// None but the common ones.
+    pub(crate) const COMMON: Names = Names::hugging_face(&[]);
+
+    /// Own names in Hugging Face folders only.
+    pub(crate) const fn hugging_face(own: NameTable) -> Names {
+        Names {
+            hugging_face: own,
+            gguf: &[],
+        }
     }
 }
 
@@ -62,7 +89,7 @@ pub(crate) enum NormWeights {
 }
 
 /// Every architecture Longview runs.
-pub static ALL: [&Architecture; 9] = [
+pub static ALL: [&Architecture; 12] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
     &mixtral::MIXTRAL,
@@ -72,6 +99,9 @@ pub static ALL: [&Architecture; 9] = [
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
     &phi3::PHI3,
+    &qwen3_next::QWEN3_NEXT,
+    &qwen3_5::QWEN3_5,
+    &qwen3_5::QWEN3_5_MOE,
 ];
 
 /// The architecture with this `model_type`.

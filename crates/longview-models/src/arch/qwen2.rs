@@ -1,7 +1,7 @@
 //! Qwen2 and Qwen2.5 (<https://arxiv.org/abs/2407.10671>): llama with biases on the query, key and
 //! value projections, and optionally a sliding window in the later layers.
 
-use super::{Architecture, GgufRows, NormWeights, llama};
+use super::{Architecture, GgufRows, Names, NormWeights, llama};
 use crate::blueprint::{Bias, Blueprint};
 use crate::config::Config;
 use crate::error::ModelError;
@@ -11,15 +11,16 @@ pub(super) static QWEN2: Architecture = Architecture {
     model_types: &["qwen2"],
     gguf: "qwen2",
     blueprint,
-    names: &[],
+    names: Names::COMMON,
     gguf_rows: GgufRows::HalfSplit,
     norm_weights: NormWeights::Factor,
+    delta: None,
 };
 
 fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
     let mut blueprint = with_late_windows(config, "qwen2")?;
-    for layer in &mut blueprint.layers {
-        layer.attention.qkv_bias = Bias::Present;
+    for attention in blueprint.attentions_mut() {
+        attention.qkv_bias = Bias::Present;
     }
     Ok(blueprint)
 }

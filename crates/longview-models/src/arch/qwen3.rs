@@ -1,6 +1,6 @@
 //! Qwen3 (<https://arxiv.org/abs/2505.09388>): llama with a norm on every query and key head.
 
-use super::{Architecture, GgufRows, NormWeights, qwen2};
+use super::{Architecture, GgufRows, Names, NormWeights, qwen2};
 use crate::blueprint::{Bias, Blueprint, QkNorm};
 use crate::config::Config;
 use crate::error::ModelError;
@@ -10,9 +10,10 @@ pub(super) static QWEN3: Architecture = Architecture {
     model_types: &["qwen3"],
     gguf: "qwen3",
     blueprint: |config| with_head_norms(config, "qwen3"),
-    names: &[],
+    names: Names::COMMON,
     gguf_rows: GgufRows::HalfSplit,
     norm_weights: NormWeights::Factor,
+    delta: None,
 };
 
 /// The decoder that the dense and the expert version of Qwen3 share.
@@ -21,21 +22,19 @@ pub(super) fn with_head_norms(
     architecture: &'static str,
 ) -> Result<Blueprint, ModelError> {
     let mut blueprint = qwen2::with_late_windows(config, architecture)?;
-    let bias = if config.flag("attention_bias", false)? {
-        Bias::Present
-    } else {
-        Bias::Absent
-    };
-    let output_bias = config.flag("attention_output_bias", bias == Bias::Present)?;
-    let output_bias = if output_bias {
-        Bias::Present
-    } else {
-        Bias::Absent
-    };
-    for layer in &mut blueprint.layers {
-        layer.attention.qk_norm = QkNorm::PerHead;
-        layer.attention.qkv_bias = bias;
-        layer.attention.output_bias = output_bias;
+    let (bias, output_bias) = biases(config)?;
+    for attention in blueprint.attentions_mut() {
+        attention.qk_norm = QkNorm::PerHead;
+        attention.qkv_bias = bias;
+        attention.output_bias = output_bias;
     }
     Ok(blueprint)
+}
+
+/// Biases on the query, key and value projections, and on the output projection.
+pub(super) fn biases(config: &Config) -> Result<(Bias, Bias), ModelError> {
+    let bias = |present: bool| if present { Bias::Present } else { Bias::Absent };
+    let qkv = config.flag("attention_bias", false)?;
+    let output = config.flag("attention_output_bias", qkv)?;
+    Ok((bias(qkv), bias(output)))
 }

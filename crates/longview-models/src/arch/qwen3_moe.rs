@@ -1,6 +1,6 @@
 //! Qwen3 with experts (<https://arxiv.org/abs/2505.09388>).
 
-use super::{Architecture, GgufRows, NormWeights, qwen3};
+use super::{Architecture, GgufRows, Names, NormWeights, qwen3};
 use crate::blueprint::{Activation, Blueprint, MlpBlueprint, Weighting};
 use crate::config::Config;
 use crate::error::ModelError;
@@ -10,9 +10,10 @@ pub(super) static QWEN3_MOE: Architecture = Architecture {
     model_types: &["qwen3_moe"],
     gguf: "qwen3moe",
     blueprint,
-    names: &[],
+    names: Names::COMMON,
     gguf_rows: GgufRows::HalfSplit,
     norm_weights: NormWeights::Factor,
+    delta: None,
 };
 
 fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
@@ -29,21 +30,16 @@ fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
     } else {
         Weighting::Softmax
     };
-    let dense: Vec<u64> = match config.get("mlp_only_layers") {
-        None => Vec::new(),
-        Some(list) => list
-            .as_array()
-            .and_then(|list| list.iter().map(serde_json::Value::as_u64).collect())
-            .ok_or_else(|| config.error("mlp_only_layers", "is not a list of layers"))?,
-    };
+    let dense = config.layer_list("mlp_only_layers")?;
     for (index, layer) in blueprint.layers.iter_mut().enumerate() {
-        if step != 0 && (index + 1) % step == 0 && !dense.contains(&(index as u64)) {
+        if step != 0 && (index + 1) % step == 0 && !dense.contains(&index) {
             layer.mlp = MlpBlueprint::Experts {
                 ffn,
                 activation: Activation::Silu,
                 experts,
                 used,
                 weighting,
+                shared: None,
             };
         }
     }

@@ -1,6 +1,6 @@
 //! What llama.cpp and programs built on it will not read from a file that Longview writes.
 
-use crate::blueprint::{Blueprint, LayerBlueprint, MlpBlueprint, Weighting};
+use crate::blueprint::{AttentionBlueprint, Blueprint, LayerBlueprint, MlpBlueprint, Weighting};
 use crate::model::ModelFile;
 
 /// One sentence for each setting that such a program computes otherwise, or not at all.
@@ -8,11 +8,11 @@ pub(super) fn notices(model: &ModelFile) -> Vec<String> {
     let blueprint = model.blueprint();
     let gguf = model.architecture().gguf;
     let mut notices = Vec::new();
-    let windowed = |layer: &LayerBlueprint| {
-        let window = layer.attention.window;
+    let windowed = |attention: &AttentionBlueprint| {
+        let window = attention.window;
         window.is_some_and(|tokens| tokens < blueprint.max_positions)
     };
-    if blueprint.layers.iter().any(windowed) {
+    if blueprint.attentions().any(windowed) {
         match gguf {
             "gemma3" if alternates(blueprint, 0) => {}
             "gemma2" if alternates(blueprint, 2) => {}
@@ -28,8 +28,7 @@ pub(super) fn notices(model: &ModelFile) -> Vec<String> {
         }
     }
     if gguf.starts_with("gemma") {
-        let usual = |layer: &LayerBlueprint| {
-            let attention = &layer.attention;
+        let usual = |attention: &AttentionBlueprint| {
             let largest = match gguf {
                 "gemma2" => 46,
                 _ => 62,
@@ -41,7 +40,7 @@ pub(super) fn notices(model: &ModelFile) -> Vec<String> {
             };
             attention.scale == 1.0 / (width as f32).sqrt()
         };
-        if !blueprint.layers.iter().all(usual) {
+        if !blueprint.attentions().all(usual) {
             notices.push(
                 "query_pre_attn_scalar is not the width of a head; llama.cpp will scale scores \
                  by that width"
@@ -49,7 +48,14 @@ pub(super) fn notices(model: &ModelFile) -> Vec<String> {
             );
         }
     }
-    if gguf == "qwen3moe" {
+    if let Some(delta) = blueprint.delta()
+        && delta.key_dim != delta.value_dim
+    {
+        notices.push(
+            "linear_value_head_dim is not linear_key_head_dim; llama.cpp takes it to be".to_owned(),
+        );
+    }
+    if matches!(gguf, "qwen3moe" | "qwen3next") {
         let dense = |layer: &LayerBlueprint| matches!(layer.mlp, MlpBlueprint::Gated { .. });
         if blueprint.layers.iter().any(dense) {
             notices
@@ -77,9 +83,8 @@ pub(super) fn notices(model: &ModelFile) -> Vec<String> {
 /// holds for any period.
 fn alternates(blueprint: &Blueprint, period: usize) -> bool {
     let windows: Vec<bool> = blueprint
-        .layers
-        .iter()
-        .map(|layer| layer.attention.window.is_some())
+        .attentions()
+        .map(|attention| attention.window.is_some())
         .collect();
     match (crate::gguf_config::period(&windows), period) {
         (Some(_), 0) => true,

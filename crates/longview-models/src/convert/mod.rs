@@ -5,6 +5,7 @@
 //! [`crate::gguf_config`], `tokenizer.json` becomes the file's own vocabulary in `vocabulary`.
 
 mod compatibility;
+mod delta;
 mod inventory;
 mod presplit;
 mod random;
@@ -20,13 +21,14 @@ use std::path::Path;
 use longview_kernels::{Format, Pool};
 use longview_weights::{GgufFile, GgufHeader, Tensor, WeightFile};
 
-use crate::arch::{GgufRows, NormWeights};
-use crate::blueprint::Blueprint;
+use crate::arch::{Architecture, GgufRows, NormWeights};
+use crate::blueprint::{Blueprint, Mixer};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::gguf_config;
+use crate::load::naming;
 use crate::model::ModelFile;
-use crate::names::{self, Naming, Role};
+use crate::names::{self, Role};
 use inventory::{Entry, Part, inventory};
 use random::Noise;
 use stream::{Data, Rows};
@@ -154,9 +156,8 @@ pub(crate) fn put_type(recipe: Recipe, header: &mut GgufHeader) {
 fn refuse_partial_rotation(model: &ModelFile) -> Result<(), ModelError> {
     let blueprint = model.blueprint();
     let partial = blueprint
-        .layers
-        .iter()
-        .any(|layer| blueprint.ropes[layer.attention.rope].rotary_dim != layer.attention.head_dim);
+        .attentions()
+        .any(|attention| blueprint.ropes[attention.rope].rotary_dim != attention.head_dim);
     if partial && model.architecture().gguf_rows == GgufRows::Interleaved {
         let problem = "heads that turn in part have no form in GGUF files of this architecture";
         return Err(model.config().error("partial_rotary_factor", problem));
@@ -190,12 +191,15 @@ fn plan(model: &ModelFile, recipe: Recipe) -> Result<Vec<Planned<'_>>, ModelErro
     let blueprint = model.blueprint();
     let head = head(model);
     let overview = overview(blueprint, head);
-    let entries = inventory(blueprint, head);
+    let architecture = model.architecture();
+    let entries = inventory(blueprint, architecture.delta, head);
     match file {
         WeightFile::Gguf(_) => {
             // Tensors that no layer names (rotary factors) are kept as they are.
-            let known: BTreeMap<String, &Entry> =
-                entries.iter().map(|entry| (entry.name(), entry)).collect();
+            let known: BTreeMap<String, &Entry> = entries
+                .iter()
+                .map(|entry| (entry.name(architecture), entry))
+                .collect();
             for (name, entry) in &known {
                 check_shape(model, &file.tensor(name)?, &entry.shape)?;
             }
@@ -223,7 +227,7 @@ fn plan(model: &ModelFile, recipe: Recipe) -> Result<Vec<Planned<'_>>, ModelErro
             .into_iter()
             .map(|entry| {
                 Ok(Planned {
-                    name: entry.name(),
+                    name: entry.name(architecture),
                     format: recipe.format(&entry, overview),
                     data: from_folder(model, &entry)?,
                     shape: entry.shape,
@@ -255,15 +259,29 @@ fn head(model: &ModelFile) -> Head {
 fn from_folder<'a>(model: &'a ModelFile, entry: &Entry) -> Result<Data<'a>, ModelError> {
     let file = model.weight_file();
     let architecture = model.architecture();
+    let layer = &model.blueprint().layers[entry.layer];
+    if let (Some(files), Mixer::GatedDelta(shape)) = (architecture.delta, &layer.mixer)
+        && let Some(data) = delta::from_folder(model, files, shape, entry)?
+    {
+        return Ok(data);
+    }
+    if let Some(data) = from_all_experts(model, entry)? {
+        return Ok(data);
+    }
     let of_expert = |expert: usize| {
-        let own = architecture.names;
-        let stem = names::stem(Naming::HuggingFace, own, entry.role, entry.layer, expert);
-        let tensor = file.tensor(&(stem + entry.part.suffix()))?;
+        let (naming, own) = (naming(file), architecture.names);
+        let name = entry
+            .part
+            .name(naming, own, entry.role, entry.layer, expert);
+        let tensor = file.tensor(&name)?;
         let shape = match entry.shape[..] {
             [_, rows, k] => &[rows, k][..],
             _ => &entry.shape,
         };
-        check_shape(model, &tensor, shape)?;
+        // Folders have a router of one row.
+        if entry.role != Role::SharedRouter || tensor.shape != [1, shape[0]] {
+            check_shape(model, &tensor, shape)?;
+        }
         Ok(tensor)
     };
     let experts = match entry.shape[..] {
@@ -272,20 +290,75 @@ fn from_folder<'a>(model: &'a ModelFile, entry: &Entry) -> Result<Data<'a>, Mode
     };
     let turns = matches!(entry.role, Role::Query | Role::Key)
         && architecture.gguf_rows == GgufRows::Interleaved;
-    let head_dim = model.blueprint().layers[entry.layer].attention.head_dim;
     let baked = is_norm(entry.role) && architecture.norm_weights == NormWeights::FactorMinusOne;
     Ok(Data::Tensors {
         file,
         tensors: (0..experts)
             .map(of_expert)
             .collect::<Result<_, ModelError>>()?,
-        rows: if turns {
-            Rows::Interleaved { head_dim }
-        } else {
-            Rows::AsTheyAre
+        rows: match layer.attention() {
+            Some(attention) if turns => Rows::Interleaved {
+                head_dim: attention.head_dim,
+            },
+            _ => Rows::AsTheyAre,
         },
         shift: if baked { 1.0 } else { 0.0 },
     })
+}
+
+/// The experts of a layer where the folder has them in one tensor; `None` where it has not.
+fn from_all_experts<'a>(
+    model: &'a ModelFile,
+    entry: &Entry,
+) -> Result<Option<Data<'a>>, ModelError> {
+    let half = match entry.role {
+        Role::ExpertGate => Some(0),
+        Role::ExpertUp => Some(1),
+        Role::ExpertDown => None,
+        _ => return Ok(None),
+    };
+    let [experts, rows, k] = entry.shape[..] else {
+        return Ok(None);
+    };
+    let (role, all) = match half {
+        Some(_) => (Role::AllExpertsGateUp, 2 * rows),
+        None => (Role::AllExpertsDown, rows),
+    };
+    let Ok(tensor) = folder_tensor(model, role, entry.layer, 0) else {
+        return Ok(None);
+    };
+    check_shape(model, &tensor, &[experts, all, k])?;
+    let listed = |half: usize| {
+        let of_expert = |expert: usize| {
+            let start = (2 * expert + half) * rows;
+            start..start + rows
+        };
+        Rows::Listed((0..experts).flat_map(of_expert).collect())
+    };
+    Ok(Some(Data::Tensors {
+        file: model.weight_file(),
+        tensors: vec![tensor],
+        rows: half.map_or(Rows::AsTheyAre, listed),
+        shift: 0.0,
+    }))
+}
+
+/// The folder's weight with this role.
+fn folder_tensor(
+    model: &ModelFile,
+    role: Role,
+    layer: usize,
+    expert: usize,
+) -> Result<Tensor<'_>, ModelError> {
+    let file = model.weight_file();
+    let name = names::weight(
+        naming(file),
+        model.architecture().names,
+        role,
+        layer,
+        expert,
+    );
+    Ok(file.tensor(&name)?)
 }
 
 /// The rotary factors that GGUF files hold as tensors.
@@ -302,6 +375,7 @@ pub(crate) fn factors<'a>(blueprint: &Blueprint) -> impl Iterator<Item = Planned
 /// Random tensors for a whole model. Activations keep their size through any number of layers:
 /// rows have length 1 on average, and what a layer adds to the residual stream shrinks with depth.
 pub(crate) fn random_tensors<'a>(
+    architecture: &Architecture,
     blueprint: &Blueprint,
     head: Head,
     recipe: Recipe,
@@ -313,12 +387,22 @@ pub(crate) fn random_tensors<'a>(
         let k = *entry.shape.last().unwrap_or(&1) as f32;
         let adds = matches!(
             entry.role,
-            Role::Down | Role::ExpertDown | Role::AttentionOutput
+            Role::Down
+                | Role::ExpertDown
+                | Role::SharedDown
+                | Role::AttentionOutput
+                | Role::DeltaOutput
         );
-        let data = if is_norm(entry.role) {
-            Data::Values(vec![1.0; entry.shape[0]])
-        } else {
-            Data::Noise(Noise {
+        let data = match entry.role {
+            role if is_norm(role) => Data::Values(vec![1.0; entry.shape[0]]),
+            Role::DeltaNorm | Role::DeltaRateBias => Data::Values(vec![1.0; entry.shape[0]]),
+            // From states that forget at once to those that keep for thousands of tokens.
+            Role::DeltaRate => {
+                let heads = entry.shape[0];
+                let rate = |head: usize| -16.0 * 1e-4f32.powf(head as f32 / heads as f32);
+                Data::Values((0..heads).map(rate).collect())
+            }
+            _ => Data::Noise(Noise {
                 seed,
                 tensor: number as u64,
                 deviation: match entry.part {
@@ -326,16 +410,17 @@ pub(crate) fn random_tensors<'a>(
                     Part::Weight if adds => 1.0 / (k * branches).sqrt(),
                     Part::Weight => 1.0 / k.sqrt(),
                 },
-            })
+            }),
         };
         Planned {
-            name: entry.name(),
+            name: entry.name(architecture),
             format: recipe.format(&entry, overview),
             shape: entry.shape,
             data,
         }
     };
-    let entries = inventory(blueprint, head).into_iter().enumerate();
+    let entries = inventory(blueprint, architecture.delta, head);
+    let entries = entries.into_iter().enumerate();
     entries.map(planned).chain(factors(blueprint)).collect()
 }
 

@@ -10,7 +10,8 @@ use crate::names::Role;
 
 /// A mixture of tensor formats under the name that GGUF files are shared by.
 ///
-/// Norms, biases and routers stay in f32 in every mixture. The quantised mixtures give more bits
+/// Norms, biases, routers and what rules the states of gated delta layers stay in f32 in every
+/// mixture. The quantised mixtures give more bits
 /// to the tensors whose errors cost most: the one that makes the logits, and in the `_K_M`
 /// mixtures half of the value and down projections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,7 +92,15 @@ impl Recipe {
 
     /// The format of a tensor.
     pub(crate) fn format(self, entry: &Entry, model: Model) -> Format {
-        if entry.shape.len() < 2 || entry.part == Part::Bias || entry.role == Role::Router {
+        let small = matches!(
+            entry.role,
+            Role::Router
+                | Role::DeltaConv
+                | Role::DeltaBeta
+                | Role::DeltaAlpha
+                | Role::DeltaBetaAlpha
+        );
+        if entry.shape.len() < 2 || entry.part == Part::Bias || small {
             return Format::F32;
         }
         let wanted = if self.base().is_float() {

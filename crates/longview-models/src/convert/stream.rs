@@ -44,7 +44,7 @@ pub(crate) enum Data<'a> {
 }
 
 /// Which row of the source becomes row `r`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Rows {
     /// Row `r`.
     AsTheyAre,
@@ -54,13 +54,19 @@ pub(crate) enum Rows {
         /// Rows of a head.
         head_dim: usize,
     },
+    /// The row in place `r` of this list, which may leave some out.
+    Listed(Vec<usize>),
+    /// Row `r`, whose element `i` becomes the one in place `i` of this list.
+    Columns(Vec<usize>),
 }
 
 impl Rows {
-    fn source(self, row: usize) -> usize {
+    fn source(&self, row: usize) -> usize {
         match self {
-            Rows::AsTheyAre => row,
+            Rows::AsTheyAre | Rows::Columns(_) => row,
+            Rows::Listed(rows) => rows[row],
             Rows::Interleaved { head_dim } => {
+                let head_dim = *head_dim;
                 let (head, channel) = (row / head_dim, row % head_dim);
                 head * head_dim + channel % 2 * (head_dim / 2) + channel / 2
             }
@@ -140,7 +146,7 @@ impl Planned<'_> {
                     if unchanged && tensor.format == self.format {
                         tensor.data.chunks(PIECE).try_for_each(&mut *put)?;
                     } else {
-                        self.convert(file, tensor, (*rows, *shift), pool, put)?;
+                        self.convert(file, tensor, (rows, *shift), pool, put)?;
                     }
                     file.release(tensor.name);
                 }
@@ -159,7 +165,7 @@ impl Planned<'_> {
         &self,
         file: &WeightFile,
         tensor: &Tensor<'_>,
-        (rows, shift): (Rows, f32),
+        (rows, shift): (&Rows, f32),
         pool: &Pool,
         put: &mut dyn FnMut(&[u8]) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
@@ -169,11 +175,23 @@ impl Planned<'_> {
             _ => tensor.row_len(),
         };
         let row_bytes = k / tensor.format.block_len() * tensor.format.block_bytes();
-        self.in_pieces(pool, put, tensor.elements(), k, &|at, out| {
+        let elements = match rows {
+            Rows::Listed(rows) => rows.len() * k,
+            _ => tensor.elements(),
+        };
+        self.in_pieces(pool, put, elements, k, &|at, out| {
             let mut values = vec![0.0; at.len()];
             for (row, values) in (at.start / k..).zip(values.chunks_mut(k)) {
                 let bytes = &tensor.data[rows.source(row) * row_bytes..][..row_bytes];
                 dequantize(tensor.format, bytes, values);
+                if let Rows::Columns(columns) = rows {
+                    let stored = values.to_vec();
+                    let ordered = columns.iter().map(|&column| stored[column]);
+                    values
+                        .iter_mut()
+                        .zip(ordered)
+                        .for_each(|(to, from)| *to = from);
+                }
             }
             if shift != 0.0 {
                 values.iter_mut().for_each(|value| *value += shift);

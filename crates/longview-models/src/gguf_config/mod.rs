@@ -10,7 +10,7 @@ pub(crate) use read::translate;
 pub(crate) use write::{factor_tensors, period, write};
 
 /// Keys that mean the same under two names: `config.json`'s, and GGUF's after the architecture.
-const WHOLE_NUMBERS: [(&str, &str); 13] = [
+const WHOLE_NUMBERS: [(&str, &str); 14] = [
     ("max_position_embeddings", "context_length"),
     ("hidden_size", "embedding_length"),
     ("num_hidden_layers", "block_count"),
@@ -27,6 +27,10 @@ const WHOLE_NUMBERS: [(&str, &str); 13] = [
     ("num_local_experts", "expert_count"),
     ("num_experts_per_tok", "expert_used_count"),
     ("moe_intermediate_size", "expert_feed_forward_length"),
+    (
+        "shared_expert_intermediate_size",
+        "expert_shared_feed_forward_length",
+    ),
 ];
 
 /// The same for numbers with a fraction.

@@ -34,6 +34,7 @@ pub(crate) fn translate(file: &GgufFile) -> Result<Config, ModelError> {
     rotary_part(file, gguf, &mut settings)?;
     rope_scaling(file, gguf, &mut settings)?;
     biases(file, gguf, &mut settings);
+    recurrent(file, gguf, &mut settings)?;
     experts(file, gguf, &mut settings)?;
     windows(file, gguf, &mut settings)?;
     gemma(file, gguf, &mut settings)?;
@@ -46,6 +47,9 @@ fn model_type(gguf: &str, settings: &Map<String, Value>) -> String {
         "llama" if settings.contains_key("sliding_window") => "mistral".to_owned(),
         "qwen3moe" => "qwen3_moe".to_owned(),
         "gemma3" => "gemma3_text".to_owned(),
+        "qwen3next" => "qwen3_next".to_owned(),
+        "qwen35" => "qwen3_5_text".to_owned(),
+        "qwen35moe" => "qwen3_5_moe_text".to_owned(),
         other => other.to_owned(),
     }
 }
@@ -146,7 +150,7 @@ fn experts(
     gguf: &str,
     settings: &mut Map<String, Value>,
 ) -> Result<(), ModelError> {
-    if gguf != "qwen3moe" {
+    if !matches!(gguf, "qwen3moe" | "qwen3next") {
         return Ok(());
     }
     let normalised = file.find_bool(&format!("{gguf}.expert_weights_norm"))?;
@@ -198,6 +202,53 @@ fn windows(
     Ok(())
 }
 
+/// Gated delta layers: their sizes, and which they are.
+fn recurrent(
+    file: &GgufFile,
+    gguf: &str,
+    settings: &mut Map<String, Value>,
+) -> Result<(), ModelError> {
+    let key = |name: &str| format!("{gguf}.{name}");
+    let Some(heads) = file.find_u32(&key("ssm.time_step_rank"))? else {
+        return Ok(());
+    };
+    settings.insert("linear_num_value_heads".to_owned(), json!(heads));
+    for (name, gguf_name) in [
+        ("linear_conv_kernel_dim", "ssm.conv_kernel"),
+        ("linear_key_head_dim", "ssm.state_size"),
+        ("linear_num_key_heads", "ssm.group_count"),
+        ("full_attention_interval", "full_attention_interval"),
+    ] {
+        if let Some(value) = file.find_u32(&key(gguf_name))? {
+            settings.insert(name.to_owned(), json!(value));
+        }
+    }
+    if let Some(all) = file.find_u32(&key("ssm.inner_size"))?
+        && heads > 0
+    {
+        settings.insert("linear_value_head_dim".to_owned(), json!(all / heads));
+    }
+    // Where the file names no part of a head, the whole one turns.
+    let turning = settings.entry("partial_rotary_factor");
+    turning.or_insert(json!(1.0));
+    // Layers at the end that guess several tokens at once are no part of the model.
+    if let Some(guessing) = file.find_u32(&key("nextn_predict_layers"))? {
+        let layers = known_layers(settings).saturating_sub(guessing as usize);
+        settings.insert("num_hidden_layers".to_owned(), json!(layers));
+    }
+    let recurrent = key("attention.recurrent_layers");
+    if file.value(&recurrent).is_some() {
+        let kinds = file.bools(&recurrent)?;
+        let kinds = kinds.iter().take(known_layers(settings));
+        let kinds = kinds.map(|&recurrent| match recurrent {
+            true => "linear_attention",
+            false => "full_attention",
+        });
+        settings.insert("layer_types".to_owned(), kinds.collect());
+    }
+    Ok(())
+}
+
 /// The number of layers, and 0 where it is not to be believed.
 fn known_layers(settings: &Map<String, Value>) -> usize {
     let layers = settings.get("num_hidden_layers").and_then(Value::as_u64);
@@ -206,15 +257,25 @@ fn known_layers(settings: &Map<String, Value>) -> usize {
 
 /// Optional biases show by their tensors only.
 fn biases(file: &GgufFile, gguf: &str, settings: &mut Map<String, Value>) {
-    if matches!(gguf, "llama" | "qwen3" | "qwen3moe") {
-        let has = |name: &str| file.find_tensor(name).is_some();
+    let known = [
+        "llama",
+        "qwen3",
+        "qwen3moe",
+        "qwen3next",
+        "qwen35",
+        "qwen35moe",
+    ];
+    if known.contains(&gguf) {
+        // Not every layer has an attention, but all that have one are alike.
+        let layers = known_layers(settings);
         for (setting, tensor) in [
-            ("attention_bias", "blk.0.attn_q.bias"),
-            ("attention_output_bias", "blk.0.attn_output.bias"),
+            ("attention_bias", "attn_q.bias"),
+            ("attention_output_bias", "attn_output.bias"),
+            ("mlp_bias", "ffn_down.bias"),
         ] {
-            settings.insert(setting.to_owned(), json!(has(tensor)));
+            let has = |layer: usize| file.find_tensor(&format!("blk.{layer}.{tensor}")).is_some();
+            settings.insert(setting.to_owned(), json!((0..layers).any(has)));
         }
-        settings.insert("mlp_bias".to_owned(), json!(has("blk.0.ffn_down.bias")));
     }
 }
 

@@ -48,6 +48,7 @@ pub(crate) fn write(
     header.u32(&key("attention.value_length"), sizes.head_dim as u32);
     header.u32(&key("vocab_size"), sizes.vocab as u32);
     write_windows(blueprint, gguf, header);
+    write_recurrent(blueprint, gguf, header);
     write_experts(blueprint, gguf, header);
     for (name, gguf_name) in NUMBERS {
         let value = match name {
@@ -63,8 +64,10 @@ pub(crate) fn write(
     if let Some(rope) = blueprint.ropes.first() {
         header.u32(&key("rope.dimension_count"), rope.rotary_dim as u32);
     }
-    if config.get("query_pre_attn_scalar").is_some() {
-        header.f32(&key("attention.scale"), blueprint.layers[0].attention.scale);
+    if config.get("query_pre_attn_scalar").is_some()
+        && let Some(attention) = blueprint.attentions().next()
+    {
+        header.f32(&key("attention.scale"), attention.scale);
     }
     write_scaling(config, blueprint, gguf, header)
 }
@@ -96,8 +99,10 @@ pub(crate) fn factor_tensors(blueprint: &Blueprint) -> Vec<(&'static str, Vec<f3
 
 /// The window and the layers that have it, in the words of [`windows`].
 fn write_windows(blueprint: &Blueprint, gguf: &str, header: &mut GgufHeader) {
-    let layers = blueprint.layers.iter();
-    let windows: Vec<Option<usize>> = layers.map(|layer| layer.attention.window).collect();
+    let windows: Vec<Option<usize>> = blueprint
+        .attentions()
+        .map(|attention| attention.window)
+        .collect();
     let Some(tokens) = windows.iter().flatten().next() else {
         return;
     };
@@ -127,6 +132,37 @@ pub(crate) fn period(windowed: &[bool]) -> Option<usize> {
     let period = first_full.unwrap_or(windowed.len()) + 1;
     let follows = |(layer, &windowed): (usize, &bool)| windowed == ((layer + 1) % period != 0);
     windowed.iter().enumerate().all(follows).then_some(period)
+}
+
+/// The sizes of gated delta layers and which they are, in the words of [`period`].
+fn write_recurrent(blueprint: &Blueprint, gguf: &str, header: &mut GgufHeader) {
+    let Some(delta) = blueprint.delta() else {
+        return;
+    };
+    let key = |name: &str| format!("{gguf}.{name}");
+    for (name, value) in [
+        ("ssm.conv_kernel", delta.taps),
+        ("ssm.state_size", delta.key_dim),
+        ("ssm.group_count", delta.key_heads),
+        ("ssm.time_step_rank", delta.value_heads),
+        ("ssm.inner_size", delta.value_heads * delta.value_dim),
+    ] {
+        header.u32(&key(name), value as u32);
+    }
+    let layers = blueprint.layers.iter();
+    let recurrent: Vec<bool> = layers.map(|layer| layer.attention().is_none()).collect();
+    match period(&recurrent) {
+        Some(period) => {
+            header.u32(&key("full_attention_interval"), period as u32);
+        }
+        None => {
+            header.bools(&key("attention.recurrent_layers"), &recurrent);
+        }
+    }
+    if gguf.starts_with("qwen35") {
+        // Readers ask for the sections of the rotary embedding, which only matter for images.
+        header.i32s(&key("rope.dimension_sections"), &[11, 11, 10, 0]);
+    }
 }
 
 fn write_experts(blueprint: &Blueprint, gguf: &str, header: &mut GgufHeader) {

@@ -34,6 +34,13 @@ fn small(shape: &str) -> Config {
         "original_max_position_embeddings",
         "attn_logit_softcapping",
         "final_logit_softcapping",
+        "linear_conv_kernel_dim",
+        "linear_key_head_dim",
+        "linear_value_head_dim",
+        "linear_num_key_heads",
+        "linear_num_value_heads",
+        "full_attention_interval",
+        "partial_rotary_factor",
     ] {
         if let Some(value) = config.get(key) {
             values.insert(key.to_owned(), value.clone());
@@ -41,7 +48,8 @@ fn small(shape: &str) -> Config {
     }
     let own = json!({"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 300,
-        "moe_intermediate_size": 32, "sliding_window": 64});
+        "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+        "sliding_window": 64});
     if let Value::Object(own) = own {
         values.extend(own);
     }

@@ -1,7 +1,7 @@
 //! The least work a pass can do: what the shares of the limit are shares of.
 
 use longview::limits::Limits;
-use longview::models::blueprint::{LayerBlueprint, MlpBlueprint};
+use longview::models::blueprint::{LayerBlueprint, Mixer, MlpBlueprint, OutputGate};
 use longview::{Engine, Format, Numerics};
 
 /// What some tokens cost at the very least.
@@ -46,10 +46,13 @@ impl Work {
             let cache: f64 = layers
                 .iter()
                 .enumerate()
-                .map(|(index, layer)| {
-                    let window = layer.attention.window;
-                    let seen = window.map_or(position, |window| position.min(window));
-                    seen as f64 * layout.token_bytes(index)
+                .map(|(index, layer)| match &layer.mixer {
+                    Mixer::Attention(shape) => {
+                        let seen = shape.window.map_or(position, |window| position.min(window));
+                        seen as f64 * layout.token_bytes(index)
+                    }
+                    // A state is read and written.
+                    Mixer::GatedDelta(shape) => (2 * size_of::<f32>() * shape.state()) as f64,
                 })
                 .sum();
             let products = 2.0 * (layer_parameters(engine) + output);
@@ -136,28 +139,51 @@ fn layer_share(engine: &Engine) -> f64 {
 }
 
 fn parameters(layer: &LayerBlueprint, hidden: usize, counted: Experts) -> f64 {
-    let shape = &layer.attention;
     let hidden = hidden as f64;
-    let attention = hidden * (2 * (shape.heads + shape.kv_heads) * shape.head_dim) as f64;
+    let mixer = match &layer.mixer {
+        Mixer::Attention(shape) => {
+            let gates = match shape.output_gate {
+                OutputGate::Absent => 0,
+                OutputGate::Sigmoid => shape.heads,
+            };
+            hidden * ((2 * (shape.heads + shape.kv_heads) + gates) * shape.head_dim) as f64
+        }
+        Mixer::GatedDelta(shape) => {
+            let values = shape.value_heads * shape.value_dim;
+            hidden * (shape.channels() + 2 * values + 2 * shape.value_heads) as f64
+        }
+    };
     let mlp = match layer.mlp {
         MlpBlueprint::Gated { ffn, .. } => 3.0 * hidden * ffn as f64,
         MlpBlueprint::Experts {
-            ffn, experts, used, ..
+            ffn,
+            experts,
+            used,
+            shared,
+            ..
         } => {
             let counted = if counted == Experts::All {
                 experts
             } else {
                 used
             };
-            3.0 * hidden * (ffn * counted) as f64 + hidden * experts as f64
+            let shared = shared.unwrap_or(0);
+            3.0 * hidden * (ffn * counted + shared) as f64 + hidden * experts as f64
         }
     };
-    attention + mlp
+    mixer + mlp
 }
 
-/// Multiplications and additions of scores and weighted values for `count` tokens after `depth`.
+/// Multiplications and additions of scores and weighted values for `count` tokens after `depth`, or
+/// of a state's updates and reads.
 fn attention_ops(layer: &LayerBlueprint, depth: usize, count: usize) -> f64 {
-    let shape = &layer.attention;
+    let shape = match &layer.mixer {
+        Mixer::Attention(shape) => shape,
+        Mixer::GatedDelta(shape) => {
+            let matrix = shape.value_heads * shape.value_dim * shape.key_dim;
+            return (7 * matrix * count) as f64;
+        }
+    };
     let seen: f64 = (depth + 1..=depth + count)
         .map(|position| shape.window.map_or(position, |window| position.min(window)) as f64)
         .sum();

@@ -1,5 +1,6 @@
 //! Depth without reading: random keys and values.
 
+use longview::models::blueprint::LayerBlueprint;
 use longview::sampling::Rng;
 use longview::{Context, Engine, Segment, Wanted};
 use longview_kv::Batch;
@@ -13,11 +14,13 @@ use crate::interrupt;
 pub(super) fn fill(engine: &Engine, context: &mut Context, tokens: usize) -> Result<(), Failure> {
     let chunk = engine.chunk_tokens();
     let layers = &engine.model().blueprint().layers;
-    let widest = layers
-        .iter()
-        .map(|layer| layer.attention.kv_heads * layer.attention.head_dim)
-        .max()
-        .unwrap_or(0);
+    // Recurrent layers take as long whatever their state is: it stays as it was.
+    let width = |layer: &LayerBlueprint| {
+        layer
+            .attention()
+            .map(|attention| attention.kv_heads * attention.head_dim)
+    };
+    let widest = layers.iter().filter_map(width).max().unwrap_or(0);
     let mut rng = Rng::new(1);
     let mut random = || (rng.next_f64() as f32 - 0.5) * 2.0;
     let keys: Vec<f32> = (0..chunk * widest).map(|_| random()).collect();
@@ -35,8 +38,10 @@ pub(super) fn fill(engine: &Engine, context: &mut Context, tokens: usize) -> Res
         };
         let mut batch = Batch::new(vec![segment], identity).map_err(longview::EngineError::from)?;
         for (index, layer) in layers.iter().enumerate() {
-            let width = count * layer.attention.kv_heads * layer.attention.head_dim;
-            batch.append(engine.exec(), index, &keys[..width], &values[..width]);
+            if let Some(width) = width(layer) {
+                let all = count * width;
+                batch.append(engine.exec(), index, &keys[..all], &values[..all]);
+            }
         }
         batch.commit();
         left -= count;

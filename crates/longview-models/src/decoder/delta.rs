@@ -1,0 +1,98 @@
+//! One gated delta layer of a pass.
+
+use longview_kernels::activation::Activation;
+use longview_kernels::recurrent::{DeltaRows, DeltaShape, GatedDelta};
+use longview_kernels::{Exec, matmul, matmul_many};
+use longview_kv::Batch;
+
+use super::{ROWS_PER_TASK, needs, rms_norm};
+use crate::load::Delta;
+use crate::workspace::{Workspace, sized};
+
+/// `w.normed` becomes what the layer adds to the residual stream.
+pub(super) fn gated_delta(
+    exec: &Exec,
+    batch: &mut Batch<'_>,
+    index: usize,
+    shape: &DeltaShape,
+    layer: &Delta,
+    eps: f32,
+    w: &mut Workspace,
+) {
+    let rows = batch.rows();
+    let hidden = w.normed.len() / rows;
+    let (heads, values) = (shape.value_heads, shape.value_heads * shape.value_dim);
+    let weights = [&layer.qkv, &layer.z, &layer.beta, &layer.alpha].map(|linear| &linear.weight);
+    let need = needs(exec, &weights);
+    w.activations.set(exec, &w.normed, rows, hidden, need);
+    let outs = &mut [
+        sized(&mut w.q, rows * shape.channels()),
+        sized(&mut w.heads, rows * values),
+        sized(&mut w.k, rows * heads),
+        sized(&mut w.v, rows * heads),
+    ];
+    matmul_many(exec, &w.activations, &weights, outs);
+
+    w.k.iter_mut()
+        .for_each(|beta| *beta = 1.0 / (1.0 + (-*beta).exp()));
+    for row in w.v.chunks_exact_mut(heads) {
+        let settings = layer.rate.iter().zip(&layer.rate_bias);
+        for (alpha, (rate, bias)) in row.iter_mut().zip(settings) {
+            *alpha = (rate * softplus(*alpha + bias)).exp();
+        }
+    }
+    let delta = GatedDelta {
+        shape: *shape,
+        order: layer.order,
+        conv: &layer.conv,
+    };
+    let inputs = DeltaRows {
+        mixed: &w.q,
+        decay: &w.v,
+        beta: &w.k,
+    };
+    let read = sized(&mut w.gate, rows * values);
+    batch.read_recurrent(exec, index, &delta, &inputs, read, &mut w.recurrent);
+
+    // The norm of every head's result, times an activation of its gate.
+    let per_task = ROWS_PER_TASK * values;
+    exec.pool
+        .for_each_chunk(&mut w.gate, per_task, |_, read, _| {
+            rms_norm(&layer.norm, eps).rows_in_place(exec.isa, read);
+        });
+    let read = &w.gate;
+    exec.pool
+        .for_each_chunk(&mut w.heads, per_task, |task, gate, _| {
+            let from = task * per_task;
+            Activation::Silu.gate(exec.isa, gate, &read[from..from + gate.len()]);
+        });
+
+    let output = &layer.output.weight;
+    w.activations
+        .set(exec, &w.heads, rows, values, needs(exec, &[output]));
+    matmul(
+        exec,
+        &w.activations,
+        output,
+        sized(&mut w.normed, rows * hidden),
+    );
+}
+
+/// `ln(1 + e^x)`
+fn softplus(x: f32) -> f32 {
+    // Beyond this the 1 no longer counts.
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::softplus;
+
+    #[test]
+    fn softplus_is_smooth_and_never_infinite() {
+        assert!((softplus(0.0) - std::f32::consts::LN_2).abs() < 1e-7);
+        assert!((softplus(20.1) - softplus(19.9) - 0.2).abs() < 1e-4);
+        assert_eq!(softplus(1e30), 1e30);
+        assert_eq!(softplus(-1e30), 0.0);
+    }
+}
