@@ -1,48 +1,38 @@
-//! What every tier does, whatever it is made of. A tier joins by one line of
-//! [`conformance_tests`] with a function that makes an empty tier, in a `Fixture` where it lives
-//! in something that must outlive it.
+//! What every tier does, whatever it is made of. A tier joins by one test that gives [`run`] a way
+//! to make an empty one.
 
 use std::sync::Barrier;
 
 use super::testing::{Chain, assert_gone, assert_held, block, contents, keys, payload, put};
 use super::{BlockShape, Tier, TierError, TierUsage};
 
-/// A tier and what it lives in.
+/// A tier and what it lives in, which goes after it.
 pub(crate) struct Fixture {
     pub(crate) tier: Box<dyn Tier>,
     pub(crate) _home: Box<dyn std::any::Any>,
 }
 
-/// Makes one test of each check for a tier.
-macro_rules! conformance_tests {
-    ($make:expr) => {
-        $crate::tier::conformance::conformance_tests!(
-            $make,
-            an_empty_tier_knows_nothing,
-            what_is_put_is_found_and_read,
-            runs_of_any_kind_are_read,
-            putting_twice_holds_once,
-            groups_and_shapes_live_together,
-            contexts_part_anywhere,
-            followers_are_told,
-            removed_blocks_are_gone_and_may_return,
-            holds_end,
-            what_does_not_fit_is_refused,
-            threads_put_and_read_at_once
-        );
-    };
-    ($make:expr, $($check:ident),*) => {
-        $(#[test]
-        fn $check() {
-            if let Some(fixture) = $make {
-                $crate::tier::conformance::$check(&*fixture.tier);
-            }
-        })*
-    };
+/// Runs every check on a new tier.
+pub(crate) fn run(make: impl Fn() -> Fixture) {
+    let checks: [fn(&dyn Tier); 11] = [
+        an_empty_tier_knows_nothing,
+        what_is_put_is_found_and_read,
+        runs_of_any_kind_are_read,
+        putting_twice_holds_once,
+        groups_and_shapes_live_together,
+        contexts_part_anywhere,
+        followers_are_told,
+        removed_blocks_are_gone_and_may_return,
+        holds_end,
+        what_does_not_fit_is_refused,
+        threads_put_and_read_at_once,
+    ];
+    for check in checks {
+        check(&*make().tier);
+    }
 }
-pub(crate) use conformance_tests;
 
-pub(crate) fn an_empty_tier_knows_nothing(tier: &dyn Tier) {
+fn an_empty_tier_knows_nothing(tier: &dyn Tier) {
     let infos = Chain::new("m").blocks(2, 7);
     assert_gone(tier, &infos);
     assert!(tier.after(&infos[0].parent).is_empty());
@@ -59,7 +49,7 @@ pub(crate) fn an_empty_tier_knows_nothing(tier: &dyn Tier) {
     tier.read(&[], 0, &mut []).unwrap();
 }
 
-pub(crate) fn what_is_put_is_found_and_read(tier: &dyn Tier) {
+fn what_is_put_is_found_and_read(tier: &dyn Tier) {
     // More than two spans, not ending at an edge.
     let infos = Chain::new("m").blocks(37, 7);
     for (at, info) in infos.iter().enumerate() {
@@ -81,7 +71,7 @@ pub(crate) fn what_is_put_is_found_and_read(tier: &dyn Tier) {
     }
 }
 
-pub(crate) fn runs_of_any_kind_are_read(tier: &dyn Tier) {
+fn runs_of_any_kind_are_read(tier: &dyn Tier) {
     let infos = Chain::new("m").blocks(40, 7);
     put(tier, &infos);
     tier.sync().unwrap();
@@ -96,7 +86,7 @@ pub(crate) fn runs_of_any_kind_are_read(tier: &dyn Tier) {
     assert_held(tier, &twice);
 }
 
-pub(crate) fn putting_twice_holds_once(tier: &dyn Tier) {
+fn putting_twice_holds_once(tier: &dyn Tier) {
     let infos = Chain::new("m").blocks(3, 7);
     put(tier, &infos);
     tier.sync().unwrap();
@@ -107,7 +97,7 @@ pub(crate) fn putting_twice_holds_once(tier: &dyn Tier) {
     assert_held(tier, &infos);
 }
 
-pub(crate) fn groups_and_shapes_live_together(tier: &dyn Tier) {
+fn groups_and_shapes_live_together(tier: &dyn Tier) {
     let shape = |layers, layer_bytes| BlockShape {
         layers,
         layer_bytes,
@@ -140,7 +130,7 @@ pub(crate) fn groups_and_shapes_live_together(tier: &dyn Tier) {
     assert_eq!(tier.usage().blocks, 18 * 3 + 3);
 }
 
-pub(crate) fn contexts_part_anywhere(tier: &dyn Tier) {
+fn contexts_part_anywhere(tier: &dyn Tier) {
     let mut trunk = Chain::new("m");
     let shared = trunk.blocks(6, 1);
     let (mut left, mut right) = (trunk.clone(), trunk);
@@ -156,7 +146,7 @@ pub(crate) fn contexts_part_anywhere(tier: &dyn Tier) {
     assert_held(tier, &[&shared[..], &right].concat());
 }
 
-pub(crate) fn followers_are_told(tier: &dyn Tier) {
+fn followers_are_told(tier: &dyn Tier) {
     let mut trunk = Chain::new("m");
     let first = trunk.block(1);
     let (mut left, mut right) = (trunk.clone(), trunk.clone());
@@ -172,7 +162,7 @@ pub(crate) fn followers_are_told(tier: &dyn Tier) {
     assert_eq!(after, [left, right]);
 }
 
-pub(crate) fn removed_blocks_are_gone_and_may_return(tier: &dyn Tier) {
+fn removed_blocks_are_gone_and_may_return(tier: &dyn Tier) {
     let infos = Chain::new("m").blocks(5, 1);
     put(tier, &infos);
     for gone in [4, 0, 2] {
@@ -192,7 +182,7 @@ pub(crate) fn removed_blocks_are_gone_and_may_return(tier: &dyn Tier) {
     assert_held(tier, &infos);
 }
 
-pub(crate) fn holds_end(tier: &dyn Tier) {
+fn holds_end(tier: &dyn Tier) {
     let infos = Chain::new("m").blocks(20, 1);
     put(tier, &infos);
     let first = tier.hold(&keys(&infos)).unwrap();
@@ -203,7 +193,7 @@ pub(crate) fn holds_end(tier: &dyn Tier) {
     assert_held(tier, &infos);
 }
 
-pub(crate) fn what_does_not_fit_is_refused(tier: &dyn Tier) {
+fn what_does_not_fit_is_refused(tier: &dyn Tier) {
     let info = Chain::new("m").block(1);
     let good = block(&info);
     let mut wrong = info.clone();
@@ -234,7 +224,7 @@ pub(crate) fn what_does_not_fit_is_refused(tier: &dyn Tier) {
     assert!(matches!(short, Err(TierError::Unfit { .. })));
 }
 
-pub(crate) fn threads_put_and_read_at_once(tier: &dyn Tier) {
+fn threads_put_and_read_at_once(tier: &dyn Tier) {
     let mut trunk = Chain::new("m");
     let shared = trunk.blocks(5, 1);
     let barrier = Barrier::new(4);

@@ -8,25 +8,30 @@
 use std::sync::Arc;
 
 mod disk;
-mod extent;
-mod files;
-mod folder;
+pub(crate) mod extent;
+pub(crate) mod files;
+pub(crate) mod folder;
 mod notices;
 mod ram;
+#[cfg(feature = "remote")]
+mod remote;
 
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
-mod simulated;
+pub(crate) mod simulated;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
-pub use disk::{DiskOptions, DiskTier};
+pub use disk::{DiskOptions, DiskTier, Fsck, Problem, Repair};
 pub use folder::StoreFolder;
 pub use notices::Notices;
 pub use ram::RamTier;
+#[cfg(feature = "remote")]
+pub use remote::RemoteTier;
 
 use crate::block::Block;
+use crate::error::human_bytes;
 use crate::hash::BlockHash;
 
 /// What a sealed block is found by.
@@ -238,8 +243,59 @@ pub enum TierError {
         /// Format that this version reads and writes.
         ours: u32,
     },
+    /// No context, or none that may be opened, has this name.
+    #[error("no context is called {name:?}; `longview contexts ls` shows those there are")]
+    NoContext {
+        /// The label or the beginning of an id.
+        name: String,
+    },
+    /// Several contexts have this name.
+    #[error("{name:?} may be any of {}; give more of the id", .ids.join(", "))]
+    Ambiguous {
+        /// The label or the beginning of an id.
+        name: String,
+        /// Their ids.
+        ids: Vec<String>,
+    },
+    /// Another context has this label.
+    #[error("context {id} is labelled {label:?} already; choose another label, or remove it first")]
+    LabelTaken {
+        /// The label.
+        label: String,
+        /// Who has it.
+        id: String,
+    },
+    /// A label that could not be used to find a context.
+    #[error("{label:?} cannot be a label: {what}")]
+    BadLabel {
+        /// The label.
+        label: String,
+        /// What about it.
+        what: &'static str,
+    },
+    /// A record or bundle that is damaged, of another version, or not one at all.
+    #[error("{place}: {what}")]
+    Unreadable {
+        /// The file.
+        place: String,
+        /// What is wrong with it, and what to do.
+        what: String,
+    },
+    /// A context of another model or of other settings.
+    #[error(
+        "context {id} was made by {} ({}), not by {} ({}); its text can be read anew with this one",
+        .found.0, .found.1, .wanted.0, .wanted.1
+    )]
+    OtherModel {
+        /// The context.
+        id: String,
+        /// Model and identity it was made by.
+        found: (String, String),
+        /// Model and identity it was to be used with.
+        wanted: (String, String),
+    },
     /// There is no room for more.
-    #[error("{place}: no room for {wanted} more bytes: {what}")]
+    #[error("{place}: no room for {} more: {what}", human_bytes(*.wanted))]
     Full {
         /// The store.
         place: String,

@@ -91,6 +91,7 @@ impl Index {
 
     /// Notes that a slot was emptied.
     pub(super) fn empty(&mut self, place: Place) {
+        self.damaged.remove(&place);
         self.set(place.extent, place.slot, None);
     }
 

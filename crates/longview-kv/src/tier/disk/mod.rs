@@ -7,6 +7,7 @@
 //! disk.
 
 mod evict;
+mod fsck;
 mod holds;
 mod index;
 mod put;
@@ -25,6 +26,7 @@ use super::folder::StoreFolder;
 use super::{BlockInfo, BlockKey, Hold, Notices, Tier, TierError, TierUsage};
 use crate::block::Block;
 use crate::hash::BlockHash;
+pub use fsck::{Fsck, Problem, Repair};
 use holds::Holds;
 use index::Index;
 use put::Writing;
@@ -141,6 +143,14 @@ impl DiskTier {
     /// When the folder cannot be read or written to.
     pub fn gc(&self, max_bytes: u64) -> Result<u64, TierError> {
         self.disk.gc(max_bytes)
+    }
+
+    /// Reads every byte and compares every checksum.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn fsck(&self, repair: Repair) -> Result<Fsck, TierError> {
+        self.disk.fsck(repair)
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use super::index::Place;
 use super::scan::{Unknown, contents};
 use super::{Disk, age, io_error};
+use crate::error::human_bytes;
 use crate::tier::extent::{Header, Slot, Unreadable, block_bytes, unfit};
 use crate::tier::files::{Access, OpenFile, is_full};
 use crate::tier::folder::temporary_path;
@@ -48,6 +49,13 @@ enum Attempt {
     Done,
     /// The extent cannot take the block.
     Elsewhere,
+}
+
+impl Writing {
+    /// Notes that an extent is to be synced.
+    pub(super) fn wrote(&mut self, extent: &BlockKey) {
+        self.dirty.insert(*extent);
+    }
 }
 
 impl Disk {
@@ -92,7 +100,7 @@ impl Disk {
                         Err(TierError::Full {
                             place,
                             wanted,
-                            what: format!("{source}, after {freed} bytes were freed"),
+                            what: format!("{source}, after {} were freed", human_bytes(freed)),
                         })
                     }
                     other => other,
@@ -107,29 +115,11 @@ impl Disk {
         if !self.locate(key) {
             return Ok(());
         }
-        let Some(place) = self.state().index.place(key) else {
-            return Ok(());
-        };
-        let path = self.path_of(&place.extent);
-        let Some(file) = self.writer(&mut writing, &place.extent)? else {
-            let busy = io::Error::new(io::ErrorKind::WouldBlock, "another process writes to it");
-            return Err(io_error(&path, "remove a block")(busy));
-        };
-        let alone = {
-            let state = self.state();
-            let extent = state.index.extent(&place.extent);
-            extent.is_none_or(|extent| extent.slots.iter().flatten().count() <= 1)
-        };
-        if alone {
-            return self.unlink(&mut writing, &place.extent);
+        let place = self.state().index.place(key);
+        match place {
+            Some(place) => self.clear_slot(&mut writing, &place.extent, place.slot),
+            None => Ok(()),
         }
-        let header = self.header(&place.extent).ok_or(TierError::Missing(*key))?;
-        let empty = vec![0; header.slot_bytes()];
-        file.write_all_at(&empty, header.slot_offset(place.slot))
-            .map_err(io_error(&path, "remove a block"))?;
-        writing.dirty.insert(place.extent);
-        self.state().index.empty(place);
-        Ok(())
     }
 
     pub(super) fn sync(&self) -> Result<(), TierError> {
@@ -337,7 +327,7 @@ impl Disk {
         };
         write_block(&*file, &header, place.slot, slot, bytes)
             .map_err(io_error(&self.path_of(&place.extent), "write"))?;
-        writing.dirty.insert(place.extent);
+        writing.wrote(&place.extent);
         self.state().index.wrote(place.extent, place.slot, slot);
         if place.slot + 1 == header.capacity {
             self.drop_writer(writing, &place.extent);
@@ -375,7 +365,7 @@ impl Disk {
                 if header.capacity > 1 {
                     self.keep_writer(writing, info.key, &file, stat.id);
                 }
-                writing.dirty.insert(info.key);
+                writing.wrote(&info.key);
                 writing.dirty_folders.insert(self.folder_of(&info.key));
                 Ok(())
             }
@@ -474,8 +464,10 @@ impl Disk {
             place: self.root.display().to_string(),
             wanted,
             what: format!(
-                "{held} bytes of the {limit} allowed are in use and pinned or just being read; \
-                 give more with --cache-max"
+                "{} of the {} allowed are in use, all of it pinned or needed now; give more with \
+                 --cache-max",
+                human_bytes(held),
+                human_bytes(limit)
             ),
         })
     }

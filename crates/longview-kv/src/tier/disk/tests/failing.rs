@@ -7,7 +7,7 @@ use super::open;
 use crate::tier::folder::StoreFolder;
 use crate::tier::simulated::SimulatedFiles;
 use crate::tier::testing::{Chain, assert_held, block, contents, keys, payload, put};
-use crate::tier::{BlockInfo, DiskTier, Tier, TierError};
+use crate::tier::{BlockInfo, DiskTier, Repair, Tier, TierError};
 
 /// Reads whatever is held and compares it; damage may be reported, wrong bytes may not be given.
 /// Returns how many blocks are whole.
@@ -167,6 +167,64 @@ fn files_of_others_are_skipped_by_name_and_kept() {
     assert!(error.to_string().contains("newer Longview"), "{error}");
     put(&tier, &infos[1..]);
     assert_held(&tier, &infos[1..]);
+}
+
+#[test]
+fn fsck_names_what_is_wrong_and_removes_it_when_told_to() {
+    let files = SimulatedFiles::default();
+    let infos = Chain::new("m").blocks(64, 1);
+    let tier = open(&files, None);
+    put(&tier, &infos);
+    let clean = tier.fsck(Repair::Report).unwrap();
+    assert_eq!((clean.files, clean.blocks, clean.bytes), (4, 64, 64 * 3000));
+    assert_eq!(clean.problems, []);
+    drop(tier);
+    let path_of = |at: usize| {
+        let hash = infos[at].key.hash.to_string();
+        PathBuf::from(format!("/store/extents/{}/{hash}-0.kv", &hash[..2]))
+    };
+    // The last byte of the payload, a slot record, a header, and a newer version.
+    files.tamper(&path_of(0), |bytes| *bytes.last_mut().unwrap() ^= 1);
+    files.tamper(&path_of(16), |bytes| bytes[300] ^= 1);
+    files.tamper(&path_of(32), |bytes| bytes[20] ^= 1);
+    files.tamper(&path_of(48), |bytes| bytes[8] = 2);
+    let tier = open(&files, None);
+    let odd = PathBuf::from("/store/extents/readme.txt");
+    let folder = StoreFolder::open_in(Path::new("/store"), Arc::new(files.clone())).unwrap();
+    folder.files().create(&odd).unwrap();
+    let bad = tier.fsck(Repair::Report).unwrap();
+    assert_eq!((bad.files, bad.blocks), (5, 30));
+    let what = |path: &Path| {
+        let problem = bad.problems.iter().find(|problem| problem.file == path);
+        problem
+            .map(|problem| problem.what.as_str())
+            .unwrap_or_default()
+    };
+    assert_eq!(
+        what(&path_of(0)),
+        "block 15 is damaged: checksum of layer 2"
+    );
+    assert_eq!(what(&path_of(16)), "block 0 was not written to its end");
+    assert!(what(&path_of(32)).contains("damaged (checksum of the header)"));
+    assert!(what(&path_of(48)).contains("newer Longview"));
+    assert!(what(&odd).contains("not a file of a Longview store"));
+    assert!(bad.problems.iter().all(|problem| !problem.repaired));
+    let repaired = tier.fsck(Repair::Remove).unwrap();
+    assert_eq!(
+        repaired
+            .problems
+            .iter()
+            .filter(|problem| problem.repaired)
+            .count(),
+        4
+    );
+    let left = tier.fsck(Repair::Report).unwrap();
+    assert_eq!((left.files, left.blocks, left.problems.len()), (3, 30, 1));
+    assert_eq!(tier.usage().blocks, 30);
+    put(&tier, &infos[..48]);
+    assert_held(&tier, &infos[..48]);
+    drop(tier);
+    assert_held(&open(&files, None), &infos[..48]);
 }
 
 #[test]

@@ -5,39 +5,37 @@ use std::sync::Arc;
 
 use super::{DiskOptions, DiskTier};
 use crate::tier::Tier;
+use crate::tier::conformance::{self, Fixture};
 use crate::tier::folder::StoreFolder;
 use crate::tier::simulated::SimulatedFiles;
 use crate::tier::testing::{Chain, assert_held, contents, put};
 
+mod crashing;
 mod evicting;
 mod failing;
 mod sharing;
 
-mod on_disk {
-    use super::*;
-    use crate::tier::conformance::{Fixture, conformance_tests};
-
-    conformance_tests!({
+#[test]
+fn a_folder_conforms() {
+    conformance::run(|| {
         let home = tempfile::tempdir().unwrap();
         let folder = StoreFolder::open(&home.path().join("new")).unwrap();
-        Some(Fixture {
+        Fixture {
             tier: Box::new(DiskTier::open(&folder, DiskOptions::default()).unwrap()),
             _home: Box::new(home),
-        })
+        }
     });
 }
 
-mod simulated {
-    use super::*;
-    use crate::tier::conformance::{Fixture, conformance_tests};
-
-    conformance_tests!({
+#[test]
+fn a_disk_that_writes_short_conforms() {
+    conformance::run(|| {
         let files = SimulatedFiles::default();
         files.write_at_most(700);
-        Some(Fixture {
+        Fixture {
             tier: Box::new(open(&files, None)),
             _home: Box::new(()),
-        })
+        }
     });
 }
 
