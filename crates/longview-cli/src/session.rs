@@ -51,7 +51,8 @@ impl Session {
         .map_err(|error| refused(&options.model, error))?;
         progress.finish();
         interrupt::check()?;
-        let notices = engine.model().file().notices().to_vec();
+        let mut notices = engine.model().file().notices().to_vec();
+        notices.extend(methods.notices());
         let seconds_to_load = start.elapsed().as_secs_f64();
         Ok(Session {
             engine,

@@ -226,4 +226,20 @@ fn the_store_and_the_numerics_can_be_chosen() {
         2 * f16["kv_bytes"].as_u64().unwrap()
     );
     assert_eq!(all_f32["answer"], f16["answer"]);
+    assert_eq!(f16["notices"].as_array().unwrap().len(), 0, "{f16}");
+
+    let q8 = ask(&["--store", "q8"]);
+    assert_eq!(q8["methods"]["store"], "q8");
+    assert!(
+        q8["notices"]
+            .to_string()
+            .contains("store q8 is approximate"),
+        "{q8}"
+    );
+    // 8.5 bits a number instead of 16.
+    assert_eq!(
+        32 * q8["kv_bytes"].as_u64().unwrap(),
+        17 * f16["kv_bytes"].as_u64().unwrap()
+    );
+    assert_eq!(q8["answer"], f16["answer"]);
 }

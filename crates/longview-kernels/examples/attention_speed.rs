@@ -1,6 +1,6 @@
 //! Attention's speed as a share of this machine's measured limits.
 //!
-//! `cargo run --release -p longview-kernels --example attention_speed -- [threads] [head_dim] [group]`
+//! `cargo run --release -p longview-kernels --example attention_speed -- [threads] [head_dim] [group] [kv type]`
 //!
 //! Prefill: rows of several tokens and a group of heads each against spans of pages, as a share of
 //! the f32 multiply-add limit. Decode: one token's groups of heads against far more pages than the
@@ -24,12 +24,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let mut number = |default: usize| arguments.next().map_or(Ok(default), |a| a.parse());
     let (threads, head_dim, group) = (number(2)?, number(64)?, number(4)?);
+    let only = arguments.next();
     let isa = Isa::from_environment()?;
     let pool = Pool::new(threads);
     let limits = limits::measure(isa, &pool, DECODE_BYTES);
     println!("{isa}, {threads} threads, {limits:.1?}");
 
-    for kv_type in KvType::ALL {
+    let asked_for = |kv_type: &KvType| only.as_ref().is_none_or(|o| *o == kv_type.to_string());
+    for kv_type in KvType::ALL.into_iter().filter(asked_for) {
         let geom = PageGeometry {
             head_dim,
             v_dim: head_dim,
@@ -47,7 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("cached, {rows:3} rows: {rate:6.1} GFLOP/s, {share:.2} of the f32 limit");
         }
         for rows in [1, group, 2 * group] {
-            let seconds = best_of(3, || cache.attend(isa, &pool, rows, Reading::Once));
+            let seconds = best_of(5, || cache.attend(isa, &pool, rows, Reading::Once));
             let numbers = cache.pages() * PAGE_TOKENS * 2 * head_dim;
             let rate = cache.bytes.len() as f64 / seconds / 1e9;
             let compute = (numbers * rows * 2) as f64 / seconds / 1e9;
@@ -103,9 +105,8 @@ impl Cache {
         self.bytes.len() / (self.geom.k_bytes() + self.geom.v_bytes())
     }
 
-    fn page(&self, block: usize, layer: usize, head: usize) -> PageRef<'_> {
+    fn page(&self, place: usize) -> PageRef<'_> {
         let bytes = self.geom.k_bytes() + self.geom.v_bytes();
-        let place = (block * LAYERS + layer) * HEADS + head;
         let (k, v) = self.bytes[place * bytes..][..bytes].split_at(self.geom.k_bytes());
         PageRef { k, v }
     }
@@ -132,7 +133,15 @@ impl Cache {
             let (scratch, partials) = &mut *worker;
             let (layer, span) = (task / spans, task % spans);
             let pages: Vec<_> = (0..SPAN_PAGES * heads)
-                .map(|i| self.page(span * SPAN_PAGES + i / heads, layer, i % heads))
+                .map(|i| match reading {
+                    Reading::Once => {
+                        let block = span * SPAN_PAGES + i / heads;
+                        self.page((block * LAYERS + layer) * HEADS + i % heads)
+                    }
+                    // One after another: pages that lie as far apart as in blocks would all fall
+                    // into the same sets of a cache.
+                    Reading::Again(_) => self.page(task * SPAN_PAGES + i),
+                })
                 .collect();
             let queries = QueryRows {
                 heads,

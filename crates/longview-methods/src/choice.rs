@@ -92,6 +92,18 @@ impl Methods {
         }
     }
 
+    /// What a user should be told of the methods that change the model's logits.
+    pub fn notices(&self) -> Vec<String> {
+        let stages = Stage::ALL.iter().zip(&self.texts);
+        stages
+            .filter_map(|(&stage, text)| {
+                let name = text.as_deref()?.split('(').next()?;
+                let method = registry::find(stage, name).ok()?;
+                (!method.exact).then(|| format!("{stage} {name} is approximate: {}", method.doc))
+            })
+            .collect()
+    }
+
     /// The canonical text of every stage, in order.
     pub fn texts(&self, kv_type: KvType) -> Vec<(Stage, String)> {
         Stage::ALL
@@ -134,11 +146,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_approximate_says_so() {
+        let mut methods = Methods::new();
+        methods.set(Stage::Store, "f32").unwrap();
+        assert!(methods.notices().is_empty());
+        methods.set(Stage::Store, "q8").unwrap();
+        let notices = methods.notices();
+        assert_eq!(notices.len(), 1);
+        assert!(notices[0].starts_with("store q8 is approximate: keys and values in 8 bits"));
+    }
+
+    #[test]
     fn stages_are_set_by_text() {
         let mut methods = Methods::new();
         methods.set(Stage::Store, " f32() ").unwrap();
         assert_eq!(methods.kv_type(), Some(KvType::F32));
         assert_eq!(methods.text(Stage::Store, KvType::F16), "f32");
+        for kv_type in KvType::ALL {
+            let name = store_name(kv_type);
+            assert_eq!(name, kv_type.to_string());
+            methods.set(Stage::Store, name).unwrap();
+            assert_eq!(methods.kv_type(), Some(kv_type));
+        }
         methods
             .set(Stage::Decode, "top-k(4), draw(seed=1)")
             .unwrap();
@@ -159,7 +188,7 @@ mod tests {
                 .set(Stage::Store, "q3")
                 .unwrap_err()
                 .to_string()
-                .contains("known: f16, f32")
+                .contains("known: f16, f32, bf16, q8, q4")
         );
     }
 }

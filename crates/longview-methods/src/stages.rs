@@ -1,11 +1,12 @@
-//! The exact path of every stage before reuse: what is computed when nothing else is asked for.
+//! The stages before reuse: the exact path of each, which is computed when nothing else is asked for,
+//! and the forms that keys and values can be stored in.
 
 use longview_kv::KvType;
 
 use crate::method::{Build, Method, Stage};
 
-/// The stages' exact methods; the first of a stage is its default.
-pub(crate) static METHODS: [Method; 6] = [
+/// The stages' methods; the first of a stage is its default.
+pub(crate) static METHODS: [Method; 9] = [
     exact(
         Stage::Prompt,
         "whole",
@@ -36,6 +37,23 @@ pub(crate) static METHODS: [Method; 6] = [
         "keys and values in single precision, as --numerics f32 does",
         Build::Store(KvType::F32),
     ),
+    rounded(
+        "bf16",
+        "keys and values as bfloat16: each rounded by up to 0.2 %, of any size",
+        KvType::BF16,
+    ),
+    rounded(
+        "q8",
+        "keys and values in 8 bits, a scale for every 32 channels of a token: each rounded by up to \
+         0.4 % of the largest of its 32",
+        KvType::Q8,
+    ),
+    rounded(
+        "q4",
+        "keys and values in 4 bits, a scale for every 32 channels of a token: each rounded by up to \
+         6.7 % of the largest of its 32",
+        KvType::Q4,
+    ),
     exact(
         Stage::Read,
         "dense",
@@ -53,5 +71,13 @@ const fn exact(stage: Stage, name: &'static str, doc: &'static str, build: Build
         doc,
         parameters: &[],
         build,
+    }
+}
+
+/// Keys and values in fewer bits than the model's numerics class has.
+const fn rounded(name: &'static str, doc: &'static str, kv_type: KvType) -> Method {
+    Method {
+        exact: false,
+        ..exact(Stage::Store, name, doc, Build::Store(kv_type))
     }
 }

@@ -65,14 +65,22 @@ impl<E: Element, const R: usize> ScoreTile<'_, E, R> {
         let row_bytes = E::TYPE.row_bytes(PAGE_TOKENS);
         let is_scaled = !self.scales.is_empty();
         let block = if is_scaled { QUANT_BLOCK } else { dim };
-        let mut next = self.next;
+        let mut next = match self.next {
+            [] => std::ptr::null(),
+            next => next.as_ptr(),
+        };
         for first in (0..PAGE_TOKENS).step_by(C * L::WIDTH) {
             let mut q = self.q.as_ptr();
             let mut k = self.k.as_ptr();
             for from in (0..dim).step_by(block.max(1)) {
                 let mut acc = [[l.splat(0.0); C]; R];
                 for _ in from..dim.min(from + block) {
-                    fetch(l, &mut next, row_bytes);
+                    if !next.is_null() {
+                        for line in (0..row_bytes).step_by(64) {
+                            l.prefetch(next.wrapping_add(line));
+                        }
+                        next = next.wrapping_add(row_bytes);
+                    }
                     let mut keys = [l.splat(0.0); C];
                     for (c, key) in keys.iter_mut().enumerate() {
                         // SAFETY: `k` holds `dim` rows of 64 elements, checked by the caller, and
@@ -112,18 +120,13 @@ impl<E: Element, const R: usize> ScoreTile<'_, E, R> {
                     }
                 }
             }
-            let rest = next.len();
-            fetch(l, &mut next, rest);
+            if !next.is_null() {
+                let scales = self.next.get(dim * row_bytes..).unwrap_or(&[]);
+                for line in scales.chunks(64) {
+                    l.prefetch(line.as_ptr());
+                }
+                next = std::ptr::null();
+            }
         }
     }
-}
-
-/// Asks for the next `bytes` bytes of `next`, or for what is left of it.
-#[inline(always)]
-fn fetch<L: Lanes>(l: L, next: &mut &[u8], bytes: usize) {
-    let (now, later) = next.split_at(bytes.min(next.len()));
-    for line in (0..now.len()).step_by(64) {
-        l.prefetch(now.as_ptr().wrapping_add(line));
-    }
-    *next = later;
 }
