@@ -9,10 +9,11 @@ use longview_kv::tier::Origin;
 use longview_kv::{
     Context, Explanation, KvType, Ledger, Purpose, Reservation, Segment, Store, Wanted,
 };
-use longview_models::{Model, ModelFile, Workspace};
+use longview_models::{Model, ModelFile, Profile, Workspace};
 use longview_text::{ChatTemplate, Moment, TemplateVars, Tokenizer};
 use longview_weights::WeightFile;
 use serde_json::Value;
+use smallvec::SmallVec;
 
 use crate::error::EngineError;
 use crate::inspect::{
@@ -370,25 +371,35 @@ impl Engine {
         resident_bytes().saturating_sub(self.resident_when_ready + usage.kv + scratch)
     }
 
+    /// Runs `work` and measures where the time of its passes goes.
+    pub fn profiled<T>(&self, work: impl FnOnce() -> T) -> (T, Profile) {
+        self.workspace().start_profile(self.model.blueprint());
+        self.exec.pool.count_waiting();
+        let result = work();
+        let waiting = self.exec.pool.take_waiting();
+        let measured = self.workspace().take_profile();
+        // Another call beside this one may have taken it.
+        let mut profile = measured.unwrap_or_else(|| Profile::new(self.model.blueprint()));
+        profile.waiting = waiting;
+        (result, profile)
+    }
+
     /// One forward pass; the guard gives the logits. Blocks of the contexts that turn out not to be
     /// readable are computed again first.
     ///
     /// # Errors
     /// As [`longview_models::Model::forward`].
-    pub fn pass(
+    pub fn pass<'a>(
         &self,
-        mut segments: Vec<Segment<'_>>,
+        segments: impl IntoIterator<Item = Segment<'a>>,
     ) -> Result<MutexGuard<'_, Workspace>, EngineError> {
-        // A panic during a pass leaves buffers that the next pass overwrites anyway.
-        let mut workspace = self
-            .workspace
-            .lock()
-            .unwrap_or_else(|error| error.into_inner());
+        let mut segments: SmallVec<[Segment<'a>; 1]> = segments.into_iter().collect();
+        let mut workspace = self.workspace();
         let rows = segments.iter().map(|segment| segment.tokens.len()).sum();
         self.settle_memory(rows);
         self.has_run.store(true, Ordering::Relaxed);
         loop {
-            let attempt = segments.iter_mut().map(Segment::reborrow).collect();
+            let attempt = segments.iter_mut().map(Segment::reborrow);
             let Err(error) = self.model.forward(&self.exec, attempt, &mut workspace) else {
                 return Ok(workspace);
             };
@@ -465,6 +476,13 @@ impl Engine {
             .take_while(larger)
             .last()
             .unwrap_or(self.chunk_tokens)
+    }
+
+    fn workspace(&self) -> MutexGuard<'_, Workspace> {
+        // A panic during a pass leaves buffers that the next pass overwrites anyway.
+        self.workspace
+            .lock()
+            .unwrap_or_else(|error| error.into_inner())
     }
 
     /// Brings the account up to what is measured, and lets blocks leave memory that no longer fit.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use longview_kv::{Context, Segment, Wanted};
+use longview_models::Work;
 use longview_text::{ShowSpecials, Start, StopMatcher};
 
 use crate::engine::Engine;
@@ -157,8 +158,10 @@ impl Engine {
                 wanted: Wanted::Last,
             };
             let choice = {
-                let workspace = self.pass(vec![segment])?;
-                options.chain.pick(workspace.logits(), &history)?
+                let mut workspace = self.pass([segment])?;
+                let choice = options.chain.pick(workspace.logits(), &history)?;
+                workspace.lap(Work::Sampling);
+                choice
             };
             first_token.get_or_insert_with(Instant::now);
             generated.ids.push(choice.id);

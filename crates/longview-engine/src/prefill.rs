@@ -59,7 +59,7 @@ impl Engine {
                 tokens: chunk,
                 wanted: Wanted::Nothing,
             };
-            drop(self.pass(vec![segment])?);
+            drop(self.pass([segment])?);
             done += chunk.len();
             if tokens.len() - done < BLOCK_TOKENS {
                 context.checkpoint();

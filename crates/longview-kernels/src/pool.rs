@@ -43,6 +43,8 @@ impl Pool {
             sleep: Mutex::new(()),
             wake: Condvar::new(),
             closing: AtomicBool::new(false),
+            counts_waiting: AtomicBool::new(false),
+            waited_ns: AtomicU64::new(0),
             spin: if crowded { Duration::ZERO } else { SPIN },
         });
         let mut workers = Vec::with_capacity(wanted - 1);
@@ -79,6 +81,18 @@ impl Pool {
         self.threads
     }
 
+    /// Counts from now on how long callers wait for the other threads at the end of runs.
+    pub fn count_waiting(&self) {
+        self.shared.waited_ns.store(0, Ordering::Relaxed);
+        self.shared.counts_waiting.store(true, Ordering::Relaxed);
+    }
+
+    /// What was waited since [`Pool::count_waiting`]; nothing is counted from now on.
+    pub fn take_waiting(&self) -> Duration {
+        self.shared.counts_waiting.store(false, Ordering::Relaxed);
+        Duration::from_nanos(self.shared.waited_ns.load(Ordering::Relaxed))
+    }
+
     /// Calls `work(task, worker)` once for every task in `0..tasks`, in no particular order, and
     /// returns when all are done. `worker` is below [`Pool::threads`]; no two calls that run at
     /// the same time share a worker number, so it may index per-thread scratch.
@@ -102,7 +116,14 @@ impl Pool {
         }
         self.shared.open(tasks, work);
         self.shared.drain(tasks, work, 0);
-        self.shared.close();
+        if self.shared.counts_waiting.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            self.shared.close();
+            let waited = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.shared.waited_ns.fetch_add(waited, Ordering::Relaxed);
+        } else {
+            self.shared.close();
+        }
         let panic = lock(&self.shared.panic).take();
         if let Some(payload) = panic {
             resume_unwind(payload);
@@ -142,6 +163,9 @@ struct Shared {
     sleep: Mutex<()>,
     wake: Condvar,
     closing: AtomicBool,
+    counts_waiting: AtomicBool,
+    /// Nanoseconds that callers have waited in [`Shared::close`] while that is counted.
+    waited_ns: AtomicU64,
     spin: Duration,
 }
 
@@ -391,6 +415,48 @@ mod tests {
                 assert!(counts(&pool, round % 17).iter().all(|&count| count == 1));
             }
         }
+    }
+
+    #[test]
+    fn waiting_is_counted_when_asked_for() {
+        let pool = Pool::new(2);
+        let uneven = |task: usize, _: usize| {
+            if task == 1 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let mut waited = Duration::ZERO;
+        // Whichever thread takes the long task: in some run it is the other one.
+        for _ in 0..200 {
+            pool.count_waiting();
+            pool.run(2, &uneven);
+            waited = pool.take_waiting();
+            if waited > Duration::from_millis(5) {
+                break;
+            }
+        }
+        assert!(waited > Duration::from_millis(5), "{waited:?}");
+        pool.run(2, &uneven);
+        assert_eq!(pool.take_waiting(), waited, "nothing is counted any more");
+    }
+
+    #[test]
+    fn more_threads_than_cores_do_not_collapse() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let work = |pool: &Pool| {
+            let start = Instant::now();
+            for _ in 0..50 {
+                let sums = |task: usize, _: usize| {
+                    let sum = (0..20_000u64).fold(task as u64, |a, b| a.wrapping_mul(31) ^ b);
+                    std::hint::black_box(sum);
+                };
+                pool.run(64, &sums);
+            }
+            start.elapsed()
+        };
+        let fitting = work(&Pool::new(cores));
+        let crowded = work(&Pool::new(8 * cores));
+        assert!(crowded < 20 * fitting, "{crowded:?} instead of {fitting:?}");
     }
 
     #[test]

@@ -137,8 +137,12 @@ impl Batch<'_> {
         } = workspace;
         workers.resize_with(threads, || Mutex::new(Worker::new()));
         let planned = call.plan(tasks, cuts);
-        let workers = &**workers;
         let tasks = &mut tasks[..planned];
+        // All of them now, for it is chance which thread comes to work first.
+        workers
+            .iter()
+            .for_each(|worker| call.reserve(tasks, &mut lock(worker)));
+        let workers = &**workers;
         match self.feed() {
             None => call.wave(tasks, workers, 0..usize::MAX, None),
             Some(feed) => {
@@ -179,15 +183,15 @@ fn lock(worker: &Mutex<Worker>) -> MutexGuard<'_, Worker> {
 }
 
 /// The arguments of one [`Batch::attend`].
-struct Call<'a> {
-    batch: &'a Batch<'a>,
+struct Call<'a, 'b> {
+    batch: &'a Batch<'b>,
     exec: &'a Exec,
     layer: usize,
     attention: &'a Attention<'a>,
     q: &'a [f32],
 }
 
-impl<'a> Call<'a> {
+impl<'a> Call<'a, '_> {
     /// Writes the tasks of this call over `tasks` and how they were cut over `cuts`; returns how
     /// many tasks they are.
     fn plan(&self, tasks: &mut Vec<Task>, cuts: &mut Vec<Cut>) -> usize {
@@ -229,6 +233,25 @@ impl<'a> Call<'a> {
             cuts.push(cut);
         }
         planned
+    }
+
+    /// Makes room for any of `tasks` in a worker's buffers.
+    fn reserve(&self, tasks: &[Task], worker: &mut Worker) {
+        for task in tasks {
+            let group = self.place(task.segment).1;
+            let group_size = self.attention.heads / group.kind.kv_heads;
+            let rows = task.rows.len() * group_size;
+            let all_rows = task.heads.len() * rows;
+            if all_rows > worker.partials.rows() || group.kind.v_dim > worker.partials.v_dim() {
+                worker.partials.reset(all_rows, group.kind.v_dim);
+            }
+            worker.scratch.reserve(&group.geometry, rows);
+            let numbers = all_rows * group.kind.head_dim;
+            worker.queries.clear();
+            worker.queries.reserve(numbers);
+            worker.visible.clear();
+            worker.visible.reserve(rows);
+        }
     }
 
     /// Cuts `rows` rows of `kv_heads` heads over keys that may be read in `parts` parts.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use longview_kernels::Exec;
 use longview_kernels::page::{self, StridedRows};
+use smallvec::{SmallVec, smallvec};
 
 use crate::BLOCK_TOKENS;
 use crate::block::Block;
@@ -49,9 +50,9 @@ impl Segment<'_> {
 /// Creating a batch makes room in its contexts; only [`Batch::commit`] makes the tokens part of
 /// them, so a pass that is given up changes nothing.
 pub struct Batch<'a> {
-    segments: Vec<Segment<'a>>,
+    segments: SmallVec<[Segment<'a>; 1]>,
     /// First row of each segment, and one past the last row.
-    starts: Vec<usize>,
+    starts: SmallVec<[usize; 2]>,
     /// Reads blocks that are not in memory, where there are any.
     feed: Option<Feed>,
     begun: Instant,
@@ -63,10 +64,13 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// [`KvError::EmptyBatch`], [`KvError::WrongIdentity`], or [`KvError::OverLimit`] when the
     /// new tokens do not fit in memory.
-    pub fn new(segments: Vec<Segment<'a>>, identity: Identity) -> Result<Batch<'a>, KvError> {
+    pub fn new(
+        segments: impl IntoIterator<Item = Segment<'a>>,
+        identity: Identity,
+    ) -> Result<Batch<'a>, KvError> {
         let mut batch = Batch {
-            segments,
-            starts: vec![0],
+            segments: segments.into_iter().collect(),
+            starts: smallvec![0],
             feed: None,
             begun: Instant::now(),
         };
@@ -112,6 +116,12 @@ impl<'a> Batch<'a> {
     /// The rows of segment `index`.
     pub fn rows_of(&self, index: usize) -> Range<usize> {
         self.starts[index]..self.starts[index + 1]
+    }
+
+    /// The token of row `row`.
+    pub fn token(&self, row: usize) -> u32 {
+        let segment = self.starts.partition_point(|&start| start <= row) - 1;
+        self.segments[segment].tokens[row - self.starts[segment]]
     }
 
     /// The rows whose logits are wanted, ascending.

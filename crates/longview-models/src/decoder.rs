@@ -13,6 +13,7 @@ use crate::blueprint::{AttentionBlueprint, Mixer, MlpBlueprint, Weighting};
 use crate::error::ModelError;
 use crate::load::{self, Gated, Linear, Mlp, Shared};
 use crate::model::Model;
+use crate::profile::{Profile, Work};
 use crate::workspace::{Workspace, sized};
 use delta::gated_delta;
 
@@ -30,8 +31,12 @@ pub(crate) fn forward(
     let (hidden, eps) = (blueprint.hidden, blueprint.norm_eps);
     let w = workspace;
 
+    if let Some(profile) = &mut w.profile {
+        profile.begin();
+    }
     embed(model, exec, batch, &mut w.hidden)?;
     rotary_angles(model, batch, w);
+    w.lap(Work::Embedding);
 
     for (index, (plan, layer)) in blueprint
         .layers
@@ -39,13 +44,18 @@ pub(crate) fn forward(
         .zip(&model.weights().layers)
         .enumerate()
     {
+        if let Some(profile) = &mut w.profile {
+            profile.layer(Some(index));
+        }
         norm_rows(exec, &w.hidden, &layer.mixer_norm, eps, &mut w.normed);
+        w.lap(Work::Norms);
         match (&plan.mixer, &layer.mixer) {
             (Mixer::Attention(plan), load::Mixer::Attention(layer)) => {
                 attention(model, exec, batch, index, plan, layer, eps, w)?;
             }
             (Mixer::GatedDelta(shape), load::Mixer::GatedDelta(layer)) => {
                 gated_delta(exec, batch, index, shape, layer, eps, w);
+                w.lap(Work::Recurrence);
             }
             _ => unreachable!("the loader makes the part that the blueprint names"),
         }
@@ -55,6 +65,7 @@ pub(crate) fn forward(
         add_rows(exec, &mut w.hidden, &w.normed);
 
         norm_rows(exec, &w.hidden, &layer.ffn_norm, eps, &mut w.normed);
+        w.lap(Work::Norms);
         match (&plan.mlp, &layer.mlp) {
             (MlpBlueprint::Gated { activation, .. }, Mlp::Gated(mlp)) => {
                 let rows = batch.rows();
@@ -63,9 +74,20 @@ pub(crate) fn forward(
                     gate,
                     up,
                     activations,
+                    profile,
                     ..
                 } = w;
-                gated(exec, mlp, *activation, rows, normed, gate, up, activations);
+                gated(
+                    exec,
+                    mlp,
+                    *activation,
+                    rows,
+                    normed,
+                    gate,
+                    up,
+                    activations,
+                    profile,
+                );
             }
             (
                 MlpBlueprint::Experts {
@@ -96,8 +118,12 @@ pub(crate) fn forward(
             norm_rows_in_place(exec, &mut w.normed, norm, eps);
         }
         add_rows(exec, &mut w.hidden, &w.normed);
+        w.lap(Work::Norms);
     }
 
+    if let Some(profile) = &mut w.profile {
+        profile.layer(None);
+    }
     logits(model, exec, batch, w);
     Ok(())
 }
@@ -110,12 +136,8 @@ fn embed(
     out: &mut Vec<f32>,
 ) -> Result<(), ModelError> {
     let (hidden, vocab) = (model.blueprint().hidden, model.blueprint().vocab);
-    let ids: Vec<u32> = batch
-        .segments()
-        .iter()
-        .flat_map(|segment| segment.tokens.iter().copied())
-        .collect();
-    if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
+    let mut ids = batch.segments().iter().flat_map(|segment| segment.tokens);
+    if let Some(&id) = ids.find(|&&id| id as usize >= vocab) {
         return Err(ModelError::TokenOutOfRange {
             id,
             vocabulary: vocab,
@@ -124,8 +146,8 @@ fn embed(
     let table = model.embedding()?;
     let scale = model.blueprint().embedding_scale;
     exec.pool
-        .for_each_chunk(sized(out, ids.len() * hidden), hidden, |row, out, _| {
-            dequantize(table.format, table.row(ids[row] as usize), out);
+        .for_each_chunk(sized(out, batch.rows() * hidden), hidden, |row, out, _| {
+            dequantize(table.format, table.row(batch.token(row) as usize), out);
             if scale != 1.0 {
                 activation::scale(exec.isa, out, scale);
             }
@@ -171,6 +193,7 @@ fn attention(
     let weights = [&layer.query.weight, &layer.key.weight, &layer.value.weight];
     let need = needs(exec, &weights);
     w.activations.set(exec, &w.normed, rows, hidden, need);
+    w.lap(Work::Quantise);
     let outs = &mut [
         sized(&mut w.q, rows * q_len),
         sized(&mut w.k, rows * kv_len),
@@ -187,6 +210,7 @@ fn attention(
         matmul(exec, &w.activations, &gate.weight, out);
         add_bias(gate, &mut w.gate);
     }
+    w.lap(Work::Qkv);
 
     let rotary = &w.rotary[plan.rope];
     let (q_norm, k_norm) = match &layer.head_norms {
@@ -208,6 +232,7 @@ fn attention(
     }
 
     batch.append(exec, index, &w.k, &w.v);
+    w.lap(Work::RopeAppend);
     let attention = Attention {
         heads: plan.heads,
         scale: plan.scale,
@@ -223,6 +248,7 @@ fn attention(
     };
     let heads = sized(&mut w.heads, rows * q_len);
     batch.attend(exec, index, &attention, &w.q, heads, &mut w.attend)?;
+    w.lap(Work::Attention);
 
     if layer.gate.is_some() {
         let gate = &w.gate;
@@ -237,6 +263,7 @@ fn attention(
     let output = &layer.output;
     w.activations
         .set(exec, &w.heads, rows, q_len, needs(exec, &[&output.weight]));
+    w.lap(Work::Quantise);
     matmul(
         exec,
         &w.activations,
@@ -244,6 +271,7 @@ fn attention(
         sized(&mut w.normed, rows * hidden),
     );
     add_bias(output, &mut w.normed);
+    w.lap(Work::Output);
     Ok(())
 }
 
@@ -261,11 +289,18 @@ fn gated(
     gate: &mut Vec<f32>,
     up: &mut Vec<f32>,
     activations: &mut Activations,
+    profile: &mut Option<Box<Profile>>,
 ) {
+    let mut lap = |work| {
+        if let Some(profile) = profile {
+            profile.lap(work);
+        }
+    };
     let hidden = x.len() / rows;
     let ffn = mlp.gate.weight.n();
     let weights = [&mlp.gate.weight, &mlp.up.weight];
     activations.set(exec, x, rows, hidden, needs(exec, &weights));
+    lap(Work::Quantise);
     matmul_many(
         exec,
         activations,
@@ -280,9 +315,12 @@ fn gated(
             let up = &up[from..from + gate.len()];
             activation.gate(exec.isa, gate, up);
         });
+    lap(Work::GateUp);
     activations.set(exec, gate, rows, ffn, needs(exec, &[&mlp.down.weight]));
+    lap(Work::Quantise);
     matmul(exec, activations, &mlp.down.weight, sized(x, rows * hidden));
     add_bias(&mlp.down, x);
+    lap(Work::Down);
 }
 
 /// `w.normed` becomes the weighted sum of the experts that the router picks for each row.
@@ -314,34 +352,35 @@ fn mixture(
     );
     let scores = sized(&mut w.router, rows * experts.len());
     matmul(exec, &w.activations, &router.weight, scores);
-    let chosen: Vec<Vec<(usize, f32)>> = scores
-        .chunks_exact_mut(experts.len())
-        .map(|row| pick(row, used, weighting))
-        .collect();
+    w.chosen.clear();
+    for row in scores.chunks_exact_mut(experts.len()) {
+        pick(row, used, weighting, &mut w.order, &mut w.chosen);
+    }
 
-    let mut sum = vec![0.0; rows * hidden];
+    sized(&mut w.sum, rows * hidden).fill(0.0);
+    w.lap(Work::GateUp);
     for (expert, mlp) in experts.iter().enumerate() {
-        let members: Vec<(usize, f32)> = chosen
-            .iter()
-            .enumerate()
-            .filter_map(|(row, of_row)| {
-                let found = of_row.iter().find(|(chosen, _)| *chosen == expert)?;
-                Some((row, found.1))
-            })
-            .collect();
-        if members.is_empty() {
+        w.members.clear();
+        for (row, of_row) in w.chosen.chunks_exact(used).enumerate() {
+            if let Some(found) = of_row.iter().find(|(chosen, _)| *chosen == expert) {
+                w.members.push((row, found.1));
+            }
+        }
+        if w.members.is_empty() {
             continue;
         }
         w.expert_in.clear();
-        for &(row, _) in &members {
+        for &(row, _) in &w.members {
             w.expert_in
                 .extend_from_slice(&w.normed[row * hidden..(row + 1) * hidden]);
         }
         let Workspace {
+            members,
             expert_in,
             gate,
             up,
             activations,
+            profile,
             ..
         } = w;
         gated(
@@ -353,9 +392,10 @@ fn mixture(
             gate,
             up,
             activations,
+            profile,
         );
-        for (&(row, weight), out) in members.iter().zip(w.expert_in.chunks_exact(hidden)) {
-            let target = &mut sum[row * hidden..(row + 1) * hidden];
+        for (&(row, weight), out) in w.members.iter().zip(w.expert_in.chunks_exact(hidden)) {
+            let target = &mut w.sum[row * hidden..(row + 1) * hidden];
             target
                 .iter_mut()
                 .zip(out)
@@ -376,6 +416,7 @@ fn mixture(
             gate,
             up,
             activations,
+            profile,
             ..
         } = w;
         gated(
@@ -387,19 +428,29 @@ fn mixture(
             gate,
             up,
             activations,
+            profile,
         );
-        let targets = sum
+        let targets = w
+            .sum
             .chunks_exact_mut(hidden)
-            .zip(normed.chunks_exact(hidden));
+            .zip(w.normed.chunks_exact(hidden));
         for ((target, out), share) in targets.zip(shares) {
             activation::add_scaled(exec.isa, target, out, share);
         }
     }
-    w.normed.copy_from_slice(&sum);
+    w.normed.copy_from_slice(&w.sum);
+    w.lap(Work::Down);
 }
 
-/// The experts a row uses and their weights; `scores` is overwritten with probabilities.
-fn pick(scores: &mut [f32], used: usize, weighting: Weighting) -> Vec<(usize, f32)> {
+/// Adds the `used` experts a row uses and their weights to `chosen`; `scores` is overwritten with
+/// probabilities, `order` is a buffer.
+fn pick(
+    scores: &mut [f32],
+    used: usize,
+    weighting: Weighting,
+    order: &mut Vec<usize>,
+    chosen: &mut Vec<(usize, f32)>,
+) {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f32 = scores
         .iter_mut()
@@ -408,18 +459,20 @@ fn pick(scores: &mut [f32], used: usize, weighting: Weighting) -> Vec<(usize, f3
             *score
         })
         .sum();
-    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.clear();
+    order.extend(0..scores.len());
     // Equal scores go to the lower expert, as in the reference implementations.
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    order.sort_unstable_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
     order.truncate(used);
     let divisor = match weighting {
         Weighting::Softmax => total,
         Weighting::Normalised => order.iter().map(|&expert| scores[expert]).sum(),
     };
-    order
-        .into_iter()
-        .map(|expert| (expert, scores[expert] / divisor))
-        .collect()
+    chosen.extend(
+        order
+            .iter()
+            .map(|&expert| (expert, scores[expert] / divisor)),
+    );
 }
 
 /// Logits of the rows wanted.
@@ -443,6 +496,7 @@ fn logits(model: &Model, exec: &Exec, batch: &Batch<'_>, w: &mut Workspace) {
         &weights.output_norm,
         blueprint.norm_eps,
     );
+    w.lap(Work::Norms);
     w.activations.set(
         exec,
         &w.normed,
@@ -450,6 +504,7 @@ fn logits(model: &Model, exec: &Exec, batch: &Batch<'_>, w: &mut Workspace) {
         hidden,
         needs(exec, &[&weights.output]),
     );
+    w.lap(Work::Quantise);
     matmul(
         exec,
         &w.activations,
@@ -459,6 +514,7 @@ fn logits(model: &Model, exec: &Exec, batch: &Batch<'_>, w: &mut Workspace) {
     if blueprint.final_softcap > 0.0 {
         softcap(exec.isa, &mut w.logits, blueprint.final_softcap);
     }
+    w.lap(Work::Logits);
 }
 
 /// What the products of one input with `weights` need of it.
@@ -518,7 +574,18 @@ mod tests {
     #[test]
     fn routers_pick_the_best_and_weigh_them() {
         let scores = [1.0f32, 3.0, 2.0, 3.0];
-        let softmax = pick(&mut scores.clone(), 2, Weighting::Softmax);
+        let picked = |weighting| {
+            let mut chosen = Vec::new();
+            pick(
+                &mut scores.clone(),
+                2,
+                weighting,
+                &mut Vec::new(),
+                &mut chosen,
+            );
+            chosen
+        };
+        let softmax = picked(Weighting::Softmax);
         assert_eq!(
             softmax
                 .iter()
@@ -528,7 +595,7 @@ mod tests {
         );
         let total: f32 = scores.iter().map(|x| (x - 3.0).exp()).sum();
         assert!((softmax[0].1 - 1.0 / total).abs() < 1e-6);
-        let normalised = pick(&mut scores.clone(), 2, Weighting::Normalised);
+        let normalised = picked(Weighting::Normalised);
         assert!(
             normalised
                 .iter()

@@ -11,6 +11,7 @@ use longview_kv::{
     Store,
 };
 use longview_weights::{Tensor, WeightFile};
+use smallvec::SmallVec;
 
 use crate::arch::{self, Architecture};
 use crate::blueprint::Blueprint;
@@ -238,12 +239,13 @@ impl Model {
     /// # Errors
     /// [`ModelError::TooLong`] beyond the model's positions, [`ModelError::TokenOutOfRange`], and
     /// the store's refusals. On an error no context has changed.
-    pub fn forward(
+    pub fn forward<'a>(
         &self,
         exec: &Exec,
-        segments: Vec<Segment<'_>>,
+        segments: impl IntoIterator<Item = Segment<'a>>,
         workspace: &mut Workspace,
     ) -> Result<(), ModelError> {
+        let segments: SmallVec<[Segment<'a>; 1]> = segments.into_iter().collect();
         for segment in &segments {
             let limit = self.positions_of(segment.context);
             let wanted = segment.context.len() + segment.tokens.len();
@@ -277,7 +279,11 @@ impl Model {
     }
 
     pub(crate) fn embedding(&self) -> Result<Tensor<'_>, ModelError> {
-        Ok(self.file.file.tensor(&self.file.embedding)?)
+        // Looked up in every pass: the error, with what it is made of, only where there is one.
+        match self.file.file.find_tensor(&self.file.embedding) {
+            Some(tensor) => Ok(tensor),
+            None => Ok(self.file.file.tensor(&self.file.embedding)?),
+        }
     }
 
     pub(crate) fn rotary_table(&self, index: usize, set: RopeSet) -> &RotaryTable {

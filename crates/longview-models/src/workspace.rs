@@ -5,6 +5,7 @@ use longview_kernels::rope::RotaryRows;
 use longview_kv::{AttendWorkspace, RecurrentWorkspace};
 
 use crate::blueprint::{Blueprint, Mixer, MlpBlueprint};
+use crate::profile::{Profile, Work};
 
 /// The current wave of activations. Buffers grow to the largest pass seen and stay.
 #[derive(Default)]
@@ -26,6 +27,14 @@ pub struct Workspace {
     pub(crate) up: Vec<f32>,
     /// `[rows][experts]`
     pub(crate) router: Vec<f32>,
+    /// The experts chosen and their weights, `[rows][used]`.
+    pub(crate) chosen: Vec<(usize, f32)>,
+    /// Experts by score.
+    pub(crate) order: Vec<usize>,
+    /// The rows one expert works on, with its weight there.
+    pub(crate) members: Vec<(usize, f32)>,
+    /// What the experts add up to, `[rows][hidden]`.
+    pub(crate) sum: Vec<f32>,
     /// The rows one expert works on, its input and then its output, `[rows of it][hidden]`.
     pub(crate) expert_in: Vec<f32>,
     /// Inputs of matrix products as the kernels want them.
@@ -36,6 +45,8 @@ pub struct Workspace {
     pub(crate) recurrent: RecurrentWorkspace,
     /// `[wanted rows][vocab]`
     pub(crate) logits: Vec<f32>,
+    /// Where the time goes, while somebody asks.
+    pub(crate) profile: Option<Box<Profile>>,
 }
 
 impl Workspace {
@@ -47,6 +58,23 @@ impl Workspace {
     /// Logits of the rows wanted in the last pass, `[wanted rows][vocab]`.
     pub fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// Measures from now on where the time of passes goes.
+    pub fn start_profile(&mut self, blueprint: &Blueprint) {
+        self.profile = Some(Box::new(Profile::new(blueprint)));
+    }
+
+    /// What was measured since [`Workspace::start_profile`]; nothing is measured from now on.
+    pub fn take_profile(&mut self) -> Option<Profile> {
+        self.profile.take().map(|profile| *profile)
+    }
+
+    /// What was done since the last pass ended was `work`.
+    pub fn lap(&mut self, work: Work) {
+        if let Some(profile) = &mut self.profile {
+            profile.lap(work);
+        }
     }
 
     /// Bytes that passes of up to `rows` rows, `wanted` of them with logits, need with `threads`

@@ -34,6 +34,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value = "3")]
     pub(crate) rounds: usize,
 
+    /// Also measure, in a round of its own, what the time is spent on, by kind of layer and of work
+    #[arg(long)]
+    pub(crate) profile: bool,
+
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 

@@ -20,7 +20,7 @@ pub use partials::Partials;
 
 use crate::Isa;
 use crate::lanes::{self, Kernel, Lanes};
-use crate::page::{PAGE_TOKENS, PageGeometry};
+use crate::page::{PAGE_TOKENS, PageGeometry, VALUE_PADDING};
 use partials::AlignedFloats;
 
 /// Rows of a register tile at most: 6 rows by 64 tokens are 24 of AVX-512's 32 registers, 6 rows
@@ -66,6 +66,18 @@ impl AttentionScratch {
     /// Empty buffers; they grow with the first calls.
     pub fn new() -> AttentionScratch {
         AttentionScratch::default()
+    }
+
+    /// Makes room for calls with up to `rows` rows a head, so that they need not.
+    pub fn reserve(&mut self, geom: &PageGeometry, rows: usize) {
+        self.scores.reserve(TILE_ROWS * PAGE_TOKENS);
+        let sets = geom.v_type.scales(geom.v_dim);
+        self.weights.reserve(sets * TILE_ROWS * PAGE_TOKENS);
+        if rows.div_ceil(TILE_ROWS) >= tiles::TILES_WORTH_CONVERTING {
+            self.k.reserve(geom.head_dim * PAGE_TOKENS);
+            let stride = geom.v_dim.next_multiple_of(VALUE_PADDING);
+            self.v.reserve(stride * PAGE_TOKENS);
+        }
     }
 
     /// Bytes of memory held.

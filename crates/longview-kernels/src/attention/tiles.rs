@@ -24,7 +24,7 @@ use crate::lanes::Lanes;
 use crate::page::{KvType, PAGE_TOKENS, PageGeometry};
 
 /// From this many tiles on, converting a page once costs less than converting it in each tile.
-const TILES_WORTH_CONVERTING: usize = 3;
+pub(super) const TILES_WORTH_CONVERTING: usize = 3;
 
 /// See [`super::attend_span`].
 #[inline(always)]

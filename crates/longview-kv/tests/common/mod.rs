@@ -74,7 +74,7 @@ pub(crate) fn try_step(
     workspace: &mut AttendWorkspace,
 ) -> Result<Vec<f32>, KvError> {
     let mut starts = Vec::new();
-    let segments = contexts
+    let segments: Vec<_> = contexts
         .into_iter()
         .map(|(context, count)| {
             starts.push((context.len(), count));

@@ -1,5 +1,6 @@
 //! `longview bench`: tokens a second, and what share of the machine's limits that is.
 
+mod profile;
 mod roofline;
 mod synthetic;
 
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use longview::limits::{self, Limits};
 use longview::methods::Stage;
+use longview::models::Profile;
 use longview::sampling::Rng;
 use longview::{Context, Control, EndOfText, Event, GenerateOptions};
 use serde::Serialize;
@@ -37,6 +39,16 @@ struct Run {
     tokens_per_second: f64,
     /// Time this machine needs at least ÷ time measured.
     share_of_limit: f64,
+    /// What the time of one more round was spent on, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_json")]
+    profile: Option<Profile>,
+}
+
+fn as_json<S: serde::Serializer>(
+    profile: &Option<Profile>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    profile.as_ref().map(profile::json).serialize(serializer)
 }
 
 /// Measures every prompt length and the generation at every depth.
@@ -139,42 +151,49 @@ impl Bench<'_> {
         self.limits.get_or_insert(limits);
         for &count in args.prompt.iter().filter(|&&count| count > 0) {
             let prompt = tokens(self.session, count);
-            let time = self.best(|| prefill(self.session, &base, &prompt))?;
-            self.record(
-                "prefill",
-                count,
-                depth,
-                time,
-                &Work::prefill(engine, depth, count),
-                &limits,
-            );
+            let run = || prefill(self.session, &base, &prompt);
+            let (time, profile) = (self.best(&run)?, self.profile(args, &run)?);
+            let work = Work::prefill(engine, depth, count);
+            self.record("prefill", count, depth, time, &work, &limits, profile);
         }
         if args.generate > 0 {
-            let mut count = args.generate;
-            let time = self.best(|| {
-                let (time, made) = decode(self.session, &base, args.generate)?;
-                count = made;
-                Ok(time)
-            })?;
+            let run = || decode(self.session, &base, args.generate);
+            let ((time, count), profile) = (self.best(&run)?, self.profile(args, &run)?);
             let work = Work::decode(engine, depth, count);
-            self.record("decode", count, depth, time, &work, &limits);
+            self.record("decode", count, depth, time, &work, &limits, profile);
         }
         spinner.finish();
         Ok(())
     }
 
-    fn best(
-        &self,
-        mut measure: impl FnMut() -> Result<Duration, Failure>,
-    ) -> Result<Duration, Failure> {
-        let mut best = Duration::MAX;
-        for _ in 0..self.rounds {
-            best = best.min(measure()?);
+    /// The least of what the rounds gave, times first.
+    fn best<T: Ord>(&self, run: &impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
+        let mut best = run()?;
+        interrupt::check()?;
+        for _ in 1..self.rounds {
+            best = best.min(run()?);
             interrupt::check()?;
         }
         Ok(best)
     }
 
+    /// Where the time of one more round goes, where that was asked for.
+    fn profile<T>(
+        &self,
+        args: &BenchArgs,
+        run: &impl Fn() -> Result<T, Failure>,
+    ) -> Result<Option<Profile>, Failure> {
+        if !args.profile {
+            return Ok(None);
+        }
+        let (result, profile) = self.session.engine.profiled(run);
+        result.map(|_| Some(profile))
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a figure and all that it is made of"
+    )]
     fn record(
         &mut self,
         kind: &'static str,
@@ -183,6 +202,7 @@ impl Bench<'_> {
         time: Duration,
         work: &Work,
         limits: &Limits,
+        profile: Option<Profile>,
     ) {
         let seconds = time.as_secs_f64().max(1e-9);
         self.runs.push(Run {
@@ -191,6 +211,7 @@ impl Bench<'_> {
             depth,
             tokens_per_second: tokens as f64 / seconds,
             share_of_limit: work.least_seconds(limits) / seconds,
+            profile,
         });
     }
 }
@@ -276,5 +297,21 @@ fn text(session: &Session, limits: Option<&Limits>, runs: &[Run]) -> String {
             format!("{:.0} %", 100.0 * run.share_of_limit),
         ]);
     }
-    text + &output::table(&rows, &[1, 2, 3, 4])
+    text.push_str(&output::table(&rows, &[1, 2, 3, 4]));
+    for run in runs {
+        if let Some(profile) = &run.profile {
+            let passes = match run.kind {
+                "decode" => run.tokens,
+                _ => run.tokens.div_ceil(session.engine.chunk_tokens()),
+            };
+            text.push_str(&format!(
+                "\n{} of {} tokens at depth {}\n{}",
+                run.kind,
+                human_count(run.tokens),
+                human_count(run.depth),
+                profile::text(profile, passes)
+            ));
+        }
+    }
+    text
 }
