@@ -243,3 +243,13 @@ fn the_store_and_the_numerics_can_be_chosen() {
     );
     assert_eq!(q8["answer"], f16["answer"]);
 }
+
+#[test]
+fn the_reference_model_for_whole_books_is_read_from_its_folder() {
+    let folder = Folder::new();
+    let file = folder.write("story.txt", story(2000));
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle-long");
+    let question = "What is the special magic number for amber falcon?";
+    let ran = longview(&["ask", "--model", model, "--file", &file, question]).done();
+    assert!(ran.stdout.contains("48213"), "{ran:?}");
+}

@@ -169,6 +169,20 @@ fn what_does_not_fit_the_memory_is_refused_with_a_table() {
 }
 
 #[test]
+fn a_text_that_cannot_be_tokenised_in_the_memory_is_refused_before_it_is() {
+    let folder = Folder::new();
+    let library = folder.write("library.txt", "Nothing is written here. ".repeat(1 << 20));
+    let words = ["25.0 MiB", "turned into tokens", "--memory"];
+    for arguments in [
+        &["ask", "--file", &library, "Why?"][..],
+        &["run", "--prompt-file", &library],
+        &["eval", "perplexity", "--file", &library],
+    ] {
+        longview(&[arguments, &["--memory", "300MiB"]].concat()).refused(2, &words);
+    }
+}
+
+#[test]
 fn output_files_are_not_overwritten_and_folders_must_exist() {
     let folder = Folder::new();
     let taken = folder.write("taken.gguf", "something dear");

@@ -26,6 +26,10 @@ use crate::store::{self, StoreOptions};
 /// The most tokens that one pass of a prefill computes when it reads blocks back.
 const LARGEST_CHUNK: usize = 4096;
 
+/// Bytes a tokenizer takes for each byte of a text while it reads it, rounded up from what was
+/// measured on English prose (BENCHMARKS.md).
+const TOKENIZING_BYTES_A_BYTE: u64 = 128;
+
 /// Where a model comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ModelSource {
@@ -287,6 +291,25 @@ impl Engine {
             },
         };
         plan_for(self.model.file(), &circumstances, tokens)
+    }
+
+    /// Refuses a text that cannot be turned into ids within the memory allowed. While it is, it
+    /// takes many times its own size; what it takes afterwards is in [`Engine::plan`].
+    ///
+    /// # Errors
+    /// [`EngineError::TextTooLarge`] with both numbers.
+    pub fn check_text(&self, text_bytes: usize) -> Result<(), EngineError> {
+        let needed = (text_bytes as u64).saturating_mul(TOKENIZING_BYTES_A_BYTE);
+        let held = self.ledger.usage().total() + self.program_growth();
+        let left = self.ledger.limit().saturating_sub(held);
+        if needed <= left {
+            return Ok(());
+        }
+        Err(EngineError::TextTooLarge {
+            text_bytes: text_bytes as u64,
+            needed,
+            left,
+        })
     }
 
     /// An empty context planned to hold `planned_tokens` tokens.

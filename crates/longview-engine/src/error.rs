@@ -1,8 +1,8 @@
 //! What can go wrong in the engine.
 
 use longview_kernels::isa::IsaError;
-use longview_kv::KvError;
 use longview_kv::tier::{BlockKey, TierError};
+use longview_kv::{KvError, human_bytes};
 use longview_models::ModelError;
 use longview_text::TextError;
 use longview_weights::WeightsError;
@@ -43,6 +43,20 @@ pub enum EngineError {
     /// The plan does not fit the memory allowed.
     #[error("{0}")]
     DoesNotFit(Box<MemoryPlan>),
+    /// The memory allowed does not suffice to turn a text into token ids.
+    #[error(
+        "a text of {} takes about {} while it is turned into tokens, but --memory leaves {}; give \
+         more, or less text at a time",
+        human_bytes(*.text_bytes), human_bytes(*.needed), human_bytes(*.left)
+    )]
+    TextTooLarge {
+        /// Bytes of the text.
+        text_bytes: u64,
+        /// Bytes needed meanwhile.
+        needed: u64,
+        /// Bytes left.
+        left: u64,
+    },
     /// Generation was asked for without a token to start from.
     #[error("there is nothing to continue: the prompt is empty; give some text")]
     EmptyPrompt,
@@ -65,7 +79,10 @@ impl EngineError {
             EngineError::Weights(error) => error.is_request_error(),
             EngineError::Model(error) => error.is_request_error(),
             EngineError::Text { source, .. } => source.is_request_error(),
-            EngineError::DoesNotFit(_) | EngineError::EmptyPrompt | EngineError::Isa(_) => true,
+            EngineError::DoesNotFit(_)
+            | EngineError::TextTooLarge { .. }
+            | EngineError::EmptyPrompt
+            | EngineError::Isa(_) => true,
             EngineError::Store(error) => matches!(
                 error,
                 TierError::NotAStore { .. } | TierError::Version { .. } | TierError::Io { .. }

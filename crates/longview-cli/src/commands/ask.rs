@@ -119,6 +119,7 @@ impl Prompt {
         let vars = session.template_vars();
         let frame = AskFrame::new(session.engine.template(), &vars)?;
         let documents = documents.text();
+        session.engine.check_text(documents.len())?;
         let parts = session
             .engine
             .tokenizer()

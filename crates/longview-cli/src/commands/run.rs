@@ -32,6 +32,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     } else {
         Specials::AsText
     };
+    session.engine.check_text(prompt.len())?;
     let tokens = session.with_prefix(session.engine.tokenizer().encode(&prompt, specials)?);
     if args.print_prompt {
         return print_prompt(&session, &tokens, format);
