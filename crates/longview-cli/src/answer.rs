@@ -13,6 +13,7 @@ use crate::interrupt;
 use crate::output;
 use crate::progress::Progress;
 use crate::session::{Session, show};
+use crate::taken_over::TakenOver;
 
 /// How answers that the model ended itself are called in JSON.
 pub(crate) const END_OF_TEXT: &str = "end_of_text";
@@ -21,10 +22,12 @@ pub(crate) const END_OF_TEXT: &str = "end_of_text";
 pub(crate) struct Request<'a> {
     /// The tokens that are not in the context yet; at least one.
     pub(crate) tail: &'a [u32],
-    /// Tokens of the prompt taken over from work done before.
-    pub(crate) reused: usize,
-    /// Seconds already spent on reading this prompt, the reused part excluded.
+    /// Tokens of the prompt taken over from work done before, by where they were.
+    pub(crate) reuse: TakenOver,
+    /// Seconds already spent on this prompt: on finding it, and on reading what comes before the tail.
     pub(crate) seconds_before: f64,
+    /// Bytes read back from disk meanwhile.
+    pub(crate) read_bytes_before: u64,
     /// Whether spaces and line breaks around the answer are part of it.
     pub(crate) edges: Edges,
 }
@@ -50,6 +53,8 @@ pub(crate) struct Answer {
     pub(crate) prompt_tokens: usize,
     /// Those taken over from work done before.
     pub(crate) reused_tokens: usize,
+    /// The same by where they were found.
+    pub(crate) reuse: TakenOver,
     /// Those read now.
     pub(crate) computed_tokens: usize,
     /// Tokens generated, the one that ended the answer included.
@@ -66,6 +71,10 @@ pub(crate) struct Answer {
     pub(crate) decode_tokens_per_second: Option<f64>,
     /// Bytes of keys and values the context holds, shared ones included.
     pub(crate) kv_bytes: u64,
+    /// Those of them that are on disk and not in memory.
+    pub(crate) kv_bytes_on_disk: u64,
+    /// Bytes read back from disk for this answer.
+    pub(crate) store_read_bytes: u64,
     /// The most it could have had.
     #[serde(skip)]
     max_tokens: usize,
@@ -98,7 +107,8 @@ impl Answer {
             specials: ShowSpecials::Hide,
         };
         let start = Instant::now();
-        let bar = Progress::tokens("reading", request.tail.len());
+        let store_bytes = session.store_read_bytes();
+        let bar = Progress::tokens("reading", before, prompt);
         let mut writer = Writer {
             format,
             edges: request.edges,
@@ -135,7 +145,8 @@ impl Answer {
         }
         // Ctrl-C may have come before the whole prompt was read; what was generated is not counted.
         let read = (context.len() - before).min(request.tail.len());
-        let computed = before - request.reused + read;
+        let reused = request.reuse.tokens();
+        let computed = before - reused + read;
         let until_first = if generated.ids.is_empty() {
             start.elapsed()
         } else {
@@ -146,7 +157,8 @@ impl Answer {
             question: None,
             answer: request.edges.apply(&generated.text).to_owned(),
             prompt_tokens: prompt,
-            reused_tokens: request.reused,
+            reused_tokens: reused,
+            reuse: request.reuse.clone(),
             computed_tokens: computed,
             generated_tokens: generated.ids.len(),
             generated_ids: generated.ids.clone(),
@@ -155,13 +167,15 @@ impl Answer {
             prefill_tokens_per_second: (seconds > 0.0).then(|| computed as f64 / seconds),
             decode_tokens_per_second: generated.tokens_per_second(),
             kv_bytes: context.kv_bytes(),
+            kv_bytes_on_disk: context.away_bytes(),
+            store_read_bytes: request.read_bytes_before + session.store_read_bytes() - store_bytes,
             max_tokens,
             generated: Some(generated),
         })
     }
 
     /// What to tell the user about the way it ended, if that is not the natural one.
-    pub(crate) fn remark(&self, args: &GenerationArgs) -> Option<String> {
+    pub(crate) fn remark(&self, session: &Session, args: &GenerationArgs) -> Option<String> {
         match self.generated.as_ref().map(|generated| generated.finish)? {
             FinishReason::Length if self.max_tokens < args.max_tokens => Some(format!(
                 "the answer was cut at {} tokens, where --planned-tokens ends",
@@ -172,6 +186,10 @@ impl Answer {
                 args.max_tokens
             )),
             FinishReason::ContextFull => Some("the answer was cut: the context is full".to_owned()),
+            FinishReason::Cancelled if self.generated_tokens == 0 => {
+                let read = self.reused_tokens + self.computed_tokens;
+                Some(session.stopped_at(read, self.prompt_tokens))
+            }
             FinishReason::Cancelled => Some("the answer was stopped by Ctrl-C".to_owned()),
             FinishReason::EndOfText | FinishReason::Stop => None,
         }

@@ -11,8 +11,10 @@ mod interrupt;
 mod machine;
 mod output;
 mod progress;
+mod prompt;
 mod session;
 mod size;
+mod taken_over;
 
 use std::process::ExitCode;
 

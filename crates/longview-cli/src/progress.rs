@@ -9,17 +9,26 @@ use crate::size::human_count;
 /// A bar with tokens done, speed and time left.
 pub(crate) struct Progress {
     bar: ProgressBar,
+    /// Tokens that need not be read.
+    held: usize,
+    /// Tokens in all.
+    total: usize,
 }
 
 impl Progress {
-    /// A bar for `total` tokens; `what` says what is done with them.
-    pub(crate) fn tokens(what: &'static str, total: usize) -> Progress {
+    /// A bar for `total` tokens, `held` of which were taken over; `what` says what is done with the
+    /// others.
+    pub(crate) fn tokens(what: &str, held: usize, total: usize) -> Progress {
         let bar = ProgressBar::new(total as u64);
         let style = ProgressStyle::with_template("{msg} [{bar:30}] {prefix}")
             .expect("the template has only keys that indicatif knows");
         bar.set_style(style.progress_chars("=> "));
-        bar.set_message(what);
-        Progress { bar }
+        bar.set_message(match held {
+            0 => what.to_owned(),
+            held => format!("{what} ({} taken over)", human_count(held)),
+        });
+        bar.set_position(held as u64);
+        Progress { bar, held, total }
     }
 
     /// A spinner for work whose end is not known.
@@ -27,13 +36,18 @@ impl Progress {
         let bar = ProgressBar::new_spinner();
         bar.set_message(what);
         bar.enable_steady_tick(Duration::from_millis(120));
-        Progress { bar }
+        Progress {
+            bar,
+            held: 0,
+            total: 0,
+        }
     }
 
-    /// Shows that `done` of `total` tokens took `seconds` so far.
-    pub(crate) fn update(&self, done: usize, total: usize, seconds: f64) {
-        self.bar.set_prefix(line(done, total, seconds));
-        self.bar.set_position(done as u64);
+    /// Shows that `read` tokens were read in `seconds` so far.
+    pub(crate) fn update(&self, read: usize, seconds: f64) {
+        self.bar
+            .set_prefix(line(self.held, read, self.total, seconds));
+        self.bar.set_position((self.held + read) as u64);
     }
 
     /// Replaces the words before the bar.
@@ -53,12 +67,13 @@ impl Drop for Progress {
     }
 }
 
-fn line(done: usize, total: usize, seconds: f64) -> String {
+fn line(held: usize, read: usize, total: usize, seconds: f64) -> String {
+    let done = held + read;
     let counts = format!("{}/{} tokens", human_count(done), human_count(total));
-    if done == 0 || seconds <= 0.0 {
+    if read == 0 || seconds <= 0.0 {
         return counts;
     }
-    let speed = done as f64 / seconds;
+    let speed = read as f64 / seconds;
     let left = Duration::from_secs_f64(total.saturating_sub(done) as f64 / speed).as_secs();
     format!(
         "{counts}, {speed:.0} tokens/s, {}:{:02} left",
@@ -73,14 +88,19 @@ mod tests {
 
     #[test]
     fn the_line_has_tokens_speed_and_time_left() {
-        assert_eq!(line(0, 150_000, 0.0), "0/150,000 tokens");
+        assert_eq!(line(0, 0, 150_000, 0.0), "0/150,000 tokens");
         assert_eq!(
-            line(1_000, 16_000, 2.0),
+            line(0, 1_000, 16_000, 2.0),
             "1,000/16,000 tokens, 500 tokens/s, 0:30 left"
         );
         assert_eq!(
-            line(10, 2_410, 5.0),
+            line(0, 10, 2_410, 5.0),
             "10/2,410 tokens, 2 tokens/s, 20:00 left"
+        );
+        // What was taken over took no time.
+        assert_eq!(
+            line(14_000, 1_000, 16_000, 2.0),
+            "15,000/16,000 tokens, 500 tokens/s, 0:02 left"
         );
     }
 }

@@ -4,18 +4,21 @@ use std::time::Instant;
 
 use longview::methods::{Methods, Stage};
 use longview::models::ModelError;
-use longview::text::{Moment, TemplateVars, TextError};
+use longview::text::TextError;
 use longview::weights::WeightFile;
 use longview::{
-    Context, Control, Engine, EngineError, ModelSource, PrefillProgress, TemplateOrigin,
+    Context, Control, Engine, EngineError, EngineOptions, ModelSource, PrefillProgress, StorePlace,
+    human_bytes,
 };
+use longview_kv::BLOCK_TOKENS;
 use serde_json::{Map, Value, json};
 
-use crate::args::{EngineArgs, Fallback, GenerationArgs, MethodArgs};
+use crate::args::{EngineArgs, Fallback, GenerationArgs, MethodArgs, StoreArgs};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::machine::peak_memory_bytes;
 use crate::progress::Progress;
+use crate::size::human_count;
 
 /// A model ready to run.
 pub(crate) struct Session {
@@ -26,13 +29,46 @@ pub(crate) struct Session {
     /// What the user should know, in the order in which it turned up.
     pub(crate) notices: Vec<String>,
     seconds_to_load: f64,
+    /// Whether what is read outlives this process.
+    keeps: Keeps,
+}
+
+/// Whether what is read outlives this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeps {
+    Contexts,
+    Nothing,
 }
 
 impl Session {
-    /// Checks the methods and loads the model.
+    /// Checks the methods and loads the model. Nothing is kept from one run to the next.
     pub(crate) fn open(engine: &EngineArgs, methods: &MethodArgs) -> Result<Session, Failure> {
         let methods = methods.methods()?;
         let options = engine.options(&methods)?;
+        Session::load(engine, methods, options, Vec::new())
+    }
+
+    /// The same for commands that keep what they read, and take over what was read before.
+    pub(crate) fn open_keeping(
+        engine: &EngineArgs,
+        methods: &MethodArgs,
+        store: &StoreArgs,
+    ) -> Result<Session, Failure> {
+        let methods = methods.methods()?;
+        let mut notices = Vec::new();
+        let options = EngineOptions {
+            store: store.options(engine.memory, &mut notices)?,
+            ..engine.options(&methods)?
+        };
+        Session::load(engine, methods, options, notices)
+    }
+
+    fn load(
+        engine: &EngineArgs,
+        methods: Methods,
+        options: EngineOptions,
+        mut notices: Vec<String>,
+    ) -> Result<Session, Failure> {
         let start = Instant::now();
         let name = engine
             .model
@@ -51,14 +87,20 @@ impl Session {
         .map_err(|error| refused(&options.model, error))?;
         progress.finish();
         interrupt::check()?;
-        let mut notices = engine.model().file().notices().to_vec();
+        notices.extend(engine.model().file().notices().iter().cloned());
         notices.extend(methods.notices());
+        let kept = |place: &StorePlace| matches!(place, StorePlace::Folder(_));
+        let keeps = match options.store.is_some_and(|store| kept(&store.place)) {
+            true => Keeps::Contexts,
+            false => Keeps::Nothing,
+        };
         let seconds_to_load = start.elapsed().as_secs_f64();
         Ok(Session {
             engine,
             methods,
             notices,
             seconds_to_load,
+            keeps,
         })
     }
 
@@ -91,51 +133,64 @@ impl Session {
         }
     }
 
-    /// Reads `tokens` into `context` under a progress bar.
+    /// Reads what `context` does not hold of `tokens` under a progress bar.
     ///
     /// # Errors
     /// [`Failure::Stopped`] after Ctrl-C, with a line that says how far it came.
     pub(crate) fn read(&self, context: &mut Context, tokens: &[u32]) -> Result<(), Failure> {
-        let bar = Progress::tokens("reading", tokens.len());
-        let mut done = 0;
-        let control = self.engine.prefill(context, tokens, &mut |progress| {
-            done = progress.done;
-            show(&bar, progress)
-        })?;
+        let held = context.len();
+        let bar = Progress::tokens("reading", held, tokens.len());
+        let control = self
+            .engine
+            .prefill(context, &tokens[held..], &mut |progress| {
+                show(&bar, progress)
+            })?;
         bar.finish();
         if control == Control::Stop {
-            let total = tokens.len();
-            crate::output::note(format!("{done} of {total} tokens were read"));
+            crate::output::note(self.stopped_at(context.len(), tokens.len()));
             return Err(Failure::Stopped);
         }
         Ok(())
     }
 
-    /// What the chat template sees beside the messages. A model without a template of its own is
-    /// worth a notice.
-    pub(crate) fn template_vars(&mut self) -> TemplateVars {
-        if self.engine.template_origin() == TemplateOrigin::Plain {
-            self.notices.push(
-                "the model has no chat template: a plain one is used, which it was not trained for"
-                    .to_owned(),
-            );
+    /// What to say when Ctrl-C stopped the reading of `total` tokens after `read` of them.
+    pub(crate) fn stopped_at(&self, read: usize, total: usize) -> String {
+        let total = human_count(total);
+        match self.keeps {
+            Keeps::Contexts => format!(
+                "{} of {total} tokens were read and are kept; the same command goes on from there",
+                human_count(read - read % BLOCK_TOKENS)
+            ),
+            Keeps::Nothing => format!("{} of {total} tokens were read", human_count(read)),
         }
-        // Fixed here, once: a prompt that changes with the clock could never be reused.
-        let now = std::time::SystemTime::UNIX_EPOCH
-            .elapsed()
-            .map_or(0, |time| time.as_secs());
-        self.engine
-            .template_vars(Moment::from_unix(i64::try_from(now).unwrap_or(i64::MAX)))
     }
 
-    /// Puts the tokens that the model expects before every text in front, unless they are there.
-    pub(crate) fn with_prefix(&self, tokens: Vec<u32>) -> Vec<u32> {
-        let prefix = self.engine.tokenizer().prefix_ids();
-        if tokens.starts_with(prefix) {
-            tokens
-        } else {
-            [prefix, &tokens].concat()
+    /// Adds what the store has to say to the notices.
+    pub(crate) fn hear_store(&mut self) {
+        if let Some(store) = self.engine.store() {
+            self.notices.extend(store.take_warnings());
         }
+    }
+
+    /// Adds a notice when a context of `tokens` tokens will be partly on disk for want of memory.
+    pub(crate) fn tell_of_disk(&mut self, tokens: usize) {
+        let plan = self.engine.plan(tokens);
+        let on_disk = plan.kv_on_disk();
+        if on_disk > 0 && plan.fits() {
+            self.notices.push(format!(
+                "--memory has no room for {} of the {} that a context of {} tokens takes: they are \
+                 on disk and read back when needed, which is exact and slower",
+                human_bytes(on_disk),
+                human_bytes(plan.kv),
+                human_count(tokens),
+            ));
+        }
+    }
+
+    /// Bytes read back from below memory so far.
+    pub(crate) fn store_read_bytes(&self) -> u64 {
+        let store = self.engine.store();
+        store.map_or(0, |store| store.counts().read_bytes)
     }
 
     /// How many tokens a context must be planned for, so that `prompt` tokens and an answer fit.
@@ -235,11 +290,7 @@ pub(crate) fn check_prompt(
 
 /// Shows a prefill's progress and whether to go on.
 pub(crate) fn show(bar: &Progress, progress: PrefillProgress) -> Control {
-    bar.update(
-        progress.done,
-        progress.total,
-        progress.elapsed.as_secs_f64(),
-    );
+    bar.update(progress.done, progress.elapsed.as_secs_f64());
     if interrupt::pressed() {
         Control::Stop
     } else {

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::tier::Origin;
 use longview_kv::{
-    Context, Explanation, KvType, Ledger, Purpose, Reservation, Segment, Store, Wanted,
+    Context, Explanation, KvType, Ledger, Purpose, Reservation, RopeSet, Segment, Store, Wanted,
 };
 use longview_models::{Model, ModelFile, Profile, Workspace};
-use longview_text::{ChatTemplate, Moment, TemplateVars, Tokenizer};
+use longview_text::{ChatTemplate, Tokenizer};
 use longview_weights::WeightFile;
 use serde_json::Value;
 use smallvec::SmallVec;
@@ -22,6 +22,7 @@ use crate::inspect::{
 };
 use crate::plan::MemoryPlan;
 use crate::store::{self, StoreOptions};
+use crate::text_side::TextSide;
 
 /// The most tokens that one pass of a prefill computes when it reads blocks back.
 const LARGEST_CHUNK: usize = 4096;
@@ -72,9 +73,7 @@ pub enum TemplateOrigin {
 /// A model, its tokenizer, and the threads and memory to run it.
 pub struct Engine {
     model: Model,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    template_origin: TemplateOrigin,
+    text: TextSide,
     generation_config: Option<Value>,
     exec: Exec,
     ledger: Ledger,
@@ -90,8 +89,8 @@ pub struct Engine {
 }
 
 /// A store, and what this model's contexts are found by in it.
-struct Kept {
-    store: Arc<Store>,
+pub(crate) struct Kept {
+    pub(crate) store: Arc<Store>,
     /// For the short and the long rotary set.
     origins: [Arc<Origin>; 2],
     /// Gone with the store, after it.
@@ -156,14 +155,13 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let file = open_file(&options.model)?;
         let name = file.name();
-        let (tokenizer, template, template_origin) =
-            text_side(&file).map_err(|error| error.in_file(&name))?;
+        let text = TextSide::new(text_side(&file).map_err(|error| error.in_file(&name))?);
         let generation_config = match &file {
             WeightFile::HuggingFace(folder) => folder.generation_config().cloned(),
             _ => None,
         };
         let file = ModelFile::new(file)?;
-        tokenizer
+        text.tokenizer()
             .check_embedding_rows(file.blueprint().vocab)
             .map_err(|source| EngineError::Text {
                 file: name,
@@ -195,13 +193,11 @@ impl Engine {
         let model = file.load(&exec, kv_type, &ledger, on_layer)?;
         let store = match &options.store {
             None => None,
-            Some(store) => Some(Kept::open(store, &model, &exec, &ledger)?),
+            Some(store) => Some(Kept::open(store, model.file(), kv_type, &exec, &ledger)?),
         };
         Ok(Engine {
             model,
-            tokenizer,
-            template,
-            template_origin,
+            text,
             generation_config,
             exec,
             ledger,
@@ -220,30 +216,19 @@ impl Engine {
         &self.model
     }
 
+    /// The tokenizer and the chat template.
+    pub fn text(&self) -> &TextSide {
+        &self.text
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        self.text.tokenizer()
     }
 
     /// The chat template; [`ChatTemplate::PLAIN`] where the model has none.
     pub fn template(&self) -> &ChatTemplate {
-        &self.template
-    }
-
-    /// Whose template that is.
-    pub fn template_origin(&self) -> TemplateOrigin {
-        self.template_origin
-    }
-
-    /// What a template of this model sees beside the messages, with `now` as the date.
-    pub fn template_vars(&self, now: Moment) -> TemplateVars {
-        let text = |id: Option<u32>| {
-            let bytes = id
-                .and_then(|id| self.tokenizer.token_bytes(id))
-                .unwrap_or_default();
-            String::from_utf8_lossy(&bytes).into_owned()
-        };
-        TemplateVars::new(text(self.tokenizer.bos()), text(self.tokenizer.eos()), now)
+        self.text.template()
     }
 
     /// `generation_config.json`, where the model has one.
@@ -534,22 +519,31 @@ impl Engine {
 }
 
 impl Kept {
-    fn open(
+    /// Opens the place of `options` for the model in `file`.
+    pub(crate) fn open(
         options: &StoreOptions,
-        model: &Model,
+        file: &ModelFile,
+        kv_type: KvType,
         exec: &Exec,
         ledger: &Ledger,
     ) -> Result<Kept, EngineError> {
         let place = store::open_place(options)?;
         let known = place.folder.as_deref();
-        let name = describe(model.file(), model.layout().kv_type()).name;
-        let file = model.file().weight_file();
-        let kv_type = model.layout().kv_type();
+        let name = describe(file, kv_type).name;
+        let weights = file.weight_file();
         Ok(Kept {
-            origins: store::origins(file, &name, exec, kv_type, &options.salt, known)?,
+            origins: store::origins(weights, &name, exec, kv_type, &options.salt, known)?,
             store: Arc::new(Store::new(ledger.clone(), place.tiers)),
             _temporary: place.temporary,
         })
+    }
+
+    /// What contexts with a rotary set are found by.
+    pub(crate) fn origin(&self, rope: RopeSet) -> &Arc<Origin> {
+        match rope {
+            RopeSet::Short => &self.origins[0],
+            RopeSet::Long => &self.origins[1],
+        }
     }
 }
 

@@ -112,6 +112,25 @@ impl ModelFile {
         &self.notices
     }
 
+    /// The rotary set of a context planned to hold `planned_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`ModelError::TooLong`] beyond the model's positions.
+    pub fn rope_set(&self, planned_tokens: usize) -> Result<RopeSet, ModelError> {
+        let limit = self.blueprint.max_positions;
+        if planned_tokens > limit {
+            return Err(ModelError::TooLong {
+                wanted: planned_tokens,
+                limit,
+            });
+        }
+        let is_long = |rope: &Rope| rope.set_for(planned_tokens) == RopeSet::Long;
+        Ok(match self.blueprint.ropes.iter().any(is_long) {
+            true => RopeSet::Long,
+            false => RopeSet::Short,
+        })
+    }
+
     /// Whether the embedding also makes the logits.
     pub(crate) fn is_tied(&self) -> bool {
         self.tied
@@ -294,21 +313,8 @@ impl Model {
     }
 
     fn planned_identity(&self, planned_tokens: usize) -> Result<Identity, ModelError> {
-        let limit = self.blueprint().max_positions;
-        if planned_tokens > limit {
-            return Err(ModelError::TooLong {
-                wanted: planned_tokens,
-                limit,
-            });
-        }
-        let ropes = &self.blueprint().ropes;
-        let is_long = |rope: &Rope| rope.set_for(planned_tokens) == RopeSet::Long;
-        let rope = match ropes.iter().any(is_long) {
-            true => RopeSet::Long,
-            false => RopeSet::Short,
-        };
         Ok(Identity {
-            rope,
+            rope: self.file.rope_set(planned_tokens)?,
             ..self.identity()
         })
     }

@@ -24,8 +24,9 @@
 
 pub use longview_engine::{
     Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason, GenerateOptions,
-    Generated, MemoryPlan, ModelDescription, ModelSource, PrefillProgress, Realigned, Reuse,
-    StoreOptions, StorePlace, TemplateOrigin, inspect, open_tokenizer, plan, sampling,
+    Generated, Lookup, MemoryPlan, ModelDescription, ModelSource, PrefillProgress, Realigned,
+    Reuse, StoreOptions, StorePlace, TemplateOrigin, TextSide, inspect, open_tokenizer, plan,
+    sampling,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{EngineArgs, GenerationArgs, MethodArgs};
+use super::{EngineArgs, GenerationArgs, MethodArgs, StoreArgs};
 
 /// `longview ask`.
 #[derive(Debug, Args)]
@@ -34,6 +34,9 @@ pub(crate) struct AskArgs {
 
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }
 
 /// `longview run`.
@@ -68,6 +71,9 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }
 
 /// `longview chat`.
@@ -85,4 +91,7 @@ pub(crate) struct ChatArgs {
 
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }

@@ -1,15 +1,18 @@
 //! What the user typed, checked as far as one flag can be checked alone.
 
 mod answers;
+mod explain;
 mod generation;
 mod inspect;
 mod make;
 mod methods;
 mod model;
+mod store;
 
 use clap::{Parser, Subcommand};
 
 pub(crate) use answers::{AskArgs, ChatArgs, RunArgs};
+pub(crate) use explain::ExplainArgs;
 pub(crate) use generation::{Fallback, GenerationArgs};
 pub(crate) use inspect::{
     BenchArgs, DoctorArgs, EvalArgs, EvalTask, EvalTextArgs, MethodsArgs, TokenizeArgs,
@@ -17,6 +20,7 @@ pub(crate) use inspect::{
 pub(crate) use make::{MakeModelArgs, QuantizeArgs};
 pub(crate) use methods::MethodArgs;
 pub(crate) use model::{EngineArgs, ModelArgs};
+pub(crate) use store::StoreArgs;
 
 /// Long-context inference on an ordinary computer: give it a model and a text of any length, and
 /// ask.
@@ -46,6 +50,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Talk with the model
     Chat(ChatArgs),
+    /// Say for a prompt what of it was read before, where that is kept, and why it ends there
+    Explain(ExplainArgs),
     /// Measure tokens a second, also as shares of what this machine can do
     Bench(BenchArgs),
     /// Compare models or methods on a text

@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal};
 use std::time::Instant;
 
 use longview::Context;
-use longview::text::AskFrame;
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, END_OF_TEXT, Edges, Request};
@@ -14,7 +13,9 @@ use crate::failure::Failure;
 use crate::input::{self, STDIN};
 use crate::interrupt;
 use crate::output::{self, note};
+use crate::prompt::{DocumentPrompt, template_vars};
 use crate::session::{Session, check_prompt};
+use crate::taken_over::TakenOver;
 
 /// Tokens a question may have when it is not known yet.
 const UNKNOWN_QUESTION: usize = 1024;
@@ -25,18 +26,25 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     args.generation.decode(Fallback::Greedy)?;
     let questions = Questions::of(args, format)?;
     let documents = Documents::read(&args.file)?;
-    let mut session = Session::open(&args.engine, &args.methods)?;
+    let mut session = if args.print_prompt {
+        Session::open(&args.engine, &args.methods)?
+    } else {
+        Session::open_keeping(&args.engine, &args.methods, &args.store)?
+    };
     session.settle_decode(&args.generation, Fallback::Greedy)?;
     session.notices.extend(documents.notices.iter().cloned());
-    let prompt = Prompt::new(&mut session, &documents)?;
+    let vars = template_vars(session.engine.text(), &mut session.notices);
+    let sizes = documents.list.iter().map(|document| document.text.len());
+    session.engine.check_text(sizes.sum())?;
+    let prompt = DocumentPrompt::new(session.engine.text(), &vars, &documents)?;
     if args.print_prompt {
-        return prompt.print(&mut session, &questions, format);
+        return print(&prompt, &mut session, &questions, format);
     }
     let longest = match &questions {
         Questions::Given(list) => {
             let lengths: Result<Vec<usize>, Failure> = list
                 .iter()
-                .map(|text| Ok(prompt.question(&session, text)?.len()))
+                .map(|text| Ok(prompt.question(session.engine.text(), text)?.len()))
                 .collect();
             lengths?.into_iter().max().unwrap_or(0)
         }
@@ -45,19 +53,22 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         Questions::Terminal => UNKNOWN_QUESTION,
     };
     let planned = session.planned_tokens(prompt.shared.len() + longest, &args.generation)?;
+    let mut reader = Reader::open(&session, planned, &prompt.shared)?;
+    session
+        .notices
+        .extend(reader.found.sentence(prompt.shared.len()));
+    session.tell_of_disk(planned);
+    session.hear_store();
     if format == Format::Text {
         session
             .notices
             .drain(..)
             .for_each(|notice| note(format!("note: {notice}")));
     }
-    let mut reader = Reader::new(&session, planned)?;
+    reader.read(&session, &prompt.shared)?;
     match questions {
         Questions::Given(list) => answer_all(args, &mut session, &prompt, reader, &list, format),
-        Questions::Terminal => {
-            reader.read(&session, &prompt.shared)?;
-            converse(args, &session, &prompt, reader)
-        }
+        Questions::Terminal => converse(args, &mut session, &prompt, reader),
     }
 }
 
@@ -106,88 +117,63 @@ impl Questions {
     }
 }
 
-/// The tokens of everything before a question, and the frame a question is put into.
-struct Prompt {
-    frame: AskFrame,
-    /// Head, documents and what stands between them and the question.
-    shared: Vec<u32>,
-    documents: String,
-}
-
-impl Prompt {
-    fn new(session: &mut Session, documents: &Documents) -> Result<Prompt, Failure> {
-        let vars = session.template_vars();
-        let frame = AskFrame::new(session.engine.template(), &vars)?;
-        let documents = documents.text();
-        session.engine.check_text(documents.len())?;
-        let parts = session
-            .engine
-            .tokenizer()
-            .encode_parts(&frame.parts(&documents, ""))?;
-        let shared = session.with_prefix(parts[..3].concat());
-        Ok(Prompt {
-            frame,
-            shared,
-            documents,
-        })
+/// Shows what the model would read.
+fn print(
+    prompt: &DocumentPrompt,
+    session: &mut Session,
+    questions: &Questions,
+    format: Format,
+) -> Result<(), Failure> {
+    let question = match questions {
+        Questions::Given(list) => list[0].as_str(),
+        Questions::Terminal => "…",
+    };
+    if let Questions::Given(list) = questions
+        && list.len() > 1
+    {
+        session.notices.push(format!(
+            "shown with the first question; {} more follow the same documents",
+            list.len() - 1
+        ));
     }
-
-    /// The tokens from the question on. Documents and question are tokenised apart, so the shared
-    /// tokens never depend on the question.
-    fn question(&self, session: &Session, question: &str) -> Result<Vec<u32>, Failure> {
-        // The first character stands for the documents: what comes before a part decides only
-        // whether the part begins a text.
-        let first = self
-            .documents
-            .chars()
-            .next()
-            .map(String::from)
-            .unwrap_or_default();
-        let parts = self.frame.parts(&first, question);
-        Ok(session.engine.tokenizer().encode_parts(&parts)?[3..].concat())
-    }
-
-    fn print(
-        &self,
-        session: &mut Session,
-        questions: &Questions,
-        format: Format,
-    ) -> Result<(), Failure> {
-        let question = match questions {
-            Questions::Given(list) => list[0].as_str(),
-            Questions::Terminal => "…",
-        };
-        if let Questions::Given(list) = questions
-            && list.len() > 1
-        {
-            session.notices.push(format!(
-                "shown with the first question; {} more follow the same documents",
-                list.len() - 1
-            ));
-        }
-        let tokens = [self.shared.clone(), self.question(session, question)?].concat();
-        super::run::print_prompt(session, &tokens, format)
-    }
+    let question = prompt.question(session.engine.text(), question)?;
+    let tokens = [prompt.shared.clone(), question].concat();
+    super::run::print_prompt(session, &tokens, format)
 }
 
 /// The context that holds what all questions share.
 struct Reader {
     context: Context,
+    /// What was taken over of it.
+    found: TakenOver,
+    /// Seconds to find it and to read the rest.
     seconds: f64,
+    /// Bytes read back from disk meanwhile.
+    read_bytes: u64,
 }
 
 impl Reader {
-    fn new(session: &Session, planned: usize) -> Result<Reader, Failure> {
+    /// A context that holds what is known of `shared`.
+    fn open(session: &Session, planned: usize, shared: &[u32]) -> Result<Reader, Failure> {
+        let start = Instant::now();
+        let mut context = session.engine.new_context(planned)?;
+        // Nothing is predicted from it, so it may be held to its last token.
+        let found = TakenOver::take_over(&mut context, shared)?;
         Ok(Reader {
-            context: session.engine.new_context(planned)?,
-            seconds: 0.0,
+            context,
+            found,
+            seconds: start.elapsed().as_secs_f64(),
+            read_bytes: 0,
         })
     }
 
-    fn read(&mut self, session: &Session, tokens: &[u32]) -> Result<(), Failure> {
+    /// Reads the rest of `shared`.
+    fn read(&mut self, session: &Session, shared: &[u32]) -> Result<(), Failure> {
         let start = Instant::now();
-        session.read(&mut self.context, tokens)?;
-        self.seconds = start.elapsed().as_secs_f64();
+        let bytes = session.store_read_bytes();
+        session.read(&mut self.context, shared)?;
+        self.seconds += start.elapsed().as_secs_f64();
+        self.read_bytes = session.store_read_bytes() - bytes;
         Ok(())
     }
 
@@ -200,17 +186,23 @@ impl Reader {
         format: Format,
         first: First,
     ) -> Result<Answer, Failure> {
+        let start = Instant::now();
         let limit = session.engine.model().blueprint().max_positions;
         check_prompt(self.context.len() + tail.len(), limit, &args.generation)?;
         let mut context = self.context.fork();
-        let (reused, seconds_before) = match first {
-            First::Yes => (0, self.seconds),
-            First::No => (context.len(), 0.0),
+        let shared = context.len();
+        // The same question may have been asked before.
+        let asked = [context.tokens(), tail].concat();
+        let found = TakenOver::take_over(&mut context, &asked[..asked.len().saturating_sub(1)])?;
+        let (before, seconds, read_bytes_before) = match first {
+            First::Yes => (self.found.clone(), self.seconds, self.read_bytes),
+            First::No => (TakenOver::of_context(shared), 0.0, 0),
         };
         let request = Request {
-            tail,
-            reused,
-            seconds_before,
+            tail: &asked[context.len()..],
+            reuse: before.and(&found),
+            seconds_before: seconds + start.elapsed().as_secs_f64(),
+            read_bytes_before,
             edges: Edges::Trim,
         };
         Answer::generate(session, &mut context, &request, &args.generation, format)
@@ -227,12 +219,11 @@ enum First {
 fn answer_all(
     args: &AskArgs,
     session: &mut Session,
-    prompt: &Prompt,
-    mut reader: Reader,
+    prompt: &DocumentPrompt,
+    reader: Reader,
     questions: &[String],
     format: Format,
 ) -> Result<(), Failure> {
-    reader.read(session, &prompt.shared)?;
     let mut answers: Vec<Answer> = Vec::new();
     let mut stopped = false;
     for question in questions {
@@ -240,7 +231,7 @@ fn answer_all(
             let gap = if answers.is_empty() { "" } else { "\n" };
             output::print(&format!("{gap}> {question}\n"))?;
         }
-        let tail = prompt.question(session, question)?;
+        let tail = prompt.question(session.engine.text(), question)?;
         let first = if answers.is_empty() {
             First::Yes
         } else {
@@ -248,7 +239,9 @@ fn answer_all(
         };
         let mut answer = reader.answer(session, &tail, args, format, first)?;
         answer.question = Some(question.clone());
-        session.notices.extend(answer.remark(&args.generation));
+        let remark = answer.remark(session, &args.generation);
+        session.notices.extend(remark);
+        session.hear_store();
         stopped = answer.is_cancelled();
         if format == Format::Text {
             show_notices(session, &answer);
@@ -272,8 +265,8 @@ fn answer_all(
 /// Asks a person for questions until the end of input.
 fn converse(
     args: &AskArgs,
-    session: &Session,
-    prompt: &Prompt,
+    session: &mut Session,
+    prompt: &DocumentPrompt,
     reader: Reader,
 ) -> Result<(), Failure> {
     let mut first = First::Yes;
@@ -285,7 +278,7 @@ fn converse(
         if question.is_empty() {
             return Ok(());
         }
-        let tail = prompt.question(session, question)?;
+        let tail = prompt.question(session.engine.text(), question)?;
         let answer = match reader.answer(session, &tail, args, Format::Text, first) {
             // Another question may be shorter.
             Err(Failure::Wrong(error) | Failure::Failed(error)) => {
@@ -296,8 +289,11 @@ fn converse(
             answer => answer?,
         };
         first = First::No;
-        if let Some(remark) = answer.remark(&args.generation) {
-            note(format!("note: {remark}"));
+        let remark = answer.remark(session, &args.generation);
+        session.notices.extend(remark);
+        session.hear_store();
+        for notice in session.notices.drain(..) {
+            note(format!("note: {notice}"));
         }
         note(answer.line(session));
         // Ctrl-C stopped the answer, not the conversation.
@@ -342,7 +338,10 @@ fn object(session: &Session, answers: &[Answer]) -> Result<Map<String, Value>, F
             total.computed_tokens += answer.computed_tokens;
             total.generated_tokens += answer.generated_tokens;
             total.generated_ids.extend(&answer.generated_ids);
+            total.reuse = total.reuse.and(&answer.reuse);
             total.kv_bytes = total.kv_bytes.max(answer.kv_bytes);
+            total.kv_bytes_on_disk = total.kv_bytes_on_disk.max(answer.kv_bytes_on_disk);
+            total.store_read_bytes += answer.store_read_bytes;
         }
         // One that did not end by itself is the news.
         total.finish = answers

@@ -1,10 +1,10 @@
 //! `longview chat`: a conversation.
 
 use std::io::{self, IsTerminal};
+use std::time::Instant;
 
 use longview::text::{Message, TemplateVars};
-use longview::{Context, EngineError, FinishReason, Specials};
-use longview_kv::KvError;
+use longview::{Context, EngineError, FinishReason, Reuse, Specials};
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, Edges, Request};
@@ -13,15 +13,18 @@ use crate::failure::Failure;
 use crate::input;
 use crate::interrupt;
 use crate::output::{self, note};
+use crate::progress::Progress;
+use crate::prompt::template_vars;
 use crate::session::{Session, check_prompt};
+use crate::taken_over::TakenOver;
 
 /// Talks with a person, or with the lines of standard input.
 pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
     args.generation.decode(Fallback::Greedy)?;
-    let mut session = Session::open(&args.engine, &args.methods)?;
+    let mut session = Session::open_keeping(&args.engine, &args.methods, &args.store)?;
     let recommended = session.recommended(&args.engine);
     session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
-    let vars = session.template_vars();
+    let vars = template_vars(session.engine.text(), &mut session.notices);
     let mut conversation = Conversation::new(args, &session, vars)?;
     let person = io::stdin().is_terminal();
     if person {
@@ -52,7 +55,9 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
                     answer => answer?,
                 };
                 answer.question = Some(said.to_owned());
-                session.notices.extend(answer.remark(&args.generation));
+                let remark = answer.remark(&session, &args.generation);
+                session.notices.extend(remark);
+                session.hear_store();
                 stopped = answer.is_cancelled() && !person;
                 if format == Format::Text {
                     super::ask::show_notices(&session, &answer);
@@ -88,6 +93,15 @@ struct Conversation {
     held: Option<Held>,
     /// Why it is not known, in words for the user.
     unknown: &'static str,
+}
+
+/// How a context went back to what it has in common with a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Back {
+    /// It could.
+    Here,
+    /// It could not, and another took its place.
+    Anew,
 }
 
 /// The text a context holds.
@@ -185,7 +199,8 @@ impl Conversation {
             .engine
             .template()
             .render(&self.messages, &self.vars)?;
-        let (tail, reused) = self.tail(&text, args, session)?;
+        let start = Instant::now();
+        let (tail, reuse) = self.tail(&text, args, session)?;
         let limit = session.engine.model().blueprint().max_positions;
         check_prompt(self.context.len() + tail.len(), limit, &args.generation).map_err(
             |refused| {
@@ -195,8 +210,9 @@ impl Conversation {
         )?;
         let request = Request {
             tail: &tail,
-            reused,
-            seconds_before: 0.0,
+            reuse,
+            seconds_before: start.elapsed().as_secs_f64(),
+            read_bytes_before: 0,
             edges: Edges::Trim,
         };
         // Until the answer is there, nobody knows what the context holds.
@@ -213,17 +229,17 @@ impl Conversation {
         Ok(answer)
     }
 
-    /// The tokens of `text` that the context does not hold, and how many it holds.
+    /// The tokens of `text` that the context does not hold, and where those it holds came from.
     ///
     /// What the model generated is kept as it is, token by token; only if the template shows
-    /// earlier turns otherwise than they were generated, the text is tokenised anew from there. A
-    /// context that cannot go back that far is created anew.
+    /// earlier turns otherwise than they were generated, the text is tokenised anew from there. What
+    /// the context then lacks is looked for in the store.
     fn tail(
         &mut self,
         text: &str,
         args: &ChatArgs,
         session: &mut Session,
-    ) -> Result<(Vec<u32>, usize), Failure> {
+    ) -> Result<(Vec<u32>, TakenOver), Failure> {
         let tokenizer = session.engine.tokenizer();
         let length = self.context.len();
         if let Some(held) = &self.held
@@ -234,7 +250,7 @@ impl Conversation {
             let parts = [("x", Specials::AsText), (new, Specials::Parse)];
             tail.extend(&tokenizer.encode_parts(&parts)?[1]);
             if !tail.is_empty() {
-                return Ok((tail, length));
+                return Ok((tail, TakenOver::of_context(length)));
             }
         }
         let why = match self.held.take() {
@@ -242,24 +258,58 @@ impl Conversation {
             None => self.unknown,
         };
         self.unknown = why;
-        let tokens = session.with_prefix(tokenizer.encode(text, Specials::Parse)?);
-        let common = match session.engine.align(&mut self.context, &tokens) {
-            Err(EngineError::Kv(KvError::WindowPassed { .. })) => {
-                self.context = new_context(args, session)?;
-                session.notices.push(format!(
-                    "{why}, and the model's sliding-window layers cannot go back: the whole \
-                     conversation is read again"
-                ));
-                return Ok((tokens, 0));
+        let tokens = session
+            .engine
+            .text()
+            .with_prefix(tokenizer.encode(text, Specials::Parse)?);
+        let (reuse, back) = self.follow(&tokens, args, session)?;
+        let held = self.context.len();
+        session.notices.extend(match back {
+            Back::Anew if held == 0 => Some(format!(
+                "{why}, and the model's sliding-window layers cannot go back: the whole \
+                 conversation is read again"
+            )),
+            _ if held < length => Some(format!(
+                "{why}: what follows token {held} of the {length} held is read again"
+            )),
+            _ => None,
+        });
+        session.notices.extend(reuse.sentence(tokens.len()));
+        Ok((tokens[held..].to_vec(), reuse))
+    }
+
+    /// Makes the context hold what can be had of `tokens` without reading them, all but the last at
+    /// most.
+    fn follow(
+        &mut self,
+        tokens: &[u32],
+        args: &ChatArgs,
+        session: &Session,
+    ) -> Result<(TakenOver, Back), Failure> {
+        let usable = &tokens[..tokens.len().saturating_sub(1)];
+        if let shift @ Reuse::Shift { .. } = session.methods.reuse() {
+            let bar = Progress::tokens("reading", self.context.len(), tokens.len());
+            let moved = TakenOver::moved(session, &mut self.context, tokens, shift, &bar)?;
+            if let Some(moved) = moved {
+                return Ok((moved, Back::Here));
             }
-            common => common?,
-        };
-        if common < length {
-            session.notices.push(format!(
-                "{why}: what follows token {common} of the {length} held is read again"
-            ));
         }
-        Ok((tokens[common..].to_vec(), common))
+        let held = self.context.tokens().iter();
+        let common = held.zip(usable).take_while(|(a, b)| a == b).count();
+        let (common, back) = match self.context.resumable(common) {
+            Some(common) => {
+                let gone = self.context.truncate(common);
+                gone.map_err(|error| Failure::from(EngineError::from(error)))?;
+                (common, Back::Here)
+            }
+            // The store may have what sliding-window layers have dropped.
+            None => {
+                self.context = new_context(args, session)?;
+                (0, Back::Anew)
+            }
+        };
+        let found = TakenOver::take_over(&mut self.context, usable)?;
+        Ok((TakenOver::of_context(common).and(&found), back))
     }
 
     fn remember(&mut self, prompt: String, answer: &Answer) {

@@ -130,8 +130,8 @@ fn with_progress<T>(
     let mut bar: Option<Progress> = None;
     let start = std::time::Instant::now();
     let result = evaluate(&mut |progress| {
-        bar.get_or_insert_with(|| Progress::tokens("predicting", progress.total))
-            .update(progress.done, progress.total, start.elapsed().as_secs_f64());
+        bar.get_or_insert_with(|| Progress::tokens("predicting", 0, progress.total))
+            .update(progress.done, start.elapsed().as_secs_f64());
         if interrupt::pressed() {
             Control::Stop
         } else {

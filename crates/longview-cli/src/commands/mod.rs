@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod doctor;
 mod eval;
+mod explain;
 mod make_model;
 mod methods;
 mod models;
@@ -26,6 +27,7 @@ pub(crate) fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Ask(args) => ask::run(args, format),
         Command::Run(args) => run::run(args, format),
         Command::Chat(args) => chat::run(args, format),
+        Command::Explain(args) => explain::run(args, format),
         Command::Bench(args) => bench::run(args, format),
         Command::Eval(args) => eval::run(args, format),
         Command::Methods(args) => methods::run(args, format),

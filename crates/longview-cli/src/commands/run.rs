@@ -1,6 +1,8 @@
 //! `longview run`: continue a text.
 
-use longview::{ShowSpecials, Specials};
+use std::time::Instant;
+
+use longview::Specials;
 use serde_json::{Map, Value};
 
 use super::read_text;
@@ -8,7 +10,9 @@ use crate::answer::{Answer, Edges, Request};
 use crate::args::{Fallback, Format, RunArgs};
 use crate::failure::Failure;
 use crate::output;
+use crate::prompt::shown;
 use crate::session::Session;
+use crate::taken_over::TakenOver;
 
 /// Generates what follows a prompt.
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
@@ -24,7 +28,11 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
             "the prompt is empty; give some text to continue",
         ));
     }
-    let mut session = Session::open(&args.engine, &args.methods)?;
+    let mut session = if args.print_prompt {
+        Session::open(&args.engine, &args.methods)?
+    } else {
+        Session::open_keeping(&args.engine, &args.methods, &args.store)?
+    };
     let recommended = session.recommended(&args.engine);
     session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
     let specials = if args.special_tokens {
@@ -33,16 +41,23 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         Specials::AsText
     };
     session.engine.check_text(prompt.len())?;
-    let tokens = session.with_prefix(session.engine.tokenizer().encode(&prompt, specials)?);
+    let text = session.engine.text();
+    let tokens = text.with_prefix(text.tokenizer().encode(&prompt, specials)?);
     if args.print_prompt {
         return print_prompt(&session, &tokens, format);
     }
     let planned = session.planned_tokens(tokens.len(), &args.generation)?;
+    let start = Instant::now();
     let mut context = session.engine.new_context(planned)?;
+    // The last token's logits are wanted, so it is always computed.
+    let reuse = TakenOver::take_over(&mut context, &tokens[..tokens.len().saturating_sub(1)])?;
+    session.notices.extend(reuse.sentence(tokens.len()));
+    session.tell_of_disk(planned);
     let request = Request {
-        tail: &tokens,
-        reused: 0,
-        seconds_before: 0.0,
+        tail: &tokens[context.len()..],
+        reuse,
+        seconds_before: start.elapsed().as_secs_f64(),
+        read_bytes_before: 0,
         edges: Edges::Keep,
     };
     let answer = Answer::generate(&session, &mut context, &request, &args.generation, format)?;
@@ -58,8 +73,10 @@ fn finish(
     // A continuation ends somewhere: only the reasons nobody asked for are worth a word.
     let cancelled = answer.is_cancelled();
     if answer.finish != "length" {
-        session.notices.extend(answer.remark(&args.generation));
+        let remark = answer.remark(session, &args.generation);
+        session.notices.extend(remark);
     }
+    session.hear_store();
     match format {
         Format::Json => output::print_json(&object(session, &answer)?)?,
         Format::Text => super::ask::show_notices(session, &answer),
@@ -83,13 +100,7 @@ pub(crate) fn print_prompt(
     tokens: &[u32],
     format: Format,
 ) -> Result<(), Failure> {
-    let tokenizer = session.engine.tokenizer();
-    let mut stream = tokenizer.stream(longview::text::Start::Continuation, ShowSpecials::Show);
-    let mut text = String::new();
-    for &id in tokens {
-        text.push_str(&stream.push(id)?);
-    }
-    text.push_str(&stream.finish());
+    let text = shown(session.engine.tokenizer(), tokens)?;
     match format {
         Format::Json => output::print_json(&serde_json::json!({
             "prompt": text,

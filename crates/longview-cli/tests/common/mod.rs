@@ -65,7 +65,8 @@ impl Folder {
     }
 }
 
-/// The program with arguments, not started. It sees no models of the user.
+/// The program with arguments, not started. It sees no models of the user, and keeps nothing unless
+/// the arguments say where.
 pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_longview"));
     command
@@ -73,6 +74,8 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
         .env_remove("HF_HOME")
         .env_remove("HF_HUB_CACHE")
         .env_remove("OLLAMA_MODELS")
+        .env("LONGVIEW_CACHE_DIR", env!("CARGO_TARGET_TMPDIR"))
+        .env("LONGVIEW_CACHE_MAX", "0")
         .env("HOME", "/nonexistent")
         .env("XDG_CACHE_HOME", "/nonexistent")
         .stdin(Stdio::null())

@@ -137,8 +137,8 @@ impl Summary {
         }
         Err(TierError::OtherModel {
             id: self.id.clone(),
-            found: (self.model.clone(), self.identity.clone()),
-            wanted: (origin.model.clone(), origin.identity.clone()),
+            found: Box::new((self.model.clone(), self.identity.clone())),
+            wanted: Box::new((origin.model.clone(), origin.identity.clone())),
         })
     }
 

@@ -290,9 +290,9 @@ pub enum TierError {
         /// The context.
         id: String,
         /// Model and identity it was made by.
-        found: (String, String),
+        found: Box<(String, String)>,
         /// Model and identity it was to be used with.
-        wanted: (String, String),
+        wanted: Box<(String, String)>,
     },
     /// There is no room for more.
     #[error("{place}: no room for {} more: {what}", human_bytes(*.wanted))]

@@ -1,0 +1,215 @@
+//! Contexts that outlive a run: kept in a folder, found by content, and never read twice.
+
+mod common;
+
+use common::{Folder, command, longview, ran, story};
+use serde_json::Value;
+
+const FALCON: &str = "What is the special magic number for amber falcon?";
+const KETTLE: &str = "What is the code of the silver kettle?";
+
+/// Runs a command that keeps contexts in `store`.
+fn keeping(store: &str, arguments: &[&str]) -> common::Ran {
+    let flags = ["--cache-dir", store, "--cache-max", "1GiB"];
+    longview(&[arguments, &flags].concat())
+}
+
+fn number(json: &Value, key: &str) -> u64 {
+    json[key]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{key} in {json}"))
+}
+
+#[test]
+fn a_document_is_read_once_for_all_runs() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(1200));
+    let store = folder.path("store");
+    let ask = |questions: &[&str], flags: &[&str]| {
+        let command = ["ask", "--json", "--file", &book];
+        keeping(&store, &[&command[..], questions, flags].concat())
+            .done()
+            .json()
+    };
+    let first = ask(&[FALCON], &[]);
+    let prompt = number(&first, "prompt_tokens");
+    assert_eq!(number(&first, "reused_tokens"), 0);
+    assert_eq!(first["reuse"], serde_json::json!({}));
+
+    // In another process: other questions to the same text, then the same one.
+    let both = ask(&[KETTLE, FALCON], &[]);
+    let [kettle, falcon] = [0, 1].map(|index| &both["answers"][index]);
+    assert_eq!(kettle["answer"], "The code of the silver kettle is 5182.");
+    assert_eq!(falcon["generated_ids"], first["generated_ids"]);
+    let found = number(&kettle["reuse"], "disk");
+    assert!(found.is_multiple_of(64) && found + 128 > prompt, "{both}");
+    assert_eq!(number(kettle, "reused_tokens"), found);
+    assert_eq!(
+        number(kettle, "computed_tokens"),
+        number(kettle, "prompt_tokens") - found
+    );
+    assert!(number(kettle, "store_read_bytes") >= 2048 * found);
+    assert!(number(&falcon["reuse"], "context") >= found);
+    assert_eq!(
+        number(falcon, "computed_tokens") + number(falcon, "reused_tokens"),
+        prompt
+    );
+    let notices = both["notices"].to_string();
+    assert!(notices.contains("from disk"), "{notices}");
+
+    explains(&folder, &store, &book, prompt);
+
+    let salted = ask(&[FALCON], &["--salt", "tenant"]);
+    assert_eq!(number(&salted, "reused_tokens"), 0);
+    assert_eq!(salted["generated_ids"], first["generated_ids"]);
+    let f32 = ask(&[FALCON], &["--store", "f32"]);
+    assert_eq!(number(&f32, "reused_tokens"), 0);
+}
+
+/// What `explain` says where the text is kept, where another parts from it, and where nobody read it.
+fn explains(folder: &Folder, store: &str, book: &str, prompt: u64) {
+    let explain = |arguments: &[&str]| {
+        let command = ["explain", "--json"];
+        keeping(store, &[&command[..], arguments].concat())
+            .done()
+            .json()
+    };
+    let same = explain(&["--file", book, FALCON]);
+    let reused = number(&same, "reused_tokens");
+    assert_eq!(number(&same, "prompt_tokens"), prompt);
+    assert!(reused.is_multiple_of(64) && reused + 64 >= prompt, "{same}");
+    assert_eq!(
+        same["reuse"],
+        serde_json::json!([{ "from": 0, "to": reused, "place": "disk" }])
+    );
+    assert_eq!(same["end"]["reason"], "tail");
+    assert!(same["seconds_it_took_to_compute"].as_f64() > same["seconds_to_read"].as_f64());
+
+    let changed = std::fs::read_to_string(book).unwrap();
+    let changed = folder.write("changed.txt", changed.replace("48213", "99999"));
+    let other = explain(&["--file", &changed, FALCON]);
+    let end = &other["end"];
+    assert_eq!(end["reason"], "differs", "{other}");
+    let token = number(end, "token");
+    let reused = number(&other, "reused_tokens");
+    assert!(reused <= token && token < reused + 64, "{other}");
+    let text = |key: &str| end[key].as_str().unwrap();
+    assert!(
+        text("text_before").trim_end().ends_with("amber falcon is"),
+        "{end}"
+    );
+    assert!(
+        text("stored_text").trim_start().starts_with("48213"),
+        "{end}"
+    );
+    assert!(
+        text("prompt_text").trim_start().starts_with("99999"),
+        "{end}"
+    );
+    let shown = keeping(store, &["explain", "--file", &changed])
+        .done()
+        .stdout;
+    assert!(
+        shown.contains("from disk") && shown.contains("99999"),
+        "{shown}"
+    );
+
+    let salted = explain(&["--file", book, "--salt", "x"]);
+    assert_eq!(salted["end"]["reason"], "other_identity", "{salted}");
+    let new = explain(&["--prompt", "Nobody has read this."]);
+    assert_eq!(number(&new, "reused_tokens"), 0);
+    longview(&["explain", "--prompt", "x"]).refused(2, &["--cache-max is 0"]);
+    longview(&["explain", "Why?"]).refused(2, &["--file"]);
+}
+
+#[test]
+fn completions_and_conversations_are_found_again() {
+    let folder = Folder::new();
+    let store = folder.path("store");
+    let prompt = folder.write("prompt.txt", story(300));
+    let run = || {
+        let command = ["run", "--json", "--prompt-file", &prompt, "-n", "70"];
+        keeping(&store, &[&command[..], &["--temperature", "0"]].concat())
+            .done()
+            .json()
+    };
+    let (first, second) = (run(), run());
+    assert_eq!(second["answer"], first["answer"]);
+    assert_eq!(number(&first, "reused_tokens"), 0);
+    assert!(number(&second, "computed_tokens") <= 64, "{second}");
+
+    let talk = || {
+        let mut child = command(&[
+            "chat",
+            "--json",
+            "--cache-dir",
+            &store,
+            "--cache-max",
+            "1GiB",
+        ])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+        let said = format!("{}\nWhat is it?\n", story(300));
+        let mut stdin = child.stdin.take().unwrap();
+        std::io::Write::write_all(&mut stdin, said.as_bytes()).unwrap();
+        drop(stdin);
+        ran(child.wait_with_output().unwrap()).done().json()
+    };
+    let (first, second) = (talk(), talk());
+    assert!(number(&first["answers"][1]["reuse"], "context") > 300);
+    assert_eq!(number(&first["answers"][0], "reused_tokens"), 0);
+    assert!(
+        number(&second["answers"][0]["reuse"], "disk") > 200,
+        "{second}"
+    );
+    for turn in [0, 1] {
+        let ids = |talk: &Value| talk["answers"][turn]["generated_ids"].clone();
+        assert_eq!(ids(&first), ids(&second));
+    }
+}
+
+#[test]
+fn a_folder_that_was_named_must_be_a_store_and_the_usual_one_may_be_missing() {
+    let folder = Folder::new();
+    let file = folder.write("file", "dear");
+    folder.write("things/letter.txt", "dear");
+    folder.write("future/STORE", "longview store, format 99\n");
+    let run = ["run", "--prompt", "Once", "-n", "1"];
+    for (place, words) in [
+        (file.as_str(), &["cannot be kept", "file"][..]),
+        (
+            &folder.path("things"),
+            &["not a Longview store", "--cache-dir"],
+        ),
+        (
+            &folder.path("future"),
+            &["format 99", "nothing was changed"],
+        ),
+    ] {
+        keeping(place, &run).refused(2, words);
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), b"dear");
+    assert_eq!(std::fs::read_dir(folder.path("things")).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(folder.path("future")).unwrap().count(), 1);
+
+    // Nobody named a folder, and the usual place cannot have one.
+    let mut unnamed = command(&run);
+    unnamed
+        .env_remove("LONGVIEW_CACHE_DIR")
+        .env_remove("LONGVIEW_CACHE_MAX")
+        .env("XDG_CACHE_HOME", &file)
+        .env("HOME", &file);
+    let unnamed = ran(unnamed.output().unwrap()).done();
+    assert!(
+        unnamed.stderr.contains("is not kept for the next time"),
+        "{unnamed:?}"
+    );
+    keeping(
+        &folder.path("s"),
+        &["run", "--prompt", "x", "--cache-max", "much"],
+    )
+    .code
+    .filter(|&code| code == 2)
+    .expect("a size that is none is refused");
+}
