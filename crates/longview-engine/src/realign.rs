@@ -70,6 +70,10 @@ impl Engine {
         least_tokens: usize,
         on: &mut dyn FnMut(PrefillProgress) -> Control,
     ) -> Result<Option<Realigned>, EngineError> {
+        if self.model().layout().is_recurrent() {
+            // A state is of all that stood before it: nothing can be moved.
+            return Ok(None);
+        }
         let usable = &tokens[..tokens.len().saturating_sub(1)];
         let common = context
             .tokens()

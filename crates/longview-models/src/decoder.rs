@@ -55,7 +55,6 @@ pub(crate) fn forward(
             }
             (Mixer::GatedDelta(shape), load::Mixer::GatedDelta(layer)) => {
                 gated_delta(exec, batch, index, shape, layer, eps, w);
-                w.lap(Work::Recurrence);
             }
             _ => unreachable!("the loader makes the part that the blueprint names"),
         }

@@ -13,15 +13,15 @@ pub enum Work {
     Norms,
     /// Rounding the inputs of products to what the kernels read.
     Quantise,
-    /// Queries, keys and values.
+    /// Queries, keys and values; in a recurrent layer also its gates.
     Qkv,
     /// Rotary embedding, and writing keys and values into pages.
     RopeAppend,
     /// Attention over the pages.
     Attention,
-    /// A recurrent layer: its products, its convolution and its state.
+    /// A recurrent layer's convolution, its state, and the gates of what that gives.
     Recurrence,
-    /// The product after attention.
+    /// The product after attention or recurrence.
     Output,
     /// The feed-forward part's first products, its activation, and the router of experts.
     GateUp,

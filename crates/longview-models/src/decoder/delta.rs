@@ -7,6 +7,7 @@ use longview_kv::Batch;
 
 use super::{ROWS_PER_TASK, needs, rms_norm};
 use crate::load::Delta;
+use crate::profile::Work;
 use crate::workspace::{Workspace, sized};
 
 /// `w.normed` becomes what the layer adds to the residual stream.
@@ -32,6 +33,7 @@ pub(super) fn gated_delta(
         sized(&mut w.v, rows * heads),
     ];
     matmul_many(exec, &w.activations, &weights, outs);
+    w.lap(Work::Qkv);
 
     w.k.iter_mut()
         .for_each(|beta| *beta = 1.0 / (1.0 + (-*beta).exp()));
@@ -67,15 +69,14 @@ pub(super) fn gated_delta(
             Activation::Silu.gate(exec.isa, gate, &read[from..from + gate.len()]);
         });
 
+    w.lap(Work::Recurrence);
+
     let output = &layer.output.weight;
     w.activations
         .set(exec, &w.heads, rows, values, needs(exec, &[output]));
-    matmul(
-        exec,
-        &w.activations,
-        output,
-        sized(&mut w.normed, rows * hidden),
-    );
+    let out = sized(&mut w.normed, rows * hidden);
+    matmul(exec, &w.activations, output, out);
+    w.lap(Work::Output);
 }
 
 /// `ln(1 + e^x)`
