@@ -253,7 +253,7 @@ pub(crate) fn check(logits: &[f32]) -> Result<(), SamplingError> {
         return Err(SamplingError::NoCandidate { vocabulary: 0 });
     }
     // One pass without branches for the usual case; the culprit is looked for afterwards.
-    if logits.iter().all(|&logit| logit < f32::INFINITY) {
+    if math::all_below_infinity(logits) {
         return Ok(());
     }
     let (id, &value) = (0..)

@@ -81,15 +81,12 @@ impl Chain {
 
 /// The lowest id among the highest logits, unless all are −∞.
 fn argmax(logits: &[f32]) -> Option<u32> {
-    let mut best = None;
-    let mut most = f32::NEG_INFINITY;
-    for (id, &logit) in (0..).zip(logits) {
-        if logit > most {
-            most = logit;
-            best = Some(id);
-        }
+    let most = math::highest(logits);
+    if most == f32::NEG_INFINITY {
+        return None;
     }
-    best
+    let at = logits.iter().position(|&logit| logit == most)?;
+    u32::try_from(at).ok()
 }
 
 fn allowed_top(candidates: &mut Candidates) -> Option<u32> {
@@ -120,9 +117,7 @@ fn draw(candidates: &mut Candidates, rng: &mut Rng) -> Option<u32> {
 }
 
 fn logprob(logits: &[f32], id: u32) -> f32 {
-    let highest = logits
-        .iter()
-        .fold(f32::NEG_INFINITY, |most, &logit| most.max(logit));
+    let highest = math::highest(logits);
     let mass = math::mass(logits.iter().copied(), highest);
     (f64::from(logits[id as usize]) - f64::from(highest) - math::ln(mass)) as f32
 }

@@ -56,9 +56,50 @@ pub fn ln(x: f64) -> f64 {
     n as f64 * std::f64::consts::LN_2 + 2.0 * t * sum
 }
 
+/// Numbers that the passes over a vocabulary take at once, each in a lane of its own: a fixed number,
+/// so that sums come out the same everywhere.
+const LANES: usize = 16;
+
 /// Σ exp(logit − highest) over `logits`, none of which is above `highest`.
 pub fn mass(logits: impl Iterator<Item = f32>, highest: f32) -> f64 {
-    logits.map(|logit| f64::from(exp(logit - highest))).sum()
+    let mut logits = logits.fuse();
+    let mut sums = [0.0; LANES];
+    loop {
+        let mut block = [f32::NEG_INFINITY; LANES];
+        let mut count = 0;
+        for (slot, logit) in block.iter_mut().zip(&mut logits) {
+            *slot = logit - highest;
+            count += 1;
+        }
+        for (sum, x) in sums.iter_mut().zip(block) {
+            *sum += f64::from(exp(x));
+        }
+        if count < LANES {
+            return sums.iter().sum();
+        }
+    }
+}
+
+/// The highest of `logits`, −∞ when there is none; NaNs are passed over.
+pub fn highest(logits: &[f32]) -> f32 {
+    let higher = |most: f32, logit: f32| if logit > most { logit } else { most };
+    let (blocks, rest) = logits.as_chunks::<LANES>();
+    let mut most = [f32::NEG_INFINITY; LANES];
+    for block in blocks {
+        for (most, &logit) in most.iter_mut().zip(block) {
+            *most = higher(*most, logit);
+        }
+    }
+    let most = most.into_iter().chain(rest.iter().copied());
+    most.fold(f32::NEG_INFINITY, higher)
+}
+
+/// Whether all of `logits` are below +∞: neither that nor NaN.
+pub fn all_below_infinity(logits: &[f32]) -> bool {
+    // Without an early end, so that the loop is vectorised.
+    logits
+        .iter()
+        .fold(true, |all, &logit| all & (logit < f32::INFINITY))
 }
 
 #[cfg(test)]
@@ -92,6 +133,30 @@ mod tests {
 
     #[test]
     fn mass_of_equal_logits_counts_them() {
-        assert_eq!(mass([2.0; 7].into_iter(), 2.0), 7.0);
+        for count in [0, 1, 7, 15, 16, 17, 32, 100] {
+            let logits = std::iter::repeat_n(2.0, count);
+            assert_eq!(mass(logits, 2.0), count as f64);
+        }
+    }
+
+    #[test]
+    fn the_highest_is_found_wherever_it_is() {
+        for len in [1, 15, 16, 17, 40] {
+            for at in 0..len {
+                let mut logits = vec![-1.0; len];
+                logits[at] = 3.0;
+                assert_eq!(highest(&logits), 3.0);
+                assert!(all_below_infinity(&logits));
+                logits[at] = f32::NAN;
+                assert_eq!(
+                    highest(&logits),
+                    if len > 1 { -1.0 } else { f32::NEG_INFINITY }
+                );
+                assert!(!all_below_infinity(&logits));
+                logits[at] = f32::INFINITY;
+                assert!(!all_below_infinity(&logits));
+            }
+        }
+        assert_eq!(highest(&[]), f32::NEG_INFINITY);
     }
 }
