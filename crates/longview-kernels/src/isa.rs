@@ -10,6 +10,8 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with the 8-bit dot products of AVX-VNNI.
+    AvxVnni,
     /// x86-64 with AVX-512 F/BW/DQ/VL and VNNI.
     Avx512,
     /// 64-bit ARM with NEON, which all of them have.
@@ -33,9 +35,10 @@ pub enum IsaError {
 
 impl Isa {
     /// Every instruction set there is a version for, weakest first.
-    pub const ALL: [Isa; 6] = [
+    pub const ALL: [Isa; 7] = [
         Isa::Scalar,
         Isa::Avx2,
+        Isa::AvxVnni,
         Isa::Avx512,
         Isa::Neon,
         Isa::NeonDotprod,
@@ -85,6 +88,8 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 Isa::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
@@ -114,6 +119,7 @@ impl fmt::Display for Isa {
         f.write_str(match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Neon => "neon",
             Isa::NeonDotprod => "neon-dotprod",
@@ -169,6 +175,6 @@ mod tests {
         assert!(Isa::available().contains(&Isa::Scalar));
         assert_eq!(Isa::available().last(), Some(&Isa::best()));
         let message = "sse9".parse::<Isa>().unwrap_err().to_string();
-        assert!(message.contains("sse9") && message.contains("avx2, avx512, neon"));
+        assert!(message.contains("sse9") && message.contains("avx2, avxvnni, avx512, neon"));
     }
 }

@@ -178,7 +178,7 @@ fn products_are_right_at_every_tile_size() {
         for format in Format::ALL {
             let k = if format.block_len() == 256 { 512 } else { 288 };
             let case = Case::new(format, 35, k, 11, &exec);
-            for rows in [1, 2, 3, 4, 5, 8, 11, 12, 13, 27] {
+            for rows in [1, 2, 3, 4, 5, 8, 11, 12, 13, 27, 61] {
                 let x = Random(5).floats(rows * k);
                 case.check(&exec, &x, &case.product(&exec, &x));
             }
@@ -212,8 +212,54 @@ fn long_rows_pass_through_every_slab() {
     for exec in execs(2) {
         for format in [Format::F32, Format::F16, Format::Q4_0, Format::Q6_K] {
             let case = Case::new(format, 20, 2304, 12, &exec);
-            let x = Random(6).floats(14 * case.k);
-            case.check(&exec, &x, &case.product(&exec, &x));
+            for rows in [14, 61] {
+                let x = Random(6).floats(rows * case.k);
+                case.check(&exec, &x, &case.product(&exec, &x));
+            }
+        }
+    }
+}
+
+#[test]
+fn many_rows_and_panels_are_cut_into_every_kind_of_block() {
+    for isa in Isa::available()
+        .into_iter()
+        .filter(|&isa| isa != Isa::Scalar)
+    {
+        for numerics in [Numerics::Default, Numerics::F32] {
+            let exec = Exec::new(2, isa, numerics);
+            for format in [Format::Q8_0, Format::Q2_K, Format::Q4_K, Format::F16] {
+                // Up to three panels together and a part of one; blocks of 96 and of 192 rows.
+                for (n, rows) in [(16, 197), (32, 98), (48, 50), (91, 205)] {
+                    let case = Case::new(format, n, 256, 41, &exec);
+                    let x = Random(43).floats(rows * case.k);
+                    case.check(&exec, &x, &case.product(&exec, &x));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_are_any_number_and_bytes_lie_anywhere() {
+    let (n, k, rows) = (1, 288, 3);
+    for format in [Format::Q4_0, Format::F16] {
+        let one = Exec::new(1, Isa::best(), Numerics::Default);
+        let case = Case::new(format, n, k, 31, &one);
+        let x = Random(7).floats(rows * k);
+        let expected = case.product(&one, &x);
+        case.check(&one, &x, &expected);
+        // Tensors of a mapped file begin where the file has them.
+        let mut shifted = vec![0];
+        shifted.extend(Random(31).weights(format, n * k));
+        for threads in [0, 1, 2, 11] {
+            let exec = Exec::new(threads, Isa::best(), Numerics::Default);
+            let case = Case::of(format, n, k, &shifted[1..], &exec);
+            assert_eq!(
+                case.product(&exec, &x),
+                expected,
+                "{format}, {threads} threads"
+            );
         }
     }
 }
@@ -293,7 +339,8 @@ fn a_bad_row_spoils_only_itself() {
         for format in [Format::Q4_0, Format::Q4_K, Format::F16] {
             let case = Case::new(format, 19, 512, 23, &exec);
             for bad in [f32::NAN, f32::INFINITY] {
-                let clean = Random(8).floats(6 * case.k);
+                let rows = if bad.is_nan() { 6 } else { 62 };
+                let clean = Random(8).floats(rows * case.k);
                 let mut x = clean.clone();
                 x[2 * case.k + 77] = bad;
                 let (got, expected) = (case.product(&exec, &x), case.product(&exec, &clean));
@@ -334,7 +381,7 @@ proptest! {
         format in prop::sample::select(Format::ALL.to_vec()),
         n in 1usize..70,
         blocks in 1usize..12,
-        rows in 1usize..40,
+        rows in 1usize..70,
         threads in 1usize..4,
         seed in any::<u64>(),
     ) {

@@ -8,12 +8,13 @@ use anyhow::{Context, Result, ensure};
 use crate::counts::Loops;
 
 /// A function is taken when its name contains all of one of these lists.
-const FUNCTIONS: [&[&str]; 7] = [
+const FUNCTIONS: [&[&str]; 8] = [
     &["matmul::avx512", "source::Q40"],
     &["matmul::avx512", "source::Q80"],
     &["matmul::avx512", "source::Q4K"],
     &["matmul::avx512", "source::Q6K"],
     &["matmul::avx512::float", "::Half"],
+    &["matmul::avx512::wide_float::compute"],
     &["run_avx512", "attention::"],
     &["activations::forms::avx512"],
 ];

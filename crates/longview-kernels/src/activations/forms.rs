@@ -22,7 +22,7 @@ macro_rules! for_each_isa {
                     // SAFETY: callers ask only for instruction sets the processor offers.
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Avx2 | Isa::AvxVnni => return unsafe { avx2($($arg),*) },
                     _ => {}
                 }
             }
@@ -67,7 +67,7 @@ pub(super) fn quantize(isa: Isa, x: &[f32], k: usize, group: usize, out: &mut [u
             Isa::Avx512 => unsafe { avx512::quantize_row(values, place, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx2 => unsafe { avx2_row(values, place, out) },
+            Isa::Avx2 | Isa::AvxVnni => unsafe { avx2_row(values, place, out) },
             _ => quantize_row(values, place, out, Block::quantize),
         }
     }

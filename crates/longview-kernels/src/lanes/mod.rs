@@ -46,7 +46,7 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         Isa::Avx512 if isa.is_available() => unsafe { run_avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor was just asked whether it has the features.
-        Isa::Avx2 if isa.is_available() => unsafe { run_avx2(kernel) },
+        Isa::Avx2 | Isa::AvxVnni if isa.is_available() => unsafe { run_avx2(kernel) },
         #[cfg(target_arch = "aarch64")]
         Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm if isa.is_available() => {
             // SAFETY: the processor was just asked whether it has the features.

@@ -10,10 +10,39 @@ use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Computes `part`, whose weights are quantised.
 pub(in crate::matmul) fn int8(part: &Part) {
-    with_source!(part.w.format(), panels(part));
+    with_source!(part.w.format(), plain(part));
 }
 
-fn panels<S: Source>(part: &Part) {
+/// The same with AVX-VNNI.
+pub(in crate::matmul) fn int8_vnni(part: &Part) {
+    with_source!(part.w.format(), vnni(part));
+}
+
+fn plain<S: Source>(part: &Part) {
+    // SAFETY: `panels` asks for sums of rows inside its part, and `Isa::Avx2` runs only where the
+    // processor offers the features.
+    panels::<S, 2>(part, |rows, count| unsafe {
+        match count {
+            1 => rows.plain::<S, 1>(),
+            _ => rows.plain::<S, 2>(),
+        }
+    });
+}
+
+fn vnni<S: Source>(part: &Part) {
+    // SAFETY: as in `plain`, and `Isa::AvxVnni` runs only where the processor offers it.
+    panels::<S, 4>(part, |rows, count| unsafe {
+        match count {
+            1 => rows.vnni::<S, 1>(),
+            2 => rows.vnni::<S, 2>(),
+            3 => rows.vnni::<S, 3>(),
+            _ => rows.vnni::<S, 4>(),
+        }
+    });
+}
+
+/// Calls `add(rows, count)` for up to `MOST` rows of a group at a time.
+fn panels<S: Source, const MOST: usize>(part: &Part, add: impl Fn(&Rows, usize)) {
     let shape = part.x.shape();
     let records = part.x.records();
     let mut unpacked = Unpacked::ZERO;
@@ -27,9 +56,9 @@ fn panels<S: Source>(part: &Part) {
             let mut row = rows.start;
             while row < rows.end {
                 let (group, slot) = (row / shape.group, row % shape.group);
-                let both = slot + 1 < shape.group && row + 1 < rows.end;
+                let together = MOST.min(shape.group - slot).min(rows.end - row);
                 let first = group * shape.record_bytes() + at * SEGMENT * shape.group * ROW_RECORD;
-                let pair = Rows {
+                let some = Rows {
                     unpacked: &unpacked,
                     count,
                     fresh: at == 0,
@@ -40,22 +69,16 @@ fn panels<S: Source>(part: &Part) {
                     out_stride: part.w.n(),
                     lanes: part.lanes(panel),
                 };
-                // SAFETY: the features as above; the records of the segment's blocks are there for
-                // these rows, and rows and lanes lie inside the part's output.
-                unsafe {
-                    if both {
-                        pair.compute::<S, 2>()
-                    } else {
-                        pair.compute::<S, 1>()
-                    }
-                }
-                row += if both { 2 } else { 1 };
+                // The records of the segment's blocks are there for these rows, and rows and lanes
+                // lie inside the part's output.
+                add(&some, together);
+                row += together;
             }
         }
     }
 }
 
-/// One panel's segment times one or two rows of a group.
+/// One panel's segment times some rows of a group.
 struct Rows<'a> {
     unpacked: &'a Unpacked,
     /// Blocks.
@@ -74,17 +97,41 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Adds the segment to `R` rows.
+    /// Adds the segment to `R` rows with AVX2 alone.
     ///
     /// # Safety
     /// The processor offers AVX2 and FMA; pointers are as their fields say.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn compute<S: Source, const R: usize>(&self) {
+    unsafe fn plain<S: Source, const R: usize>(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.compute::<S, R>(|codes, x, from, to| dot::<S, R>(codes, x, from, to)) }
+    }
+
+    /// Adds the segment to `R` rows with AVX-VNNI.
+    ///
+    /// # Safety
+    /// As [`Rows::plain`], and the processor offers AVX-VNNI.
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    unsafe fn vnni<S: Source, const R: usize>(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.compute::<S, R>(|codes, x, from, to| dot_vnni::<S, R>(codes, x, from, to)) }
+    }
+
+    /// Adds the segment to `R` rows; `dot(codes, x, from, to)` makes the integer dot products of
+    /// groups `from..to`.
+    ///
+    /// # Safety
+    /// As [`Rows::plain`].
+    #[inline(always)]
+    unsafe fn compute<S: Source, const R: usize>(
+        &self,
+        dot: impl Fn(*const u8, &[*const u8; R], usize, usize) -> [[__m256i; 2]; R],
+    ) {
         let layout = S::LAYOUT;
         let signed = bits(&layout) == 8;
-        let mut sums = [[_mm256_setzero_ps(); 2]; R];
         // SAFETY: blocks inside the segment, records inside the group, outputs inside the part.
         unsafe {
+            let mut sums = [[_mm256_setzero_ps(); 2]; R];
             if !self.fresh {
                 for (r, sums) in sums.iter_mut().enumerate() {
                     *sums = load_lanes(self.out.add(r * self.out_stride), self.lanes);
@@ -116,7 +163,7 @@ impl Rows<'_> {
                 };
                 let mut dots = [[_mm256_setzero_ps(); 2]; R];
                 if layout.subs == 1 {
-                    let ints = dot::<S, R>(codes, &x, 0, 8);
+                    let ints = dot(codes, &x, 0, 8);
                     for r in 0..R {
                         let start = _mm256_set1_epi32(centre(int(1, r)));
                         for h in 0..2 {
@@ -130,7 +177,7 @@ impl Rows<'_> {
                     }
                 } else {
                     for s in 0..2 {
-                        let ints = dot::<S, R>(codes, &x, 4 * s, 4 * s + 4);
+                        let ints = dot(codes, &x, 4 * s, 4 * s + 4);
                         for r in 0..R {
                             let negated = if s == 0 {
                                 int(2, r)
@@ -211,6 +258,39 @@ unsafe fn dot<S: Source, const R: usize>(
                 }
             }
             start = end;
+        }
+        sums
+    }
+}
+
+/// [`dot`] with AVX-VNNI, which sums four products to 32 bits.
+///
+/// # Safety
+/// As [`dot`], and the caller has AVX-VNNI enabled.
+#[inline(always)]
+unsafe fn dot_vnni<S: Source, const R: usize>(
+    codes: *const u8,
+    x: &[*const u8; R],
+    from: usize,
+    to: usize,
+) -> [[__m256i; 2]; R] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[_mm256_setzero_si256(); 2]; R];
+        for g in from..to {
+            for h in 0..2 {
+                let code = _mm256_load_si256(codes.add(64 * g + 32 * h).cast());
+                for r in 0..R {
+                    let four = _mm256_set1_epi32(x[r].add(4 * g).cast::<i32>().read_unaligned());
+                    sums[r][h] = if bits(&S::LAYOUT) == 8 {
+                        // |code| · (x with the code's sign): unsigned times signed, as needed.
+                        let signed = _mm256_sign_epi8(four, code);
+                        _mm256_dpbusd_avx_epi32(sums[r][h], _mm256_abs_epi8(code), signed)
+                    } else {
+                        _mm256_dpbusd_avx_epi32(sums[r][h], code, four)
+                    };
+                }
+            }
         }
         sums
     }

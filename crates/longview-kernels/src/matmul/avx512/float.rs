@@ -3,38 +3,34 @@
 use std::arch::x86_64::*;
 
 use super::each;
-use super::unpack::Block;
+use super::wide_float::{Codes, Weights, wide_float};
 use crate::format::Format;
 use crate::matmul::Part;
-use crate::matmul::slab::{SLAB, Tile, slabs, tiles};
-use crate::matmul::source::{Segment, Source, with_source};
-use crate::packed::layout::{BLOCK, LANES};
+use crate::matmul::slab::{Tile, slabs, tiles};
+use crate::matmul::source::{Source, with_source};
+use crate::packed::layout::LANES;
 
 /// Computes `part` with its weights as f32.
 pub(in crate::matmul) fn float(part: &Part) {
-    let few = part.rows().len() <= 4;
+    if part.rows().len() >= WIDE_ROWS {
+        return wide_float(part);
+    }
     match part.w.format() {
-        Format::F32 if few => in_place::<Single>(part),
-        Format::F16 if few => in_place::<Half>(part),
-        Format::BF16 if few => in_place::<Brain>(part),
-        // SAFETY: the slab begins inside the panel.
-        Format::F32 => slabs(
-            part,
-            |panel, first, _, _| unsafe { panel.add(first * LANES * 4).cast() },
-            add,
-        ),
-        Format::F16 => slabs(part, widen::<Half>, add),
-        Format::BF16 => slabs(part, widen::<Brain>, add),
+        Format::F32 => in_place::<Single>(part),
+        Format::F16 => in_place::<Half>(part),
+        Format::BF16 => in_place::<Brain>(part),
         format => with_source!(format, quantised(part)),
     }
 }
 
+/// Rows from which on it pays to unpack panels into the cache.
+const WIDE_ROWS: usize = 25;
+
 fn quantised<S: Source>(part: &Part) {
-    let blocks = part.blocks();
-    let unpack = |panel: *const u8, first: usize, _: usize, slab: *mut f32| {
+    let unpack = |panel: *const u8, first: usize, count: usize, slab: *mut f32| {
         // SAFETY: `Isa::Avx512` runs only where the processor offers the features; `first` is the
         // start of a segment of the panel, and the slab holds a segment.
-        unsafe { dequantise::<S>(panel, blocks, first / SLAB, slab) };
+        unsafe { Codes::<S>::unpack(panel, part.w.k(), first, count, slab) };
         slab.cast_const()
     };
     slabs(part, unpack, add);
@@ -47,14 +43,74 @@ fn add(tile: &Tile, w: *const f32) {
     unsafe { dispatch::<Single>(tile, w.cast()) }
 }
 
-/// Computes `part`, of at most four rows, reading float weights in their own form.
+/// Computes `part`, of few rows, reading float weights in their own form.
 fn in_place<W: Element>(part: &Part) {
+    if part.x.shape().groups == 1 {
+        return one_group::<W>(part);
+    }
     for panel in part.panels.clone() {
         let weights = part.w.panel(panel).as_ptr();
         // SAFETY: as in `add`; the panel holds k vectors.
         tiles(part, panel, 0, part.w.k(), |tile| unsafe {
             dispatch::<W>(tile, weights)
         });
+    }
+}
+
+/// Computes `part`, of at most four rows, several panels at a time: each sum waits for its last
+/// addition, and one panel's sums of a row or two wait longer than memory takes.
+fn one_group<W: Element>(part: &Part) {
+    for panel in part.panels.clone().step_by(TOGETHER) {
+        let panels = TOGETHER.min(part.panels.end - panel);
+        // SAFETY: as in `add`; `panels` of the part's panels begin here.
+        unsafe {
+            match (part.x.shape().group, panels) {
+                (1, TOGETHER) => together::<W, TOGETHER, 1>(part, panel),
+                (2, TOGETHER) => together::<W, TOGETHER, 2>(part, panel),
+                (3, TOGETHER) => together::<W, TOGETHER, 3>(part, panel),
+                (4, TOGETHER) => together::<W, TOGETHER, 4>(part, panel),
+                (group, _) => (panel..panel + panels).for_each(|panel| match group {
+                    1 => together::<W, 1, 1>(part, panel),
+                    2 => together::<W, 1, 2>(part, panel),
+                    3 => together::<W, 1, 3>(part, panel),
+                    _ => together::<W, 1, 4>(part, panel),
+                }),
+            }
+        }
+    }
+}
+
+/// Panels that one group of rows takes at once.
+const TOGETHER: usize = 4;
+
+/// Computes the products of `P` panels with the one group of `G` rows.
+///
+/// # Safety
+/// The processor offers the features; the panels are the part's, and its rows `G`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn together<W: Element, const P: usize, const G: usize>(part: &Part, panel: usize) {
+    let weights: [*const u8; P] = std::array::from_fn(|p| part.w.panel(panel + p).as_ptr());
+    let mut x = part.x.floats()[..G * part.w.k()].as_ptr();
+    let mut sums = [[_mm512_setzero_ps(); G]; P];
+    // SAFETY: elements inside the panels and the group, rows and lanes inside the output.
+    unsafe {
+        for i in 0..part.w.k() {
+            for p in 0..P {
+                let at = weights[p].add(i * LANES * W::BYTES);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048).cast());
+                let w = W::load(at);
+                for r in 0..G {
+                    sums[p][r] = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(r)), sums[p][r]);
+                }
+            }
+            x = x.add(G);
+        }
+        for (p, sums) in sums.iter().enumerate() {
+            let lanes = (0xffff_u32 >> (LANES - part.lanes(panel + p))) as __mmask16;
+            for (r, &sum) in sums.iter().enumerate() {
+                _mm512_mask_storeu_ps(part.out(r, panel + p), lanes, sum);
+            }
+        }
     }
 }
 
@@ -113,7 +169,7 @@ unsafe fn compute<W: Element, const G: usize, const GROUPS: usize>(tile: &Tile, 
 }
 
 /// A float format, as a type.
-trait Element {
+pub(super) trait Element {
     /// Bytes of an element.
     const BYTES: usize;
 
@@ -124,9 +180,9 @@ trait Element {
     unsafe fn load(at: *const u8) -> __m512;
 }
 
-struct Single;
-struct Half;
-struct Brain;
+pub(super) struct Single;
+pub(super) struct Half;
+pub(super) struct Brain;
 
 impl Element for Single {
     const BYTES: usize = 4;
@@ -157,53 +213,6 @@ impl Element for Brain {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }
-    }
-}
-
-/// Unpacks elements `first..first + count` of a float panel.
-fn widen<W: Element>(panel: *const u8, first: usize, count: usize, slab: *mut f32) -> *const f32 {
-    #[target_feature(enable = "avx512f,f16c")]
-    unsafe fn all<W: Element>(from: *const u8, count: usize, slab: *mut f32) {
-        for i in 0..count {
-            // SAFETY: `count` vectors lie at both places.
-            unsafe {
-                let from = from.add(i * LANES * W::BYTES);
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(4096).cast());
-                _mm512_store_ps(slab.add(i * LANES), W::load(from));
-            }
-        }
-    }
-    // SAFETY: `slabs` asks for elements inside the panel and gives room for them.
-    unsafe { all::<W>(panel.add(first * LANES * W::BYTES), count, slab) };
-    slab
-}
-
-/// Unpacks a segment of a quantised panel.
-///
-/// # Safety
-/// The processor offers the features; the panel has `blocks` blocks and this segment, and `slab`
-/// room for a segment.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")]
-unsafe fn dequantise<S: Source>(panel: *const u8, blocks: usize, segment: usize, slab: *mut f32) {
-    let centre = if S::LAYOUT.has_min() { 0 } else { 128 };
-    // SAFETY: blocks inside the segment, and four vectors of the slab for each group.
-    unsafe {
-        let (segment, count) = Segment::at::<S>(panel, blocks, segment);
-        for b in 0..count {
-            segment.prefetch::<S>(b);
-            let block = Block::unpack::<S>(segment.planes::<S>(b));
-            for g in 0..BLOCK / 4 {
-                let (scale, min) = (block.scale[g / 4], block.min[g / 4]);
-                let mut codes = block.codes[g];
-                for i in 0..4 {
-                    let code = _mm512_and_si512(codes, _mm512_set1_epi32(0xff));
-                    let value = _mm512_sub_epi32(code, _mm512_set1_epi32(centre));
-                    let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(value), scale, min);
-                    _mm512_store_ps(slab.add((b * BLOCK + 4 * g + i) * LANES), value);
-                    codes = _mm512_srli_epi32::<8>(codes);
-                }
-            }
         }
     }
 }

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::each;
 use super::unpack::Block;
+use super::wide_int8::wide_int8;
 use crate::activations::ROW_RECORD;
 use crate::matmul::Part;
 use crate::matmul::source::{Segment, Source, with_source};
@@ -11,8 +12,15 @@ use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Computes `part`, whose weights are quantised.
 pub(in crate::matmul) fn int8(part: &Part) {
-    with_source!(part.w.format(), panels(part));
+    if part.rows().len() < WIDE_ROWS {
+        with_source!(part.w.format(), panels(part));
+    } else {
+        with_source!(part.w.format(), wide_int8(part));
+    }
 }
+
+/// Rows from which on it pays to unpack panels into the cache.
+const WIDE_ROWS: usize = 49;
 
 fn panels<S: Source>(part: &Part) {
     let shape = part.x.shape();
@@ -144,7 +152,7 @@ impl Tile {
 /// Keeps the compiler from loading the operands of the next row before the last is done: there
 /// are not registers enough, and the processor looks far enough ahead by itself.
 #[inline(always)]
-fn fence() {
+pub(super) fn fence() {
     // SAFETY: no instructions.
     unsafe { std::arch::asm!("", options(nostack, preserves_flags)) };
 }

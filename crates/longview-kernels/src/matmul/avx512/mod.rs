@@ -1,21 +1,28 @@
 //! The products with AVX-512 and its 8-bit dot product (VNNI).
 //!
-//! A register holds one number of each of a panel's 16 outputs. Tiles take up to three groups of
-//! four rows at a panel's block, whose codes are unpacked once into eight registers.
+//! A register holds one number of each of a panel's 16 outputs. With few rows, a panel's block is
+//! unpacked into eight registers for all of them; with more, panels are unpacked into the cache and
+//! read again by every group of rows.
 
 mod float;
 mod int8;
 mod unpack;
+mod wide_float;
+mod wide_int8;
 
 pub(super) use float::float;
 pub(super) use int8::int8;
 
 /// Repeats `$body` for `$i` in `0..$count`, written out so that arrays indexed by `$i` stay in
-/// registers.
+/// registers; `of` tells the largest count there is, 12 when left out.
 macro_rules! each {
     ($i:ident < $count:expr, $body:block) => {
         each!(@ $i, $count, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
     };
+    ($i:ident < $count:expr, $body:block of 2) => { each!(@ $i, $count, $body, 0 1) };
+    ($i:ident < $count:expr, $body:block of 3) => { each!(@ $i, $count, $body, 0 1 2) };
+    ($i:ident < $count:expr, $body:block of 4) => { each!(@ $i, $count, $body, 0 1 2 3) };
+    ($i:ident < $count:expr, $body:block of 8) => { each!(@ $i, $count, $body, 0 1 2 3 4 5 6 7) };
     (@ $i:ident, $count:expr, $body:block, $($at:literal)*) => {
         $({
             let $i: usize = $at;
