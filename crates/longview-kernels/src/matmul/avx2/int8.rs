@@ -278,16 +278,16 @@ unsafe fn dot_vnni<S: Source, const R: usize>(
     unsafe {
         let mut sums = [[_mm256_setzero_si256(); 2]; R];
         for g in from..to {
-            for h in 0..2 {
-                let code = _mm256_load_si256(codes.add(64 * g + 32 * h).cast());
-                for r in 0..R {
-                    let four = _mm256_set1_epi32(x[r].add(4 * g).cast::<i32>().read_unaligned());
-                    sums[r][h] = if bits(&S::LAYOUT) == 8 {
+            let code = [0, 1].map(|h| _mm256_load_si256(codes.add(64 * g + 32 * h).cast()));
+            for (sums, x) in sums.iter_mut().zip(x) {
+                let four = _mm256_set1_epi32(x.add(4 * g).cast::<i32>().read_unaligned());
+                for (sum, &code) in sums.iter_mut().zip(&code) {
+                    *sum = if bits(&S::LAYOUT) == 8 {
                         // |code| · (x with the code's sign): unsigned times signed, as needed.
                         let signed = _mm256_sign_epi8(four, code);
-                        _mm256_dpbusd_avx_epi32(sums[r][h], _mm256_abs_epi8(code), signed)
+                        _mm256_dpbusd_avx_epi32(*sum, _mm256_abs_epi8(code), signed)
                     } else {
-                        _mm256_dpbusd_avx_epi32(sums[r][h], code, four)
+                        _mm256_dpbusd_avx_epi32(*sum, code, four)
                     };
                 }
             }

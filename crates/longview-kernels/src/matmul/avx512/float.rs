@@ -95,12 +95,12 @@ unsafe fn together<W: Element, const P: usize, const G: usize>(part: &Part, pane
     // SAFETY: elements inside the panels and the group, rows and lanes inside the output.
     unsafe {
         for i in 0..part.w.k() {
-            for p in 0..P {
-                let at = weights[p].add(i * LANES * W::BYTES);
+            for (weights, sums) in weights.iter().zip(&mut sums) {
+                let at = weights.add(i * LANES * W::BYTES);
                 _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048).cast());
                 let w = W::load(at);
-                for r in 0..G {
-                    sums[p][r] = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(r)), sums[p][r]);
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(r)), *sum);
                 }
             }
             x = x.add(G);
