@@ -2,20 +2,17 @@
 //! tokens: contents agree, forks do not disturb each other, the memory limit holds, and nothing is
 //! left when all is gone.
 
+mod rotated;
+
 use std::sync::Arc;
 
-use longview_kernels::rope::{RotaryRows, RotaryTable};
-use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Tier};
 use longview_kv::{
-    AttendWorkspace, Attention, Batch, BlockHash, Context, Identity, KvError, KvLayout, KvType,
-    LayerLayout, LayerState, Ledger, RopeSet, Segment, Store, Wanted,
+    BlockHash, Context, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, Store,
 };
 use proptest::prelude::*;
+use rotated::{DIM, IDENTITY, Reader, SCALE, THETA, vector};
 
-const DIM: usize = 16;
-const THETA: f64 = 10_000.0;
-const SCALE: f32 = 0.5;
 const WINDOW: usize = 200;
 
 /// Two layers of 64 tokens with one head of 16 channels in single precision.
@@ -23,12 +20,6 @@ const BLOCK: u64 = 2 * 64 * 2 * 16 * 4;
 
 /// Room for the buffers that blocks are read back into, and for a dozen blocks.
 const LIMIT: u64 = 3 * 16 * BLOCK / 2 + 12 * BLOCK;
-
-const IDENTITY: Identity = Identity {
-    model: 1,
-    rope: RopeSet::Short,
-    numerics: Numerics::F32,
-};
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -69,22 +60,10 @@ struct Pair {
 }
 
 struct World {
-    exec: Exec,
-    table: RotaryTable,
-    workspace: AttendWorkspace,
+    reader: Reader,
     layout: Arc<KvLayout>,
     store: Arc<Store>,
     origin: Arc<Origin>,
-}
-
-/// Numbers in −1..1 that depend on a token's id alone: its key, value and query before rotation.
-fn vector(id: u32, seed: u32) -> Vec<f32> {
-    let mut x = u64::from(id) * 0x9e37_79b9 + u64::from(seed) * 0x85eb_ca6b + 1;
-    let mut next = || {
-        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..DIM).map(|_| next()).collect()
 }
 
 impl World {
@@ -102,9 +81,7 @@ impl World {
         };
         let tier: Arc<dyn Tier> = Arc::new(DiskTier::open(&folder, options).unwrap());
         World {
-            exec: Exec::new(1, Isa::best(), Numerics::F32),
-            table: RotaryTable::new(THETA, DIM),
-            workspace: AttendWorkspace::default(),
+            reader: Reader::new(1),
             layout: Arc::new(KvLayout::new(
                 &[layer(LayerState::Full), layer(state)],
                 KvType::F32,
@@ -124,52 +101,10 @@ impl World {
     }
 
     /// Reads `ids`; the attention of the last of them in both layers.
-    fn read(&mut self, context: &mut Context, ids: &[u32]) -> Result<[Vec<f32>; 2], KvError> {
-        let positions: Vec<u32> = (context.len()..context.len() + ids.len())
-            .map(|at| at as u32)
-            .collect();
-        let mut rows = RotaryRows::new();
-        rows.set(&self.table, &positions);
-        let gather = |seed| ids.iter().flat_map(|&id| vector(id, seed)).collect();
-        let (mut k, v, mut q): (Vec<f32>, Vec<f32>, Vec<f32>) = (gather(1), gather(2), gather(3));
-        rows.rotate(self.exec.isa, 0, 1, DIM, &mut k);
-        rows.rotate(self.exec.isa, 0, 1, DIM, &mut q);
-        let segment = Segment {
-            context,
-            tokens: ids,
-            wanted: Wanted::Nothing,
-        };
-        let mut batch = Batch::new(vec![segment], IDENTITY)?;
-        let (table, isa) = (&self.table, self.exec.isa);
-        let attention = Attention {
-            heads: 1,
-            scale: SCALE,
-            softcap: 0.0,
-            sinks: None,
-            rotate: &|_, positions, queries| {
-                let mut turn = RotaryRows::new();
-                turn.set_turn(table, positions);
-                for query in queries.chunks_exact_mut(DIM) {
-                    turn.rotate(isa, 0, 1, DIM, query);
-                }
-            },
-        };
-        let mut last = [Vec::new(), Vec::new()];
-        for (layer, last) in last.iter_mut().enumerate() {
-            batch.append(&self.exec, layer, &k, &v);
-            let mut out = vec![0.0; ids.len() * DIM];
-            batch.attend(
-                &self.exec,
-                layer,
-                &attention,
-                &q,
-                &mut out,
-                &mut self.workspace,
-            )?;
-            *last = out.split_off(out.len() - DIM);
-        }
-        batch.commit();
-        Ok(last)
+    fn read(&mut self, context: &mut Context, ids: &[u32]) -> Vec<Vec<f32>> {
+        let outs = self.reader.read(context, ids, 2).unwrap();
+        let last = |out: Vec<f32>| out[out.len() - DIM..].to_vec();
+        outs.into_iter().map(last).collect()
     }
 }
 
@@ -225,7 +160,7 @@ fn run(state: LayerState, operations: &[Operation]) -> u64 {
                 let new: Vec<u32> = (start..start + count as u32)
                     .map(|at| at * 3 + text)
                     .collect();
-                world.read(context, &new).unwrap();
+                world.read(context, &new);
                 tokens.extend(new);
             }
             Operation::Fork => {
@@ -271,7 +206,7 @@ fn run(state: LayerState, operations: &[Operation]) -> u64 {
         // One of them is asked, in a fork that is then forgotten.
         let asked = &pairs[step % pairs.len()];
         let mut fork = asked.context.fork();
-        let got = world.read(&mut fork, &[77_777]).unwrap();
+        let got = world.read(&mut fork, &[77_777]);
         let tokens = [&asked.tokens[..], &[77_777]].concat();
         let window = match state {
             LayerState::Window { tokens } => tokens,

@@ -1,78 +1,18 @@
 //! A span is removed from a context: the rest is attended to as if it had been read at its new
 //! positions.
 
+mod rotated;
+
 use std::sync::Arc;
 
-use longview_kernels::rope::{RotaryRows, RotaryTable};
-use longview_kernels::{Exec, Isa, Numerics};
-use longview_kv::{
-    AttendWorkspace, Attention, Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout,
-    LayerState, Ledger, RopeSet, Segment, Wanted,
-};
+use longview_kv::{Context, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger};
+use rotated::{DIM, IDENTITY};
 
-const DIM: usize = 16;
-const IDENTITY: Identity = Identity {
-    model: 1,
-    rope: RopeSet::Short,
-    numerics: Numerics::F32,
-};
-
-/// Numbers in −1..1 that depend on a token's id alone: its key, value and query before rotation.
-fn vector(id: u32, seed: u32) -> Vec<f32> {
-    let mut x = u64::from(id) * 0x9e37_79b9 + u64::from(seed) * 0x85eb_ca6b + 1;
-    (0..DIM)
-        .map(|_| {
-            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-struct Reader {
-    exec: Exec,
-    table: RotaryTable,
-    workspace: AttendWorkspace,
-}
+struct Reader(rotated::Reader);
 
 impl Reader {
-    /// Reads `ids` with rotated keys and queries; returns the attention of each.
     fn read(&mut self, context: &mut Context, ids: &[u32]) -> Vec<f32> {
-        let positions: Vec<u32> = (context.len()..context.len() + ids.len())
-            .map(|at| at as u32)
-            .collect();
-        let mut rows = RotaryRows::new();
-        rows.set(&self.table, &positions);
-        let gather = |seed| ids.iter().flat_map(|&id| vector(id, seed)).collect();
-        let (mut k, v, mut q): (Vec<f32>, Vec<f32>, Vec<f32>) = (gather(1), gather(2), gather(3));
-        rows.rotate(self.exec.isa, 0, 1, DIM, &mut k);
-        rows.rotate(self.exec.isa, 0, 1, DIM, &mut q);
-        let segment = Segment {
-            context,
-            tokens: ids,
-            wanted: Wanted::Nothing,
-        };
-        let mut batch = Batch::new(vec![segment], IDENTITY).unwrap();
-        batch.append(&self.exec, 0, &k, &v);
-        let (table, isa) = (&self.table, self.exec.isa);
-        let attention = Attention {
-            heads: 1,
-            scale: 0.5,
-            softcap: 0.0,
-            sinks: None,
-            rotate: &|_, positions, queries| {
-                let mut turn = RotaryRows::new();
-                turn.set_turn(table, positions);
-                for query in queries.chunks_exact_mut(DIM) {
-                    turn.rotate(isa, 0, 1, DIM, query);
-                }
-            },
-        };
-        let mut out = vec![0.0; ids.len() * DIM];
-        batch
-            .attend(&self.exec, 0, &attention, &q, &mut out, &mut self.workspace)
-            .unwrap();
-        batch.commit();
-        out
+        self.0.read(context, ids, 1).unwrap().remove(0)
     }
 }
 
@@ -89,11 +29,7 @@ fn context(state: LayerState) -> Context {
 
 #[test]
 fn what_is_left_is_attended_to_at_its_new_positions() {
-    let mut reader = Reader {
-        exec: Exec::new(2, Isa::best(), Numerics::F32),
-        table: RotaryTable::new(10_000.0, DIM),
-        workspace: AttendWorkspace::default(),
-    };
+    let mut reader = Reader(rotated::Reader::new(2));
     for (state, remaining) in [
         (LayerState::Full, 0),
         (LayerState::Window { tokens: 400 }, 1500),
@@ -128,11 +64,7 @@ fn what_is_left_is_attended_to_at_its_new_positions() {
 
 #[test]
 fn text_read_elsewhere_is_attended_to_where_it_is_put() {
-    let mut reader = Reader {
-        exec: Exec::new(2, Isa::best(), Numerics::F32),
-        table: RotaryTable::new(10_000.0, DIM),
-        workspace: AttendWorkspace::default(),
-    };
+    let mut reader = Reader(rotated::Reader::new(2));
     let ids: Vec<u32> = (0..2000).collect();
     for state in [LayerState::Full, LayerState::Window { tokens: 300 }] {
         let mut old = context(state);
@@ -176,11 +108,7 @@ fn text_read_elsewhere_is_attended_to_where_it_is_put() {
 
 #[test]
 fn whole_blocks_inside_a_span_are_freed_and_forks_keep_theirs() {
-    let mut reader = Reader {
-        exec: Exec::new(1, Isa::best(), Numerics::F32),
-        table: RotaryTable::new(10_000.0, DIM),
-        workspace: AttendWorkspace::default(),
-    };
+    let mut reader = Reader(rotated::Reader::new(1));
     let ids: Vec<u32> = (0..1000).collect();
     let mut whole = context(LayerState::Full);
     reader.read(&mut whole, &ids);
