@@ -2,18 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::tier::Origin;
-use longview_kv::{
-    Context, Explanation, KvType, Ledger, Purpose, Reservation, RopeSet, Segment, Store, Wanted,
-};
+use longview_kv::{Context, Explanation, KvType, Ledger, Purpose, Reservation, RopeSet, Store};
 use longview_models::{Model, ModelFile, Profile, Workspace};
 use longview_text::{ChatTemplate, Tokenizer};
 use longview_weights::WeightFile;
 use serde_json::Value;
-use smallvec::SmallVec;
 
 use crate::error::EngineError;
 use crate::inspect::{
@@ -23,9 +20,6 @@ use crate::inspect::{
 use crate::plan::MemoryPlan;
 use crate::store::{self, StoreOptions};
 use crate::text_side::TextSide;
-
-/// The most tokens that one pass of a prefill computes when it reads blocks back.
-const LARGEST_CHUNK: usize = 4096;
 
 /// Bytes a tokenizer takes for each byte of a text while it reads it, rounded up from what was
 /// measured on English prose (BENCHMARKS.md).
@@ -72,20 +66,20 @@ pub enum TemplateOrigin {
 
 /// A model, its tokenizer, and the threads and memory to run it.
 pub struct Engine {
-    model: Model,
+    pub(crate) model: Model,
     text: TextSide,
     generation_config: Option<Value>,
-    exec: Exec,
-    ledger: Ledger,
-    program_bytes: u64,
+    pub(crate) exec: Exec,
+    pub(crate) ledger: Ledger,
+    pub(crate) program_bytes: u64,
     /// Bytes the process held when the model was ready.
     resident_when_ready: u64,
     /// Whether a pass has touched the scratch buffers.
-    has_run: AtomicBool,
-    chunk_tokens: usize,
-    workspace: Mutex<Workspace>,
-    store: Option<Kept>,
-    account: Mutex<Account>,
+    pub(crate) has_run: AtomicBool,
+    pub(crate) chunk_tokens: usize,
+    pub(crate) workspace: Mutex<Workspace>,
+    pub(crate) store: Option<Kept>,
+    pub(crate) account: Mutex<Account>,
 }
 
 /// A store, and what this model's contexts are found by in it.
@@ -100,9 +94,9 @@ pub(crate) struct Kept {
 /// What the engine itself holds in the ledger.
 pub(crate) struct Account {
     /// The program, as large as it was measured last.
-    program: Reservation,
+    pub(crate) program: Reservation,
     /// Buffers of a forward pass.
-    scratch: Reservation,
+    pub(crate) scratch: Reservation,
 }
 
 impl Default for EngineOptions {
@@ -369,7 +363,7 @@ impl Engine {
     }
 
     /// Bytes the process has taken since the model was ready, beside what the ledger knows of.
-    fn program_growth(&self) -> u64 {
+    pub(crate) fn program_growth(&self) -> u64 {
         let usage = self.ledger.usage();
         let scratch = if self.has_run.load(Ordering::Relaxed) {
             usage.scratch
@@ -390,131 +384,6 @@ impl Engine {
         let mut profile = measured.unwrap_or_else(|| Profile::new(self.model.blueprint()));
         profile.waiting = waiting;
         (result, profile)
-    }
-
-    /// One forward pass; the guard gives the logits. Blocks of the contexts that turn out not to be
-    /// readable are computed again first.
-    ///
-    /// # Errors
-    /// As [`longview_models::Model::forward`].
-    pub fn pass<'a>(
-        &self,
-        segments: impl IntoIterator<Item = Segment<'a>>,
-    ) -> Result<MutexGuard<'_, Workspace>, EngineError> {
-        let mut segments: SmallVec<[Segment<'a>; 1]> = segments.into_iter().collect();
-        let mut workspace = self.workspace();
-        let rows = segments.iter().map(|segment| segment.tokens.len()).sum();
-        self.settle_memory(rows);
-        self.has_run.store(true, Ordering::Relaxed);
-        loop {
-            let attempt = segments.iter_mut().map(Segment::reborrow);
-            let Err(error) = self.model.forward(&self.exec, attempt, &mut workspace) else {
-                return Ok(workspace);
-            };
-            let contexts = segments.iter_mut().map(|segment| &mut *segment.context);
-            self.recompute(error.into(), contexts, &mut workspace)?;
-        }
-    }
-
-    /// Computes again what `error` says is lost; any other error is handed back.
-    fn recompute<'c>(
-        &self,
-        error: EngineError,
-        contexts: impl Iterator<Item = &'c mut Context>,
-        workspace: &mut Workspace,
-    ) -> Result<(), EngineError> {
-        let Some(key) = error.lost_block() else {
-            return Err(error);
-        };
-        let mut found = false;
-        for context in contexts {
-            let mut tokens = context.lose(&key);
-            while !tokens.is_empty() {
-                found = true;
-                let chunk = &tokens[..tokens.len().min(self.chunk_tokens)];
-                let segment = Segment {
-                    context: &mut *context,
-                    tokens: chunk,
-                    wanted: Wanted::Nothing,
-                };
-                match self.model.forward(&self.exec, vec![segment], workspace) {
-                    Ok(()) => drop(tokens.drain(..chunk.len())),
-                    Err(error) => {
-                        let error = EngineError::from(error);
-                        // More of the same context is lost: go back further.
-                        let Some(key) = error.lost_block() else {
-                            return Err(error);
-                        };
-                        let before = context.lose(&key);
-                        if before.is_empty() {
-                            return Err(error);
-                        }
-                        tokens.splice(..0, before);
-                    }
-                }
-            }
-        }
-        if !found {
-            return Err(error);
-        }
-        if let Some(kept) = &self.store {
-            kept.store.note(error.to_string());
-        }
-        Ok(())
-    }
-
-    /// Tokens that the next pass of a prefill computes. While blocks of the context are away, every
-    /// pass reads all of them: then as many as half of the memory for keys, values and scratch has
-    /// scratch for.
-    pub(crate) fn chunk_for(&self, context: &Context) -> usize {
-        let usage = self.ledger.usage();
-        if self.ledger.limit() == u64::MAX || context.away_bytes() == 0 {
-            return self.chunk_tokens;
-        }
-        let scratch = |rows| {
-            let threads = self.exec.pool.threads();
-            Workspace::predicted_bytes(self.model.blueprint(), rows, 1, threads)
-        };
-        let room = self
-            .ledger
-            .limit()
-            .saturating_sub(usage.program + usage.weights);
-        let larger = |chunk: &usize| *chunk <= LARGEST_CHUNK && scratch(*chunk) <= room / 2;
-        std::iter::successors(Some(self.chunk_tokens), |chunk| Some(2 * chunk))
-            .take_while(larger)
-            .last()
-            .unwrap_or(self.chunk_tokens)
-    }
-
-    fn workspace(&self) -> MutexGuard<'_, Workspace> {
-        // A panic during a pass leaves buffers that the next pass overwrites anyway.
-        self.workspace
-            .lock()
-            .unwrap_or_else(|error| error.into_inner())
-    }
-
-    /// Brings the account up to what is measured, and lets blocks leave memory that no longer fit.
-    fn settle_memory(&self, rows: usize) {
-        let Some(kept) = self
-            .store
-            .as_ref()
-            .filter(|_| self.ledger.limit() != u64::MAX)
-        else {
-            return;
-        };
-        let growth = self.program_growth();
-        let threads = self.exec.pool.threads();
-        let scratch = Workspace::predicted_bytes(self.model.blueprint(), rows, 1, threads);
-        let mut account = self
-            .account
-            .lock()
-            .unwrap_or_else(|error| error.into_inner());
-        account.program.resize(self.program_bytes + growth);
-        // Buffers grow to the largest pass and stay.
-        let scratch = scratch.max(account.scratch.bytes());
-        account.scratch.resize(scratch);
-        drop(account);
-        kept.store.make_space(0);
     }
 }
 

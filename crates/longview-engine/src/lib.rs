@@ -9,6 +9,7 @@ mod error;
 mod generate;
 mod inspect;
 mod lookup;
+mod pass;
 mod plan;
 mod prefill;
 mod realign;
