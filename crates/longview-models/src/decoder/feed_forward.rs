@@ -1,0 +1,247 @@
+//! The feed-forward part of a layer: one gated part, or the experts that a router picks.
+
+use longview_kernels::activation::{self, Activation};
+use longview_kernels::{Activations, Exec, matmul, matmul_many};
+
+use super::{ROWS_PER_TASK, add_bias, needs};
+use crate::blueprint::Weighting;
+use crate::load::{Gated, Linear, Shared};
+use crate::profile::{Profile, Work};
+use crate::workspace::{Workspace, sized};
+
+/// `x` (`[rows][hidden]`) becomes `down(activation(gate(x)) · up(x))`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the buffers it works in are the caller's"
+)]
+pub(super) fn gated(
+    exec: &Exec,
+    mlp: &Gated,
+    activation: Activation,
+    rows: usize,
+    x: &mut Vec<f32>,
+    gate: &mut Vec<f32>,
+    up: &mut Vec<f32>,
+    activations: &mut Activations,
+    profile: &mut Option<Box<Profile>>,
+) {
+    let mut lap = |work| {
+        if let Some(profile) = profile {
+            profile.lap(work);
+        }
+    };
+    let hidden = x.len() / rows;
+    let ffn = mlp.gate.weight.n();
+    let weights = [&mlp.gate.weight, &mlp.up.weight];
+    activations.set(exec, x, rows, hidden, needs(exec, &weights));
+    lap(Work::Quantise);
+    matmul_many(
+        exec,
+        activations,
+        &weights,
+        &mut [sized(gate, rows * ffn), sized(up, rows * ffn)],
+    );
+    add_bias(&mlp.gate, gate);
+    add_bias(&mlp.up, up);
+    exec.pool
+        .for_each_chunk(gate, ROWS_PER_TASK * ffn, |task, gate, _| {
+            let from = task * ROWS_PER_TASK * ffn;
+            let up = &up[from..from + gate.len()];
+            activation.gate(exec.isa, gate, up);
+        });
+    lap(Work::GateUp);
+    activations.set(exec, gate, rows, ffn, needs(exec, &[&mlp.down.weight]));
+    lap(Work::Quantise);
+    matmul(exec, activations, &mlp.down.weight, sized(x, rows * hidden));
+    add_bias(&mlp.down, x);
+    lap(Work::Down);
+}
+
+/// `w.normed` becomes the weighted sum of the experts that the router picks for each row.
+///
+/// Experts add in ascending order and the shared one last, so a row's sum does not depend on the
+/// other rows.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what the blueprint says of a mixture"
+)]
+pub(super) fn mixture(
+    exec: &Exec,
+    router: &Linear,
+    experts: &[Gated],
+    shared: Option<&Shared>,
+    act: Activation,
+    used: usize,
+    weighting: Weighting,
+    hidden: usize,
+    w: &mut Workspace,
+) {
+    let rows = w.normed.len() / hidden;
+    w.activations.set(
+        exec,
+        &w.normed,
+        rows,
+        hidden,
+        needs(exec, &[&router.weight]),
+    );
+    let scores = sized(&mut w.router, rows * experts.len());
+    matmul(exec, &w.activations, &router.weight, scores);
+    w.chosen.clear();
+    for row in scores.chunks_exact_mut(experts.len()) {
+        pick(row, used, weighting, &mut w.order, &mut w.chosen);
+    }
+
+    sized(&mut w.sum, rows * hidden).fill(0.0);
+    w.lap(Work::GateUp);
+    for (expert, mlp) in experts.iter().enumerate() {
+        w.members.clear();
+        for (row, of_row) in w.chosen.chunks_exact(used).enumerate() {
+            if let Some(found) = of_row.iter().find(|(chosen, _)| *chosen == expert) {
+                w.members.push((row, found.1));
+            }
+        }
+        if w.members.is_empty() {
+            continue;
+        }
+        w.expert_in.clear();
+        for &(row, _) in &w.members {
+            w.expert_in
+                .extend_from_slice(&w.normed[row * hidden..(row + 1) * hidden]);
+        }
+        let Workspace {
+            members,
+            expert_in,
+            gate,
+            up,
+            activations,
+            profile,
+            ..
+        } = w;
+        gated(
+            exec,
+            mlp,
+            act,
+            members.len(),
+            expert_in,
+            gate,
+            up,
+            activations,
+            profile,
+        );
+        for (&(row, weight), out) in w.members.iter().zip(w.expert_in.chunks_exact(hidden)) {
+            let target = &mut w.sum[row * hidden..(row + 1) * hidden];
+            target
+                .iter_mut()
+                .zip(out)
+                .for_each(|(t, x)| *t += weight * x);
+        }
+    }
+    if let Some(shared) = shared {
+        let shares: Vec<f32> = w
+            .normed
+            .chunks_exact(hidden)
+            .map(|row| {
+                let score: f32 = row.iter().zip(&shared.router).map(|(x, w)| x * w).sum();
+                1.0 / (1.0 + (-score).exp())
+            })
+            .collect();
+        let Workspace {
+            normed,
+            gate,
+            up,
+            activations,
+            profile,
+            ..
+        } = w;
+        gated(
+            exec,
+            &shared.expert,
+            act,
+            rows,
+            normed,
+            gate,
+            up,
+            activations,
+            profile,
+        );
+        let targets = w
+            .sum
+            .chunks_exact_mut(hidden)
+            .zip(w.normed.chunks_exact(hidden));
+        for ((target, out), share) in targets.zip(shares) {
+            activation::add_scaled(exec.isa, target, out, share);
+        }
+    }
+    w.normed.copy_from_slice(&w.sum);
+    w.lap(Work::Down);
+}
+
+/// Adds the `used` experts a row uses and their weights to `chosen`; `scores` is overwritten with
+/// probabilities, `order` is a buffer.
+fn pick(
+    scores: &mut [f32],
+    used: usize,
+    weighting: Weighting,
+    order: &mut Vec<usize>,
+    chosen: &mut Vec<(usize, f32)>,
+) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f32 = scores
+        .iter_mut()
+        .map(|score| {
+            *score = (*score - max).exp();
+            *score
+        })
+        .sum();
+    order.clear();
+    order.extend(0..scores.len());
+    // Equal scores go to the lower expert, as in the reference implementations.
+    order.sort_unstable_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    order.truncate(used);
+    let divisor = match weighting {
+        Weighting::Softmax => total,
+        Weighting::Normalised => order.iter().map(|&expert| scores[expert]).sum(),
+    };
+    chosen.extend(
+        order
+            .iter()
+            .map(|&expert| (expert, scores[expert] / divisor)),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routers_pick_the_best_and_weigh_them() {
+        let scores = [1.0f32, 3.0, 2.0, 3.0];
+        let picked = |weighting| {
+            let mut chosen = Vec::new();
+            pick(
+                &mut scores.clone(),
+                2,
+                weighting,
+                &mut Vec::new(),
+                &mut chosen,
+            );
+            chosen
+        };
+        let softmax = picked(Weighting::Softmax);
+        assert_eq!(
+            softmax
+                .iter()
+                .map(|(expert, _)| *expert)
+                .collect::<Vec<_>>(),
+            [1, 3]
+        );
+        let total: f32 = scores.iter().map(|x| (x - 3.0).exp()).sum();
+        assert!((softmax[0].1 - 1.0 / total).abs() < 1e-6);
+        let normalised = picked(Weighting::Normalised);
+        assert!(
+            normalised
+                .iter()
+                .all(|(_, weight)| (weight - 0.5).abs() < 1e-6)
+        );
+    }
+}
