@@ -12,6 +12,7 @@ mod machine;
 mod output;
 mod progress;
 mod prompt;
+mod saved;
 mod session;
 mod size;
 mod taken_over;

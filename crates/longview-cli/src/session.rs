@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::interrupt;
 use crate::machine::peak_memory_bytes;
 use crate::progress::Progress;
+use crate::saved::{Entry, Saved};
 use crate::size::human_count;
 
 /// A model ready to run.
@@ -31,6 +32,8 @@ pub(crate) struct Session {
     seconds_to_load: f64,
     /// Whether what is read outlives this process.
     keeps: Keeps,
+    /// The records of contexts, where they are kept.
+    pub(crate) saved: Option<Saved>,
 }
 
 /// Whether what is read outlives this process.
@@ -56,11 +59,14 @@ impl Session {
     ) -> Result<Session, Failure> {
         let methods = methods.methods()?;
         let mut notices = Vec::new();
+        let kept = store.options(engine.memory, &mut notices)?;
         let options = EngineOptions {
-            store: store.options(engine.memory, &mut notices)?,
+            store: kept.options,
             ..engine.options(&methods)?
         };
-        Session::load(engine, methods, options, notices)
+        let mut session = Session::load(engine, methods, options, notices)?;
+        session.saved = kept.records.map(Saved::new);
+        Ok(session)
     }
 
     fn load(
@@ -101,6 +107,7 @@ impl Session {
             notices,
             seconds_to_load,
             keeps,
+            saved: None,
         })
     }
 
@@ -162,6 +169,28 @@ impl Session {
                 human_count(read - read % BLOCK_TOKENS)
             ),
             Keeps::Nothing => format!("{} of {total} tokens were read", human_count(read)),
+        }
+    }
+
+    /// Saves the record of a context, where contexts are kept; what stands in the way is a notice.
+    /// Returns the record's id.
+    pub(crate) fn save(
+        &mut self,
+        context: &Context,
+        id: Option<&str>,
+        mut entry: Entry,
+    ) -> Option<String> {
+        if !context.is_exact() {
+            entry.methods = self.methods.text(Stage::Reuse, self.engine.kv_type());
+        }
+        match self.saved.as_ref()?.save(context, id, entry) {
+            Ok(id) => id,
+            Err(failure) => {
+                let why = failure.message().unwrap_or_default();
+                self.notices
+                    .push(format!("the context is not listed: {why}"));
+                None
+            }
         }
     }
 

@@ -33,6 +33,38 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
+/// Seconds from text such as `90m`, `12h`, `30d` or `2w`.
+pub(crate) fn parse_duration(text: &str) -> Result<u64, String> {
+    let wrong =
+        || format!("{text:?} is not a time; write a number with a unit, such as 12h or 30d");
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let factor: u64 = match unit.trim() {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        "w" => 7 * 24 * 60 * 60,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number
+        .checked_mul(factor)
+        .filter(|&seconds| seconds > 0)
+        .ok_or_else(wrong)
+}
+
+/// A time as people say it, in its largest unit, such as `3 d`.
+pub(crate) fn human_duration(seconds: u64) -> String {
+    let units = [(24 * 60 * 60, "d"), (60 * 60, "h"), (60, "min")];
+    let unit = units.into_iter().find(|&(length, _)| seconds >= length);
+    match unit {
+        Some((length, name)) => format!("{} {name}", seconds / length),
+        None => format!("{seconds} s"),
+    }
+}
+
 /// A whole number of tokens from text such as `4096`, `4k` or `1M`; k and M count in 1,024s, as
 /// context lengths do.
 pub(crate) fn parse_tokens(text: &str) -> Result<usize, String> {
@@ -98,6 +130,18 @@ mod tests {
         for text in ["", "k", "-4", "4.5k", "99999999999999999999", "10000000M"] {
             assert!(parse_tokens(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn times_are_read_and_shown() {
+        assert_eq!(parse_duration("90m"), Ok(5400));
+        assert_eq!(parse_duration("30 d"), Ok(2_592_000));
+        for text in ["", "d", "0d", "5", "5y", "-1h", "99999999999999999999w"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+        assert_eq!(human_duration(59), "59 s");
+        assert_eq!(human_duration(3599), "59 min");
+        assert_eq!(human_duration(200_000), "2 d");
     }
 
     #[test]

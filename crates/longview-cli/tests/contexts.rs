@@ -170,6 +170,133 @@ fn completions_and_conversations_are_found_again() {
 }
 
 #[test]
+fn contexts_are_listed_named_checked_moved_and_removed() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(600));
+    let (store, other) = (folder.path("store"), folder.path("other"));
+    let ask = |store: &str| {
+        keeping(
+            store,
+            &["ask", "--json", "--file", &book, "-n", "1", KETTLE],
+        )
+        .done()
+        .json()
+    };
+    let contexts = |arguments: &[&str]| keeping(&store, &[&["contexts"][..], arguments].concat());
+    ask(&store);
+    ask(&store);
+    let listed = contexts(&["ls", "--json"]).done().json();
+    let all = listed["contexts"].as_array().unwrap();
+    assert_eq!(all.len(), 1, "the same text is one context: {listed}");
+    assert!(all[0]["title"].as_str().unwrap().ends_with("book.txt"));
+    assert_eq!(all[0]["complete"], true, "{listed}");
+    assert_eq!(number(&all[0], "blocks"), number(&all[0], "tokens") / 64);
+    let id = all[0]["id"].as_str().unwrap();
+
+    contexts(&["label", id, "the kettle"]).done();
+    contexts(&["ttl", &id[..6], "12h"]).done();
+    let pinned = contexts(&["pin", "the kettle", "--json"]).done().json();
+    assert_eq!(
+        (&pinned["pinned"], number(&pinned, "time_to_live")),
+        (&true.into(), 43_200)
+    );
+    let shown = contexts(&["show", "the kettle"]).done().stdout;
+    for words in [
+        "the kettle",
+        "grey and the road",
+        "complete",
+        "it is pinned",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    // What is pinned stays, however little room there is.
+    contexts(&["gc", "--max", "1"]).done();
+    contexts(&["fsck"]).done();
+    let table = contexts(&["ls"]).done().stdout;
+    assert!(
+        table.contains("complete, pinned") && table.contains("MiB"),
+        "{table}"
+    );
+
+    let bundle = folder.path("kettle.bundle");
+    contexts(&["export", "the kettle", &bundle]).done();
+    contexts(&["export", "the kettle", &bundle]).refused(2, &["--force"]);
+    keeping(&other, &["contexts", "import", &bundle]).done();
+    let there = ask(&other);
+    assert!(number(&there["reuse"], "disk") > 500, "{there}");
+    keeping(&other, &["contexts", "import", &book]).refused(2, &["book.txt", "bundle"]);
+    contexts(&["show", "watson"]).refused(2, &["watson", "contexts ls"]);
+
+    contexts(&["rm", "the kettle"]).done();
+    assert_eq!(
+        contexts(&["ls", "--json"]).done().json()["contexts"],
+        serde_json::json!([])
+    );
+    assert_eq!(number(&ask(&store), "reused_tokens"), 0);
+    damage(&store);
+    let checked = contexts(&["fsck"]);
+    assert_eq!(checked.code, Some(1), "{checked:?}");
+    assert!(checked.stdout.contains(".kv: "), "{checked:?}");
+    contexts(&["fsck", "--repair"]).done();
+    contexts(&["fsck"]).done();
+    assert_eq!(ask(&store)["generated_ids"], there["generated_ids"]);
+}
+
+/// Turns bits all over every extent, since not every byte of one is used.
+fn damage(store: &str) {
+    let folders = std::fs::read_dir(format!("{store}/extents")).unwrap();
+    let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+    for file in files {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let step = bytes.len() / 9;
+        (1..9).for_each(|place| bytes[place * step] ^= 4);
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_conversation_with_a_name_goes_on_in_another_process() {
+    let folder = Folder::new();
+    let store = folder.path("store");
+    let talk = |flags: &[&str], said: &str| {
+        let command_line = [
+            "chat",
+            "--json",
+            "-n",
+            "8",
+            "--cache-dir",
+            &store,
+            "--cache-max",
+            "1GiB",
+        ];
+        let mut child = command(&[&command_line[..], flags].concat())
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        std::io::Write::write_all(&mut stdin, said.as_bytes()).unwrap();
+        drop(stdin);
+        ran(child.wait_with_output().unwrap())
+    };
+    let (first, second) = (story(200), "What is it?\n");
+    let whole = talk(&[], &format!("{first}\n{second}")).done().json();
+    talk(&["--label", "a talk"], &first).done();
+    let later = talk(&["--label", "a talk"], second).done().json();
+    let (went_on, expected) = (&later["answers"][0], &whole["answers"][1]);
+    for key in ["prompt_tokens", "reused_tokens", "generated_ids"] {
+        assert_eq!(went_on[key], expected[key], "{key}: {later}");
+    }
+    // From there under another name; and not with another model's settings.
+    let branch = talk(&["--load", "a talk", "--label", "b"], second)
+        .done()
+        .json();
+    assert!(number(&branch["answers"][0], "prompt_tokens") > number(went_on, "prompt_tokens"));
+    talk(&["--load", "a talk", "--store", "f32"], second).refused(2, &["made by", "f16"]);
+    talk(&["--load", "nobody"], second).refused(2, &["nobody"]);
+}
+
+#[test]
 fn a_folder_that_was_named_must_be_a_store_and_the_usual_one_may_be_missing() {
     let folder = Folder::new();
     let file = folder.write("file", "dear");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use longview_kernels::{Exec, Numerics};
+use longview_kv::records::Records;
 use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Tier, TierError};
 use longview_kv::{BlockHash, KvType, RopeSet};
 use longview_weights::{WeightFile, WeightPart, WeightsError};
@@ -79,7 +80,14 @@ pub(crate) fn open_place(options: &StoreOptions) -> Result<OpenPlace, EngineErro
             Some(_) => None,
             None => DiskOptions::default().sync_every,
         },
-        ..DiskOptions::default()
+        pinned: match temporary {
+            Some(_) => None,
+            None => {
+                // Those of every salt are asked for, so it does not matter which is given.
+                let records = Records::open(&folder, &[]);
+                Some(Arc::new(move || records.pinned()))
+            }
+        },
     };
     let tier: Arc<dyn Tier> = Arc::new(DiskTier::open(&folder, disk)?);
     Ok(OpenPlace {

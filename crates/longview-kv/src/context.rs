@@ -131,6 +131,36 @@ impl Context {
         self.home.as_ref().map(|home| &home.store)
     }
 
+    /// What its blocks are found by in its store.
+    pub fn origin(&self) -> Option<&Arc<Origin>> {
+        self.home.as_ref().map(|home| &home.origin)
+    }
+
+    /// The names of its sealed blocks, group by group: what going on from its last full block needs,
+    /// and the states of recurrent layers on the way.
+    pub fn keys(&self) -> Vec<BlockKey> {
+        let Some(home) = &self.home else {
+            return Vec::new();
+        };
+        let mut keys = Vec::new();
+        for (place, (run, group)) in self.groups.iter().zip(&self.layout.groups).enumerate() {
+            if matches!(group.kind.state, LayerState::Recurrent { .. }) {
+                let of_edge = |&hash: &BlockHash| BlockKey {
+                    hash,
+                    group: place as u16,
+                };
+                let states = home.chain.iter().map(of_edge);
+                keys.extend(states.filter(|key| home.store.place_of(key).is_some()));
+            } else {
+                keys.extend(run.slots.iter().filter_map(|slot| match slot {
+                    Slot::Sealed { handle, .. } => Some(handle.key()),
+                    Slot::Open(_) | Slot::Removed => None,
+                }));
+            }
+        }
+        keys
+    }
+
     /// Bytes of the blocks this context refers to, in memory or not; blocks shared with forks
     /// count in each.
     pub fn kv_bytes(&self) -> u64 {

@@ -26,6 +26,10 @@ pub(crate) struct AskArgs {
     #[arg(long)]
     pub(crate) print_prompt: bool,
 
+    /// A name for the documents' context; `longview contexts` finds it by that
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label: Option<String>,
+
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 
@@ -63,6 +67,10 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) print_prompt: bool,
 
+    /// A name for the context, the text that was generated included
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label: Option<String>,
+
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 
@@ -82,6 +90,15 @@ pub(crate) struct ChatArgs {
     /// Instructions for the model
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+
+    /// A name for the conversation: it is saved at every turn, and goes on where it ended when there is
+    /// one of that name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) label: Option<String>,
+
+    /// Begin with a saved conversation, by its label or the beginning of its id
+    #[arg(long, value_name = "NAME|ID", conflicts_with = "system")]
+    pub(crate) load: Option<String>,
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,

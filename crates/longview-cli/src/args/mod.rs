@@ -1,6 +1,7 @@
 //! What the user typed, checked as far as one flag can be checked alone.
 
 mod answers;
+mod contexts;
 mod explain;
 mod generation;
 mod inspect;
@@ -12,6 +13,7 @@ mod store;
 use clap::{Parser, Subcommand};
 
 pub(crate) use answers::{AskArgs, ChatArgs, RunArgs};
+pub(crate) use contexts::{ContextsAction, ContextsArgs, Life};
 pub(crate) use explain::ExplainArgs;
 pub(crate) use generation::{Fallback, GenerationArgs};
 pub(crate) use inspect::{
@@ -52,6 +54,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Say for a prompt what of it was read before, where that is kept, and why it ends there
     Explain(ExplainArgs),
+    /// List, show, check, move and remove what is kept from one run to the next
+    Contexts(ContextsArgs),
     /// Measure tokens a second, also as shares of what this machine can do
     Bench(BenchArgs),
     /// Compare models or methods on a text

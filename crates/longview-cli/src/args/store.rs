@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use etcetera::BaseStrategy;
+use longview::records::Records;
 use longview::tier::StoreFolder;
 use longview::{StoreOptions, StorePlace};
 
@@ -30,23 +31,26 @@ const FOLDER: &str = "longview";
 pub(crate) struct StoreArgs {
     /// The folder in which what was read is kept, so that it is never read twice
     /// [default: $LONGVIEW_CACHE_DIR, or longview in your cache folder]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     pub(crate) cache_dir: Option<PathBuf>,
 
     /// The most that folder may take, such as 50GiB; what is least worth keeping goes first. 0 keeps
     /// nothing from one run to the next [default: $LONGVIEW_CACHE_MAX, or 10GiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_cache_max)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_cache_max, global = true)]
     pub(crate) cache_max: Option<u64>,
 
     /// Keeps apart what must not be shared: contexts are found only under the salt they were made
     /// under
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub(crate) salt: String,
+    #[arg(long, value_name = "TEXT", global = true)]
+    pub(crate) salt: Option<String>,
+}
+
+/// What a command that computes keeps.
+pub(crate) struct Kept {
+    /// Where keys and values go.
+    pub(crate) options: Option<StoreOptions>,
+    /// The records of contexts, where there is a folder that can be written to.
+    pub(crate) records: Option<Records>,
 }
 
 /// Whether a person chose the folder.
@@ -68,25 +72,29 @@ impl StoreArgs {
         &self,
         memory: Option<u64>,
         notices: &mut Vec<String>,
-    ) -> Result<Option<StoreOptions>, Failure> {
+    ) -> Result<Kept, Failure> {
         let in_place = |place, max_bytes| StoreOptions {
             place,
             max_bytes,
-            salt: self.salt.clone(),
+            salt: self.salt().to_owned(),
         };
         // Whatever does not fit into memory, and it goes when the program ends.
-        let temporary = || memory.map(|_| in_place(StorePlace::Temporary, u64::MAX));
+        let temporary = || Kept {
+            options: memory.map(|_| in_place(StorePlace::Temporary, u64::MAX)),
+            records: None,
+        };
         let max = self.max()?;
         if max == 0 {
             return Ok(temporary());
         }
         let (folder, chosen) = self.folder();
-        let opened = folder.and_then(|folder| {
-            let opened = StoreFolder::open(&folder).map_err(|error| error.to_string());
-            opened.map(|_| folder)
-        });
+        let opened =
+            folder.and_then(|folder| StoreFolder::open(&folder).map_err(|error| error.to_string()));
         match (opened, chosen) {
-            (Ok(folder), _) => Ok(Some(in_place(StorePlace::Folder(folder), max))),
+            (Ok(folder), _) => Ok(Kept {
+                records: (!folder.read_only()).then(|| self.records(&folder)),
+                options: Some(in_place(StorePlace::Folder(folder.root().to_owned()), max)),
+            }),
             (Err(error), Chosen::ByName) => {
                 Err(Failure::wrong(format!("contexts cannot be kept: {error}")))
             }
@@ -100,14 +108,32 @@ impl StoreArgs {
         }
     }
 
+    /// The folder, for commands that look into it.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(crate) fn open_folder(&self) -> Result<StoreFolder, Failure> {
+        let (folder, _) = self.folder();
+        StoreFolder::open(&folder.map_err(Failure::wrong)?).map_err(Failure::wrong)
+    }
+
+    /// The records in it that belong to the salt.
+    pub(crate) fn records(&self, folder: &StoreFolder) -> Records {
+        Records::open(folder, self.salt().as_bytes())
+    }
+
     /// The most bytes it may take.
-    fn max(&self) -> Result<u64, Failure> {
+    pub(crate) fn max(&self) -> Result<u64, Failure> {
         match (self.cache_max, env::var(MAX_VARIABLE)) {
             (Some(max), _) => Ok(max),
             (None, Ok(text)) if !text.is_empty() => parse_cache_max(&text)
                 .map_err(|error| Failure::wrong(format!("{MAX_VARIABLE}: {error}"))),
             _ => Ok(DEFAULT_MAX),
         }
+    }
+
+    fn salt(&self) -> &str {
+        self.salt.as_deref().unwrap_or_default()
     }
 
     fn folder(&self) -> (Result<PathBuf, String>, Chosen) {
@@ -139,8 +165,9 @@ mod tests {
             ..StoreArgs::default()
         };
         let mut notices = Vec::new();
-        assert_eq!(args.options(None, &mut notices).unwrap(), None);
-        let limited = args.options(Some(1 << 30), &mut notices).unwrap().unwrap();
+        assert_eq!(args.options(None, &mut notices).unwrap().options, None);
+        let limited = args.options(Some(1 << 30), &mut notices).unwrap();
+        let limited = limited.options.unwrap();
         assert_eq!(limited.place, StorePlace::Temporary);
         assert!(notices.is_empty());
         assert_eq!(parse_cache_max("2GiB"), Ok(2 << 30));
@@ -155,16 +182,17 @@ mod tests {
         let named = |path: PathBuf| StoreArgs {
             cache_dir: Some(path),
             cache_max: Some(1 << 20),
-            salt: "a".to_owned(),
+            salt: Some("a".to_owned()),
         };
         for taken in [file.clone(), folder.path().to_owned()] {
-            let refused = named(taken).options(None, &mut Vec::new()).unwrap_err();
+            let refused = named(taken).options(None, &mut Vec::new()).err().unwrap();
             assert_eq!(refused.code(), 2);
         }
         assert_eq!(std::fs::read(&file).unwrap(), b"dear");
         let fresh = folder.path().join("new/store");
-        let options = named(fresh.clone()).options(None, &mut Vec::new()).unwrap();
-        let options = options.unwrap();
+        let kept = named(fresh.clone()).options(None, &mut Vec::new()).unwrap();
+        let options = kept.options.unwrap();
+        assert!(kept.records.is_some());
         assert_eq!(options.place, StorePlace::Folder(fresh));
         assert_eq!((options.max_bytes, options.salt.as_str()), (1 << 20, "a"));
     }

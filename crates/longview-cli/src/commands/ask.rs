@@ -14,6 +14,7 @@ use crate::input::{self, STDIN};
 use crate::interrupt;
 use crate::output::{self, note};
 use crate::prompt::{DocumentPrompt, template_vars};
+use crate::saved::Entry;
 use crate::session::{Session, check_prompt};
 use crate::taken_over::TakenOver;
 
@@ -66,6 +67,12 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
             .for_each(|notice| note(format!("note: {notice}")));
     }
     reader.read(&session, &prompt.shared)?;
+    let entry = Entry {
+        title: documents.title(),
+        label: args.label.clone(),
+        ..Entry::default()
+    };
+    session.save(&reader.context, None, entry);
     match questions {
         Questions::Given(list) => answer_all(args, &mut session, &prompt, reader, &list, format),
         Questions::Terminal => converse(args, &mut session, &prompt, reader),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use longview::text::{Message, TemplateVars};
 use longview::{Context, EngineError, FinishReason, Reuse, Specials};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, Edges, Request};
@@ -15,6 +16,7 @@ use crate::interrupt;
 use crate::output::{self, note};
 use crate::progress::Progress;
 use crate::prompt::template_vars;
+use crate::saved::Entry;
 use crate::session::{Session, check_prompt};
 use crate::taken_over::TakenOver;
 
@@ -25,7 +27,7 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
     let recommended = session.recommended(&args.engine);
     session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
     let vars = template_vars(session.engine.text(), &mut session.notices);
-    let mut conversation = Conversation::new(args, &session, vars)?;
+    let mut conversation = Conversation::open(args, &mut session, vars)?;
     let person = io::stdin().is_terminal();
     if person {
         note("talk with the model; /reset begins anew, /exit or Ctrl-D ends");
@@ -41,7 +43,7 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
             "" => continue,
             "/exit" | "/quit" => break,
             "/reset" => {
-                conversation = conversation.reset(args, &session)?;
+                conversation = conversation.reset(args, &mut session)?;
                 continue;
             }
             said => {
@@ -55,6 +57,7 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
                     answer => answer?,
                 };
                 answer.question = Some(said.to_owned());
+                conversation.save(args, &mut session);
                 let remark = answer.remark(&session, &args.generation);
                 session.notices.extend(remark);
                 session.hear_store();
@@ -93,6 +96,15 @@ struct Conversation {
     held: Option<Held>,
     /// Why it is not known, in words for the user.
     unknown: &'static str,
+    /// Its record, once it is saved.
+    id: Option<String>,
+}
+
+/// What a record holds of a conversation beside its tokens.
+#[derive(Deserialize, Serialize)]
+struct Script {
+    messages: Vec<Message>,
+    held: Option<Held>,
 }
 
 /// How a context went back to what it has in common with a prompt.
@@ -105,6 +117,7 @@ enum Back {
 }
 
 /// The text a context holds.
+#[derive(Clone, Deserialize, Serialize)]
 struct Held {
     /// As the template rendered it.
     prompt: String,
@@ -147,10 +160,93 @@ impl Conversation {
             context: new_context(args, session)?,
             held: None,
             unknown: "",
+            id: None,
         })
     }
 
-    fn reset(self, args: &ChatArgs, session: &Session) -> Result<Conversation, Failure> {
+    /// The conversation that is to be gone on with, or a new one.
+    fn open(
+        args: &ChatArgs,
+        session: &mut Session,
+        vars: TemplateVars,
+    ) -> Result<Conversation, Failure> {
+        let mut conversation = Conversation::new(args, session, vars)?;
+        let Some(saved) = &session.saved else {
+            return match args.label.as_ref().or(args.load.as_ref()) {
+                Some(name) => Err(Failure::wrong(format!(
+                    "no conversation can be called {name:?}: nothing is kept (see --cache-dir and \
+                     --cache-max)"
+                ))),
+                None => Ok(conversation),
+            };
+        };
+        let known = match &args.label {
+            Some(label) if saved.has_label(label)? => Some(label),
+            _ => None,
+        };
+        let name = match (&args.load, known) {
+            (Some(load), Some(label)) if load != label => {
+                return Err(Failure::wrong(format!(
+                    "there is a context labelled {label:?} already: give --label another name for what \
+                     begins with {load:?}"
+                )));
+            }
+            (load, known) => load.as_ref().or(known),
+        };
+        let (Some(name), Some(origin)) = (name, conversation.context.origin()) else {
+            return Ok(conversation);
+        };
+        let record = saved.open(name, origin)?;
+        let script: Script = serde_json::from_slice(&record.pieces).map_err(|_| {
+            Failure::wrong(format!(
+                "context {name:?} ({}) is no conversation; `longview explain` and `ask` find its text \
+                 by content",
+                record.summary.title
+            ))
+        })?;
+        if args.system.is_some() {
+            session.notices.push(format!(
+                "--system is not used: the conversation {name:?} goes on as it began"
+            ));
+        }
+        if record.summary.methods.is_empty() {
+            let found = TakenOver::take_over(&mut conversation.context, &record.tokens)?;
+            session.notices.extend(found.sentence(record.tokens.len()));
+            session.read(&mut conversation.context, &record.tokens)?;
+            conversation.held = script.held;
+            conversation.unknown = "the last answer ended in a way that is not saved";
+        } else {
+            conversation.unknown = "the conversation was approximate and is read anew, exactly";
+        }
+        conversation.messages = script.messages;
+        conversation.id = known.map(|_| record.summary.id);
+        Ok(conversation)
+    }
+
+    /// Saves it under its label.
+    fn save(&mut self, args: &ChatArgs, session: &mut Session) {
+        let Some(label) = &args.label else { return };
+        let script = Script {
+            messages: self.messages.clone(),
+            held: self.held.clone(),
+        };
+        let said = self.messages.iter().find(|message| message.role == "user");
+        let title = said.and_then(|message| message.content.as_ref()?.as_str());
+        let entry = Entry {
+            title: title.unwrap_or_default().chars().take(60).collect(),
+            label: Some(label.clone()),
+            pieces: serde_json::to_vec(&script).expect("messages are text"),
+            ..Entry::default()
+        };
+        let id = session.save(&self.context, self.id.as_deref(), entry);
+        self.id = id.or(self.id.take());
+    }
+
+    fn reset(self, args: &ChatArgs, session: &mut Session) -> Result<Conversation, Failure> {
+        // The old one stays, without the name.
+        if let (Some(saved), Some(id)) = (&session.saved, &self.id) {
+            saved.unlabel(id)?;
+        }
         let system = self
             .messages
             .into_iter()
@@ -160,6 +256,7 @@ impl Conversation {
             context: new_context(args, session)?,
             held: None,
             unknown: "",
+            id: None,
             ..self
         })
     }

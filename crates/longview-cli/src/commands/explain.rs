@@ -24,7 +24,7 @@ pub(crate) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
     let methods = args.methods.methods()?;
     let mut notices = Vec::new();
     let options = EngineOptions {
-        store: args.store.options(None, &mut notices)?,
+        store: args.store.options(None, &mut notices)?.options,
         ..args.engine.options(&methods)?
     };
     let lookup = Lookup::open(&options).map_err(|error| refused(&options.model, error))?;

@@ -3,6 +3,7 @@
 mod ask;
 mod bench;
 mod chat;
+mod contexts;
 mod doctor;
 mod eval;
 mod explain;
@@ -28,6 +29,7 @@ pub(crate) fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Run(args) => run::run(args, format),
         Command::Chat(args) => chat::run(args, format),
         Command::Explain(args) => explain::run(args, format),
+        Command::Contexts(args) => contexts::run(args, format),
         Command::Bench(args) => bench::run(args, format),
         Command::Eval(args) => eval::run(args, format),
         Command::Methods(args) => methods::run(args, format),

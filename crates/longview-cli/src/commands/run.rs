@@ -11,8 +11,12 @@ use crate::args::{Fallback, Format, RunArgs};
 use crate::failure::Failure;
 use crate::output;
 use crate::prompt::shown;
+use crate::saved::Entry;
 use crate::session::Session;
 use crate::taken_over::TakenOver;
+
+/// Characters of a prompt that tell it from others in a list.
+const TITLE_CHARACTERS: usize = 60;
 
 /// Generates what follows a prompt.
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
@@ -61,6 +65,14 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         edges: Edges::Keep,
     };
     let answer = Answer::generate(&session, &mut context, &request, &args.generation, format)?;
+    if let Some(label) = &args.label {
+        let entry = Entry {
+            title: prompt.chars().take(TITLE_CHARACTERS).collect(),
+            label: Some(label.clone()),
+            ..Entry::default()
+        };
+        session.save(&context, None, entry);
+    }
     finish(&mut session, answer, args, format)
 }
 

@@ -65,6 +65,15 @@ impl Documents {
         text
     }
 
+    /// What the documents are called in a list: the first one's name, and how many follow.
+    pub(crate) fn title(&self) -> String {
+        match &self.list[..] {
+            [] => String::new(),
+            [only] => only.name.clone(),
+            [first, rest @ ..] => format!("{} and {} more", first.name, rest.len()),
+        }
+    }
+
     fn read_source(&mut self, source: &str) -> Result<(), Failure> {
         if source == STDIN {
             let document = read_stdin()?;

@@ -1,0 +1,110 @@
+//! `longview contexts`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{ModelArgs, StoreArgs};
+use crate::size::{parse_bytes, parse_duration};
+
+/// `longview contexts`.
+#[derive(Debug, Args)]
+pub(crate) struct ContextsArgs {
+    #[command(subcommand)]
+    pub(crate) action: ContextsAction,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// What is done. CONTEXT is a label or the beginning of an id.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContextsAction {
+    /// List the contexts and what the folder holds
+    Ls,
+    /// Show all that is known of a context, and how its text begins and ends
+    Show {
+        /// A label or the beginning of an id
+        context: String,
+
+        #[command(flatten)]
+        model: ModelArgs,
+    },
+    /// Remove contexts whose time is over, then the least valuable blocks until the rest fits
+    Gc {
+        /// The most the folder may take afterwards [default: --cache-max]
+        #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+        max: Option<u64>,
+    },
+    /// Read every byte of the folder and compare checksums; exit code 1 when something is wrong
+    Fsck {
+        /// Remove what is damaged or foreign; it is computed again when needed
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Write a context and its blocks into one file, to be imported elsewhere
+    Export {
+        /// A label or the beginning of an id
+        context: String,
+
+        /// The file
+        file: PathBuf,
+
+        /// Overwrite it when it exists
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take in a context that was exported. What its numbers are cannot be checked: take such files
+    /// from people you trust
+    Import {
+        /// The file
+        file: PathBuf,
+    },
+    /// Remove contexts, and of their blocks those that no other listed context has
+    Rm {
+        /// Labels or beginnings of ids
+        #[arg(required = true, value_name = "CONTEXT")]
+        contexts: Vec<String>,
+    },
+    /// Never evict a context, nor let it expire
+    Pin {
+        /// A label or the beginning of an id
+        context: String,
+    },
+    /// Take that back
+    Unpin {
+        /// A label or the beginning of an id
+        context: String,
+    },
+    /// Give a context a name, or none
+    Label {
+        /// A label or the beginning of an id
+        context: String,
+
+        /// Its name from now on; without, it has none
+        label: Option<String>,
+    },
+    /// Say after how long without use a context expires
+    Ttl {
+        /// A label or the beginning of an id
+        context: String,
+
+        /// Such as 12h, 30d or never
+        #[arg(value_name = "TIME|never", value_parser = parse_life)]
+        life: Life,
+    },
+}
+
+/// How long a context lives without being used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    Seconds(u64),
+    Endless,
+}
+
+fn parse_life(text: &str) -> Result<Life, String> {
+    match text.trim() {
+        "never" => Ok(Life::Endless),
+        time => Ok(Life::Seconds(parse_duration(time)?)),
+    }
+}

@@ -1,0 +1,131 @@
+//! Records of contexts: which of them someone wants kept, and under which name.
+
+use longview::records::{Listed, Record, Records, Summary};
+use longview::tier::{Origin, TierError};
+use longview::{Context, EngineError};
+
+use crate::failure::Failure;
+
+/// Seconds after which a context that nobody named and nobody used is no longer listed: 30 days.
+const UNNAMED_LIFE: u64 = 30 * 24 * 60 * 60;
+
+/// What a record says beside tokens and blocks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Entry {
+    /// What the context is about.
+    pub(crate) title: String,
+    /// Its name, where someone gave it one.
+    pub(crate) label: Option<String>,
+    /// Canonical text of the methods that make it approximate; empty for exact ones.
+    pub(crate) methods: String,
+    /// What else its maker needs to go on.
+    pub(crate) pieces: Vec<u8>,
+}
+
+/// The records of one salt in a folder that can be written to.
+pub(crate) struct Saved {
+    records: Records,
+}
+
+impl Saved {
+    pub(crate) fn new(records: Records) -> Saved {
+        Saved { records }
+    }
+
+    /// The context called `name`, made under `origin`.
+    pub(crate) fn open(&self, name: &str, origin: &Origin) -> Result<Record, Failure> {
+        let record = self.records.find(name).map_err(failure)?;
+        record.summary.check_origin(origin).map_err(failure)?;
+        self.records.touch(&record.summary.id);
+        Ok(record)
+    }
+
+    /// Whether a context has this label.
+    pub(crate) fn has_label(&self, label: &str) -> Result<bool, Failure> {
+        let is_it = |summary: &Summary| summary.label.as_deref() == Some(label);
+        Ok(self.summaries()?.iter().any(is_it))
+    }
+
+    /// Takes the label off a context, which stays.
+    pub(crate) fn unlabel(&self, id: &str) -> Result<(), Failure> {
+        let mut record = self.records.load(id).map_err(failure)?;
+        record.summary.label = None;
+        record.summary.time_to_live = Some(UNNAMED_LIFE);
+        self.records.save(&record).map_err(failure)
+    }
+
+    /// Saves what `context` has read as `id`, or as a new record, or as the one that already has
+    /// these tokens. Returns its id; `None` for a context that no store holds.
+    pub(crate) fn save(
+        &self,
+        context: &Context,
+        id: Option<&str>,
+        entry: Entry,
+    ) -> Result<Option<String>, Failure> {
+        let Some(origin) = context.origin() else {
+            return Ok(None);
+        };
+        let before = match id {
+            Some(id) => self.records.load(id).ok(),
+            None => self.same(context, origin)?,
+        };
+        let keys = context.keys();
+        if keys.is_empty() && entry.label.is_none() {
+            // Nothing of it lasts, and nobody asked for it.
+            return Ok(None);
+        }
+        let mut record = Record::new(origin, context.tokens().to_vec(), keys);
+        let summary = &mut record.summary;
+        summary.title = entry.title;
+        summary.methods = entry.methods;
+        summary.bytes = context.kv_bytes();
+        summary.label = entry.label;
+        if let Some(Record { summary: old, .. }) = before {
+            summary.id = old.id;
+            summary.created = old.created;
+            summary.pinned = old.pinned;
+            summary.time_to_live = old.time_to_live;
+            summary.label = summary.label.take().or(old.label);
+        } else if summary.label.is_none() {
+            summary.time_to_live = Some(UNNAMED_LIFE);
+        }
+        if summary.label.is_some() && summary.time_to_live == Some(UNNAMED_LIFE) {
+            summary.time_to_live = None;
+        }
+        record.pieces = entry.pieces;
+        self.records.save(&record).map_err(failure)?;
+        Ok(Some(record.summary.id))
+    }
+
+    /// The record of a context with the same tokens and origin.
+    fn same(&self, context: &Context, origin: &Origin) -> Result<Option<Record>, Failure> {
+        let is_alike = |summary: &Summary| {
+            summary.tokens == context.len() as u64 && summary.check_origin(origin).is_ok()
+        };
+        let alike = self.summaries()?.into_iter().filter(is_alike);
+        let mut loaded = alike.filter_map(|summary| self.records.load(&summary.id).ok());
+        Ok(loaded.find(|record| record.tokens == context.tokens()))
+    }
+
+    fn summaries(&self) -> Result<Vec<Summary>, Failure> {
+        let listed = self.records.list().map_err(failure)?;
+        let open = listed.into_iter().filter_map(|listed| match listed {
+            Listed::Open(summary) => Some(*summary),
+            Listed::Locked { .. } => None,
+        });
+        Ok(open.collect())
+    }
+}
+
+/// What was named is wrong, or the store failed.
+pub(crate) fn failure(error: TierError) -> Failure {
+    match error {
+        TierError::NoContext { .. }
+        | TierError::Ambiguous { .. }
+        | TierError::LabelTaken { .. }
+        | TierError::BadLabel { .. }
+        | TierError::OtherModel { .. }
+        | TierError::Unreadable { .. } => Failure::wrong(error),
+        other => EngineError::from(other).into(),
+    }
+}
