@@ -1,6 +1,6 @@
 //! Quantised weights · int8 activations: the walk over a part.
 
-use super::dot::{self, Fours, Widening};
+use super::dot::{self, Fours, Product, Widening};
 use super::matrix;
 use super::unpack::{Order, Stored, Unpacked};
 use crate::activations::ROW_RECORD;
@@ -55,8 +55,9 @@ fn panels<S: Source>(part: &Part, isa: Isa) {
                         (true, _, Isa::Neon) => dot::tile::<S, Widening, _>(&tile, stored),
                         (true, _, _) => dot::tile::<S, Fours, _>(&tile, stored),
                         (_, Order::Eights, _) => matrix::tile::<S>(&tile, &unpacked),
-                        (_, _, Isa::Neon) => dot::tile::<S, Widening, _>(&tile, &unpacked),
-                        (_, _, _) => dot::tile::<S, Fours, _>(&tile, &unpacked),
+                        // Of several groups each has four rows.
+                        (_, _, Isa::Neon) => Widening::compute::<S, _, 4, 2>(&tile, &unpacked),
+                        (_, _, _) => Fours::compute::<S, _, 4, 2>(&tile, &unpacked),
                     }
                 }
             }
