@@ -420,15 +420,23 @@ mod tests {
     #[test]
     fn waiting_is_counted_when_asked_for() {
         let pool = Pool::new(2);
-        let uneven = |task: usize, _: usize| {
-            if task == 1 {
-                std::thread::sleep(Duration::from_millis(20));
+        // The caller's task ends when the other thread has begun its own, which takes longer.
+        let begun = AtomicBool::new(false);
+        let uneven = |_: usize, worker: usize| {
+            if worker == 0 {
+                while !begun.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+            } else {
+                begun.store(true, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(30));
             }
         };
         let mut waited = Duration::ZERO;
-        // Whichever thread takes the long task: in some run it is the other one.
-        for _ in 0..200 {
+        // On a machine that stands still for a while the waiting may be over unnoticed.
+        for _ in 0..5 {
             pool.count_waiting();
+            begun.store(false, Ordering::SeqCst);
             pool.run(2, &uneven);
             waited = pool.take_waiting();
             if waited > Duration::from_millis(5) {
@@ -436,6 +444,7 @@ mod tests {
             }
         }
         assert!(waited > Duration::from_millis(5), "{waited:?}");
+        begun.store(false, Ordering::SeqCst);
         pool.run(2, &uneven);
         assert_eq!(pool.take_waiting(), waited, "nothing is counted any more");
     }
