@@ -154,11 +154,12 @@ impl RemoteTier {
         }
         let mut sums = Vec::new();
         for (key, at) in keys.iter().zip(first..) {
-            match object.slots.get(at as usize) {
-                Some(Some(slot)) if slot.hash == key.hash && object.header.group == key.group => {
-                    sums.push(slot.sums[layer]);
-                }
-                _ => break,
+            // A block that is damaged here may be whole in another object.
+            let here = state.objects.place(key);
+            let here = here.filter(|(held, slot)| Arc::ptr_eq(held, &object) && *slot == at);
+            match here.and_then(|_| object.slots[at as usize].as_ref()) {
+                Some(slot) => sums.push(slot.sums[layer]),
+                None => break,
             }
         }
         Ok(Some(Run {

@@ -1,13 +1,4 @@
-//! How fast a disk tier writes, and reads back what no cache holds, beside the disk itself.
-//!
-//! ```text
-//! cargo run --release -p longview-kv --example tier_speed -- FOLDER [BLOCKS]
-//! ```
-//!
-//! Writes blocks of the shape of a 1B model (16 layers of 128 KiB) into a new store inside FOLDER,
-//! empties the system's page cache of them, and reads them layer by layer, as a pass over a context
-//! that was spilled does. The disk's own rate is that of reading the same files one after another,
-//! past the cache (`O_DIRECT`) and through it.
+//! The measurement.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -28,12 +19,14 @@ const SHAPE: BlockShape = BlockShape {
     layers: 16,
     layer_bytes: 128 << 10,
 };
+/// Times that each way of reading is taken, in turns.
+const ROUNDS: usize = 9;
 /// Bytes of one read of the plain files.
 const REQUEST: usize = 2 << 20;
 /// What `O_DIRECT` wants buffers to begin at.
 const ALIGN: usize = 4096;
 
-fn main() -> Result<()> {
+pub(crate) fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let parent = arguments
         .next()
@@ -57,37 +50,42 @@ fn main() -> Result<()> {
     let files = files_below(home.path())?;
     let keys: Vec<BlockKey> = infos.iter().map(|info| info.key).collect();
     let mut layer_of_all = vec![0; blocks * SHAPE.layer_bytes];
-    for round in 1..=3 {
-        println!("round {round}");
+    let mut read_tier = || {
+        for layer in 0..SHAPE.layers {
+            tier.read(&keys, layer, &mut layer_of_all)?;
+        }
+        Ok(())
+    };
+    let mut rates: [Vec<f64>; 4] = Default::default();
+    for _ in 0..ROUNDS {
         drop_cache(&files)?;
-        let direct = timed(bytes, || read_files(&files, OFlags::DIRECT))?;
-        println!("  files, past the cache     {direct:6.2} GB/s");
+        rates[0].push(timed(bytes, || read_files(&files, OFlags::DIRECT))?);
         drop_cache(&files)?;
-        let buffered = timed(bytes, || read_files(&files, OFlags::empty()))?;
-        println!("  files, through the cache  {buffered:6.2} GB/s");
+        rates[1].push(timed(bytes, || read_files(&files, OFlags::empty()))?);
         drop_cache(&files)?;
-        let tier_rate = timed(bytes, || {
-            for layer in 0..SHAPE.layers {
-                tier.read(&keys, layer, &mut layer_of_all)?;
-            }
-            Ok(())
-        })?;
-        let share = tier_rate / direct.max(buffered);
+        rates[2].push(timed(bytes, &mut read_tier)?);
+        rates[3].push(timed(bytes, &mut read_tier)?);
+    }
+    let what = [
+        "files, past the cache",
+        "files, through the cache",
+        "tier, cold",
+        "tier, in the cache",
+    ];
+    for (what, rates) in what.iter().zip(&mut rates) {
+        rates.sort_by(f64::total_cmp);
         println!(
-            "  tier, layer by layer      {tier_rate:6.2} GB/s, {:.0} % of the faster",
-            100.0 * share
+            "{what:27} {:6.2} GB/s, median of {ROUNDS} ({:.2}–{:.2})",
+            rates[ROUNDS / 2],
+            rates[0],
+            rates[ROUNDS - 1]
         );
-        let warm = timed(bytes, || {
-            for layer in 0..SHAPE.layers {
-                tier.read(&keys, layer, &mut layer_of_all)?;
-            }
-            Ok(())
-        })?;
-        println!("  tier, in the cache        {warm:6.2} GB/s");
     }
-    if let Some(rate) = tier.read_rate() {
-        println!("rate the tier itself gives  {:6.2} GB/s", rate / 1e9);
-    }
+    let median = |which: usize| rates[which][ROUNDS / 2];
+    println!(
+        "tier, cold, beside the faster of the two: {:.0} %",
+        100.0 * median(2) / median(0).max(median(1))
+    );
     Ok(())
 }
 
