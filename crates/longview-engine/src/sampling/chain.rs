@@ -118,7 +118,7 @@ fn draw(candidates: &mut Candidates, rng: &mut Rng) -> Option<u32> {
 
 fn logprob(logits: &[f32], id: u32) -> f32 {
     let highest = math::highest(logits);
-    let mass = math::mass(logits.iter().copied(), highest);
+    let mass = math::mass_of(logits, highest);
     (f64::from(logits[id as usize]) - f64::from(highest) - math::ln(mass)) as f32
 }
 

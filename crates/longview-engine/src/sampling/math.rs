@@ -31,7 +31,8 @@ pub fn exp(x: f32) -> f32 {
     ] {
         sum = sum * r + term;
     }
-    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // n stands in the low bits of `shifted`; a conversion to integers would not be vectorised.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.0 { 0.0 } else { sum * power }
 }
 
@@ -68,15 +69,33 @@ pub fn mass(logits: impl Iterator<Item = f32>, highest: f32) -> f64 {
         let mut block = [f32::NEG_INFINITY; LANES];
         let mut count = 0;
         for (slot, logit) in block.iter_mut().zip(&mut logits) {
-            *slot = logit - highest;
+            *slot = logit;
             count += 1;
         }
-        for (sum, x) in sums.iter_mut().zip(block) {
-            *sum += f64::from(exp(x));
-        }
+        add_mass(&mut sums, &block, highest);
         if count < LANES {
             return sums.iter().sum();
         }
+    }
+}
+
+/// [`mass`] of a whole vocabulary, with the same sum.
+pub fn mass_of(logits: &[f32], highest: f32) -> f64 {
+    let (blocks, rest) = logits.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for block in blocks {
+        add_mass(&mut sums, block, highest);
+    }
+    let mut block = [f32::NEG_INFINITY; LANES];
+    block[..rest.len()].copy_from_slice(rest);
+    add_mass(&mut sums, &block, highest);
+    sums.iter().sum()
+}
+
+#[inline(always)]
+fn add_mass(sums: &mut [f64; LANES], block: &[f32; LANES], highest: f32) {
+    for (sum, logit) in sums.iter_mut().zip(block) {
+        *sum += f64::from(exp(logit - highest));
     }
 }
 
@@ -134,8 +153,10 @@ mod tests {
     #[test]
     fn mass_of_equal_logits_counts_them() {
         for count in [0, 1, 7, 15, 16, 17, 32, 100] {
-            let logits = std::iter::repeat_n(2.0, count);
-            assert_eq!(mass(logits, 2.0), count as f64);
+            let logits = vec![2.0; count];
+            assert_eq!(mass(logits.iter().copied(), 2.0), count as f64);
+            let logits: Vec<f32> = (0..count).map(|i| -(i as f32)).collect();
+            assert_eq!(mass_of(&logits, 0.0), mass(logits.iter().copied(), 0.0));
         }
     }
 
