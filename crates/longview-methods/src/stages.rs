@@ -39,7 +39,7 @@ pub(crate) static METHODS: [Method; 9] = [
     ),
     rounded(
         "bf16",
-        "keys and values as bfloat16: each rounded by up to 0.2 %, of any size",
+        "keys and values as bfloat16: each rounded by up to 0.4 %, of any size",
         KvType::BF16,
     ),
     rounded(

@@ -154,7 +154,8 @@ mod tests {
         match kv_type {
             KvType::F32 => 0.0,
             KvType::F16 => x.abs() / 2048.0 + 3e-8,
-            KvType::BF16 => x.abs() / 512.0,
+            // Half a step of eight significant bits.
+            KvType::BF16 => x.abs() / 256.0,
             // Half a scale; scales are rounded up to half precision.
             KvType::Q8 => largest / 127.0 * 0.5005 * 1.001 + 3e-8,
             KvType::Q4 => largest / 7.5 * 0.5005 * 1.001 + 3e-8,
