@@ -48,7 +48,7 @@ pub(crate) fn write(
     header.u32(&key("attention.value_length"), sizes.head_dim as u32);
     header.u32(&key("vocab_size"), sizes.vocab as u32);
     write_windows(blueprint, gguf, header);
-    write_recurrent(blueprint, gguf, header);
+    write_recurrent(config, blueprint, gguf, header);
     write_experts(blueprint, gguf, header);
     for (name, gguf_name) in NUMBERS {
         let value = match name {
@@ -135,7 +135,7 @@ pub(crate) fn period(windowed: &[bool]) -> Option<usize> {
 }
 
 /// The sizes of gated delta layers and which they are, in the words of [`period`].
-fn write_recurrent(blueprint: &Blueprint, gguf: &str, header: &mut GgufHeader) {
+fn write_recurrent(config: &Config, blueprint: &Blueprint, gguf: &str, header: &mut GgufHeader) {
     let Some(delta) = blueprint.delta() else {
         return;
     };
@@ -160,9 +160,23 @@ fn write_recurrent(blueprint: &Blueprint, gguf: &str, header: &mut GgufHeader) {
         }
     }
     if gguf.starts_with("qwen35") {
-        // Readers ask for the sections of the rotary embedding, which only matter for images.
-        header.i32s(&key("rope.dimension_sections"), &[11, 11, 10, 0]);
+        header.i32s(&key("rope.dimension_sections"), &rotary_sections(config));
     }
+}
+
+/// The sections of a rotary embedding with places in time, height and width. For text they all have
+/// the same place, so nothing here looks at them; readers of GGUF files ask for them.
+fn rotary_sections(config: &Config) -> [i32; 4] {
+    let mut sections = [11, 11, 10, 0];
+    let parameters = config
+        .section("rope_parameters")
+        .or_else(|| config.section("rope_scaling"));
+    let told = parameters.as_ref().and_then(|all| all.get("mrope_section"));
+    if let Some(told) = told.and_then(serde_json::Value::as_array) {
+        let number = |index: usize| told.get(index).and_then(serde_json::Value::as_i64);
+        sections = std::array::from_fn(|index| number(index).unwrap_or(0) as i32);
+    }
+    sections
 }
 
 fn write_experts(blueprint: &Blueprint, gguf: &str, header: &mut GgufHeader) {

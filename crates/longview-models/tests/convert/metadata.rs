@@ -29,6 +29,45 @@ fn a_file_names_its_type_its_model_and_its_settings() {
 }
 
 #[test]
+fn hybrids_name_their_states_and_the_layers_that_keep_them() {
+    let folder = TempDir::new().unwrap();
+    let (path, _) = convert(&named("qwen3_5"), Recipe::Q8_0, &folder).unwrap();
+    let file = GgufFile::open(&path).unwrap();
+    for (key, value) in [
+        ("ssm.conv_kernel", 4),
+        ("ssm.state_size", 16),
+        ("ssm.group_count", 2),
+        ("ssm.time_step_rank", 4),
+        ("ssm.inner_size", 64),
+        ("full_attention_interval", 4),
+        ("rope.dimension_count", 8),
+    ] {
+        assert_eq!(file.u32(&format!("qwen35.{key}")).unwrap(), value, "{key}");
+    }
+    let sections = file.value("qwen35.rope.dimension_sections").unwrap();
+    assert_eq!(sections.array().unwrap().len(), 4);
+    // What rules the states is never rounded, and rates are stored as they act.
+    let rates = file.tensor("blk.0.ssm_a").unwrap();
+    assert!(rates.format == Format::F32 && rates.to_f32().iter().all(|&rate| rate < 0.0));
+    assert_eq!(
+        file.tensor("blk.0.ssm_beta.weight").unwrap().format,
+        Format::F32
+    );
+    assert_eq!(
+        file.tensor("blk.0.attn_gate.weight").unwrap().format,
+        Format::Q8_0
+    );
+
+    // Layers that follow no interval are listed.
+    let (path, _) = convert(&named("qwen3_next_dense"), Recipe::Q6_K, &folder).unwrap();
+    let listed = GgufFile::open(&path).unwrap();
+    let listed = listed
+        .bools("qwen3next.attention.recurrent_layers")
+        .unwrap();
+    assert_eq!(listed, [true, true, false, false]);
+}
+
+#[test]
 fn what_other_programs_will_not_read_is_reported() {
     let told = |name: &str| {
         let folder = TempDir::new().unwrap();
