@@ -34,7 +34,6 @@ class Ran:
     result: dict[str, Any]
     said: str
     peak_bytes: int
-    seconds: float
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--first", default="Who is the teller of this story?")
     parser.add_argument("--second", default="What is the special magic number for amber falcon?")
     parser.add_argument(
-        "--memory", nargs="*", default=["160MiB", "176MiB", "192MiB", "256MiB", "512MiB"], help="limits to hold"
+        "--memory", nargs="*", default=["48MiB", "64MiB", "72MiB", "80MiB", "96MiB"], help="limits to hold"
     )
     parser.add_argument("--memory-text", type=Path, help="the text to read under the limits; without, the same")
     parser.add_argument("--max-tokens", type=int, default=16)
@@ -71,10 +70,8 @@ class Program:
 
     def run(self, command: list[str]) -> Ran:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
-            start = time.monotonic()
             process = subprocess.Popen([self.path, *command, "--json"], stdout=out, stderr=said)
             _, status, usage = os.wait4(process.pid, 0)
-            seconds = time.monotonic() - start
             process.returncode = os.waitstatus_to_exitcode(status)
             out.seek(0)
             said.seek(0)
@@ -85,7 +82,6 @@ class Program:
                 said=said.read().decode(),
                 # Linux counts in KiB.
                 peak_bytes=usage.ru_maxrss * 1024,
-                seconds=seconds,
             )
 
 
@@ -99,11 +95,9 @@ def questions(program: Program, text: Path, first: str, second: str) -> None:
         drop_from_cache(cache)
         later = done(program.ask(text, [second], cache)).result
     again = answers[1]
-    bound = least_seconds(program, again)
-    loading = later["store_read_bytes"] / rate
     best = {
-        "second, same process": bound,
-        "second, after a restart": bound + loading,
+        "second, same process": least_seconds(program, again),
+        "second, after a restart": least_seconds(program, later) + later["store_read_bytes"] / rate,
     }
     print(f"{text.name}, {answers[0]['prompt_tokens']:,} tokens, {here['model']}, {here['threads']} threads; ", end="")
     print(f"disk {rate / 1e6:,.0f} MB/s; loading the model {later['seconds_to_load']:.2f} s, not counted below\n")
@@ -134,19 +128,19 @@ def least_seconds(program: Program, answer: dict[str, Any]) -> float:
 
 def limits(program: Program, text: Path, question: str, memory: list[str]) -> None:
     """The second table."""
-    print("| --memory | peak resident | of the limit | seconds to first token | keys and values | on disk | read back |")
-    print("|---|---|---|---|---|---|---|")
+    print("| --memory | peak resident | of the limit | keys and values | on disk | read back |")
+    print("|---|---|---|---|---|---|")
     for limit in memory:
         with tempfile.TemporaryDirectory() as cache:
             ran = program.ask(text, [question], cache, ["--memory", limit])
         if ran.code != 0:
-            last = ran.said.strip().splitlines()[-1] if ran.said.strip() else f"exit code {ran.code}"
-            print(f"| {limit} | refused: {last} | | | | | |", flush=True)
+            last = ran.said.strip().splitlines()[0] if ran.said.strip() else f"exit code {ran.code}"
+            print(f"| {limit} | refused: {last} | | | | |", flush=True)
             continue
         answer = ran.result
         share = ran.peak_bytes / size(limit)
         print(
-            f"| {limit} | {mebibytes(ran.peak_bytes)} | {share:.0%} | {answer['seconds_to_first_token']:.2f} | "
+            f"| {limit} | {mebibytes(ran.peak_bytes)} | {share:.0%} | "
             f"{mebibytes(answer['kv_bytes'])} | {mebibytes(answer['kv_bytes_on_disk'])} | "
             f"{mebibytes(answer['store_read_bytes'])} |",
             flush=True,

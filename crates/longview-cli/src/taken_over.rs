@@ -106,9 +106,9 @@ impl TakenOver {
             .collect();
         (!found.is_empty()).then(|| {
             format!(
-                "of the prompt's {} tokens {} were taken over and not read again",
+                "not read again, of the prompt's {} tokens: {}",
                 human_count(prompt),
-                found.join(" and ")
+                found.join(", ")
             )
         })
     }
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(json, serde_json::json!({"context": 107, "disk": 6400}));
         let sentence = all.sentence(7000).unwrap();
         assert!(
-            sentence.contains("7,000 tokens 6,400 from disk"),
+            sentence.ends_with("7,000 tokens: 6,400 from disk"),
             "{sentence}"
         );
     }
