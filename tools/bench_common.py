@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 import subprocess
-import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,19 +136,15 @@ def measure_longview(program: Path, model: Path, cell: Cell, threads: int, synth
         command.append("--synthetic-kv")
     if cell.store is not None:
         command += ["--store", cell.store]
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=out, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        errors.seek(0)
-        if process.returncode != 0:
-            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()}")
-        runs = [run for run in json.loads(out.read())["runs"] if run["kind"] == cell.kind]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr}")
+    report = json.loads(finished.stdout)
+    runs = [run for run in report["runs"] if run["kind"] == cell.kind]
     return {
         "tokens_per_second": runs[0]["tokens_per_second"],
         "share_of_limit": runs[0]["share_of_limit"],
-        "peak_bytes": usage.ru_maxrss * 1024,
+        "peak_bytes": report["peak_memory_bytes"],
         "version": longview_version(program),
     }
 

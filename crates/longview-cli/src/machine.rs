@@ -1,6 +1,7 @@
 //! What this machine has: processor, caches and memory.
 
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -52,7 +53,22 @@ impl Machine {
 /// The most memory this process has held so far, in bytes; 0 where that cannot be found out.
 pub(crate) fn peak_memory_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    kibibytes(&status, "VmHWM:").unwrap_or(0)
+    let peak = kibibytes(&status, "VmHWM:").unwrap_or(0);
+    peak.max(EARLIER_PEAK.load(Ordering::Relaxed))
+}
+
+/// The peak before the system was last told to forget it.
+static EARLIER_PEAK: AtomicU64 = AtomicU64::new(0);
+
+/// Does what is no part of the program's own work, such as measuring the machine with a buffer of a
+/// gigabyte: what that takes and gives back does not count in [`peak_memory_bytes`], where the
+/// system can forget a peak.
+pub(crate) fn beside_the_peak<T>(work: impl FnOnce() -> T) -> T {
+    EARLIER_PEAK.fetch_max(peak_memory_bytes(), Ordering::Relaxed);
+    let done = work();
+    // Linux's word for it; anywhere else the file is not there.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+    done
 }
 
 fn processor(cpuinfo: &str) -> Option<String> {
@@ -174,5 +190,22 @@ mod tests {
     fn the_peak_is_at_least_what_is_held() {
         let held = vec![1_u8; 32 << 20];
         assert!(peak_memory_bytes() >= held.len() as u64);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_done_beside_the_peak_does_not_count() {
+        const BUFFER: usize = 256 << 20;
+        let before = peak_memory_bytes();
+        let sum = beside_the_peak(|| {
+            let buffer = std::hint::black_box(vec![1_u8; BUFFER]);
+            buffer.iter().map(|&byte| usize::from(byte)).sum::<usize>()
+        });
+        assert_eq!(sum, BUFFER);
+        // Where the system does not forget, it counts.
+        if fs::write("/proc/self/clear_refs", "5").is_ok() {
+            assert!(peak_memory_bytes() < before + BUFFER as u64 * 3 / 4);
+        }
+        assert!(peak_memory_bytes() >= before);
     }
 }

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::args::{BenchArgs, Format};
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::machine::beside_the_peak;
 use crate::output;
 use crate::progress::Progress;
 use crate::session::Session;
@@ -145,7 +146,8 @@ impl Bench<'_> {
         let buffer = (roofline::weights_read(engine) + base.kv_bytes()).min(LARGEST_BUFFER);
         let measure_limits = || {
             let exec = engine.exec();
-            limits::measure(exec.isa, &exec.pool, buffer.max(1 << 20) as usize)
+            let bytes = buffer.max(1 << 20) as usize;
+            beside_the_peak(|| limits::measure(exec.isa, &exec.pool, bytes))
         };
         let before = measure_limits();
         let mut measured = Vec::new();
