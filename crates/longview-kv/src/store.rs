@@ -152,8 +152,8 @@ impl Store {
         {
             return Some(Arc::clone(handle));
         }
-        let tier = self.tiers.iter().find(|tier| tier.find(key).is_some())?;
-        let info = tier.find(key)?;
+        let known = |tier: &'_ Arc<dyn Tier>| Some((Arc::clone(tier), tier.find(key)?));
+        let (tier, info) = self.tiers.iter().find_map(known)?;
         let handle = Arc::new(Handle::new(info, tier.resident(key)));
         let mut live = lock(&self.live);
         Some(Arc::clone(live.entry(*key).or_insert(handle)))
