@@ -239,3 +239,104 @@ fn a_quantised_reference_model_still_answers() {
     .refused(2, &["already quantised"]);
     assert!(!std::path::Path::new(&folder.path("twice.gguf")).exists());
 }
+
+#[test]
+fn tasks_are_measured_beside_the_dense_path_and_reported() {
+    let folder = Folder::new();
+    let report = folder.path("report");
+    let arguments = [
+        "eval",
+        "niah-single-2,heatmap",
+        "--lengths",
+        "600",
+        "--samples",
+        "1",
+        "--depths",
+        "0,100",
+        "--methods",
+        "q4",
+        "--output",
+        &report,
+        "--json",
+    ];
+    let json = longview(&arguments).done().json();
+    let listed = json["rows"].as_array().unwrap();
+    // Three cases, each under the dense path and q4.
+    assert_eq!(listed.len(), 6);
+    for row in listed {
+        for field in ["task", "setup", "measure", "question"] {
+            assert!(row[field].is_string(), "{field} in {row}");
+        }
+        for field in [
+            "length",
+            "score",
+            "dense_score",
+            "bytes_held",
+            "peak_bytes",
+            "samples",
+        ] {
+            assert!(row[field].is_number(), "{field} in {row}");
+        }
+        assert!(
+            row["decode_tokens_per_second"].as_f64() > Some(0.0),
+            "{row}"
+        );
+        assert!(
+            row["methods"]["store"].is_string() && row["interval"].is_array(),
+            "{row}"
+        );
+    }
+    assert_eq!(listed[1]["methods"]["store"], "q4");
+    assert!(listed[1]["bytes_held"].as_u64() < listed[0]["bytes_held"].as_u64());
+    for name in [
+        "results.jsonl",
+        "report.md",
+        "score_by_bytes_600.svg",
+        "heatmap_q4.svg",
+    ] {
+        assert!(
+            std::fs::metadata(folder.path(&format!("report/{name}"))).is_ok(),
+            "{name}"
+        );
+    }
+    // The second time nothing is left to do, and a table is printed.
+    let results = std::fs::read(folder.path("report/results.jsonl")).unwrap();
+    let text = longview(&arguments[..arguments.len() - 1]).done().stdout;
+    assert!(
+        text.contains("heatmap at 100 %") && text.contains("q4"),
+        "{text}"
+    );
+    assert_eq!(
+        std::fs::read(folder.path("report/results.jsonl")).unwrap(),
+        results
+    );
+    let mut other = arguments.to_vec();
+    other.extend(["--seed", "2"]);
+    longview(&other).refused(2, &["another evaluation", "seed: 1, now 2"]);
+}
+
+#[test]
+fn evaluations_that_cannot_be_made_are_refused() {
+    for (arguments, words) in [
+        (&["eval"][..], &["TASKS"][..]),
+        (&["eval", "niah"], &["there is no task", "known: ruler"]),
+        (
+            &["eval", "vt", "--methods", "q5"],
+            &["--methods", "did you mean"],
+        ),
+        (&["eval", "vt", "--lengths", "9M"], &["reads at most"]),
+        (&["eval", "vt", "--samples", "0"], &["samples"]),
+        (
+            &["eval", "vt", "--wording", "no-such.json"],
+            &["no such file"],
+        ),
+        (&["eval", "vt", "--depths", "101"], &["101"]),
+    ] {
+        longview(arguments).refused(2, words);
+    }
+    let folder = Folder::new();
+    let wording = folder.write("w.json", "{}");
+    longview(&["eval", "vt", "--wording", &wording]).refused(2, &["w.json", "missing field"]);
+    let empty = folder.write("empty.txt", " ");
+    longview(&["eval", "vt", "--haystack", &empty]).refused(2, &["no words"]);
+}

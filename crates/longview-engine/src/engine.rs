@@ -258,16 +258,21 @@ impl Engine {
     /// What a context of `tokens` tokens will need. What the program has taken since the model
     /// was ready (documents, token ids, a tokenizer's own memory) counts as the program's.
     pub fn plan(&self, tokens: usize) -> MemoryPlan {
+        let overflow = match self.store {
+            None => Overflow::Refused,
+            Some(_) => Overflow::Store,
+        };
+        self.plan_as(tokens, self.kv_type(), overflow)
+    }
+
+    fn plan_as(&self, tokens: usize, kv_type: KvType, overflow: Overflow) -> MemoryPlan {
         let circumstances = Circumstances {
-            kv_type: self.kv_type(),
+            kv_type,
             chunk_tokens: self.chunk_tokens,
             threads: self.exec.pool.threads(),
             program: self.program_bytes + self.program_growth(),
             ledger: &self.ledger,
-            overflow: match self.store {
-                None => Overflow::Refused,
-                Some(_) => Overflow::Store,
-            },
+            overflow,
         };
         plan_for(self.model.file(), &circumstances, tokens)
     }
@@ -304,6 +309,26 @@ impl Engine {
                 .new_context_in(planned_tokens, &kept.store, &kept.origins)?,
         };
         let plan = self.plan(planned_tokens);
+        if !plan.fits() {
+            return Err(EngineError::DoesNotFit(Box::new(plan)));
+        }
+        Ok(context)
+    }
+
+    /// The same with keys and values stored as `kv_type`, whatever the engine's own type is. It lives
+    /// in memory alone.
+    ///
+    /// # Errors
+    /// As [`Engine::new_context`].
+    pub fn new_context_as(
+        &self,
+        planned_tokens: usize,
+        kv_type: KvType,
+    ) -> Result<Context, EngineError> {
+        let context = self
+            .model
+            .new_context_as(planned_tokens, kv_type, &self.ledger)?;
+        let plan = self.plan_as(planned_tokens, kv_type, Overflow::Refused);
         if !plan.fits() {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
         }

@@ -3,7 +3,8 @@
 use longview_engine::{Control, Engine};
 
 use crate::Progress;
-use crate::windows::{EvalError, log_softmax, walk};
+use crate::error::EvalError;
+use crate::windows::{log_softmax, walk};
 
 /// How far a model's predictions are from a reference's over a text.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,11 +56,9 @@ pub fn divergence(
         &mut |rows, target| {
             log_softmax(rows[0], &mut q);
             log_softmax(rows[1], &mut p);
-            let terms = p.iter().zip(&q).filter(|(p, _)| p.is_finite());
-            let value: f64 = terms.map(|(p, q)| p.exp() * (p - q)).sum();
-            // Rounding can leave a value a little below zero, which a divergence never is.
-            values.push(value.max(0.0));
-            same += usize::from(top(&p) == top(&q));
+            let (value, same_top) = divergence_of(&q, &p);
+            values.push(value);
+            same += usize::from(same_top);
             loss -= q[target as usize];
             reference_loss -= p[target as usize];
         },
@@ -83,6 +82,15 @@ pub fn divergence(
         reference_perplexity: (reference_loss / count).exp(),
         tokens: values.len(),
     })
+}
+
+/// The divergence of `q` from `p`, both logarithms of probabilities, in nats, and whether both put the
+/// same token first.
+pub(crate) fn divergence_of(q: &[f64], p: &[f64]) -> (f64, bool) {
+    let terms = p.iter().zip(q).filter(|(p, _)| p.is_finite());
+    let value: f64 = terms.map(|(p, q)| p.exp() * (p - q)).sum();
+    // Rounding can leave a value a little below zero, which a divergence never is.
+    (value.max(0.0), top(p) == top(q))
 }
 
 fn top(logs: &[f64]) -> Option<usize> {

@@ -1,17 +1,41 @@
-//! What an approximation costs on a given model: perplexity and divergence from a reference.
+//! What a method costs on a given model: tasks with known answers, perplexity, divergence from the
+//! dense path, bytes and seconds.
 //!
-//! Both walk a text in windows that begin anew, as is usual for perplexity: every window is a
-//! fresh context, and each of its tokens but the first is predicted from those before it.
+//! [`Evaluation`] runs a [`Plan`]: tasks from a seed, made for lengths in tokens, asked under every
+//! [`Setup`] beside the dense path. Outcomes go into a [`Record`], which a later run goes on from;
+//! [`Evaluation::rows`] makes the rows of a report of them. [`perplexity`] and [`divergence`] walk a text in
+//! windows that begin anew.
 
 mod divergence;
+mod draw;
+mod error;
+mod haystack;
+mod outcome;
 mod perplexity;
+mod prompt;
+mod record;
+pub mod report;
+mod run;
+mod score;
+mod setup;
+mod task;
 mod windows;
+mod wording;
 
 pub use divergence::{Divergence, divergence};
+pub use error::EvalError;
+pub use haystack::Haystack;
+pub use outcome::{Case, Measure, Outcome, Row, Sight};
 pub use perplexity::{Perplexity, perplexity};
-pub use windows::EvalError;
+pub use prompt::{Prompt, Prompter};
+pub use record::{Identity, Record};
+pub use run::{Evaluation, Material, Plan, RunProgress, Subject};
+pub use score::{Mean, Scorer};
+pub use setup::Setup;
+pub use task::{Making, Question, Questions, Sample, Task};
+pub use wording::{ListWording, NeedleWording, PassagesWording, VariablesWording, Wording};
 
-/// How far an evaluation has come, in tokens.
+/// How far a walk over a text has come, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Tokens scored.

@@ -3,7 +3,8 @@
 use longview_engine::{Control, Engine};
 
 use crate::Progress;
-use crate::windows::{EvalError, log_softmax, walk};
+use crate::error::EvalError;
+use crate::windows::{log_softmax, walk};
 
 /// Perplexity of a text, with its uncertainty.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,46 +4,7 @@ use longview_engine::{Control, Engine, EngineError};
 use longview_kv::{Purpose, Segment, Wanted};
 
 use crate::Progress;
-
-/// An evaluation that could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum EvalError {
-    /// The engine failed.
-    #[error(transparent)]
-    Engine(Box<EngineError>),
-    /// Too little text.
-    #[error("the text has {tokens} tokens; at least 2 are needed to predict one from another")]
-    TooShort {
-        /// Tokens in the text.
-        tokens: usize,
-    },
-    /// A window that holds no prediction.
-    #[error("a window of {window} tokens predicts nothing; use at least 2")]
-    WindowTooShort {
-        /// Tokens asked for.
-        window: usize,
-    },
-    /// Two engines that do not speak the same tokens.
-    #[error(
-        "the two models have vocabularies of {left} and {right} tokens; divergence is defined \
-         between models of one vocabulary"
-    )]
-    Vocabularies {
-        /// Tokens of the model measured.
-        left: usize,
-        /// Tokens of the reference.
-        right: usize,
-    },
-    /// The caller stopped.
-    #[error("stopped before the end of the text")]
-    Stopped,
-}
-
-impl From<EngineError> for EvalError {
-    fn from(error: EngineError) -> EvalError {
-        EvalError::Engine(Box::new(error))
-    }
-}
+use crate::error::EvalError;
 
 /// The most tokens computed in one pass.
 const PASS_TOKENS: usize = 128;

@@ -227,6 +227,21 @@ impl Model {
         Ok(Context::new(layout, ledger.clone(), identity))
     }
 
+    /// The same with keys and values stored as `kv_type`.
+    ///
+    /// # Errors
+    /// As [`Model::new_context`].
+    pub fn new_context_as(
+        &self,
+        planned_tokens: usize,
+        kv_type: KvType,
+        ledger: &Ledger,
+    ) -> Result<Context, ModelError> {
+        let identity = self.planned_identity(planned_tokens)?;
+        let layout = Arc::new(self.blueprint().kv_layout(kv_type));
+        Ok(Context::new(layout, ledger.clone(), identity))
+    }
+
     /// The same, in a store, where contexts with the short and the long rotary set are found by
     /// `origins`.
     ///

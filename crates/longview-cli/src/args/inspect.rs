@@ -1,8 +1,6 @@
 //! Commands that measure and show.
 
-use std::path::PathBuf;
-
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use longview::methods::Stage;
 
 use super::{EngineArgs, MethodArgs, ModelArgs};
@@ -37,51 +35,6 @@ pub(crate) struct BenchArgs {
     /// Also measure, in a round of its own, what the time is spent on, by kind of layer and of work
     #[arg(long)]
     pub(crate) profile: bool,
-
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-
-    #[command(flatten)]
-    pub(crate) methods: MethodArgs,
-}
-
-/// `longview eval`.
-#[derive(Debug, Args)]
-pub(crate) struct EvalArgs {
-    #[command(subcommand)]
-    pub(crate) task: EvalTask,
-}
-
-/// What is evaluated.
-#[derive(Debug, Subcommand)]
-pub(crate) enum EvalTask {
-    /// How well the model predicts a text; lower is better
-    Perplexity(EvalTextArgs),
-    /// How far the model's predictions are from another model's, or from those in f32
-    Kld {
-        #[command(flatten)]
-        text: EvalTextArgs,
-
-        /// The model to compare with [default: the same model under --numerics f32]
-        #[arg(long, value_name = "PATH|NAME")]
-        reference: Option<String>,
-    },
-}
-
-/// A text and how it is read.
-#[derive(Debug, Args)]
-pub(crate) struct EvalTextArgs {
-    /// The text
-    #[arg(long, short, value_name = "FILE")]
-    pub(crate) file: PathBuf,
-
-    /// Tokens read in one go; every window starts anew
-    #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_tokens)]
-    pub(crate) window: usize,
-
-    /// Use only so many tokens of the text [default: all]
-    #[arg(long, value_name = "N", value_parser = parse_tokens)]
-    pub(crate) tokens: Option<usize>,
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,

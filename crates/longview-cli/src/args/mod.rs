@@ -2,6 +2,7 @@
 
 mod answers;
 mod contexts;
+mod eval;
 mod explain;
 mod generation;
 mod inspect;
@@ -14,11 +15,10 @@ use clap::{Parser, Subcommand};
 
 pub(crate) use answers::{AskArgs, ChatArgs, RunArgs};
 pub(crate) use contexts::{ContextsAction, ContextsArgs, Life};
+pub(crate) use eval::{EvalArgs, EvalTask, EvalTasksArgs, EvalTextArgs};
 pub(crate) use explain::ExplainArgs;
 pub(crate) use generation::{Fallback, GenerationArgs};
-pub(crate) use inspect::{
-    BenchArgs, DoctorArgs, EvalArgs, EvalTask, EvalTextArgs, MethodsArgs, TokenizeArgs,
-};
+pub(crate) use inspect::{BenchArgs, DoctorArgs, MethodsArgs, TokenizeArgs};
 pub(crate) use make::{MakeModelArgs, QuantizeArgs};
 pub(crate) use methods::MethodArgs;
 pub(crate) use model::{EngineArgs, ModelArgs};
@@ -58,7 +58,7 @@ pub(crate) enum Command {
     Contexts(ContextsArgs),
     /// Measure tokens a second, also as shares of what this machine can do
     Bench(BenchArgs),
-    /// Compare models or methods on a text
+    /// Measure what models and methods get right, and how far they are from the dense path
     Eval(EvalArgs),
     /// List every method of every stage with its parameters
     Methods(MethodsArgs),

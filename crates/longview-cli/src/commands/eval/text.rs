@@ -1,11 +1,12 @@
-//! `longview eval`: how good a model or a method is on a text.
+//! `longview eval perplexity` and `kld`: how good a model or a method is on a text.
 
 use longview::{Control, Engine, EngineOptions, Numerics, Specials};
 use longview_eval::{EvalError, divergence, perplexity};
 use serde_json::{Map, Value, json};
 
-use super::read_text;
-use crate::args::{EvalArgs, EvalTask, EvalTextArgs, Format, ModelArgs};
+use super::failed;
+use crate::args::{EvalTask, EvalTextArgs, Format, ModelArgs};
+use crate::commands::read_text;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::output;
@@ -13,8 +14,8 @@ use crate::progress::Progress;
 use crate::session::{Session, refused};
 
 /// Runs one evaluation.
-pub(crate) fn run(args: &EvalArgs, format: Format) -> Result<(), Failure> {
-    match &args.task {
+pub(super) fn run(task: &EvalTask, format: Format) -> Result<(), Failure> {
+    match task {
         EvalTask::Perplexity(text) => perplexity_of(text, format),
         EvalTask::Kld { text, reference } => divergence_of(text, reference.as_ref(), format),
     }
@@ -139,11 +140,7 @@ fn with_progress<T>(
         }
     });
     drop(bar);
-    result.map_err(|error| match error {
-        EvalError::Stopped => Failure::Stopped,
-        EvalError::Engine(error) => (*error).into(),
-        wrong => Failure::wrong(wrong),
-    })
+    result.map_err(failed)
 }
 
 fn print(session: &Session, result: Value) -> Result<(), Failure> {

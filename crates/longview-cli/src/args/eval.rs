@@ -1,0 +1,146 @@
+//! What `longview eval` measures.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use longview_eval::Sight;
+
+use super::{EngineArgs, MethodArgs};
+use crate::size::parse_tokens;
+
+/// `longview eval`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct EvalArgs {
+    #[command(subcommand)]
+    pub(crate) task: Option<EvalTask>,
+
+    #[command(flatten)]
+    pub(crate) tasks: EvalTasksArgs,
+}
+
+/// Tasks, and the setups that are compared on them.
+#[derive(Debug, Args)]
+pub(crate) struct EvalTasksArgs {
+    /// What is measured: ruler (its thirteen tasks), or some of niah-single-1 to -3, niah-multikey-1
+    /// to -3, niah-multivalue, niah-multiquery, vt, cwe, fwe, qa-1, qa-2, heatmap, reuse,
+    /// continuation, drift
+    #[arg(required = true, value_name = "TASKS", value_delimiter = ',')]
+    pub(crate) tasks: Vec<String>,
+
+    /// Tokens of a sample, prompt and answer together
+    #[arg(long, value_name = "N,…", default_value = "4k", value_parser = parse_tokens,
+          value_delimiter = ',')]
+    pub(crate) lengths: Vec<usize>,
+
+    /// The methods compared with the dense path. Methods of several stages are joined by +, as in
+    /// store=q8 or keep=NAME(budget=10%)+store=q8; the stage may be left out where its name is single
+    #[arg(long, value_name = "A,B…")]
+    pub(crate) methods: Vec<String>,
+
+    /// Samples of a task and length
+    #[arg(long, value_name = "N", default_value = "20", value_parser = parse_samples)]
+    pub(crate) samples: usize,
+
+    /// Whether the methods see the question while they compress
+    #[arg(long, value_enum, default_value_t = SightArg::Unseen)]
+    pub(crate) question: SightArg,
+
+    /// Depths of the heat map, in per cent
+    #[arg(long, value_name = "N,…", default_value = "0,25,50,75,100", value_delimiter = ',',
+          value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) depths: Vec<u8>,
+
+    /// Tokens that `drift` generates
+    #[arg(long, value_name = "N", default_value = "4k", value_parser = parse_tokens)]
+    pub(crate) generate: usize,
+
+    /// What samples are drawn from: the same seed gives the same samples and scores
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) seed: u64,
+
+    /// The sentences of the tasks: needle (what the reference model was trained on), general, or a
+    /// file of your own [default: needle for the reference model, general for others]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) wording: Option<String>,
+
+    /// The text that things are hidden in [default: a book that is shipped]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) haystack: Option<PathBuf>,
+
+    /// The text that `continuation` and `drift` read [default: a book that is shipped]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+
+    /// Write the report, its charts and every result to this folder, and go on from what it holds
+    #[arg(long, short, value_name = "FOLDER")]
+    pub(crate) output: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// `--question`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SightArg {
+    /// The document is compressed before any question is known.
+    Unseen,
+    /// The first question is known; further ones find what was kept for it.
+    Seen,
+}
+
+impl From<SightArg> for Sight {
+    fn from(sight: SightArg) -> Sight {
+        match sight {
+            SightArg::Unseen => Sight::Unseen,
+            SightArg::Seen => Sight::Seen,
+        }
+    }
+}
+
+fn parse_samples(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1_000_000) => Ok(count),
+        _ => Err(format!(
+            "{text:?} is not a number of samples from 1 to 1000000"
+        )),
+    }
+}
+
+/// What is evaluated.
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalTask {
+    /// How well the model predicts a text; lower is better
+    Perplexity(EvalTextArgs),
+    /// How far the model's predictions are from another model's, or from those in f32
+    Kld {
+        #[command(flatten)]
+        text: EvalTextArgs,
+
+        /// The model to compare with [default: the same model under --numerics f32]
+        #[arg(long, value_name = "PATH|NAME")]
+        reference: Option<String>,
+    },
+}
+
+/// A text and how it is read.
+#[derive(Debug, Args)]
+pub(crate) struct EvalTextArgs {
+    /// The text
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Tokens read in one go; every window starts anew
+    #[arg(long, value_name = "N", default_value = "2048", value_parser = parse_tokens)]
+    pub(crate) window: usize,
+
+    /// Use only so many tokens of the text [default: all]
+    #[arg(long, value_name = "N", value_parser = parse_tokens)]
+    pub(crate) tokens: Option<usize>,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+}

@@ -1,0 +1,174 @@
+//! Tasks under methods beside the dense path.
+
+use std::fs;
+use std::path::Path;
+
+use longview::Control;
+use longview_eval::{
+    Evaluation, Haystack, Material, Plan, Record, Row, RunProgress, Setup, Subject, Wording, report,
+};
+use serde_json::{Map, Value, json};
+
+use super::failed;
+use crate::args::{EvalTasksArgs, Format, MethodArgs};
+use crate::commands::read_text;
+use crate::failure::Failure;
+use crate::interrupt;
+use crate::output::{self, note};
+use crate::progress::Progress;
+use crate::session::Session;
+
+/// Every result, one a line, in the folder of a report.
+const RESULTS: &str = "results.jsonl";
+
+/// Runs tasks and reports on them.
+pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
+    // Everything that can be wrong with the request is found before the model is loaded.
+    let plan = plan(args)?;
+    let material = material(args)?;
+    let session = Session::open(&args.engine, &MethodArgs::default())?;
+    let evaluation = Evaluation::new(&session.engine, &material, &plan).map_err(failed)?;
+    let mut record = match &args.output {
+        None => Record::in_memory(),
+        Some(folder) => {
+            fs::create_dir_all(folder).map_err(|error| Failure::io(folder.display(), &error))?;
+            Record::open(&folder.join(RESULTS), &evaluation.identity()).map_err(failed)?
+        }
+    };
+    let bar = Progress::spinner("measuring".to_owned());
+    let ended = evaluation.run(&mut record, &mut |progress| show(&bar, progress));
+    bar.finish();
+    if let (Err(_), Some(folder)) = (&ended, &args.output) {
+        note(format!(
+            "{} results are kept in {}; the same command goes on from there",
+            record.outcomes().len(),
+            folder.display()
+        ));
+    }
+    ended.map_err(failed)?;
+    // What an earlier run left in the folder for other tasks and setups is kept, not shown.
+    let rows = evaluation.rows(&record);
+    if let Some(folder) = &args.output {
+        write(folder, &rows, &about(&session, args, &material))?;
+    }
+    match format {
+        Format::Json => output::print_json(&object(&session, args, &material, &rows)?),
+        Format::Text => {
+            let numbers: Vec<usize> = (3..11).collect();
+            let mut text = output::table(&report::table(&rows), &numbers);
+            for line in report::remarks(&rows) {
+                text.push_str(&format!("{line}\n"));
+            }
+            output::print(&text)
+        }
+    }
+}
+
+fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
+    let mut subjects: Vec<Subject> = Vec::new();
+    for name in &args.tasks {
+        for subject in Subject::find(name).map_err(failed)? {
+            if !subjects.iter().any(|known| known.name() == subject.name()) {
+                subjects.push(subject);
+            }
+        }
+    }
+    let mut setups = Vec::new();
+    for text in &args.methods {
+        setups.extend(Setup::parse_list(text).map_err(failed)?);
+    }
+    Ok(Plan {
+        subjects,
+        lengths: args.lengths.clone(),
+        setups,
+        samples: args.samples,
+        depths: args
+            .depths
+            .iter()
+            .map(|&depth| f64::from(depth) / 100.0)
+            .collect(),
+        question: args.question.into(),
+        generate: args.generate,
+        seed: args.seed,
+    })
+}
+
+fn material(args: &EvalTasksArgs) -> Result<Material, Failure> {
+    let wording = match args.wording.as_deref() {
+        None if args.engine.model.model.is_none() => Wording::needle(),
+        None | Some("general") => Wording::general(),
+        Some("needle") => Wording::needle(),
+        Some(file) => Wording::from_json(file, &read_text(file)?).map_err(failed)?,
+    };
+    let mut material = Material::shipped(wording);
+    if let Some(path) = &args.haystack {
+        let text = read_text(&path.display().to_string())?;
+        material.haystack = Haystack::new(&text).ok_or_else(|| {
+            Failure::wrong(format!("{}: no words to hide things in", path.display()))
+        })?;
+    }
+    if let Some(path) = &args.text {
+        material.text = read_text(&path.display().to_string())?;
+    }
+    Ok(material)
+}
+
+fn show(bar: &Progress, progress: &RunProgress) -> Control {
+    let RunProgress { done, total, doing } = progress;
+    bar.say(format!("measuring {doing}: {done} of {total} results"));
+    if interrupt::pressed() {
+        Control::Stop
+    } else {
+        Control::Continue
+    }
+}
+
+/// What was run, for people.
+fn about(session: &Session, args: &EvalTasksArgs, material: &Material) -> Vec<String> {
+    vec![format!(
+        "Model {}, numerics {}, wording {}, seed {}, {} samples of a task and length at most.",
+        session.engine.describe().name,
+        session.engine.exec().numerics,
+        material.wording.name,
+        args.seed,
+        args.samples,
+    )]
+}
+
+fn write(folder: &Path, rows: &[Row], about: &[String]) -> Result<(), Failure> {
+    let mut files = report::charts(rows);
+    files.push(("report.md".to_owned(), report::markdown(rows, about)));
+    for (name, text) in files {
+        let path = folder.join(name);
+        fs::write(&path, text).map_err(|error| Failure::io(path.display(), &error))?;
+    }
+    Ok(())
+}
+
+fn object(
+    session: &Session,
+    args: &EvalTasksArgs,
+    material: &Material,
+    rows: &[Row],
+) -> Result<Map<String, Value>, Failure> {
+    let mut list = Vec::new();
+    for row in rows {
+        let mut value = json!(row);
+        let texts = Setup::parse(&row.setup)
+            .map_err(failed)?
+            .texts(session.engine.kv_type());
+        let methods: Map<String, Value> = texts
+            .into_iter()
+            .map(|(stage, text)| (stage.name().to_owned(), text.into()))
+            .collect();
+        value["methods"] = methods.into();
+        value["dense_fails"] = report::dense_fails(row).into();
+        list.push(value);
+    }
+    let mut object = Map::new();
+    object.insert("rows".to_owned(), list.into());
+    object.insert("seed".to_owned(), args.seed.into());
+    object.insert("wording".to_owned(), material.wording.name.clone().into());
+    object.extend(session.summary());
+    Ok(object)
+}

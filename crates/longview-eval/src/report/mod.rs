@@ -1,0 +1,239 @@
+//! Rows as tables and charts.
+
+mod charts;
+mod svg;
+
+pub use charts::charts;
+
+use std::collections::BTreeMap;
+
+use crate::outcome::{Measure, Row, Sight};
+
+/// Below this score the dense path fails a task: what methods score there says nothing of them, and
+/// it does not enter their means.
+pub const DENSE_FAILS_BELOW: f64 = 80.0;
+
+/// A setup's mean over the tasks that the dense path does not fail.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// The setup's canonical text.
+    pub setup: String,
+    /// Tokens of the samples.
+    pub length: usize,
+    /// When the question was known.
+    pub question: Sight,
+    /// Mean score of the tasks, each counted once.
+    pub score: f64,
+    /// The same of the dense path on the same tasks.
+    pub dense_score: f64,
+    /// Tasks.
+    pub tasks: usize,
+    /// Mean bytes held.
+    pub bytes_held: f64,
+    /// The same as a share of what the dense path holds, where that is known.
+    pub share_held: Option<f64>,
+}
+
+/// Whether the dense path fails the task of `row`.
+pub fn dense_fails(row: &Row) -> bool {
+    let failed = |score| score < DENSE_FAILS_BELOW;
+    row.measure == Measure::Recall && row.dense_score.is_some_and(failed)
+}
+
+/// The means of every setup and length, in the order of the rows.
+pub fn summaries(rows: &[Row]) -> Vec<Summary> {
+    let mut order: Vec<(&str, usize, Sight)> = Vec::new();
+    let mut parts: BTreeMap<usize, Vec<&Row>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| counts(row)) {
+        let key = (row.setup.as_str(), row.length, row.question);
+        let place = order
+            .iter()
+            .position(|known| *known == key)
+            .unwrap_or_else(|| {
+                order.push(key);
+                order.len() - 1
+            });
+        parts.entry(place).or_default().push(row);
+    }
+    let mean = |rows: &[&Row], of: &dyn Fn(&Row) -> f64| {
+        rows.iter().map(|row| of(row)).sum::<f64>() / rows.len() as f64
+    };
+    let held = |rows: &[&Row]| mean(rows, &|row| row.bytes_held as f64);
+    let dense_bytes = |row: &Row| {
+        let same = |other: &&Row| {
+            other.setup == "dense" && other.task == row.task && other.length == row.length
+        };
+        rows.iter().find(same).map(|dense| dense.bytes_held as f64)
+    };
+    parts
+        .into_values()
+        .map(|part| {
+            let dense: Option<f64> = part.iter().map(|row| dense_bytes(row)).sum();
+            let all: f64 = part.iter().map(|row| row.bytes_held as f64).sum();
+            Summary {
+                setup: part[0].setup.clone(),
+                length: part[0].length,
+                question: part[0].question,
+                score: mean(&part, &|row| row.score),
+                dense_score: mean(&part, &|row| row.dense_score.unwrap_or(f64::NAN)),
+                tasks: part.len(),
+                bytes_held: held(&part),
+                share_held: dense.map(|dense| all / dense),
+            }
+        })
+        .collect()
+}
+
+/// Whether a row enters its setup's mean.
+fn counts(row: &Row) -> bool {
+    row.measure == Measure::Recall
+        && row.depth.is_none()
+        && row.dense_score.is_some()
+        && !dense_fails(row)
+}
+
+/// The rows as a table, the heading first; columns from the fourth on are numbers.
+pub fn table(rows: &[Row]) -> Vec<Vec<String>> {
+    let heading = [
+        "task", "length", "methods", "score", "95 %", "dense", "held", "peak", "compress",
+        "decode", "samples",
+    ];
+    let mut table = vec![heading.map(str::to_owned).to_vec()];
+    for row in rows {
+        let mut task = row.task.clone();
+        if let Some(depth) = row.depth {
+            task.push_str(&format!(" at {:.0} %", 100.0 * depth));
+        }
+        if row.question == Sight::Seen {
+            task.push_str(", question seen");
+        }
+        let digits = if row.more_is_better() { 1 } else { 2 };
+        let number = |value: f64| format!("{value:.digits$}");
+        let dense = match row.dense_score {
+            None => "–".to_owned(),
+            Some(score) if dense_fails(row) => format!("{} fails", number(score)),
+            Some(score) => number(score),
+        };
+        let [low, high] = row.interval;
+        let speed = row.decode_tokens_per_second;
+        table.push(vec![
+            task,
+            row.length.to_string(),
+            row.setup.clone(),
+            number(row.score),
+            format!("{}–{}", number(low), number(high)),
+            dense,
+            longview_kv::human_bytes(row.bytes_held),
+            longview_kv::human_bytes(row.peak_bytes),
+            format!("{:.1} ms", 1000.0 * row.compression_seconds),
+            speed.map_or_else(|| "–".to_owned(), |speed| format!("{speed:.0}/s")),
+            row.samples.to_string(),
+        ]);
+    }
+    table
+}
+
+/// What the text tasks measure beside their score, one line a row; nothing for other tasks.
+pub fn remarks(rows: &[Row]) -> Vec<String> {
+    let of_row = |row: &Row| {
+        let divergence = row.divergence?;
+        let mut line = format!(
+            "{} at {}, {}: KL divergence from the dense path {divergence:.3e} nats a token",
+            row.task, row.length, row.setup
+        );
+        if let Some(count) = row.same_until {
+            line.push_str(&format!(", its text for the first {count:.0} tokens"));
+        }
+        Some(line)
+    };
+    rows.iter().filter_map(of_row).collect()
+}
+
+/// A Markdown document: the means, then every row. `about` says what was run, one line each.
+pub fn markdown(rows: &[Row], about: &[String]) -> String {
+    let mut text = String::from("# Evaluation\n\n");
+    for line in about {
+        text.push_str(&format!("{line}\n\n"));
+    }
+    let summaries = summaries(rows);
+    if !summaries.is_empty() {
+        text.push_str(&format!(
+            "## Means\n\nOver the tasks on which the dense path scores at least {DENSE_FAILS_BELOW}.\n\n"
+        ));
+        let mut table = vec![
+            [
+                "methods", "length", "question", "score", "dense", "held", "of dense", "tasks",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+        ];
+        table.extend(summaries.iter().map(summary_cells));
+        text.push_str(&markdown_table(&table));
+        text.push('\n');
+    }
+    text.push_str("## Every task\n\n");
+    text.push_str(&markdown_table(&table(rows)));
+    let remarks = remarks(rows);
+    if !remarks.is_empty() {
+        text.push('\n');
+        remarks
+            .iter()
+            .for_each(|line| text.push_str(&format!("- {line}\n")));
+    }
+    text
+}
+
+fn summary_cells(of: &Summary) -> Vec<String> {
+    let share = |share: f64| format!("{:.1} %", 100.0 * share);
+    vec![
+        of.setup.clone(),
+        of.length.to_string(),
+        match of.question {
+            Sight::Unseen => "unseen".to_owned(),
+            Sight::Seen => "seen".to_owned(),
+        },
+        format!("{:.1}", of.score),
+        format!("{:.1}", of.dense_score),
+        longview_kv::human_bytes(of.bytes_held as u64),
+        of.share_held.map_or_else(|| "–".to_owned(), share),
+        of.tasks.to_string(),
+    ]
+}
+
+/// A table whose first row is the heading.
+pub fn markdown_table(rows: &[Vec<String>]) -> String {
+    let mut text = String::new();
+    for (at, row) in rows.iter().enumerate() {
+        let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+        if at == 0 {
+            text.push_str(&format!("|{}\n", "---|".repeat(row.len())));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::rows;
+    use crate::outcome::tests::outcome;
+
+    #[test]
+    fn means_leave_out_what_the_dense_path_fails() {
+        let rows = rows(&[
+            outcome("easy", "dense", 0, 100.0),
+            outcome("easy", "q4", 0, 90.0),
+            outcome("hard", "dense", 0, 10.0),
+            outcome("hard", "q4", 0, 0.0),
+        ]);
+        let summaries = summaries(&rows);
+        assert_eq!(summaries.len(), 2);
+        let q4 = &summaries[1];
+        assert_eq!((q4.score, q4.tasks, q4.share_held), (90.0, 1, Some(0.25)));
+        let text = markdown(&rows, &["made by a test".to_owned()]);
+        for words in ["made by a test", "| q4 | 1024 |", "10.0 fails", "25.0 %"] {
+            assert!(text.contains(words), "{words} in {text}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Tasks with questions and answers.
+
+use longview_engine::{Control, GenerateOptions, Generated};
+use longview_kv::Context;
+
+use super::{Evaluation, Reading, seconds};
+use crate::error::EvalError;
+use crate::outcome::{Case, Measure, Outcome, Sight};
+use crate::prompt::Prompt;
+use crate::setup::Setup;
+use crate::task::{Question, Sample, Task};
+
+impl Evaluation<'_> {
+    /// Asks the questions of one sample under every one of `setups`.
+    pub(super) fn ask(
+        &self,
+        task: &Task,
+        case: &Case,
+        setups: &[&Setup],
+        add: &mut dyn FnMut(Outcome) -> Result<(), EvalError>,
+    ) -> Result<(), EvalError> {
+        let making = self.making(case.depth);
+        let (sample, prompt) = self
+            .prompter
+            .fitted(task, &making, self.seed(case), case.length)?;
+        let answers: usize = sample.questions.iter().map(|asked| asked.max_tokens).sum();
+        let questions: usize = prompt.questions.iter().map(Vec::len).sum();
+        let limit = self.engine.model().blueprint().max_positions;
+        let planned = (prompt.document.len() + questions + answers).min(limit);
+        for part in self.by_reading(setups) {
+            let reading = self.read(part[0], &prompt.document, planned)?;
+            for setup in part {
+                add(self.answer(case, setup, &sample, &prompt, &reading)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &self,
+        case: &Case,
+        setup: &Setup,
+        sample: &Sample,
+        prompt: &Prompt,
+        reading: &Reading,
+    ) -> Result<Outcome, EvalError> {
+        let asked = sample.questions.iter().zip(&prompt.questions);
+        let mut scores = Vec::new();
+        let mut outcome = Outcome {
+            case: case.clone(),
+            setup: setup.to_string(),
+            measure: Measure::Recall,
+            score: 0.0,
+            divergence: None,
+            same_until: None,
+            tokens: prompt.tokens(),
+            bytes_held: reading.context.kv_bytes(),
+            peak_bytes: reading.peak_bytes,
+            prefill_seconds: reading.seconds,
+            compression_seconds: 0.0,
+            decode_tokens: 0,
+            decode_seconds: 0.0,
+            answers: Vec::new(),
+        };
+        let mut context = reading.context.fork();
+        for (question, tokens) in asked {
+            let generated = match case.question {
+                Sight::Unseen => self.generate(&mut context.fork(), tokens, question)?,
+                // A conversation: every question goes on from the answer before it.
+                Sight::Seen => self.generate(&mut context, tokens, question)?,
+            };
+            scores.push(question.scorer.score(&generated.text, &question.answers));
+            outcome.decode_tokens += generated.ids.len().saturating_sub(1);
+            outcome.decode_seconds += seconds(generated.decode_time);
+            outcome.answers.push(generated.text);
+        }
+        outcome.score = 100.0 * scores.iter().sum::<f64>() / scores.len() as f64;
+        Ok(outcome)
+    }
+
+    fn generate(
+        &self,
+        context: &mut Context,
+        question: &[u32],
+        asked: &Question,
+    ) -> Result<Generated, EvalError> {
+        let mut options = GenerateOptions::greedy(asked.max_tokens);
+        let go_on = &mut |_: longview_engine::Event<'_>| Control::Continue;
+        Ok(self
+            .engine
+            .generate(context, question, &mut options, go_on)?)
+    }
+}

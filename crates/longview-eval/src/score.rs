@@ -1,0 +1,130 @@
+//! How an answer is scored, and means with their uncertainty.
+
+use serde::{Deserialize, Serialize};
+
+/// What of the expected answers must be in the text of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scorer {
+    /// The share of them that is.
+    All,
+    /// Any one of them.
+    Any,
+}
+
+/// A mean over samples of scores from 0 to 100.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mean {
+    /// The mean.
+    pub mean: f64,
+    /// The 95 % interval, Wilson's for proportions: never empty, never beyond 0 or 100. Scores
+    /// between right and wrong vary less than those, so for them it is wider than need be.
+    pub interval: [f64; 2],
+    /// Samples.
+    pub count: usize,
+}
+
+impl Scorer {
+    /// The score of `answer`, 0 to 1. Case and the width of white space do not matter; an expected
+    /// number or word must not be part of a longer one.
+    pub fn score(self, answer: &str, expected: &[String]) -> f64 {
+        let answer = plain(answer);
+        let found = expected
+            .iter()
+            .filter(|wanted| holds(&answer, &plain(wanted)))
+            .count();
+        match self {
+            Scorer::Any => f64::from(u8::from(found > 0)),
+            Scorer::All => found as f64 / expected.len().max(1) as f64,
+        }
+    }
+}
+
+impl Mean {
+    /// The mean of scores from 0 to 100; `None` of none.
+    pub fn of(scores: &[f64]) -> Option<Mean> {
+        if scores.is_empty() {
+            return None;
+        }
+        let count = scores.len() as f64;
+        let mean = scores.iter().sum::<f64>() / count;
+        Some(Mean {
+            mean,
+            interval: wilson(mean / 100.0, count).map(|share| 100.0 * share),
+            count: scores.len(),
+        })
+    }
+}
+
+/// The mean of `values` and half the width of its 95 % interval, by the normal distribution.
+pub(crate) fn mean_and_half_width(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    let variance = squares / (count - 1.0).max(1.0);
+    (mean, 1.96 * (variance / count).sqrt())
+}
+
+/// Wilson's interval at 95 % of a proportion `p` of `n` trials.
+fn wilson(p: f64, n: f64) -> [f64; 2] {
+    let z = 1.96f64;
+    let middle = p + z * z / (2.0 * n);
+    let spread = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).max(0.0).sqrt();
+    let below = 1.0 + z * z / n;
+    [(middle - spread) / below, (middle + spread) / below].map(|share| share.clamp(0.0, 1.0))
+}
+
+fn plain(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").to_lowercase()
+}
+
+/// Whether `text` holds `wanted` with no letter or digit beside it.
+fn holds(text: &str, wanted: &str) -> bool {
+    let is_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    // Two letters or digits side by side are of one word.
+    let joined = |a, b| is_word(a) && is_word(b);
+    !wanted.is_empty()
+        && text.match_indices(wanted).any(|(at, _)| {
+            let (before, after) = (&text[..at], &text[at + wanted.len()..]);
+            let starts = !joined(before.chars().next_back(), wanted.chars().next());
+            starts && !joined(wanted.chars().next_back(), after.chars().next())
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_by_hand() {
+        let expected = ["48213".to_owned(), "Black  Swan".to_owned()];
+        for (answer, all, any) in [
+            ("The number is 48213.", 0.5, 1.0),
+            ("black swan, 48213", 1.0, 1.0),
+            ("148213 and 482130", 0.0, 0.0),
+            ("Black\nSwans", 0.0, 0.0),
+            ("It is 48213, or 482130.", 0.5, 1.0),
+            ("", 0.0, 0.0),
+        ] {
+            assert_eq!(Scorer::All.score(answer, &expected), all, "{answer}");
+            assert_eq!(Scorer::Any.score(answer, &expected), any, "{answer}");
+        }
+    }
+
+    #[test]
+    fn intervals_by_hand() {
+        // 8 of 10: (0.8 + 0.19208 ± 1.96 √(0.016 + 0.0096)) / 1.38416.
+        let mean = Mean::of(&[100., 100., 0., 100., 100., 100., 100., 100., 0., 100.]).unwrap();
+        assert_eq!((mean.mean, mean.count), (80.0, 10));
+        assert!((mean.interval[0] - 49.0).abs() < 0.1, "{mean:?}");
+        assert!((mean.interval[1] - 94.3).abs() < 0.1, "{mean:?}");
+        let sure = Mean::of(&[100.0; 100]).unwrap();
+        assert!(
+            sure.interval[1] > 99.999 && (sure.interval[0] - 96.3).abs() < 0.1,
+            "{sure:?}"
+        );
+        assert!(Mean::of(&[]).is_none());
+        let (mean, half) = mean_and_half_width(&[1.0, 3.0]);
+        assert!(mean == 2.0 && (half - 1.96).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,261 @@
+//! What is compared: the methods of all stages, written as one text.
+
+use std::fmt;
+
+use longview_kv::KvType;
+use longview_methods::{MethodError, Methods, Stage, registry};
+
+use crate::error::EvalError;
+
+/// Methods that are evaluated together.
+///
+/// A text names methods of one or several stages, joined by `+`: `q8`, `store=q8`,
+/// `keep=snapkv(budget=10%)+store=q8`. The stage may be left out where only one has a method of
+/// that name. `dense` is the path without any method.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    methods: Methods,
+    name: String,
+}
+
+/// The stages that act before a token is chosen.
+const STAGES: [Stage; 5] = [
+    Stage::Prompt,
+    Stage::Prefill,
+    Stage::Keep,
+    Stage::Store,
+    Stage::Read,
+];
+
+/// The name of the path without any method.
+pub(crate) const DENSE: &str = "dense";
+
+impl Setup {
+    /// The path without any method.
+    pub fn dense() -> Setup {
+        Setup {
+            methods: Methods::new(),
+            name: DENSE.to_owned(),
+        }
+    }
+
+    /// Reads one setup.
+    ///
+    /// # Errors
+    /// [`EvalError::Method`] and [`EvalError::Setup`].
+    pub fn parse(text: &str) -> Result<Setup, EvalError> {
+        let text = text.trim();
+        let mut methods = Methods::new();
+        let wrong = |what: String| EvalError::Setup {
+            text: text.to_owned(),
+            what,
+        };
+        let mut seen = Vec::new();
+        for part in split(text, '+') {
+            let part = part.trim();
+            if part.is_empty() {
+                return Err(wrong("a method is missing".to_owned()));
+            }
+            if part == DENSE {
+                continue;
+            }
+            let (stage, method) = stage_of(part).map_err(wrong)?;
+            if seen.contains(&stage) {
+                return Err(wrong(format!("the {stage} stage is given twice")));
+            }
+            seen.push(stage);
+            methods
+                .set(stage, method)
+                .map_err(|source| method_error(text, source))?;
+        }
+        let mut setup = Setup {
+            methods,
+            name: String::new(),
+        };
+        setup.name = setup.short();
+        Ok(setup)
+    }
+
+    /// Reads setups separated by commas. What begins with `v=` or `layers …=` goes on with the
+    /// store method before it.
+    ///
+    /// # Errors
+    /// As [`Setup::parse`].
+    pub fn parse_list(text: &str) -> Result<Vec<Setup>, EvalError> {
+        let mut texts: Vec<String> = Vec::new();
+        for part in split(text, ',') {
+            let goes_on = ["v=", "v =", "layers "];
+            match texts.last_mut() {
+                Some(last)
+                    if goes_on
+                        .iter()
+                        .any(|start| part.trim_start().starts_with(start)) =>
+                {
+                    last.push(',');
+                    last.push_str(part);
+                }
+                _ => texts.push(part.to_owned()),
+            }
+        }
+        texts.iter().map(|text| Setup::parse(text)).collect()
+    }
+
+    /// What was chosen for every stage.
+    pub fn methods(&self) -> &Methods {
+        &self.methods
+    }
+
+    /// Whether no method acts.
+    pub fn is_dense(&self) -> bool {
+        self.name == DENSE
+    }
+
+    /// The canonical texts of the stages before reuse, with `kv_type` as the store's default.
+    pub fn texts(&self, kv_type: KvType) -> Vec<(Stage, String)> {
+        STAGES
+            .map(|stage| (stage, self.methods.text(stage, kv_type)))
+            .into()
+    }
+
+    /// The methods that differ from the default, joined by `+`.
+    fn short(&self) -> String {
+        let kv_type = KvType::F16;
+        let default = Methods::new();
+        let set = |&stage: &Stage| {
+            let text = self.methods.text(stage, kv_type);
+            let chosen = text != default.text(stage, kv_type);
+            let stored = stage == Stage::Store && self.methods.kv_type().is_some();
+            (chosen || stored).then_some(text)
+        };
+        let texts: Vec<String> = STAGES.iter().filter_map(set).collect();
+        if texts.is_empty() {
+            DENSE.to_owned()
+        } else {
+            texts.join("+")
+        }
+    }
+}
+
+/// The canonical text.
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.name)
+    }
+}
+
+impl PartialEq for Setup {
+    fn eq(&self, other: &Setup) -> bool {
+        self.name == other.name
+    }
+}
+
+/// The stage a part is for, and the method's text.
+fn stage_of(part: &str) -> Result<(Stage, &str), String> {
+    let (head, rest) = part.split_once('=').unwrap_or((part, ""));
+    if let Some(stage) = STAGES.into_iter().find(|stage| stage.name() == head.trim()) {
+        return Ok((stage, rest.trim()));
+    }
+    let end = part.find(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
+    let name = &part[..end.unwrap_or(part.len())];
+    let selects = ["k", "v", "layers"].contains(&name);
+    if selects {
+        return Ok((Stage::Store, part));
+    }
+    let has = |stage: &Stage| registry::of(*stage).any(|method| method.name == name);
+    let stages: Vec<Stage> = STAGES.into_iter().filter(has).collect();
+    match stages.as_slice() {
+        [stage] => Ok((*stage, part)),
+        [] => {
+            let known: Vec<&str> = STAGES
+                .into_iter()
+                .flat_map(registry::of)
+                .map(|method| method.name)
+                .collect();
+            let near = longview_methods::nearest(name, known.iter().copied());
+            let hint = near.map_or_else(String::new, |near| format!(" (did you mean {near:?}?)"));
+            Err(format!(
+                "no stage before decode has a method {name:?}{hint}; `longview methods` lists them"
+            ))
+        }
+        several => {
+            let stages: Vec<String> = several
+                .iter()
+                .map(|stage| format!("{stage}={name}"))
+                .collect();
+            let choice = stages.join(" or ");
+            Err(format!(
+                "{name:?} is a method of several stages; write {choice}"
+            ))
+        }
+    }
+}
+
+/// The parts of `text` between those `separator`s that stand outside brackets and quotes.
+fn split(text: &str, separator: char) -> Vec<&str> {
+    let (mut depth, mut quoted, mut start) = (0usize, false, 0);
+    let mut parts = Vec::new();
+    for (at, c) in text.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => depth = depth.saturating_sub(1),
+            c if c == separator && depth == 0 && !quoted => {
+                parts.push(&text[start..at]);
+                start = at + c.len_utf8();
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[start..]);
+    parts
+}
+
+fn method_error(text: &str, source: MethodError) -> EvalError {
+    EvalError::Method {
+        text: text.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setups_are_read_from_text() {
+        let names = |text| -> Vec<String> {
+            let setups = Setup::parse_list(text).unwrap();
+            setups.iter().map(Setup::to_string).collect()
+        };
+        assert_eq!(names("q8, store=q4,dense"), ["q8", "q4", "dense"]);
+        assert_eq!(names("keep=all + store=bf16"), ["bf16"]);
+        let setup = Setup::parse("q8").unwrap();
+        assert_eq!(setup.methods().kv_type(), Some(KvType::Q8));
+        assert_eq!(setup.texts(KvType::F16)[3], (Stage::Store, "q8".to_owned()));
+        assert!(Setup::parse("dense").unwrap().is_dense() && Setup::dense().is_dense());
+    }
+
+    #[test]
+    fn what_stands_in_brackets_is_not_split() {
+        assert_eq!(split("a(b, c), d", ','), ["a(b, c)", " d"]);
+        assert_eq!(split("a(\",)\", c)+d", '+'), ["a(\",)\", c)", "d"]);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, words) in [
+            ("q88", "did you mean \"q8\"?"),
+            ("store=q9", "there is no store method"),
+            ("q8+store=q4", "the store stage is given twice"),
+            ("q8+", "a method is missing"),
+            ("q8(3)", "too many values"),
+            ("", "a method is missing"),
+        ] {
+            let message = Setup::parse(text).unwrap_err().to_string();
+            assert!(
+                message.contains(words) && message.contains("--methods"),
+                "{message}"
+            );
+        }
+    }
+}

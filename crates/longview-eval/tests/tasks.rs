@@ -1,0 +1,226 @@
+//! Tasks as they are made, and evaluations as they are run, on the reference model.
+
+use longview_engine::{Control, Engine, EngineOptions};
+use longview_eval::{
+    EvalError, Evaluation, Making, Material, Plan, Prompter, Record, Setup, Sight, Subject, Task,
+    Wording,
+};
+
+fn making(material: &Material, depth: Option<f64>) -> Making<'_> {
+    Making {
+        wording: &material.wording,
+        haystack: &material.haystack,
+        questions: &material.questions,
+        depth,
+    }
+}
+
+fn plan(subjects: &[&str], setups: &str, length: usize) -> Plan {
+    Plan {
+        subjects: subjects
+            .iter()
+            .flat_map(|name| Subject::find(name).unwrap())
+            .collect(),
+        lengths: vec![length],
+        setups: Setup::parse_list(setups).unwrap(),
+        samples: 2,
+        depths: vec![0.0, 1.0],
+        question: Sight::Unseen,
+        generate: 24,
+        seed: 7,
+    }
+}
+
+#[test]
+fn every_task_fills_its_length_and_holds_what_it_asks_for() {
+    let engine = Engine::open(&EngineOptions::default()).unwrap();
+    let prompter = Prompter::new(engine.text()).unwrap();
+    for wording in [Wording::needle(), Wording::general()] {
+        let material = Material::shipped(wording);
+        let making = making(&material, None);
+        for task in Task::all() {
+            for length in [3000, 8000] {
+                let (sample, prompt) = prompter.fitted(task, &making, 1, length).unwrap();
+                let answer = sample
+                    .questions
+                    .iter()
+                    .map(|asked| asked.max_tokens)
+                    .max()
+                    .unwrap();
+                let tokens = prompt.tokens() + answer;
+                // A passage is the largest unit there is.
+                let unit = if task.name.starts_with("qa") { 600 } else { 60 };
+                assert!(
+                    tokens <= length && tokens + unit > length,
+                    "{}: {tokens} of {length}",
+                    task.name
+                );
+                for question in &sample.questions {
+                    for answer in &question.answers {
+                        let times = sample.document.matches(answer.as_str()).count();
+                        // One of several spellings is enough where any is right.
+                        let any = question.answers.iter().any(|a| sample.document.contains(a));
+                        assert!(times > 0 || any, "{}: no {answer}", task.name);
+                    }
+                }
+                let again = prompter.fitted(task, &making, 1, length).unwrap();
+                assert_eq!(again, (sample, prompt), "{}", task.name);
+            }
+        }
+    }
+    let other = |seed| {
+        let material = Material::shipped(Wording::needle());
+        Task::find("vt")
+            .unwrap()
+            .sample(&making(&material, None), seed, 50)
+    };
+    assert_ne!(other(1), other(2));
+}
+
+#[test]
+fn the_fact_stands_at_the_depth_that_was_said() {
+    let material = Material::shipped(Wording::needle());
+    let heatmap = Task::find("heatmap").unwrap();
+    for depth in [0.0, 0.25, 0.5, 1.0] {
+        let sample = heatmap.sample(&making(&material, Some(depth)), 3, 3000);
+        let at = sample.document.find("The special magic number").unwrap();
+        let rest = sample.document[at..]
+            .find(". ")
+            .map_or(sample.document.len(), |end| at + end);
+        let (before, after) = (at as f64, (sample.document.len() - rest) as f64);
+        assert!((before / (before + after) - depth).abs() < 0.02, "{depth}");
+    }
+    // Four values of one thing are four facts; all of eight questions have facts of their own.
+    let values = Task::find("niah_multivalue")
+        .unwrap()
+        .sample(&making(&material, None), 3, 2000);
+    assert_eq!(
+        values.document.matches("The special magic number").count(),
+        4
+    );
+    let reuse = Task::find("reuse")
+        .unwrap()
+        .sample(&making(&material, None), 3, 2000);
+    assert_eq!(
+        reuse.document.matches("The special magic number").count(),
+        16
+    );
+    assert_eq!(reuse.questions.len(), 8);
+    let common = Task::find("cwe")
+        .unwrap()
+        .sample(&making(&material, None), 3, 40);
+    for word in &common.questions[0].answers {
+        assert_eq!(
+            common.document.split(' ').filter(|w| w == word).count(),
+            30,
+            "{word}"
+        );
+    }
+    let frequent = Task::find("fwe")
+        .unwrap()
+        .sample(&making(&material, None), 3, 1000);
+    let counts: Vec<usize> = frequent.questions[0]
+        .answers
+        .iter()
+        .map(|word| frequent.document.split(' ').filter(|w| w == word).count())
+        .collect();
+    // Shares of ranks 2 to 4: 1/n² ÷ (π²/6).
+    assert_eq!(counts, [152, 68, 38]);
+}
+
+#[test]
+fn two_runs_agree_and_a_stopped_one_goes_on() {
+    let engine = Engine::open(&EngineOptions::default()).unwrap();
+    let material = Material::shipped(Wording::needle());
+    let subjects = ["niah-single-2", "reuse", "heatmap", "continuation", "drift"];
+    let plan = plan(&subjects, "q4,f16", 700);
+    let evaluation = Evaluation::new(&engine, &material, &plan).unwrap();
+    let mut whole = Record::in_memory();
+    let mut seen = Vec::new();
+    let go_on = &mut |progress: &longview_eval::RunProgress| {
+        seen.push((progress.done, progress.total));
+        Control::Continue
+    };
+    evaluation.run(&mut whole, go_on).unwrap();
+    // Six cases of two samples each, under the dense path and two setups.
+    assert_eq!((whole.outcomes().len(), seen.last()), (36, Some(&(36, 36))));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("results.jsonl");
+    let mut record = Record::open(&path, &evaluation.identity()).unwrap();
+    let mut left = 10;
+    let error = evaluation.run(&mut record, &mut |_| {
+        left -= 1;
+        if left == 0 {
+            Control::Stop
+        } else {
+            Control::Continue
+        }
+    });
+    assert!(matches!(error, Err(EvalError::Stopped)));
+    let finished = record.outcomes().len();
+    assert!(finished > 0 && finished < 36);
+    drop(record);
+    let mut record = Record::open(&path, &evaluation.identity()).unwrap();
+    assert_eq!(record.outcomes().len(), finished);
+    evaluation
+        .run(&mut record, &mut |_| Control::Continue)
+        .unwrap();
+    assert_eq!(record.outcomes().len(), 36);
+    for a in whole.outcomes() {
+        let b = record.find(&a.case, &a.setup).unwrap();
+        assert_eq!((a.score, &a.answers), (b.score, &b.answers));
+        assert_eq!((a.divergence, a.bytes_held), (b.divergence, b.bytes_held));
+    }
+
+    let rows = evaluation.rows(&whole);
+    assert_eq!(rows.len(), 18);
+    let find = |task: &str, setup: &str| {
+        let found = rows
+            .iter()
+            .find(|row| row.task == task && row.setup == setup);
+        found.unwrap_or_else(|| panic!("{task} {setup}"))
+    };
+    let (dense, f16, q4) = (
+        find("niah-single-2", "dense"),
+        find("niah-single-2", "f16"),
+        find("niah-single-2", "q4"),
+    );
+    assert_eq!(
+        dense.score, 100.0,
+        "the reference model finds one number in 700 tokens"
+    );
+    assert_eq!((f16.score, f16.bytes_held), (dense.score, dense.bytes_held));
+    assert!(q4.bytes_held < dense.bytes_held / 3 && q4.dense_score == Some(100.0));
+    // The dense path does not differ from itself, and four bits do.
+    assert_eq!(find("continuation", "f16").divergence, Some(0.0));
+    assert!(find("continuation", "q4").divergence.unwrap() > 1e-6);
+    let drift = find("drift", "f16");
+    assert_eq!((drift.score, drift.same_until), (100.0, Some(24.0)));
+}
+
+#[test]
+fn what_cannot_be_run_is_refused() {
+    let message = Subject::find("niah-multykey-1").unwrap_err().to_string();
+    assert!(
+        message.contains("did you mean \"niah-multikey-1\"?"),
+        "{message}"
+    );
+    assert_eq!(Subject::find("ruler").unwrap().len(), 13);
+    let engine = Engine::open(&EngineOptions::default()).unwrap();
+    let material = Material::shipped(Wording::needle());
+    let limit = engine.model().blueprint().max_positions;
+    let refused = |plan: &Plan| {
+        let run = |evaluation: Evaluation<'_>| {
+            evaluation.run(&mut Record::in_memory(), &mut |_| Control::Continue)
+        };
+        let ran = Evaluation::new(&engine, &material, plan).and_then(run);
+        ran.unwrap_err().to_string()
+    };
+    let message = refused(&plan(&["vt"], "q8", limit + 1));
+    assert!(message.contains("reads at most"), "{message}");
+    let message = refused(&plan(&["cwe"], "q8", 200));
+    assert!(message.contains("cwe needs at least"), "{message}");
+    let message = refused(&plan(&["continuation"], "q8", 200_000));
+    assert!(message.contains("--text"), "{message}");
+}
