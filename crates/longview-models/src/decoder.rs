@@ -11,12 +11,14 @@ use longview_kernels::{Exec, matmul, matmul_many, needed};
 use longview_kv::{Attention, Batch};
 
 use crate::blueprint::{AttentionBlueprint, Mixer, MlpBlueprint};
+use crate::embedding::EmbeddingPages;
 use crate::error::ModelError;
 use crate::load::{self, Linear, Mlp};
 use crate::model::Model;
 use crate::profile::Work;
 use crate::workspace::{Workspace, sized};
 use delta::gated_delta;
+pub(crate) use feed_forward::ROWS_PER_BLOCK;
 use feed_forward::{gated, mixture};
 
 /// Rows that one task of the small row-wise operations works on.
@@ -146,13 +148,19 @@ fn embed(
     }
     let table = model.embedding()?;
     let scale = model.blueprint().embedding_scale;
-    exec.pool
-        .for_each_chunk(sized(out, batch.rows() * hidden), hidden, |row, out, _| {
-            dequantize(table.format, table.row(batch.token(row) as usize), out);
+    let at_once = EmbeddingPages::rows_at_once(&table);
+    let parts = sized(out, batch.rows() * hidden).chunks_mut(at_once * hidden);
+    for (part, out) in parts.enumerate() {
+        let rows = out.len() / hidden;
+        exec.pool.for_each_chunk(out, hidden, |row, out, _| {
+            let token = batch.token(part * at_once + row);
+            dequantize(table.format, table.row(token as usize), out);
             if scale != 1.0 {
                 activation::scale(exec.isa, out, scale);
             }
         });
+        model.embedding_read(&table, rows);
+    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod config;
 pub mod convert;
 mod decoder;
 mod delta_rows;
+mod embedding;
 mod error;
 mod gguf_config;
 mod language_part;

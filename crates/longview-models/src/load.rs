@@ -395,7 +395,7 @@ impl Loader<'_> {
             tensor: name.clone(),
             source,
         })?;
-        self.file.release(&name);
+        self.file.release(&name, 0..tensor.data.len());
         let bias = self.bias(place, bias)?;
         Ok(Linear {
             weight,
@@ -431,23 +431,24 @@ impl Loader<'_> {
         }
         let row_bytes = tensor.row_bytes();
         let bytes = &tensor.data[place.rows.start * row_bytes..place.rows.end * row_bytes];
-        let packed = Packed::pack(
+        let start = place.rows.start * row_bytes;
+        Packed::pack_in_pieces(
             tensor.format,
             place.rows.len(),
             k,
             bytes,
             row_order,
             self.pool,
+            &mut |done| {
+                let done = start + done.start..start + done.end;
+                self.file.release(&name, done);
+            },
         )
         .map_err(|source| ModelError::Pack {
             file: self.file.name(),
             tensor: name.clone(),
             source,
-        })?;
-        if place.rows.end == place.all_rows {
-            self.file.release(&name);
-        }
-        Ok(packed)
+        })
     }
 
     fn norm(&self, role: Role, layer: usize, len: usize) -> Result<Vec<f32>, ModelError> {
@@ -581,21 +582,14 @@ pub(crate) fn language_tensors(
 }
 
 /// Bytes that the weights of `file` will hold once packed, without packing them: every matrix
-/// packed (the embedding only where it also makes the logits), vectors in f32, and the embedding's
-/// rows where they lie.
-pub(crate) fn predicted_bytes(
-    file: &WeightFile,
-    layers: usize,
-    embedding: &str,
-    tied: bool,
-) -> u64 {
+/// packed (the embedding only where it also makes the logits), and vectors in f32.
+pub(crate) fn packed_bytes(file: &WeightFile, layers: usize, embedding: &str, tied: bool) -> u64 {
     let of_tensor = |tensor: Tensor<'_>| {
         let (rows, k) = (tensor.rows(), tensor.row_len());
         let packed = Packed::packed_bytes(tensor.format, rows, k) as u64;
         let is_embedding = tensor.name == embedding;
         match () {
-            () if is_embedding && tied => packed + tensor.data.len() as u64,
-            () if is_embedding => tensor.data.len() as u64,
+            () if is_embedding && !tied => 0,
             () if tensor.shape.len() < 2 => Format::F32.block_bytes() as u64 * k as u64,
             () => packed,
         }

@@ -17,10 +17,11 @@ use crate::arch::{self, Architecture};
 use crate::blueprint::Blueprint;
 use crate::config::Config;
 use crate::decoder;
+use crate::embedding::{self, EmbeddingPages};
 use crate::error::ModelError;
 use crate::gguf_config;
 use crate::language_part;
-use crate::load::{Loader, Weights, check_shape, language_tensors, naming, predicted_bytes};
+use crate::load::{Loader, Weights, check_shape, language_tensors, naming, packed_bytes};
 use crate::names::{self, Role};
 use crate::rope::Rope;
 use crate::workspace::Workspace;
@@ -48,6 +49,7 @@ pub struct Model {
     rotary: Vec<[RotaryTable; 2]>,
     id: u64,
     numerics: Numerics,
+    embedding_pages: EmbeddingPages,
     _held: Reservation,
 }
 
@@ -136,9 +138,17 @@ impl ModelFile {
         self.tied
     }
 
-    /// Bytes the weights will hold once packed, the embedding's rows in the file included.
+    /// Bytes the weights will hold in memory at most: packed, and those of the embedding's rows
+    /// that are read from the file.
     pub fn weights_bytes(&self) -> u64 {
-        predicted_bytes(
+        let table = self.file.find_tensor(&self.embedding);
+        let rows = table.map_or(0, |table| embedding::resident_bytes(&self.file, &table));
+        self.packed_bytes() + rows
+    }
+
+    /// Bytes of the packed weights.
+    pub fn packed_bytes(&self) -> u64 {
+        packed_bytes(
             &self.file,
             self.blueprint.layers.len(),
             &self.embedding,
@@ -191,6 +201,7 @@ impl ModelFile {
             file: self,
             weights,
             rotary,
+            embedding_pages: EmbeddingPages::default(),
             _held: held,
         })
     }
@@ -318,6 +329,11 @@ impl Model {
             Some(tensor) => Ok(tensor),
             None => Ok(self.file.file.tensor(&self.file.embedding)?),
         }
+    }
+
+    /// Says that `rows` rows of the embedding `table` were read.
+    pub(crate) fn embedding_read(&self, table: &Tensor<'_>, rows: usize) {
+        self.embedding_pages.read(&self.file.file, table, rows);
     }
 
     pub(crate) fn rotary_table(&self, index: usize, set: RopeSet) -> &RotaryTable {

@@ -5,6 +5,7 @@ use longview_kernels::rope::RotaryRows;
 use longview_kv::{AttendWorkspace, RecurrentWorkspace};
 
 use crate::blueprint::{Blueprint, Mixer, MlpBlueprint};
+use crate::decoder::ROWS_PER_BLOCK;
 use crate::profile::{Profile, Work};
 
 /// The current wave of activations. Buffers grow to the largest pass seen and stay.
@@ -22,7 +23,7 @@ pub struct Workspace {
     pub(crate) v: Vec<f32>,
     /// What the heads gathered, `[rows][heads][head_dim]`.
     pub(crate) heads: Vec<f32>,
-    /// `[rows][ffn]` each.
+    /// `[rows of a block][ffn]` each.
     pub(crate) gate: Vec<f32>,
     pub(crate) up: Vec<f32>,
     /// `[rows][experts]`
@@ -99,20 +100,20 @@ impl Workspace {
             Mixer::GatedDelta(delta) => delta.value_heads,
         });
         let ffn = widest(&|layer| match layer.mlp {
-            MlpBlueprint::Gated { ffn, .. } => 2 * ffn,
-            MlpBlueprint::Experts {
-                ffn,
-                experts,
-                shared,
-                ..
-            } => 2 * ffn.max(shared.unwrap_or(0)) + experts + 2 * blueprint.hidden,
+            MlpBlueprint::Gated { ffn, .. } => ffn,
+            MlpBlueprint::Experts { ffn, shared, .. } => ffn.max(shared.unwrap_or(0)),
+        });
+        let mixture = widest(&|layer| match layer.mlp {
+            MlpBlueprint::Gated { .. } => 0,
+            MlpBlueprint::Experts { experts, .. } => experts + 2 * blueprint.hidden,
         });
         // Inputs of products are held once as they are and once as int8 blocks with scales;
         // attention holds queries and accumulators of all its tasks, and each thread its tile.
-        let widest_input = q.max(ffn / 2).max(blueprint.hidden);
-        let per_row = 2 * blueprint.hidden + 4 * q + 2 * kv + ffn + 2 * widest_input;
+        let block = rows.min(ROWS_PER_BLOCK);
+        let inputs = (rows * q.max(blueprint.hidden)).max(block * ffn);
+        let per_row = 2 * blueprint.hidden + 4 * q + 2 * kv + mixture;
         let per_thread = 1 << 20;
-        let floats = rows * per_row + wanted * blueprint.vocab;
+        let floats = rows * per_row + block * 2 * ffn + 2 * inputs + wanted * blueprint.vocab;
         (floats * size_of::<f32>() + threads * per_thread) as u64
     }
 }

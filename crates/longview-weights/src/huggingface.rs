@@ -1,6 +1,7 @@
 //! Hugging Face model folders: configuration as JSON, weights in safetensors files.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use ::safetensors::Dtype;
@@ -165,10 +166,14 @@ impl HuggingFaceFolder {
         self.tensors.parts()
     }
 
-    /// Gives the pages of a tensor back to the operating system, once its contents were repacked.
-    /// The tensor stays readable: its pages are loaded again when touched.
-    pub fn release(&self, tensor: &str) {
-        self.tensors.release(tensor);
+    /// Gives the pages of some bytes of a tensor back to the operating system, once they were
+    /// repacked. The tensor stays readable: its pages are loaded again when touched.
+    pub fn release(&self, tensor: &str, bytes: Range<usize>) {
+        self.tensors.release(tensor, bytes);
+    }
+
+    pub(crate) fn can_release(&self, tensor: &str) -> bool {
+        self.tensors.can_release(tensor)
     }
 
     /// Keeps the tensors that `rename` gives a name, under that name, and returns the names of the

@@ -102,6 +102,11 @@ impl Source {
         }
     }
 
+    /// Whether [`Source::release`] has an effect.
+    pub(crate) fn can_release(&self) -> bool {
+        cfg!(unix) && matches!(self.bytes, Bytes::Mapped(_))
+    }
+
     /// Lets the operating system take back the pages of a range; a later read loads them again.
     /// Advice only: where it is not offered, nothing happens.
     pub(crate) fn release(&self, range: Range<usize>) {

@@ -132,11 +132,19 @@ impl Table {
             .sum()
     }
 
-    /// Gives the tensor's pages back to the operating system.
-    pub(crate) fn release(&self, name: &str) {
+    /// Whether pages of the tensor can be given back.
+    pub(crate) fn can_release(&self, name: &str) -> bool {
+        self.by_name
+            .get(name)
+            .is_some_and(|&number| self.sources[self.tensors[number].source].can_release())
+    }
+
+    /// Gives the pages of `bytes` of the tensor back to the operating system.
+    pub(crate) fn release(&self, name: &str, bytes: Range<usize>) {
         if let Some(&number) = self.by_name.get(name) {
             let Placed { source, entry } = &self.tensors[number];
-            self.sources[*source].release(entry.bytes.clone());
+            let of_file = |at: usize| entry.bytes.start + at.min(entry.bytes.len());
+            self.sources[*source].release(of_file(bytes.start)..of_file(bytes.end));
         }
     }
 

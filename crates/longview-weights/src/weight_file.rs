@@ -1,6 +1,7 @@
 //! Weights of either kind behind one door.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, WeightsError};
@@ -119,12 +120,20 @@ impl WeightFile {
         }
     }
 
-    /// Gives the pages of a tensor back to the operating system, once its contents were repacked.
-    /// The tensor stays readable: its pages are loaded again when touched.
-    pub fn release(&self, tensor: &str) {
+    /// Gives the pages of some bytes of a tensor back to the operating system, once they were
+    /// repacked. The tensor stays readable: its pages are loaded again when touched.
+    pub fn release(&self, tensor: &str, bytes: Range<usize>) {
         match self {
-            WeightFile::Gguf(file) => file.release(tensor),
-            WeightFile::HuggingFace(folder) => folder.release(tensor),
+            WeightFile::Gguf(file) => file.release(tensor, bytes),
+            WeightFile::HuggingFace(folder) => folder.release(tensor, bytes),
+        }
+    }
+
+    /// Whether [`WeightFile::release`] has an effect on a tensor: it is mapped from a file.
+    pub fn can_release(&self, tensor: &str) -> bool {
+        match self {
+            WeightFile::Gguf(file) => file.can_release(tensor),
+            WeightFile::HuggingFace(folder) => folder.can_release(tensor),
         }
     }
 

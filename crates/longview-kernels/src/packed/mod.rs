@@ -5,6 +5,8 @@ pub(crate) mod layout;
 mod room;
 mod source;
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::error::KernelError;
@@ -27,6 +29,9 @@ pub struct Packed {
     bytes: Room,
 }
 
+/// Bytes that are packed before [`Packed::pack_in_pieces`] says which were read.
+const PIECE_BYTES: usize = 16 << 20;
+
 impl Packed {
     /// Repacks `bytes`, the tensor as in the file: `n` rows of `k` elements.
     ///
@@ -43,6 +48,24 @@ impl Packed {
         bytes: &[u8],
         row_order: &(dyn Fn(usize) -> usize + Sync),
         pool: &Pool,
+    ) -> Result<Packed, KernelError> {
+        Packed::pack_in_pieces(format, n, k, bytes, row_order, pool, &mut |_| {})
+    }
+
+    /// As [`Packed::pack`], piece by piece, so that a large tensor need not be in memory twice:
+    /// `done(range)` is told which bytes of the tensor were repacked, from the first to the last.
+    /// Where `row_order` reaches beyond a piece, such bytes may be read once more.
+    ///
+    /// # Errors
+    /// As [`Packed::pack`]; `done` was not called then.
+    pub fn pack_in_pieces(
+        format: Format,
+        n: usize,
+        k: usize,
+        bytes: &[u8],
+        row_order: &(dyn Fn(usize) -> usize + Sync),
+        pool: &Pool,
+        done: &mut dyn FnMut(Range<usize>),
     ) -> Result<Packed, KernelError> {
         if !k.is_multiple_of(format.block_len()) {
             return Err(KernelError::PartialBlocks {
@@ -71,16 +94,23 @@ impl Packed {
         }
         let panel_bytes = layout::panel_bytes(format, k);
         let mut packed = Room::new(Packed::packed_bytes(format, n, k));
-        pool.for_each_chunk(&mut packed, panel_bytes, |panel, target, _| {
-            let rows: [Option<&[u8]>; LANES] = std::array::from_fn(|lane| {
-                let row = panel * LANES + lane;
-                (row < n).then(|| &bytes[row_order(row) * row_bytes..][..row_bytes])
+        let piece_panels = (PIECE_BYTES / panel_bytes.max(1)).max(1);
+        let pieces = packed.chunks_mut(piece_panels * panel_bytes.max(1));
+        for (piece, target) in pieces.enumerate() {
+            let first = piece * piece_panels;
+            pool.for_each_chunk(target, panel_bytes, |panel, target, _| {
+                let rows: [Option<&[u8]>; LANES] = std::array::from_fn(|lane| {
+                    let row = (first + panel) * LANES + lane;
+                    (row < n).then(|| &bytes[row_order(row) * row_bytes..][..row_bytes])
+                });
+                match Layout::of(format) {
+                    Some(layout) => pack_blocks(format, &layout, k / BLOCK, &rows, target),
+                    None => pack_floats(format, k, &rows, target),
+                }
             });
-            match Layout::of(format) {
-                Some(layout) => pack_blocks(format, &layout, k / BLOCK, &rows, target),
-                None => pack_floats(format, k, &rows, target),
-            }
-        });
+            let rows = first * LANES..n.min((first + piece_panels) * LANES);
+            done(rows.start * row_bytes..rows.end * row_bytes);
+        }
         Ok(Packed {
             format,
             n,

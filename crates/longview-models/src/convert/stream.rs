@@ -148,7 +148,7 @@ impl Planned<'_> {
                     } else {
                         self.convert(file, tensor, (rows, *shift), pool, put)?;
                     }
-                    file.release(tensor.name);
+                    file.release(tensor.name, 0..tensor.data.len());
                 }
                 Ok(())
             }

@@ -8,6 +8,7 @@ mod value;
 mod write;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use crate::error::Result;
@@ -104,10 +105,14 @@ impl GgufFile {
         self.tensors.parts()
     }
 
-    /// Gives the pages of a tensor back to the operating system, once its contents were repacked.
-    /// The tensor stays readable: its pages are loaded again when touched.
-    pub fn release(&self, tensor: &str) {
-        self.tensors.release(tensor);
+    /// Gives the pages of some bytes of a tensor back to the operating system, once they were
+    /// repacked. The tensor stays readable: its pages are loaded again when touched.
+    pub fn release(&self, tensor: &str, bytes: Range<usize>) {
+        self.tensors.release(tensor, bytes);
+    }
+
+    pub(crate) fn can_release(&self, tensor: &str) -> bool {
+        self.tensors.can_release(tensor)
     }
 
     /// One model of all its parts, the first of which has the metadata.

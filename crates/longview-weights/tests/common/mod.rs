@@ -106,7 +106,7 @@ pub(crate) fn touch(model: &WeightFile) {
         let sum: u64 = tensor.data.iter().map(|&byte| u64::from(byte)).sum();
         std::hint::black_box(sum);
         std::hint::black_box(model.tensor(tensor.name).unwrap().to_f32());
-        model.release(tensor.name);
+        model.release(tensor.name, 0..tensor.data.len());
     }
     if let WeightFile::Gguf(file) = model {
         for (key, value) in file.metadata() {

@@ -91,17 +91,11 @@ impl Work {
     }
 }
 
-/// Bytes of weights that generating a token reads: all but the embedding's other rows and the
-/// experts that are not used.
+/// Bytes of weights that generating a token reads: all but the experts that are not used.
 pub(super) fn weights_read(engine: &Engine) -> u64 {
     let file = engine.model().file();
     let blueprint = file.blueprint();
-    let embedding = file
-        .weight_file()
-        .tensors()
-        .find(|tensor| tensor.name.contains("token_embd") || tensor.name.contains("embed_tokens"))
-        .map_or(0, |tensor| tensor.data.len() as u64);
-    let read = file.weights_bytes().saturating_sub(embedding) as f64;
+    let read = file.packed_bytes() as f64;
     let hidden = blueprint.hidden;
     let all: f64 = blueprint
         .layers
