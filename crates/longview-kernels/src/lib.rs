@@ -26,7 +26,7 @@ pub mod recurrent;
 pub mod rope;
 mod share;
 
-pub use activations::{Activations, Need};
+pub use activations::{Activations, MakeRow, Need};
 pub use error::KernelError;
 pub use exec::Exec;
 pub use format::Format;

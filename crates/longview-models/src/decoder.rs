@@ -1,11 +1,11 @@
 //! The forward pass: a batch of rows goes in, logits of the rows wanted come out.
 
 mod delta;
+mod entry;
 mod feed_forward;
 
 use longview_kernels::activation::{self, softcap};
 use longview_kernels::format::dequantize;
-use longview_kernels::norm::{NormWeight, RmsNorm};
 use longview_kernels::rope::RotaryRows;
 use longview_kernels::{Exec, matmul, matmul_many, needed};
 use longview_kv::{Attention, Batch};
@@ -18,8 +18,9 @@ use crate::model::Model;
 use crate::profile::Work;
 use crate::workspace::{Workspace, sized};
 use delta::gated_delta;
+use entry::{Added, Entry, rms_norm};
 pub(crate) use feed_forward::ROWS_PER_BLOCK;
-use feed_forward::{gated, mixture};
+use feed_forward::{from_stream, mixture};
 
 /// Rows that one task of the small row-wise operations works on.
 const ROWS_PER_TASK: usize = 16;
@@ -42,6 +43,7 @@ pub(crate) fn forward(
     rotary_angles(model, batch, w);
     w.lap(Work::Embedding);
 
+    let mut added_norm = None;
     for (index, (plan, layer)) in blueprint
         .layers
         .iter()
@@ -51,46 +53,31 @@ pub(crate) fn forward(
         if let Some(profile) = &mut w.profile {
             profile.layer(Some(index));
         }
-        norm_rows(exec, &w.hidden, &layer.mixer_norm, eps, &mut w.normed);
-        w.lap(Work::Norms);
+        let entry = Entry {
+            added: (index > 0).then_some(Added { norm: added_norm }),
+            norm: &layer.mixer_norm,
+            eps,
+        };
         match (&plan.mixer, &layer.mixer) {
             (Mixer::Attention(plan), load::Mixer::Attention(layer)) => {
-                attention(model, exec, batch, index, plan, layer, eps, w)?;
+                attention(model, exec, batch, index, plan, layer, entry, w)?;
             }
             (Mixer::GatedDelta(shape), load::Mixer::GatedDelta(layer)) => {
-                gated_delta(exec, batch, index, shape, layer, eps, w);
+                gated_delta(exec, batch, index, shape, layer, entry, w);
             }
             _ => unreachable!("the loader makes the part that the blueprint names"),
         }
-        if let Some(norm) = &layer.post_attention_norm {
-            norm_rows_in_place(exec, &mut w.normed, norm, eps);
-        }
-        add_rows(exec, &mut w.hidden, &w.normed);
 
-        norm_rows(exec, &w.hidden, &layer.ffn_norm, eps, &mut w.normed);
-        w.lap(Work::Norms);
+        let entry = Entry {
+            added: Some(Added {
+                norm: layer.post_attention_norm.as_deref(),
+            }),
+            norm: &layer.ffn_norm,
+            eps,
+        };
         match (&plan.mlp, &layer.mlp) {
             (MlpBlueprint::Gated { activation, .. }, Mlp::Gated(mlp)) => {
-                let rows = batch.rows();
-                let Workspace {
-                    normed,
-                    gate,
-                    up,
-                    activations,
-                    profile,
-                    ..
-                } = w;
-                gated(
-                    exec,
-                    mlp,
-                    *activation,
-                    rows,
-                    normed,
-                    gate,
-                    up,
-                    activations,
-                    profile,
-                );
+                from_stream(exec, mlp, *activation, entry, w);
             }
             (
                 MlpBlueprint::Experts {
@@ -104,30 +91,35 @@ pub(crate) fn forward(
                     experts,
                     shared,
                 },
-            ) => mixture(
-                exec,
-                router,
-                experts,
-                shared.as_ref(),
-                *activation,
-                *used,
-                *weighting,
-                hidden,
-                w,
-            ),
+            ) => {
+                entry.normalise(exec, &mut w.hidden, &mut w.normed);
+                w.lap(Work::Norms);
+                mixture(
+                    exec,
+                    router,
+                    experts,
+                    shared.as_ref(),
+                    *activation,
+                    *used,
+                    *weighting,
+                    hidden,
+                    w,
+                );
+            }
             _ => unreachable!("the loader makes the part that the blueprint names"),
         }
-        if let Some(norm) = &layer.post_ffn_norm {
-            norm_rows_in_place(exec, &mut w.normed, norm, eps);
-        }
-        add_rows(exec, &mut w.hidden, &w.normed);
-        w.lap(Work::Norms);
+        added_norm = layer.post_ffn_norm.as_deref();
     }
 
     if let Some(profile) = &mut w.profile {
         profile.layer(None);
     }
-    logits(model, exec, batch, w);
+    let entry = Entry {
+        added: Some(Added { norm: added_norm }),
+        norm: &model.weights().output_norm,
+        eps,
+    };
+    logits(model, exec, batch, entry, w);
     Ok(())
 }
 
@@ -193,16 +185,18 @@ fn attention(
     index: usize,
     plan: &AttentionBlueprint,
     layer: &load::Attention,
-    eps: f32,
+    entry: Entry<'_>,
     w: &mut Workspace,
 ) -> Result<(), ModelError> {
     let rows = batch.rows();
     let (q_len, kv_len) = (plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim);
-    let hidden = w.normed.len() / rows;
+    let hidden = model.blueprint().hidden;
     let weights = [&layer.query.weight, &layer.key.weight, &layer.value.weight];
-    let need = needs(exec, &weights);
-    w.activations.set(exec, &w.normed, rows, hidden, need);
-    w.lap(Work::Quantise);
+    let need = layer.gate.iter().fold(needs(exec, &weights), |need, gate| {
+        need.and(needs(exec, &[&gate.weight]))
+    });
+    entry.prepare(exec, &mut w.hidden, &w.normed, need, &mut w.activations);
+    w.lap(Work::Norms);
     let outs = &mut [
         sized(&mut w.q, rows * q_len),
         sized(&mut w.k, rows * kv_len),
@@ -213,8 +207,6 @@ fn attention(
     add_bias(&layer.key, &mut w.k);
     add_bias(&layer.value, &mut w.v);
     if let Some(gate) = &layer.gate {
-        let need = needs(exec, &[&gate.weight]);
-        w.activations.set(exec, &w.normed, rows, hidden, need);
         let out = sized(&mut w.gate, rows * q_len);
         matmul(exec, &w.activations, &gate.weight, out);
         add_bias(gate, &mut w.gate);
@@ -234,7 +226,7 @@ fn attention(
         exec.pool
             .for_each_chunk(x, ROWS_PER_TASK * row_len, |task, part, _| {
                 if let Some(norm) = norm {
-                    rms_norm(norm, eps).rows_in_place(exec.isa, part);
+                    rms_norm(norm, entry.eps).rows_in_place(exec.isa, part);
                 }
                 rotary.rotate(exec.isa, task * ROWS_PER_TASK, heads, plan.head_dim, part);
             });
@@ -285,35 +277,26 @@ fn attention(
 }
 
 /// Logits of the rows wanted.
-fn logits(model: &Model, exec: &Exec, batch: &Batch<'_>, w: &mut Workspace) {
+fn logits(model: &Model, exec: &Exec, batch: &Batch<'_>, entry: Entry<'_>, w: &mut Workspace) {
     let blueprint = model.blueprint();
     let hidden = blueprint.hidden;
-    w.normed.clear();
-    for row in batch.wanted_rows() {
-        w.normed
-            .extend_from_slice(&w.hidden[row * hidden..(row + 1) * hidden]);
+    w.wanted.clear();
+    for (place, row) in batch.wanted_rows().enumerate() {
+        let of_row = row * hidden..(row + 1) * hidden;
+        w.wanted.extend_from_slice(&w.hidden[of_row.clone()]);
+        // Rows come in ascending order, so what is moved was not written over.
+        w.normed.copy_within(of_row, place * hidden);
     }
-    let rows = w.normed.len() / hidden;
+    let rows = w.wanted.len() / hidden;
     w.logits.clear();
     if rows == 0 {
         return;
     }
     let weights = model.weights();
-    norm_rows_in_place(
-        exec,
-        &mut w.normed,
-        &weights.output_norm,
-        blueprint.norm_eps,
-    );
+    let need = needs(exec, &[&weights.output]);
+    let added = &w.normed[..rows * hidden];
+    entry.prepare(exec, &mut w.wanted, added, need, &mut w.activations);
     w.lap(Work::Norms);
-    w.activations.set(
-        exec,
-        &w.normed,
-        rows,
-        hidden,
-        needs(exec, &[&weights.output]),
-    );
-    w.lap(Work::Quantise);
     matmul(
         exec,
         &w.activations,
@@ -333,39 +316,6 @@ fn needs(exec: &Exec, weights: &[&longview_kernels::Packed]) -> longview_kernels
         .map(|weight| needed(exec.numerics, weight.format()))
         .reduce(longview_kernels::Need::and)
         .expect("a product has at least one matrix")
-}
-
-/// Weights are stored here as the factor itself, whatever the file has (see `load`).
-fn rms_norm(weight: &[f32], epsilon: f32) -> RmsNorm<'_> {
-    RmsNorm {
-        weight,
-        form: NormWeight::Plain,
-        epsilon,
-    }
-}
-
-fn norm_rows(exec: &Exec, x: &[f32], weight: &[f32], eps: f32, out: &mut Vec<f32>) {
-    let out = sized(out, x.len());
-    exec.pool
-        .for_each_chunk(out, ROWS_PER_TASK * weight.len(), |task, out, _| {
-            let from = task * ROWS_PER_TASK * weight.len();
-            rms_norm(weight, eps).rows(exec.isa, &x[from..from + out.len()], out);
-        });
-}
-
-fn norm_rows_in_place(exec: &Exec, x: &mut [f32], weight: &[f32], eps: f32) {
-    exec.pool
-        .for_each_chunk(x, ROWS_PER_TASK * weight.len(), |_, rows, _| {
-            rms_norm(weight, eps).rows_in_place(exec.isa, rows);
-        });
-}
-
-fn add_rows(exec: &Exec, x: &mut [f32], y: &[f32]) {
-    let chunk = 1 << 14;
-    exec.pool.for_each_chunk(x, chunk, |task, part, _| {
-        let y = &y[task * chunk..task * chunk + part.len()];
-        activation::add(exec.isa, part, y);
-    });
 }
 
 fn add_bias(linear: &Linear, x: &mut [f32]) {

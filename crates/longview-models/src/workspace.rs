@@ -13,7 +13,7 @@ use crate::profile::{Profile, Work};
 pub struct Workspace {
     /// The residual stream, `[rows][hidden]`.
     pub(crate) hidden: Vec<f32>,
-    /// A part's input after its norm, and its output, `[rows][hidden]`.
+    /// What the part before gave, not yet added to the stream, `[rows][hidden]`.
     pub(crate) normed: Vec<f32>,
     /// Queries, `[rows][heads][head_dim]`.
     pub(crate) q: Vec<f32>,
@@ -44,6 +44,8 @@ pub struct Workspace {
     pub(crate) rotary: Vec<RotaryRows>,
     pub(crate) attend: AttendWorkspace,
     pub(crate) recurrent: RecurrentWorkspace,
+    /// The residual stream of the rows whose logits are wanted, `[wanted rows][hidden]`.
+    pub(crate) wanted: Vec<f32>,
     /// `[wanted rows][vocab]`
     pub(crate) logits: Vec<f32>,
     /// Where the time goes, while somebody asks.
@@ -108,12 +110,14 @@ impl Workspace {
             MlpBlueprint::Experts { experts, .. } => experts + 2 * blueprint.hidden,
         });
         // Inputs of products are held once as they are and once as int8 blocks with scales;
-        // attention holds queries and accumulators of all its tasks, and each thread its tile.
+        // attention holds queries and accumulators of all its tasks, and each thread its tile and
+        // four rows of an input.
         let block = rows.min(ROWS_PER_BLOCK);
         let inputs = (rows * q.max(blueprint.hidden)).max(block * ffn);
         let per_row = 2 * blueprint.hidden + 4 * q + 2 * kv + mixture;
-        let per_thread = 1 << 20;
-        let floats = rows * per_row + block * 2 * ffn + 2 * inputs + wanted * blueprint.vocab;
+        let per_thread = (1 << 20) + 16 * q.max(ffn).max(blueprint.hidden);
+        let logits = wanted * (blueprint.hidden + blueprint.vocab);
+        let floats = rows * per_row + block * 2 * ffn + 2 * inputs + logits;
         (floats * size_of::<f32>() + threads * per_thread) as u64
     }
 }

@@ -2,7 +2,11 @@
 
 mod forms;
 
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
 use crate::exec::Exec;
+use crate::isa::Isa;
 use crate::memory::AlignedBytes;
 use crate::packed::layout::BLOCK;
 use forms::{interleave, quantize};
@@ -53,7 +57,12 @@ pub struct Activations {
     has_int8: bool,
     floats: AlignedBytes,
     records: AlignedBytes,
+    /// Rows of a group as [`Activations::set_with`] makes them, one for each thread.
+    made: Vec<Mutex<Vec<f32>>>,
 }
+
+/// Makes a row: its number, its row of the input, and what products shall read (`[k]`).
+pub type MakeRow<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) + Sync + 'a;
 
 /// Bytes of one row's share of a record.
 pub(crate) const ROW_RECORD: usize = BLOCK + 16;
@@ -68,6 +77,7 @@ impl Activations {
             has_int8: false,
             floats: AlignedBytes::zeroed(0),
             records: AlignedBytes::zeroed(0),
+            made: Vec::new(),
         }
     }
 
@@ -82,6 +92,65 @@ impl Activations {
             rows.checked_mul(k),
             "x holds rows · k numbers"
         );
+        self.begin(rows, k, need);
+        if rows == 0 || k == 0 {
+            return;
+        }
+        let forms = self.forms(exec, need);
+        exec.pool.run(forms.shape.groups, &|group, _| {
+            let rows = forms.rows_of(group);
+            forms.write(group, &x[rows.start * k..rows.end * k]);
+        });
+    }
+
+    /// Takes over rows that are made on the way: `make(row, x, out)` may change row `row` of `x`
+    /// (`[rows][k]`) and writes the row that products shall read over `out` (`[k]`), which never
+    /// leaves the first-level cache. Otherwise as [`Activations::set`].
+    ///
+    /// # Panics
+    /// When `x` is not `rows · k` long.
+    pub fn set_with(
+        &mut self,
+        exec: &Exec,
+        x: &mut [f32],
+        rows: usize,
+        k: usize,
+        need: Need,
+        make: &MakeRow<'_>,
+    ) {
+        assert_eq!(
+            Some(x.len()),
+            rows.checked_mul(k),
+            "x holds rows · k numbers"
+        );
+        self.begin(rows, k, need);
+        if rows == 0 || k == 0 {
+            return;
+        }
+        let room = self.shape().group * k;
+        self.made.resize_with(exec.pool.threads(), Mutex::default);
+        for made in &mut self.made {
+            let made = made.get_mut().unwrap_or_else(PoisonError::into_inner);
+            made.resize(room.max(made.len()), 0.0);
+        }
+        let forms = self.forms(exec, need);
+        let made = &self.made;
+        exec.pool
+            .for_each_chunk(x, forms.shape.group * k, |group, x, worker| {
+                // A worker number is held by one running task at a time: this never waits.
+                let mut made = made[worker].lock().unwrap_or_else(PoisonError::into_inner);
+                let made = &mut made[..x.len()];
+                let first = forms.rows_of(group).start;
+                let rows = x.chunks_exact_mut(k).zip(made.chunks_exact_mut(k));
+                for (row, (x, out)) in rows.enumerate() {
+                    make(first + row, x, out);
+                }
+                forms.write(group, made);
+            });
+    }
+
+    /// Makes room for the forms of `rows` rows.
+    fn begin(&mut self, rows: usize, k: usize, need: Need) {
         (self.rows, self.k) = (rows, k);
         (self.has_f32, self.has_int8) = (need.f32(), need.int8());
         let shape = self.shape();
@@ -91,35 +160,18 @@ impl Activations {
         if need.int8() {
             reserve(&mut self.records, shape.groups * shape.record_bytes());
         }
-        if rows == 0 || k == 0 {
-            return;
+    }
+
+    /// Where the forms of the groups that [`Activations::begin`] made room for are written.
+    fn forms(&mut self, exec: &Exec, need: Need) -> Forms {
+        Forms {
+            isa: exec.usable_isa(),
+            need,
+            shape: self.shape(),
+            rows: self.rows,
+            floats: self.floats.as_mut_ptr(),
+            records: self.records.as_mut_ptr(),
         }
-        let isa = exec.usable_isa();
-        let floats = Shared(self.floats.as_mut_ptr());
-        let records = Shared(self.records.as_mut_ptr());
-        exec.pool.run(shape.groups, &|group, _| {
-            let first = group * shape.group;
-            let x = &x[first * k..rows.min(first + shape.group) * k];
-            if need.f32() {
-                let bytes = shape.float_bytes();
-                // SAFETY: each group is one task and has its own part of the buffer, which holds
-                // `groups` such parts; cache-line alignment suffices for f32.
-                let out = unsafe {
-                    std::slice::from_raw_parts_mut(
-                        floats.at(group * bytes).cast::<f32>(),
-                        bytes / size_of::<f32>(),
-                    )
-                };
-                interleave(isa, x, k, shape.group, out);
-            }
-            if need.int8() {
-                let bytes = shape.record_bytes();
-                // SAFETY: as above.
-                let out =
-                    unsafe { std::slice::from_raw_parts_mut(records.at(group * bytes), bytes) };
-                quantize(isa, x, k, shape.group, out);
-            }
-        });
     }
 
     /// Rows.
@@ -248,18 +300,50 @@ impl RowBlock<'_> {
     }
 }
 
-/// A buffer of which each task writes its own part.
-struct Shared(*mut u8);
+/// The buffers that tasks write the forms of their groups to.
+struct Forms {
+    isa: Isa,
+    need: Need,
+    shape: Shape,
+    /// Rows in all.
+    rows: usize,
+    floats: *mut u8,
+    records: *mut u8,
+}
 
-// SAFETY: tasks write disjoint parts, see `Activations::set`.
-unsafe impl Sync for Shared {}
+// SAFETY: tasks write the parts of different groups, see `Forms::write`.
+unsafe impl Sync for Forms {}
 
-impl Shared {
-    /// # Safety
-    /// `offset` lies inside the buffer.
-    unsafe fn at(&self, offset: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.add(offset) }
+impl Forms {
+    /// The rows of a group that are there.
+    fn rows_of(&self, group: usize) -> Range<usize> {
+        let first = group * self.shape.group;
+        first..self.rows.min(first + self.shape.group)
+    }
+
+    /// Writes the forms of the rows `x` of `group`. Each group is one task.
+    fn write(&self, group: usize, x: &[f32]) {
+        let Shape { group: rows, k, .. } = self.shape;
+        assert!(group < self.shape.groups, "room was made for so many");
+        if self.need.f32() {
+            let bytes = self.shape.float_bytes();
+            // SAFETY: each group is one task and has its own part of the buffer, which holds
+            // `groups` such parts; cache-line alignment suffices for f32.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(
+                    self.floats.add(group * bytes).cast::<f32>(),
+                    bytes / size_of::<f32>(),
+                )
+            };
+            interleave(self.isa, x, k, rows, out);
+        }
+        if self.need.int8() {
+            let bytes = self.shape.record_bytes();
+            // SAFETY: as above.
+            let out =
+                unsafe { std::slice::from_raw_parts_mut(self.records.add(group * bytes), bytes) };
+            quantize(self.isa, x, k, rows, out);
+        }
     }
 }
 
@@ -272,7 +356,7 @@ fn reserve(buffer: &mut AlignedBytes, bytes: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::{Isa, Numerics};
+    use crate::isa::Numerics;
 
     fn exec(isa: Isa) -> Exec {
         Exec::new(2, isa, Numerics::Default)
@@ -340,6 +424,36 @@ mod tests {
                 let read = RowBlock::read(act.records(), 1, 0);
                 assert_eq!(read.scale.to_bits(), expected.to_bits());
                 assert!(value.is_nan() || read.codes.iter().all(|&code| code == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn rows_made_on_the_way_have_the_forms_of_rows_given() {
+        for isa in Isa::available() {
+            for rows in [1, 2, 4, 5, 9] {
+                let (k, exec) = (96, exec(isa));
+                let x = wave(rows * k);
+                let mut changed = x.clone();
+                let mut made = Activations::new();
+                made.set_with(&exec, &mut changed, rows, k, Need::Both, &|row, x, out| {
+                    x[0] += 1.0;
+                    out.copy_from_slice(x);
+                    out[1] = row as f32;
+                });
+                let mut wanted = x.clone();
+                for (row, x) in wanted.chunks_exact_mut(k).enumerate() {
+                    x[0] += 1.0;
+                    x[1] = row as f32;
+                }
+                let mut given = Activations::new();
+                given.set(&exec, &wanted, rows, k, Need::Both);
+                assert_eq!(made.floats(), given.floats(), "{isa} {rows}");
+                assert_eq!(made.records(), given.records(), "{isa} {rows}");
+                for (row, changed) in changed.chunks_exact(k).enumerate() {
+                    assert_eq!(changed[0], x[row * k] + 1.0);
+                    assert_eq!(changed[1..], x[row * k + 1..(row + 1) * k]);
+                }
             }
         }
     }

@@ -5,7 +5,8 @@ use longview_kernels::recurrent::{DeltaRows, DeltaShape, GatedDelta};
 use longview_kernels::{Exec, matmul, matmul_many};
 use longview_kv::Batch;
 
-use super::{ROWS_PER_TASK, needs, rms_norm};
+use super::entry::{Entry, rms_norm};
+use super::{ROWS_PER_TASK, needs};
 use crate::load::Delta;
 use crate::profile::Work;
 use crate::workspace::{Workspace, sized};
@@ -17,15 +18,16 @@ pub(super) fn gated_delta(
     index: usize,
     shape: &DeltaShape,
     layer: &Delta,
-    eps: f32,
+    entry: Entry<'_>,
     w: &mut Workspace,
 ) {
     let rows = batch.rows();
-    let hidden = w.normed.len() / rows;
+    let hidden = entry.norm.len();
     let (heads, values) = (shape.value_heads, shape.value_heads * shape.value_dim);
     let weights = [&layer.qkv, &layer.z, &layer.beta, &layer.alpha].map(|linear| &linear.weight);
     let need = needs(exec, &weights);
-    w.activations.set(exec, &w.normed, rows, hidden, need);
+    entry.prepare(exec, &mut w.hidden, &w.normed, need, &mut w.activations);
+    w.lap(Work::Norms);
     let outs = &mut [
         sized(&mut w.q, rows * shape.channels()),
         sized(&mut w.heads, rows * values),
@@ -60,7 +62,7 @@ pub(super) fn gated_delta(
     let per_task = ROWS_PER_TASK * values;
     exec.pool
         .for_each_chunk(&mut w.gate, per_task, |_, read, _| {
-            rms_norm(&layer.norm, eps).rows_in_place(exec.isa, read);
+            rms_norm(&layer.norm, entry.eps).rows_in_place(exec.isa, read);
         });
     let read = &w.gate;
     exec.pool

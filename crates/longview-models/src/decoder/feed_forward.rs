@@ -3,7 +3,8 @@
 use longview_kernels::activation::{self, Activation};
 use longview_kernels::{Activations, Exec, matmul, matmul_many};
 
-use super::{ROWS_PER_TASK, add_bias, needs};
+use super::entry::Entry;
+use super::{add_bias, needs};
 use crate::blueprint::Weighting;
 use crate::load::{Gated, Linear, Shared};
 use crate::profile::{Profile, Work};
@@ -13,12 +14,39 @@ use crate::workspace::{Workspace, sized};
 /// part of 8,192, stays in the last-level cache, and its buffers do not grow with the pass.
 pub(crate) const ROWS_PER_BLOCK: usize = 192;
 
+/// `w.normed` becomes what the gated part gives for the residual stream, some rows after others.
+pub(super) fn from_stream(
+    exec: &Exec,
+    mlp: &Gated,
+    activation: Activation,
+    entry: Entry<'_>,
+    w: &mut Workspace,
+) {
+    let Workspace {
+        hidden,
+        normed,
+        gate,
+        up,
+        activations,
+        profile,
+        ..
+    } = w;
+    let width = entry.norm.len();
+    let need = needs(exec, &[&mlp.gate.weight, &mlp.up.weight]);
+    let step = block_rows(normed.len() / width) * width;
+    for (hidden, x) in hidden.chunks_mut(step).zip(normed.chunks_mut(step)) {
+        entry.prepare(exec, hidden, x, need, activations);
+        lap(profile, Work::Norms);
+        products(exec, mlp, activation, x, gate, up, activations, profile);
+    }
+}
+
 /// `x` (`[rows][hidden]`) becomes `down(activation(gate(x)) · up(x))`, some rows after others.
 #[expect(
     clippy::too_many_arguments,
     reason = "the buffers it works in are the caller's"
 )]
-pub(super) fn gated(
+fn gated(
     exec: &Exec,
     mlp: &Gated,
     activation: Activation,
@@ -30,70 +58,61 @@ pub(super) fn gated(
     profile: &mut Option<Box<Profile>>,
 ) {
     let hidden = x.len() / rows;
-    // Blocks of about equal size: a block of few rows would wait for the weights.
-    let blocks = rows.div_ceil(ROWS_PER_BLOCK);
-    let block_rows = rows.div_ceil(blocks.max(1)).next_multiple_of(4);
-    for x in x.chunks_mut(block_rows * hidden) {
-        gated_block(
-            exec,
-            mlp,
-            activation,
-            x.len() / hidden,
-            x,
-            gate,
-            up,
-            activations,
-            profile,
-        );
+    let need = needs(exec, &[&mlp.gate.weight, &mlp.up.weight]);
+    for x in x.chunks_mut(block_rows(rows) * hidden) {
+        activations.set(exec, x, x.len() / hidden, hidden, need);
+        lap(profile, Work::Quantise);
+        products(exec, mlp, activation, x, gate, up, activations, profile);
     }
 }
 
-/// [`gated`] of the rows `x` of one block.
+/// Rows of a block. Blocks are of about equal size: one of few rows would wait for the weights.
+fn block_rows(rows: usize) -> usize {
+    let blocks = rows.div_ceil(ROWS_PER_BLOCK).max(1);
+    rows.div_ceil(blocks).next_multiple_of(4).max(1)
+}
+
+/// `out` becomes `down(activation(gate(x)) · up(x))` of the rows `x` that `activations` holds.
 #[expect(
     clippy::too_many_arguments,
     reason = "the buffers it works in are the caller's"
 )]
-fn gated_block(
+fn products(
     exec: &Exec,
     mlp: &Gated,
     activation: Activation,
-    rows: usize,
-    x: &mut [f32],
+    out: &mut [f32],
     gate: &mut Vec<f32>,
     up: &mut Vec<f32>,
     activations: &mut Activations,
     profile: &mut Option<Box<Profile>>,
 ) {
-    let mut lap = |work| {
-        if let Some(profile) = profile {
-            profile.lap(work);
-        }
-    };
-    let hidden = x.len() / rows;
-    let ffn = mlp.gate.weight.n();
-    let weights = [&mlp.gate.weight, &mlp.up.weight];
-    activations.set(exec, x, rows, hidden, needs(exec, &weights));
-    lap(Work::Quantise);
+    let (rows, ffn) = (activations.rows(), mlp.gate.weight.n());
     matmul_many(
         exec,
         activations,
-        &weights,
+        &[&mlp.gate.weight, &mlp.up.weight],
         &mut [sized(gate, rows * ffn), sized(up, rows * ffn)],
     );
     add_bias(&mlp.gate, gate);
     add_bias(&mlp.up, up);
-    exec.pool
-        .for_each_chunk(gate, ROWS_PER_TASK * ffn, |task, gate, _| {
-            let from = task * ROWS_PER_TASK * ffn;
-            let up = &up[from..from + gate.len()];
-            activation.gate(exec.isa, gate, up);
-        });
-    lap(Work::GateUp);
-    activations.set(exec, gate, rows, ffn, needs(exec, &[&mlp.down.weight]));
-    lap(Work::Quantise);
-    matmul(exec, activations, &mlp.down.weight, x);
-    add_bias(&mlp.down, x);
-    lap(Work::Down);
+    lap(profile, Work::GateUp);
+    let up = &*up;
+    let need = needs(exec, &[&mlp.down.weight]);
+    activations.set_with(exec, gate, rows, ffn, need, &|row, gate, out| {
+        out.copy_from_slice(gate);
+        activation.gate(exec.isa, out, &up[row * ffn..(row + 1) * ffn]);
+    });
+    lap(profile, Work::Quantise);
+    matmul(exec, activations, &mlp.down.weight, out);
+    add_bias(&mlp.down, out);
+    lap(profile, Work::Down);
+}
+
+fn lap(profile: &mut Option<Box<Profile>>, work: Work) {
+    if let Some(profile) = profile {
+        profile.lap(work);
+    }
 }
 
 /// `w.normed` becomes the weighted sum of the experts that the router picks for each row.
