@@ -5,6 +5,7 @@ use std::time::Instant;
 use longview::{
     Context, Control, EndOfText, Event, FinishReason, GenerateOptions, Generated, ShowSpecials,
 };
+use longview_kv::keep::KeepReport;
 use serde::Serialize;
 
 use crate::args::{Format, GenerationArgs};
@@ -13,6 +14,7 @@ use crate::interrupt;
 use crate::output;
 use crate::progress::Progress;
 use crate::session::{Session, show};
+use crate::size::human_count;
 use crate::taken_over::TakenOver;
 
 /// How answers that the model ended itself are called in JSON.
@@ -75,6 +77,9 @@ pub(crate) struct Answer {
     pub(crate) kv_bytes_on_disk: u64,
     /// Bytes read back from disk for this answer.
     pub(crate) store_read_bytes: u64,
+    /// What the keep method has done to the context, where one was chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) keep: Option<KeepCounts>,
     /// The most it could have had.
     #[serde(skip)]
     max_tokens: usize,
@@ -82,7 +87,57 @@ pub(crate) struct Answer {
     pub(crate) generated: Option<Generated>,
 }
 
+/// What a keep method has done, in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct KeepCounts {
+    /// Pairs of all KV heads of the layers it acts on that were made.
+    pairs_seen: u64,
+    /// Those that are still held.
+    pairs_kept: u64,
+    /// Those that are gone.
+    pairs_dropped: u64,
+    /// Bytes of what stays of earlier tokens; `kv_bytes` counts all.
+    stream_bytes: u64,
+    /// How often it decided.
+    compactions: usize,
+    /// Seconds that took.
+    seconds: f64,
+}
+
+impl KeepCounts {
+    fn new(report: &KeepReport) -> KeepCounts {
+        KeepCounts {
+            pairs_seen: report.pairs_seen,
+            pairs_kept: report.pairs_kept,
+            pairs_dropped: report.pairs_seen - report.pairs_kept,
+            stream_bytes: report.stream_bytes,
+            compactions: report.compactions,
+            seconds: report.time.as_secs_f64(),
+        }
+    }
+
+    /// A sentence for people.
+    fn sentence(&self, method: &str) -> String {
+        format!(
+            "{method} dropped {} of {} pairs; {} stay in {}",
+            human_count(self.pairs_dropped as usize),
+            human_count(self.pairs_seen as usize),
+            human_count(self.pairs_kept as usize),
+            longview::human_bytes(self.stream_bytes),
+        )
+    }
+}
+
 impl Answer {
+    /// What the keep method dropped, for people.
+    pub(crate) fn dropped(&self, session: &Session) -> Option<String> {
+        let counts = self
+            .keep
+            .as_ref()
+            .filter(|counts| counts.pairs_dropped > 0)?;
+        Some(counts.sentence(&session.methods.keep()?.text))
+    }
+
     /// Generates from `context` and `request`, printing the text as it comes unless the format is
     /// JSON.
     pub(crate) fn generate(
@@ -168,6 +223,7 @@ impl Answer {
             decode_tokens_per_second: generated.tokens_per_second(),
             kv_bytes: context.kv_bytes(),
             kv_bytes_on_disk: context.away_bytes(),
+            keep: context.keep_report().map(|report| KeepCounts::new(&report)),
             store_read_bytes: request.read_bytes_before + session.store_read_bytes() - store_bytes,
             max_tokens,
             generated: Some(generated),
@@ -201,8 +257,8 @@ impl Answer {
         format!(
             "[{} prompt tokens ({} reused) · first token after {:.2} s · read {} tokens/s · wrote \
              {} tokens at {}/s · KV {} · {} numerics · {}]",
-            crate::size::human_count(self.prompt_tokens),
-            crate::size::human_count(self.reused_tokens),
+            human_count(self.prompt_tokens),
+            human_count(self.reused_tokens),
             self.seconds_to_first_token,
             rate(self.prefill_tokens_per_second),
             self.generated_tokens,

@@ -111,6 +111,58 @@ impl Session {
         })
     }
 
+    /// An empty context for a prompt of `prompt` tokens, planned to hold `planned`, with the keep
+    /// method in charge where one was chosen; its memory is told before anything is computed.
+    pub(crate) fn new_context(
+        &mut self,
+        prompt: usize,
+        planned: usize,
+    ) -> Result<Context, Failure> {
+        let Some(keep) = self.methods.keep() else {
+            return Ok(self.engine.new_context(planned)?);
+        };
+        let context = self.engine.new_context_keeping(keep, prompt, planned)?;
+        let bytes = self
+            .engine
+            .keep_bytes(keep, prompt, planned.saturating_sub(prompt))?;
+        let notice = format!(
+            "keep: at most {} of keys and values while reading and writing, {} when the prompt of \
+             {} tokens is read, instead of {}",
+            human_bytes(bytes.peak),
+            human_bytes(bytes.steady),
+            human_count(prompt),
+            human_bytes(self.engine.model().layout().context_bytes(prompt, 1)),
+        );
+        if !self.notices.contains(&notice) {
+            self.notices.push(notice);
+        }
+        Ok(context)
+    }
+
+    /// What of a prompt's `tokens` may be taken over from what was read before: a keep method must see
+    /// some of them computed.
+    pub(crate) fn usable<'t>(&self, tokens: &'t [u32]) -> &'t [u32] {
+        let Some(keep) = self.methods.keep() else {
+            return tokens;
+        };
+        let needs = keep.score.needs();
+        if needs.every_token() || keep.when.block.is_some() {
+            return &[];
+        }
+        &tokens[..tokens.len().saturating_sub(needs.last_queries)]
+    }
+
+    /// Refuses a keep method in a command that measures the exact path.
+    pub(crate) fn refuse_keep(&self, command: &str) -> Result<(), Failure> {
+        match self.methods.keep() {
+            None => Ok(()),
+            Some(keep) => Err(Failure::wrong(format!(
+                "longview {command} has no use for --keep {}: ask, run and chat have",
+                keep.text
+            ))),
+        }
+    }
+
     /// Settles the decode methods, what the flags leave open by `fallback`.
     pub(crate) fn settle_decode(
         &mut self,
@@ -180,6 +232,15 @@ impl Session {
         id: Option<&str>,
         mut entry: Entry,
     ) -> Option<String> {
+        if let Some(report) = context.keep_report().filter(|_| context.is_compressed()) {
+            if self.saved.is_some() {
+                self.notices.push(format!(
+                    "the context is not kept: {} has dropped pairs of it, and only whole contexts are",
+                    report.method
+                ));
+            }
+            return None;
+        }
         if !context.is_exact() {
             entry.methods = self.methods.text(Stage::Reuse, self.engine.kv_type());
         }

@@ -66,7 +66,11 @@ impl TakenOver {
             .realign(context, tokens, reuse, &mut |progress| show(bar, progress))
         {
             // There is another way to go on.
-            Err(EngineError::Kv(KvError::WindowPassed { .. } | KvError::NoCheckpoint { .. })) => {
+            Err(EngineError::Kv(
+                KvError::WindowPassed { .. }
+                | KvError::NoCheckpoint { .. }
+                | KvError::PairsGone { .. },
+            )) => {
                 return Ok(None);
             }
             realigned => realigned?,

@@ -302,12 +302,7 @@ impl Engine {
     /// [`EngineError::DoesNotFit`] with a table when the memory allowed cannot hold it, and the
     /// model's refusal when it is longer than the model can read.
     pub fn new_context(&self, planned_tokens: usize) -> Result<Context, EngineError> {
-        let context = match &self.store {
-            None => self.model.new_context(planned_tokens, &self.ledger)?,
-            Some(kept) => self
-                .model
-                .new_context_in(planned_tokens, &kept.store, &kept.origins)?,
-        };
+        let context = self.unplanned_context(planned_tokens)?;
         let plan = self.plan(planned_tokens);
         if !plan.fits() {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
@@ -333,6 +328,16 @@ impl Engine {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
         }
         Ok(context)
+    }
+
+    /// The same without asking whether there is memory for it.
+    pub(crate) fn unplanned_context(&self, planned_tokens: usize) -> Result<Context, EngineError> {
+        Ok(match &self.store {
+            None => self.model.new_context(planned_tokens, &self.ledger)?,
+            Some(kept) => self
+                .model
+                .new_context_in(planned_tokens, &kept.store, &kept.origins)?,
+        })
     }
 
     /// A context that holds what the store has of `tokens`, and how many tokens that is; at most

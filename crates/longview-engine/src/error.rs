@@ -87,7 +87,11 @@ impl EngineError {
                 error,
                 TierError::NotAStore { .. } | TierError::Version { .. } | TierError::Io { .. }
             ),
-            EngineError::Kv(_) | EngineError::Sampling(_) => false,
+            EngineError::Kv(error) => matches!(
+                error,
+                KvError::KeepRefused { .. } | KvError::NotObserved { .. }
+            ),
+            EngineError::Sampling(_) => false,
         }
     }
 }

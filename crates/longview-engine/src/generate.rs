@@ -1,7 +1,9 @@
 //! The decode loop: from a context and the end of its prompt to new text.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use longview_kv::keep::Keep;
 use longview_kv::{Context, Segment, Wanted};
 use longview_models::Work;
 use longview_text::{ShowSpecials, Start, StopMatcher};
@@ -100,7 +102,8 @@ impl Generated {
 
 impl Engine {
     /// Reads `prompt`, the end of what the model is to continue (at least one token), into
-    /// `context` and generates what follows.
+    /// `context` and generates what follows. The context's keep method decides what stays when the
+    /// prompt has been read, and then as often as it was told to.
     ///
     /// # Errors
     /// [`EngineError::EmptyPrompt`], errors of the prefill, and [`EngineError::Sampling`] when no
@@ -123,7 +126,13 @@ impl Engine {
             decode_time: Duration::ZERO,
         };
         // The last chunk of the prompt and its last token go in one pass, unless it is full.
-        let whole = before.len() - before.len() % self.chunk_tokens();
+        let by_blocks = |keep: &Arc<Keep>| keep.when.block.is_some();
+        let whole = if context.keep_method().is_some_and(by_blocks) {
+            // A keep method may be due anywhere on the way, and passes end there.
+            before.len()
+        } else {
+            before.len() - before.len() % self.chunk_tokens()
+        };
         let (chunks, rest) = prompt.split_at(whole);
         debug_assert_eq!(rest.last(), Some(&last));
         let mut progress = |progress| on(Event::Prefill(progress));
@@ -163,7 +172,14 @@ impl Engine {
                 workspace.lap(Work::Sampling);
                 choice
             };
+            let due = match first_token {
+                None => context.keep_is_due_at_end(),
+                Some(_) => context.keep_is_due_in_decode(),
+            };
             first_token.get_or_insert_with(Instant::now);
+            if due {
+                self.compress(context)?;
+            }
             generated.ids.push(choice.id);
             generated.logprobs.push(choice.logprob);
             next.clear();

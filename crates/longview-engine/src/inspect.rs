@@ -244,7 +244,7 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
 }
 
 /// The largest number from 0 to `most` for which `fits` holds; it holds for all smaller ones.
-fn largest(most: usize, fits: impl Fn(&usize) -> bool) -> usize {
+pub(crate) fn largest(most: usize, fits: impl Fn(&usize) -> bool) -> usize {
     let (mut fitting, mut beyond) = (0, most + 1);
     while beyond - fitting > 1 {
         let middle = fitting + (beyond - fitting) / 2;

@@ -8,6 +8,7 @@ mod engine;
 mod error;
 mod generate;
 mod inspect;
+mod keep;
 mod lookup;
 mod pass;
 mod plan;

@@ -39,7 +39,7 @@ impl Engine {
     }
 
     /// Computes again what `error` says is lost; any other error is handed back.
-    fn recompute<'c>(
+    pub(crate) fn recompute<'c>(
         &self,
         error: EngineError,
         contexts: impl Iterator<Item = &'c mut Context>,

@@ -39,10 +39,11 @@ impl Engine {
     /// each. Every finished chunk stays in the context when `on` stops the prefill, when it
     /// fails, and when the process goes on to something else: reading the rest later gives the
     /// same bits as reading all at once. Recurrent layers keep their state at the last block edge,
-    /// so that the context can go back to there and is found by content.
+    /// so that the context can go back to there and is found by content. A keep method that decides
+    /// while a prompt is read does so on the way.
     ///
     /// # Errors
-    /// When the tokens do not fit the model's context or the memory allowed.
+    /// When the tokens do not fit the model's context or the memory allowed, and the keep method's.
     pub fn prefill(
         &self,
         context: &mut Context,
@@ -61,6 +62,7 @@ impl Engine {
             };
             drop(self.pass([segment])?);
             done += chunk.len();
+            self.keep_pace(context)?;
             if tokens.len() - done < BLOCK_TOKENS {
                 context.checkpoint();
             }

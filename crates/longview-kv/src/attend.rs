@@ -1,4 +1,7 @@
-//! Exact attention of a batch over its contexts, built from partials over fixed key spans.
+//! Attention of a batch over its contexts, built from partials over fixed key spans: exact over all
+//! that they hold.
+
+mod streams;
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +13,7 @@ use longview_kernels::attention::{
 use longview_kernels::page::PAGE_TOKENS;
 
 use crate::batch::Batch;
-use crate::context::{Context, RopeSet, first_visible};
+use crate::context::{Context, RopeSet};
 use crate::error::KvError;
 use crate::feed::{Feed, Missing, Slices};
 use crate::layout::Group;
@@ -69,7 +72,7 @@ pub struct AttendWorkspace {
     workers: Vec<Mutex<Worker>>,
     tasks: Vec<Task>,
     /// One for each segment.
-    cuts: Vec<Cut>,
+    cuts: Vec<Cuts>,
 }
 
 /// What one thread needs.
@@ -87,8 +90,24 @@ struct Task {
     /// Rows inside the segment.
     rows: Range<usize>,
     spans: Range<usize>,
+    source: Source,
     /// `[heads][rows][group]`
     partials: Partials,
+}
+
+/// Where the keys of a task's spans are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// In blocks, by position.
+    Blocks,
+    /// In what a keep method left of earlier tokens.
+    Stream,
+}
+
+/// How the work of a segment is cut: what a keep method left comes before the blocks.
+struct Cuts {
+    streams: Cut,
+    blocks: Cut,
 }
 
 /// How the work of a segment is cut into tasks, `[parts][row ranges][head ranges]` from `first` on.
@@ -148,8 +167,10 @@ impl Batch<'_> {
             Some(feed) => {
                 let mut rest = &mut tasks[..];
                 for segment in 0..self.segments().len() {
-                    let end = cuts.get(segment + 1).map_or(planned, |cut| cut.first);
-                    let (own, others) = rest.split_at_mut(end - cuts[segment].first);
+                    let end = cuts
+                        .get(segment + 1)
+                        .map_or(planned, |cut| cut.streams.first);
+                    let (own, others) = rest.split_at_mut(end - cuts[segment].streams.first);
                     rest = others;
                     call.stream(feed, segment, own, workers)?;
                 }
@@ -194,16 +215,17 @@ struct Call<'a, 'b> {
 impl<'a> Call<'a, '_> {
     /// Writes the tasks of this call over `tasks` and how they were cut over `cuts`; returns how
     /// many tasks they are.
-    fn plan(&self, tasks: &mut Vec<Task>, cuts: &mut Vec<Cut>) -> usize {
+    fn plan(&self, tasks: &mut Vec<Task>, cuts: &mut Vec<Cuts>) -> usize {
         let mut planned = 0;
         cuts.clear();
         for segment in 0..self.batch.segments().len() {
             let (context, group, _) = self.place(segment);
             let rows = self.batch.rows_of(segment).len();
+            let streams = self.plan_streams(segment, tasks, &mut planned);
             let start = context.len();
             let places = &context.places;
             let spans_of = |rows: &Range<usize>| {
-                places.slot(first_visible(group, start + rows.start)) / SPAN_TOKENS
+                places.slot(context.first_token(group, start + rows.start)) / SPAN_TOKENS
                     ..places.slot(start + rows.end).div_ceil(SPAN_TOKENS)
             };
             let all_spans = spans_of(&(0..rows));
@@ -230,7 +252,10 @@ impl<'a> Call<'a, '_> {
                     }
                 }
             }
-            cuts.push(cut);
+            cuts.push(Cuts {
+                streams,
+                blocks: cut,
+            });
         }
         planned
     }
@@ -342,6 +367,9 @@ impl<'a> Call<'a, '_> {
         read: Option<(&Missing, &Slices)>,
         worker: &mut Worker,
     ) {
+        if task.source == Source::Stream {
+            return self.run_stream(task, spans, worker);
+        }
         let (context, group, place) = self.place(task.segment);
         let group_index = context.layout().layers[self.layer].0;
         let v_dim = group.kind.v_dim;
@@ -397,7 +425,7 @@ impl<'a> Call<'a, '_> {
                         let slot = stretch.slot + token.saturating_sub(stretch.token);
                         (slot.clamp(covered.start.max(held), covered.end.max(held)) - held) as u32
                     };
-                    let range = slot(first_visible(group, position))..slot(position + 1);
+                    let range = slot(context.first_token(group, position))..slot(position + 1);
                     worker
                         .visible
                         .extend(std::iter::repeat_n(range, group_size));
@@ -444,7 +472,7 @@ impl<'a> Call<'a, '_> {
     fn finish(
         &self,
         tasks: &[Task],
-        cuts: &[Cut],
+        cuts: &[Cuts],
         row: usize,
         heads: Range<usize>,
         out: &mut [f32],
@@ -459,11 +487,13 @@ impl<'a> Call<'a, '_> {
         for (head, out) in heads.zip(out.chunks_exact_mut(group_size * v_dim)) {
             let whole = &mut worker.partials;
             whole.reset(group_size, v_dim);
-            for part in 0..cuts[segment].parts {
-                let task = &tasks[cuts[segment].task(part, row, head)];
-                let at = (head - task.heads.start) * task.rows.len() + row - task.rows.start;
-                let rows = at * group_size..(at + 1) * group_size;
-                whole.merge_rows(self.exec.isa, &task.partials, rows);
+            for cut in [&cuts[segment].streams, &cuts[segment].blocks] {
+                for part in 0..cut.parts {
+                    let task = &tasks[cut.task(part, row, head)];
+                    let at = (head - task.heads.start) * task.rows.len() + row - task.rows.start;
+                    let rows = at * group_size..(at + 1) * group_size;
+                    whole.merge_rows(self.exec.isa, &task.partials, rows);
+                }
             }
             let sinks = self.attention.sinks;
             let sinks = sinks.map(|sinks| &sinks[head * group_size..(head + 1) * group_size]);
@@ -507,6 +537,7 @@ impl Task {
             heads: 0..0,
             rows: 0..0,
             spans: 0..0,
+            source: Source::Blocks,
             partials: Partials::new(0, 0),
         }
     }
@@ -519,6 +550,7 @@ impl Task {
         spans: Range<usize>,
     ) {
         (self.segment, self.heads, self.rows, self.spans) = (segment, heads, rows, spans);
+        self.source = Source::Blocks;
     }
 
     /// Those of its spans that lie in `spans`.

@@ -11,7 +11,7 @@ use crate::ledger::{Ledger, Purpose, Reservation};
 /// KV heads of a layer one after another; or the recurrent state of those layers.
 pub struct Block {
     bytes: AlignedBytes,
-    _held: Reservation,
+    held: Reservation,
 }
 
 impl Block {
@@ -23,8 +23,22 @@ impl Block {
         let held = ledger.reserve(Purpose::Kv, len as u64)?;
         Ok(Block {
             bytes: AlignedBytes::zeroed(len),
-            _held: held,
+            held,
         })
+    }
+
+    /// A block of `len` zeros in memory that is reserved already.
+    pub(crate) fn in_room(len: usize, room: Reservation) -> Block {
+        debug_assert_eq!(room.bytes(), len as u64, "the room of the block");
+        Block {
+            bytes: AlignedBytes::zeroed(len),
+            held: room,
+        }
+    }
+
+    /// Gives the memory back and keeps its room.
+    pub(crate) fn into_room(self) -> Reservation {
+        self.held
     }
 
     /// The slab: the slices of all layers, first layer first.

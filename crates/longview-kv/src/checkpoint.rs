@@ -11,17 +11,20 @@ use crate::tier::{BlockInfo, BlockKey};
 
 impl Context {
     /// The longest prefix of at most `most` tokens that [`Context::truncate`] can go back to;
-    /// `None` when a window has passed, and only a new context helps.
+    /// `None` when a window has passed or a keep method has dropped pairs, and only a new context
+    /// helps.
     pub fn resumable(&self, most: usize) -> Option<usize> {
         let len = self.nearest_state(most.min(self.len()));
+        self.check_kept(len).ok()?;
         self.check_windows(&self.places, len).is_ok().then_some(len)
     }
 
-    /// Tokens to read in the next pass of a prefill that has `left` to go, `most` at a time:
+    /// Tokens to read in the next pass of a prefill that has `left` to go, `most` at a time: up to
+    /// where a keep method decides what stays; and
     /// recurrent layers can keep their state only where a pass ends, so passes end at multiples of
     /// [`CHECKPOINT_TOKENS`] and at the last block edge.
     pub fn next_pass(&self, left: usize, most: usize) -> usize {
-        let count = left.min(most.max(1));
+        let count = left.min(most.max(1)).min(self.most_before_due());
         if !self.layout.is_recurrent() {
             return count;
         }

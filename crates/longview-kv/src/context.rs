@@ -8,6 +8,7 @@ use crate::BLOCK_TOKENS;
 use crate::block::Block;
 use crate::error::KvError;
 use crate::hash::BlockHash;
+use crate::keep::Kept;
 use crate::layout::{Group, KvLayout, LayerState};
 use crate::ledger::Ledger;
 use crate::places::Places;
@@ -57,6 +58,8 @@ pub struct Context {
     /// The states of each layer group that is recurrent.
     pub(crate) states: Vec<Option<RecurrentState>>,
     pub(crate) home: Option<Home>,
+    /// Which pairs stay, where a keep method decides that.
+    pub(crate) kept: Option<Box<Kept>>,
 }
 
 /// A context's place in a store.
@@ -85,6 +88,7 @@ impl Context {
             groups,
             states,
             home: None,
+            kept: None,
         }
     }
 
@@ -161,10 +165,11 @@ impl Context {
         keys
     }
 
-    /// Bytes of the blocks this context refers to, in memory or not; blocks shared with forks
-    /// count in each.
+    /// Bytes of the blocks and streams this context refers to, in memory or not; what is shared with
+    /// forks counts in each.
     pub fn kv_bytes(&self) -> u64 {
-        self.sum_blocks(|slot| !matches!(slot, Slot::Removed)) + self.state_bytes()
+        let streams = self.kept.as_ref().map_or(0, |kept| kept.bytes());
+        self.sum_blocks(|slot| !matches!(slot, Slot::Removed)) + self.state_bytes() + streams
     }
 
     /// Bytes of those of its blocks that are not in memory.
@@ -190,6 +195,7 @@ impl Context {
                 .map(|state| state.as_ref().map(RecurrentState::fork))
                 .collect(),
             home: self.home.clone(),
+            kept: self.kept.clone(),
         }
     }
 
@@ -198,6 +204,7 @@ impl Context {
     /// # Errors
     /// [`KvError::BeyondEnd`] when the context is shorter, [`KvError::WindowPassed`] when a
     /// sliding-window layer no longer holds what the token at `len` must see,
+    /// [`KvError::PairsGone`] when a keep method has dropped pairs of the tokens after it,
     /// [`KvError::NoCheckpoint`] when recurrent layers kept no state there.
     pub fn truncate(&mut self, len: usize) -> Result<(), KvError> {
         if len > self.len() {
@@ -206,8 +213,12 @@ impl Context {
                 held: self.len(),
             });
         }
+        self.check_kept(len)?;
         self.check_windows(&self.places, len)?;
         self.go_back(len)?;
+        if let Some(kept) = self.kept.as_mut().filter(|_| len < self.tokens.len()) {
+            kept.observed.forget_sums();
+        }
         self.tokens.truncate(len);
         self.places.truncate(len);
         let slots = self.places.slot(len);
@@ -219,9 +230,9 @@ impl Context {
     }
 
     /// Whether the context is what reading its tokens gives; not after a span was removed or taken
-    /// over from elsewhere.
+    /// over from elsewhere, nor after a keep method has dropped pairs.
     pub fn is_exact(&self) -> bool {
-        self.places.is_plain()
+        self.places.is_plain() && !self.is_compressed()
     }
 
     /// Goes back to before the block called `key`, which turned out not to be readable, so that it
@@ -256,6 +267,9 @@ impl Context {
         let all = std::mem::take(&mut self.tokens);
         self.places = Places::default();
         self.groups.fill(BlockRun::default());
+        if let Some(kept) = &mut self.kept {
+            kept.begin_anew();
+        }
         for state in self.states.iter_mut().flatten() {
             *state = RecurrentState::default();
         }
@@ -283,6 +297,9 @@ impl Context {
     /// and seals the blocks they fill. `seconds` is what computing one block took.
     pub(crate) fn commit(&mut self, tokens: &[u32], seconds: f32) {
         self.tokens.extend_from_slice(tokens);
+        if let Some(kept) = &mut self.kept {
+            kept.observed.commit();
+        }
         let all = seconds / BLOCK_TOKENS as f32 * tokens.len() as f32;
         for state in self.states.iter_mut().flatten() {
             state.commit(all);
@@ -339,7 +356,7 @@ impl Context {
     pub(crate) fn check_windows(&self, places: &Places, len: usize) -> Result<(), KvError> {
         for (run, group) in self.groups.iter().zip(&self.layout.groups) {
             let kept = run.first * BLOCK_TOKENS;
-            if places.slot(first_visible(group, len)) < kept {
+            if places.slot(self.first_token(group, len)) < kept {
                 return Err(KvError::WindowPassed { wanted: len, kept });
             }
         }
@@ -351,6 +368,10 @@ impl Context {
         self.places.go_on(len);
         let slots = self.places.slot(len);
         let (first_written, end) = (slots / BLOCK_TOKENS, (slots + count).div_ceil(BLOCK_TOKENS));
+        if let Some(kept) = &mut self.kept {
+            kept.observed.begin(kept.pairs(len), count, &self.ledger)?;
+        }
+        let edge = self.kept.as_ref().map_or(0, |kept| kept.edge());
         let store = self.home.as_ref().map(|home| &*home.store);
         let groups = self.groups.iter_mut().zip(&mut self.states);
         for ((run, state), group) in groups.zip(&self.layout.groups) {
@@ -358,7 +379,8 @@ impl Context {
                 state.begin(group.block_bytes(), &self.ledger, store)?;
                 continue;
             }
-            let visible = self.places.slot(first_visible(group, len));
+            let first = first_visible(group, len).max(group.edge(edge));
+            let visible = self.places.slot(first);
             run.drop_before(visible / BLOCK_TOKENS, store);
             let bytes = group.block_bytes();
             run.make_writable(first_written, end, bytes, &self.ledger, store)?;
@@ -367,8 +389,10 @@ impl Context {
     }
 
     /// Seals every full block that is not sealed yet.
+    /// What a keep method has made of the text is not what its tokens say, and is found by nobody.
     fn seal(&mut self, seconds: f32) {
-        let Some(home) = &mut self.home else {
+        let compressed = self.is_compressed();
+        let Some(home) = self.home.as_mut().filter(|_| !compressed) else {
             return;
         };
         let end = self.places.slot(self.tokens.len());
@@ -412,6 +436,12 @@ impl Context {
         }
     }
 
+    /// The first position that the token at `position` attends to in blocks of `group`.
+    pub(crate) fn first_token(&self, group: &Group, position: usize) -> usize {
+        let edge = self.kept.as_ref().map_or(0, |kept| kept.edge());
+        first_visible(group, position).max(group.edge(edge))
+    }
+
     /// Drops the blocks beyond the last token.
     fn trim(&mut self) {
         let end = self.places.slot(self.len()).div_ceil(BLOCK_TOKENS);
@@ -433,6 +463,15 @@ impl Context {
 }
 
 impl Group {
+    /// The first token in blocks of this group, when those of full layers begin with token `edge`
+    /// because what was before has moved to streams.
+    fn edge(&self, edge: usize) -> usize {
+        match self.kind.state {
+            LayerState::Full => edge,
+            LayerState::Window { .. } | LayerState::Recurrent { .. } => 0,
+        }
+    }
+
     /// How the bytes of this group's blocks are cut.
     pub(crate) fn shape(&self) -> BlockShape {
         BlockShape {

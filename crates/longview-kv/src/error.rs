@@ -53,6 +53,36 @@ pub enum KvError {
         /// The tokens.
         span: std::ops::Range<usize>,
     },
+    /// Positions whose pairs a keep method has dropped.
+    #[error(
+        "cannot go back to token {wanted}: {method} has dropped pairs of the tokens before {edge}; \
+         read the text again in a new context"
+    )]
+    PairsGone {
+        /// Length asked for, in tokens.
+        wanted: usize,
+        /// The first token that is whole.
+        edge: usize,
+        /// The keep method.
+        method: String,
+    },
+    /// A keep method that cannot do what is asked of it.
+    #[error("--keep {method}: {why}")]
+    KeepRefused {
+        /// The method's canonical text.
+        method: String,
+        /// Why, and what to do instead.
+        why: String,
+    },
+    /// A keep method that needs what was not gathered.
+    #[error(
+        "the keep method needs {what}, which is not known: that part of the context was taken over \
+         or read without it; read it anew with the method chosen (--cache-max 0 takes nothing over)"
+    )]
+    NotObserved {
+        /// What is not known.
+        what: String,
+    },
     /// Truncation beyond the end.
     #[error("cannot truncate to {wanted} tokens: the context holds {held}")]
     BeyondEnd {

@@ -140,6 +140,27 @@ impl Reservation {
         self.bytes
     }
 
+    /// Parts with `bytes` of what is held, or with all where that is less.
+    #[must_use]
+    pub fn split(&mut self, bytes: u64) -> Reservation {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Reservation {
+            account: Arc::clone(&self.account),
+            purpose: self.purpose,
+            bytes,
+        }
+    }
+
+    /// Holds the bytes of `other`, of the same purpose, as well.
+    pub(crate) fn join(&mut self, mut other: Reservation) {
+        debug_assert_eq!(
+            self.purpose, other.purpose,
+            "bytes stay where they are counted"
+        );
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
     /// Holds `bytes` from now on, because that is what was measured: more than the limit allows
     /// if it must be, so that nothing else is admitted until others have given way.
     pub fn resize(&mut self, bytes: u64) {
@@ -208,6 +229,11 @@ mod tests {
                 ..Usage::default()
             }
         );
+        let mut kv = kv;
+        let part = kv.split(15);
+        assert_eq!((kv.bytes(), part.bytes(), ledger.usage().kv), (25, 15, 40));
+        drop(part);
+        assert_eq!((ledger.usage().kv, kv.split(99).bytes()), (25, 25));
         drop(kv);
         assert_eq!(ledger.usage().total(), 0);
         assert!(ledger.reserve(Purpose::Scratch, u64::MAX).is_err());

@@ -16,6 +16,7 @@ mod context;
 mod error;
 mod feed;
 mod hash;
+pub mod keep;
 mod layout;
 mod ledger;
 mod moving;

@@ -21,7 +21,8 @@ impl Context {
     /// # Errors
     /// [`KvError::BeyondEnd`] when the context is shorter, [`KvError::WindowPassed`] when a
     /// sliding-window layer no longer holds tokens that would come into its window,
-    /// [`KvError::SpanInState`] when the model has recurrent layers.
+    /// [`KvError::SpanInState`] when the model has recurrent layers, [`KvError::PairsGone`] when a keep
+    /// method has dropped pairs.
     pub fn remove_span(&mut self, span: Range<usize>) -> Result<(), KvError> {
         if span.is_empty() {
             return Ok(());
@@ -39,6 +40,7 @@ impl Context {
         if self.layout.is_recurrent() {
             return Err(KvError::SpanInState { span });
         }
+        self.check_unkept(span.start)?;
         let mut places = self.places.clone();
         places.remove(span.clone());
         self.check_windows(&places, self.len() - span.len())?;
@@ -70,7 +72,8 @@ impl Context {
     /// # Errors
     /// [`KvError::WrongIdentity`] for a context of another model, [`KvError::BeyondEnd`] when `from`
     /// is shorter, [`KvError::WindowPassed`] when its sliding-window layers no longer hold the end
-    /// of the span, [`KvError::SpanInState`] when the model has recurrent layers.
+    /// of the span, [`KvError::SpanInState`] when the model has recurrent layers,
+    /// [`KvError::PairsGone`] when a keep method has dropped pairs of either.
     pub fn append_moved(&mut self, from: &Context, span: Range<usize>) -> Result<(), KvError> {
         if self.identity() != from.identity() || self.layout != from.layout {
             return Err(KvError::WrongIdentity);
@@ -87,6 +90,8 @@ impl Context {
         if self.layout.is_recurrent() {
             return Err(KvError::SpanInState { span });
         }
+        self.check_unkept(self.len())?;
+        from.check_unkept(span.start)?;
         // What later tokens see of the span in each group, in blocks of `from`.
         let first = from.places.slot(span.start) / BLOCK_TOKENS;
         let end = from.places.slot(span.end - 1) / BLOCK_TOKENS + 1;

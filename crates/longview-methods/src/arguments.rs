@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use longview_kv::keep::Budget;
+
 use crate::error::MethodError;
 use crate::method::{Domain, Method, Parameter};
+use crate::registry;
 use crate::suggest::hint;
 use crate::text::{Call, Item, Key, Number, Value};
 
@@ -19,6 +22,14 @@ pub struct Arguments {
 enum Bound {
     Number(f64),
     Whole(u64),
+    /// How much stays, and as it was written.
+    Budget(Budget, Number),
+    /// One of a list of words.
+    Word(&'static str),
+    /// A method that this one is put together with.
+    Part(&'static Method, Box<Arguments>),
+    /// The name of a file.
+    Path(String),
     /// Sorted by token id.
     PerToken(Vec<(u32, f32)>),
     /// A seed that nobody gave.
@@ -100,6 +111,68 @@ impl Arguments {
         }
     }
 
+    /// The budget `parameter` has.
+    ///
+    /// # Panics
+    /// When the method declares no budget of that name.
+    pub fn budget(&self, parameter: &str) -> Budget {
+        match self.bound(parameter) {
+            Bound::Budget(budget, _) => *budget,
+            other => panic!("{}: {parameter} is no budget but {other:?}", self.method),
+        }
+    }
+
+    /// The number of tokens after which something is done again, or `None` for never.
+    ///
+    /// # Panics
+    /// When the method declares no such parameter.
+    pub fn every(&self, parameter: &str) -> Option<usize> {
+        match self.bound(parameter) {
+            Bound::Whole(_) => Some(self.count(parameter)),
+            Bound::Word(_) => None,
+            other => panic!("{}: {parameter} is no interval but {other:?}", self.method),
+        }
+    }
+
+    /// The word that `parameter` has, one of those that its domain lists.
+    ///
+    /// # Panics
+    /// When the method declares no word of that name.
+    pub fn word(&self, parameter: &str) -> &'static str {
+        match self.bound(parameter) {
+            Bound::Word(word) => word,
+            other => panic!("{}: {parameter} is no word but {other:?}", self.method),
+        }
+    }
+
+    /// The file that `parameter` names.
+    ///
+    /// # Panics
+    /// When the method declares no file of that name.
+    pub fn path(&self, parameter: &str) -> &str {
+        match self.bound(parameter) {
+            Bound::Path(path) => path,
+            other => panic!("{}: {parameter} is no file but {other:?}", self.method),
+        }
+    }
+
+    /// The method that `parameter` names, with its arguments; `None` for the word `none`.
+    ///
+    /// # Panics
+    /// When the method declares no part of that name.
+    pub fn part(&self, parameter: &str) -> Option<(&'static Method, &Arguments)> {
+        match self.bound(parameter) {
+            Bound::Part(method, arguments) => Some((method, arguments)),
+            Bound::Word(_) => None,
+            other => panic!("{}: {parameter} is no method but {other:?}", self.method),
+        }
+    }
+
+    /// Whether the method declares `parameter`.
+    pub fn declares(&self, parameter: &str) -> bool {
+        self.values.iter().any(|(known, _)| known.name == parameter)
+    }
+
     /// The seed given as `parameter`, if one was.
     pub fn seed(&self, parameter: &str) -> Option<u64> {
         match self.bound(parameter) {
@@ -149,6 +222,13 @@ impl fmt::Display for Arguments {
                         write!(f, "{separator}{id}={number}")?;
                         separator = ", ";
                     }
+                }
+                Bound::Budget(_, number) => write!(f, "{separator}{}={number}", parameter.name)?,
+                Bound::Word(word) => write!(f, "{separator}{}={word}", parameter.name)?,
+                Bound::Part(_, part) => write!(f, "{separator}{}={part}", parameter.name)?,
+                Bound::Path(path) => {
+                    let path = Value::Text(path.clone());
+                    write!(f, "{separator}{}={path}", parameter.name)?;
                 }
                 Bound::Open => continue,
             }
@@ -247,7 +327,7 @@ fn default_of(method: &Method, parameter: &Parameter) -> Result<Bound, MethodErr
         return Err(MethodError::Missing {
             method: method.name.to_owned(),
             parameter: parameter.name.to_owned(),
-            wanted: parameter.domain.wanted().to_owned(),
+            wanted: parameter.domain.wanted(),
         });
     }
     let text: crate::text::MethodText = parameter.default.parse()?;
@@ -257,13 +337,59 @@ fn default_of(method: &Method, parameter: &Parameter) -> Result<Bound, MethodErr
 fn bind_value(method: &Method, parameter: &Parameter, value: &Value) -> Result<Bound, MethodError> {
     let bound = match value {
         Value::Number(number) => match parameter.domain {
-            Domain::Count => whole(number).filter(|&whole| whole >= 1).map(Bound::Whole),
+            Domain::Count | Domain::Every => {
+                whole(number).filter(|&whole| whole >= 1).map(Bound::Whole)
+            }
+            Domain::Whole => whole(number).map(Bound::Whole),
+            Domain::Budget => budget(number),
+            Domain::Word(_) | Domain::Part(_) | Domain::Path => None,
             Domain::Seed => whole(number).map(Bound::Whole),
             domain => real(number, domain).map(Bound::Number),
         },
-        _ => None,
+        Value::Call(call) => match parameter.domain {
+            Domain::Part(role) => match call.name.as_str() {
+                "none" if role.may_be_none() => Some(Bound::Word("none")),
+                _ => {
+                    let part = registry::find_part(role, method, parameter, &call.name)?;
+                    Some(Bound::Part(part, Box::new(Arguments::bind(part, call)?)))
+                }
+            },
+            Domain::Every if *call == Call::word("never") => Some(Bound::Word("never")),
+            Domain::Word(words) => {
+                let known = words.iter().find(|word| *call == Call::word(word));
+                known.map(|word| Bound::Word(word))
+            }
+            _ => None,
+        },
+        Value::Text(path) => match parameter.domain {
+            Domain::Path => Some(Bound::Path(path.clone())),
+            _ => None,
+        },
     };
     bound.ok_or_else(|| refused(method, parameter.name, parameter.domain, value))
+}
+
+/// Pairs as a whole number, a share as `10%`, or bytes as `64MiB`; nothing for a budget of nothing.
+fn budget(number: &Number) -> Option<Bound> {
+    const BYTES: [(&str, u64); 4] = [("B", 0), ("KiB", 10), ("MiB", 20), ("GiB", 30)];
+    let bytes = BYTES.iter().find(|(unit, _)| *unit == number.unit);
+    let budget = match (number.unit.as_str(), bytes) {
+        ("%", _) => {
+            let share = number.as_f64() / 100.0;
+            (share > 0.0 && share <= 1.0).then_some(Budget::Share(share))?
+        }
+        (_, Some((_, shift))) => {
+            let bytes = number.as_f64() * (1u64 << shift) as f64;
+            (1.0..1e18)
+                .contains(&bytes)
+                .then_some(Budget::Bytes(bytes as u64))?
+        }
+        _ => {
+            let pairs = whole(number).filter(|&pairs| pairs >= 1)?;
+            Budget::Pairs(usize::try_from(pairs).ok()?)
+        }
+    };
+    Some(Bound::Budget(budget, number.clone()))
 }
 
 fn refused(method: &Method, parameter: &str, domain: Domain, value: &Value) -> MethodError {
@@ -271,7 +397,7 @@ fn refused(method: &Method, parameter: &str, domain: Domain, value: &Value) -> M
         method: method.name.to_owned(),
         parameter: parameter.to_owned(),
         value: value.to_string(),
-        wanted: domain.wanted().to_owned(),
+        wanted: domain.wanted(),
     }
 }
 

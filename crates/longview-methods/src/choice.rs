@@ -1,7 +1,10 @@
 //! What was chosen for every stage.
 
+use std::sync::Arc;
+
 use longview_engine::Reuse;
 use longview_kv::KvType;
+use longview_kv::keep::Keep;
 
 use crate::decode::Decode;
 use crate::error::MethodError;
@@ -14,6 +17,7 @@ pub struct Methods {
     /// The canonical text of the stages before decode; nothing for the default.
     texts: [Option<String>; 6],
     kv_type: Option<KvType>,
+    keep: Option<Arc<Keep>>,
     reuse: Reuse,
     decode: Decode,
 }
@@ -24,6 +28,7 @@ impl Methods {
         Methods {
             texts: Default::default(),
             kv_type: None,
+            keep: None,
             reuse: Reuse::Prefix,
             decode: Decode::greedy(),
         }
@@ -49,7 +54,13 @@ impl Methods {
         match method.build {
             Build::Store(kv_type) => self.kv_type = Some(kv_type),
             Build::Reuse(build) => self.reuse = build(arguments),
-            Build::Nothing | Build::Sampler(_) | Build::Finish(_) => {}
+            Build::Keep(build) => self.keep = Some(Arc::new(build(arguments)?)),
+            Build::Nothing if stage == Stage::Keep => self.keep = None,
+            Build::Nothing
+            | Build::Allocate(_)
+            | Build::Merge(_)
+            | Build::Sampler(_)
+            | Build::Finish(_) => {}
         }
         self.texts[stage as usize] = Some(arguments.to_string());
         Ok(())
@@ -68,6 +79,11 @@ impl Methods {
     /// The number type of keys and values, if one was asked for.
     pub fn kv_type(&self) -> Option<KvType> {
         self.kv_type
+    }
+
+    /// What decides which pairs stay, unless all do.
+    pub fn keep(&self) -> Option<&Arc<Keep>> {
+        self.keep.as_ref()
     }
 
     /// What requests may take over from what was read before.

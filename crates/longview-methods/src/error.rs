@@ -24,6 +24,24 @@ pub enum MethodError {
         known: String,
     },
 
+    /// No method that this one can be put together with has this name.
+    #[error("{method}: {parameter} = {name}: there is no such method{hint}; known: {known}")]
+    UnknownPart {
+        method: String,
+        parameter: String,
+        name: String,
+        hint: String,
+        known: String,
+    },
+
+    /// A file that a method names cannot be used.
+    #[error("{method}: {path}: {problem}")]
+    File {
+        method: String,
+        path: String,
+        problem: String,
+    },
+
     /// The method has no parameter of this name.
     #[error("{method}: there is no parameter {name:?}{hint}; known: {known}")]
     UnknownParameter {

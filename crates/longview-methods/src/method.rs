@@ -5,9 +5,11 @@ use std::fmt;
 use longview_engine::Reuse;
 use longview_engine::sampling::{Finish, Sampler};
 use longview_kv::KvType;
+use longview_kv::keep::{Allocate, Keep, Merge};
 use serde::Serialize;
 
 use crate::arguments::Arguments;
+use crate::error::MethodError;
 
 /// The stages of a token's life; every method belongs to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -45,8 +47,8 @@ pub struct Method {
     pub doc: &'static str,
     /// Its parameters, in the order in which values without a name are taken.
     pub parameters: &'static [Parameter],
-    /// What is made of it.
-    #[serde(skip)]
+    /// What is made of it; shown as the role it has in its stage.
+    #[serde(rename = "role", serialize_with = "role_of")]
     pub(crate) build: Build,
 }
 
@@ -82,9 +84,33 @@ pub enum Domain {
     Count,
     /// A whole number below 2⁶⁴ which, when it is not given, is chosen anew for every generation.
     Seed,
+    /// A whole number of at least 0.
+    Whole,
+    /// A whole number of tokens of at least 1, or `never`.
+    Every,
+    /// How much stays: pairs a head, a share of the prompt as `10%`, or bytes as `64MiB`.
+    Budget,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A method with this role, or `none` where the role allows that.
+    Part(Role),
+    /// The name of a file, in quotation marks.
+    Path,
     /// Not one value but any number of them, `TOKEN=NUMBER`, the names being token ids; `-inf` is
     /// allowed.
     PerToken,
+}
+
+/// What a method is in its stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// A method that can be chosen alone.
+    Method,
+    /// A rule that spreads a keep method's budget over heads and layers, given as `alloc=`.
+    Budgets,
+    /// What the pairs that a keep method drops leave behind, given as `merge=`.
+    Merge,
 }
 
 /// What the stage's caller gets.
@@ -96,10 +122,60 @@ pub(crate) enum Build {
     Store(KvType),
     /// What a request may take over.
     Reuse(fn(&Arguments) -> Reuse),
+    /// Which pairs stay.
+    Keep(fn(&Arguments) -> Result<Keep, MethodError>),
+    /// How a keep method's budget is spread.
+    Allocate(fn(&Arguments) -> Box<dyn Allocate>),
+    /// What evicted pairs leave behind.
+    Merge(fn(&Arguments) -> Box<dyn Merge>),
     /// A sampler of a chain.
     Sampler(fn(&Arguments) -> Box<dyn Sampler>),
     /// The end of a chain.
     Finish(fn(&Arguments) -> Finish),
+}
+
+impl Method {
+    /// What it is in its stage.
+    pub fn role(&self) -> Role {
+        self.build.role()
+    }
+}
+
+/// Names are single within a stage and a role.
+impl PartialEq for Method {
+    fn eq(&self, other: &Method) -> bool {
+        (self.stage, self.role(), self.name) == (other.stage, other.role(), other.name)
+    }
+}
+
+impl Build {
+    fn role(self) -> Role {
+        match self {
+            Build::Allocate(_) => Role::Budgets,
+            Build::Merge(_) => Role::Merge,
+            _ => Role::Method,
+        }
+    }
+}
+
+impl Role {
+    /// The parameter by which a keep method takes it.
+    pub fn parameter(self) -> &'static str {
+        match self {
+            Role::Method => "",
+            Role::Budgets => "alloc",
+            Role::Merge => "merge",
+        }
+    }
+
+    /// Whether a method can do without one.
+    pub(crate) fn may_be_none(self) -> bool {
+        self == Role::Merge
+    }
+}
+
+fn role_of<S: serde::Serializer>(build: &Build, serializer: S) -> Result<S::Ok, S::Error> {
+    build.role().serialize(serializer)
 }
 
 impl Stage {
@@ -149,8 +225,8 @@ impl fmt::Display for Stage {
 
 impl Domain {
     /// The values in words, to follow "is not".
-    pub(crate) fn wanted(self) -> &'static str {
-        match self {
+    pub(crate) fn wanted(self) -> String {
+        let fixed = match self {
             Domain::Number => "a number",
             Domain::NotNegative => "a number of at least 0",
             Domain::Positive => "a number above 0",
@@ -158,7 +234,22 @@ impl Domain {
             Domain::Count => "a whole number of at least 1",
             Domain::Seed => "a whole number from 0 to 18446744073709551615",
             Domain::PerToken => "a number or -inf for a token id, as in 123=-5",
-        }
+            Domain::Whole => "a whole number of at least 0",
+            Domain::Every => "a whole number of tokens of at least 1, or the word never",
+            Domain::Budget => {
+                "a budget above nothing: a whole number of pairs a head as 4096, a share of the prompt \
+                 up to 100% as 10%, or bytes as 64MiB"
+            }
+            Domain::Word(words) => return format!("one of {}", words.join(", ")),
+            Domain::Part(role) => {
+                return format!(
+                    "a method such as the registry lists for {}=",
+                    role.parameter()
+                );
+            }
+            Domain::Path => "the name of a file in quotation marks",
+        };
+        fixed.to_owned()
     }
 }
 
@@ -168,6 +259,9 @@ impl fmt::Debug for Build {
             Build::Nothing => "Nothing",
             Build::Store(_) => "Store",
             Build::Reuse(_) => "Reuse",
+            Build::Keep(_) => "Keep",
+            Build::Allocate(_) => "Allocate",
+            Build::Merge(_) => "Merge",
             Build::Sampler(_) => "Sampler",
             Build::Finish(_) => "Finish",
         })

@@ -3,7 +3,8 @@
 use crate::arguments::Arguments;
 use crate::decode;
 use crate::error::MethodError;
-use crate::method::{Method, Stage};
+use crate::keep;
+use crate::method::{Method, Parameter, Role, Stage};
 use crate::reuse;
 use crate::stages;
 use crate::suggest::hint;
@@ -11,15 +12,22 @@ use crate::text::{Item, MethodText, Value};
 
 /// Every method, by stage in the order in which a token meets them.
 pub fn all() -> impl Iterator<Item = &'static Method> {
-    stages::METHODS
+    stages::BEFORE_KEEP
         .iter()
+        .chain(keep::METHODS)
+        .chain(stages::AFTER_KEEP)
         .chain(reuse::METHODS)
         .chain(decode::METHODS)
 }
 
-/// The methods of one stage; the first is its default.
+/// The methods of one stage that can be chosen alone; the first is its default.
 pub fn of(stage: Stage) -> impl Iterator<Item = &'static Method> {
-    all().filter(move |method| method.stage == stage)
+    all().filter(move |method| method.stage == stage && method.role() == Role::Method)
+}
+
+/// The methods with this role, which other methods are put together with.
+pub fn parts(role: Role) -> impl Iterator<Item = &'static Method> {
+    all().filter(move |method| method.role() == role)
 }
 
 /// The method called `name`.
@@ -31,6 +39,29 @@ pub fn find(stage: Stage, name: &str) -> Result<&'static Method, MethodError> {
         let known: Vec<&str> = of(stage).map(|method| method.name).collect();
         MethodError::UnknownMethod {
             stage,
+            name: name.to_owned(),
+            hint: hint(name, known.iter().copied()),
+            known: known.join(", "),
+        }
+    })
+}
+
+/// The method called `name` that `method` can take as its `parameter`.
+pub(crate) fn find_part(
+    role: Role,
+    method: &Method,
+    parameter: &Parameter,
+    name: &str,
+) -> Result<&'static Method, MethodError> {
+    parts(role).find(|part| part.name == name).ok_or_else(|| {
+        let none = role.may_be_none().then_some("none");
+        let known: Vec<&str> = none
+            .into_iter()
+            .chain(parts(role).map(|part| part.name))
+            .collect();
+        MethodError::UnknownPart {
+            method: method.name.to_owned(),
+            parameter: parameter.name.to_owned(),
             name: name.to_owned(),
             hint: hint(name, known.iter().copied()),
             known: known.join(", "),
@@ -87,7 +118,7 @@ mod tests {
         let mut seen = HashSet::new();
         for method in all() {
             assert!(
-                seen.insert((method.stage, method.name)),
+                seen.insert((method.stage, method.role(), method.name)),
                 "{} twice",
                 method.name
             );
@@ -110,6 +141,9 @@ mod tests {
     #[test]
     fn every_default_binds_and_its_canonical_text_binds_to_the_same() {
         for method in all() {
+            if method.role() != Role::Method {
+                continue;
+            }
             let open = method.parameters.iter().any(|parameter| {
                 parameter.default.is_empty()
                     && !matches!(parameter.domain, Domain::Seed | Domain::PerToken)
@@ -131,10 +165,11 @@ mod tests {
         );
         assert!(message.contains("did you mean \"top-k\"?"), "{message}");
         assert!(message.contains("min-p"), "{message}");
-        let message = resolve(Stage::Keep, "snapkv(window=32)")
+        let message = resolve(Stage::Keep, "snapvk(window=32)")
             .unwrap_err()
             .to_string();
-        assert!(message.contains("known: all"), "{message}");
+        assert!(message.contains("did you mean \"snapkv\"?"), "{message}");
+        assert!(message.contains("known: all, streaming-llm"), "{message}");
         let message = resolve(Stage::Read, "4").unwrap_err().to_string();
         assert!(
             message.contains("expected the name of a method, not 4"),

@@ -5,8 +5,8 @@ use longview_kv::KvType;
 
 use crate::method::{Build, Method, Stage};
 
-/// The stages' methods; the first of a stage is its default.
-pub(crate) static METHODS: [Method; 9] = [
+/// The methods of the stages before keep; the first of a stage is its default.
+pub(crate) static BEFORE_KEEP: &[Method] = &[
     exact(
         Stage::Prompt,
         "whole",
@@ -19,12 +19,10 @@ pub(crate) static METHODS: [Method; 9] = [
         "every query attends to every key before it",
         Build::Nothing,
     ),
-    exact(
-        Stage::Keep,
-        "all",
-        "every key and value stays",
-        Build::Nothing,
-    ),
+];
+
+/// The methods of the stages after it, up to reuse.
+pub(crate) static AFTER_KEEP: &[Method] = &[
     exact(
         Stage::Store,
         "f16",

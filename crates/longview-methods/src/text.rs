@@ -106,6 +106,16 @@ impl Number {
     }
 }
 
+impl Call {
+    /// A name without arguments.
+    pub fn word(name: &str) -> Call {
+        Call {
+            name: name.to_owned(),
+            arguments: Vec::new(),
+        }
+    }
+}
+
 impl FromStr for MethodText {
     type Err = MethodError;
 

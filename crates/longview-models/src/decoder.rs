@@ -6,8 +6,8 @@ mod feed_forward;
 
 use longview_kernels::activation::{self, softcap};
 use longview_kernels::format::dequantize;
-use longview_kernels::rope::RotaryRows;
 use longview_kernels::{Exec, matmul, matmul_many, needed};
+use longview_kv::keep::{AttentionOf, LayerRows};
 use longview_kv::{Attention, Batch};
 
 use crate::blueprint::{AttentionBlueprint, Mixer, MlpBlueprint};
@@ -233,19 +233,18 @@ fn attention(
     }
 
     batch.append(exec, index, &w.k, &w.v);
+    let seen = LayerRows {
+        layer: index,
+        q: &w.q,
+    };
+    batch.observe(exec, seen, model);
     w.lap(Work::RopeAppend);
     let attention = Attention {
         heads: plan.heads,
         scale: plan.scale,
         softcap: plan.softcap,
         sinks: None,
-        rotate: &|set, positions, queries| {
-            let mut turn = RotaryRows::new();
-            turn.set_turn(model.rotary_table(plan.rope, set), positions);
-            for query in queries.chunks_exact_mut(plan.head_dim) {
-                turn.rotate(exec.isa, 0, 1, plan.head_dim, query);
-            }
-        },
+        rotate: &|set, positions, queries| model.rotate(index, set, positions, queries),
     };
     let heads = sized(&mut w.heads, rows * q_len);
     batch.attend(exec, index, &attention, &w.q, heads, &mut w.attend)?;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use longview_kernels::rope::RotaryTable;
-use longview_kernels::{Exec, Numerics};
+use longview_kernels::rope::{RotaryRows, RotaryTable};
+use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::keep::{AttentionOf, AttentionShape};
 use longview_kv::tier::Origin;
 use longview_kv::{
     Batch, Context, Identity, KvLayout, KvType, Ledger, Purpose, Reservation, RopeSet, Segment,
@@ -14,7 +15,7 @@ use longview_weights::{Tensor, WeightFile};
 use smallvec::SmallVec;
 
 use crate::arch::{self, Architecture};
-use crate::blueprint::Blueprint;
+use crate::blueprint::{Blueprint, Mixer};
 use crate::config::Config;
 use crate::decoder;
 use crate::embedding::{self, EmbeddingPages};
@@ -50,6 +51,7 @@ pub struct Model {
     id: u64,
     numerics: Numerics,
     embedding_pages: EmbeddingPages,
+    isa: Isa,
     _held: Reservation,
 }
 
@@ -198,6 +200,7 @@ impl ModelFile {
             layout: Arc::new(self.blueprint.kv_layout(kv_type)),
             id: LOADED.fetch_add(1, Ordering::Relaxed),
             numerics: exec.numerics,
+            isa: exec.isa,
             file: self,
             weights,
             rotary,
@@ -355,6 +358,30 @@ impl Model {
             model: self.id,
             rope: RopeSet::Short,
             numerics: self.numerics,
+        }
+    }
+}
+
+impl AttentionOf for Model {
+    fn shape(&self, layer: usize) -> AttentionShape {
+        match &self.blueprint().layers[layer].mixer {
+            Mixer::Attention(plan) => AttentionShape {
+                heads: plan.heads,
+                scale: plan.scale,
+                softcap: plan.softcap,
+            },
+            Mixer::GatedDelta(_) => AttentionShape::default(),
+        }
+    }
+
+    fn rotate(&self, layer: usize, set: RopeSet, positions: isize, vectors: &mut [f32]) {
+        let Mixer::Attention(plan) = &self.blueprint().layers[layer].mixer else {
+            return;
+        };
+        let mut turn = RotaryRows::new();
+        turn.set_turn(self.rotary_table(plan.rope, set), positions);
+        for vector in vectors.chunks_exact_mut(plan.head_dim) {
+            turn.rotate(self.isa, 0, 1, plan.head_dim, vector);
         }
     }
 }

@@ -54,7 +54,8 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         Questions::Terminal => UNKNOWN_QUESTION,
     };
     let planned = session.planned_tokens(prompt.shared.len() + longest, &args.generation)?;
-    let mut reader = Reader::open(&session, planned, &prompt.shared)?;
+    let asked = prompt.shared.len() + longest;
+    let mut reader = Reader::open(&mut session, asked, planned, &prompt.shared)?;
     session
         .notices
         .extend(reader.found.sentence(prompt.shared.len()));
@@ -160,12 +161,17 @@ struct Reader {
 }
 
 impl Reader {
-    /// A context that holds what is known of `shared`.
-    fn open(session: &Session, planned: usize, shared: &[u32]) -> Result<Reader, Failure> {
+    /// A context that holds what is known of `shared`; a prompt will have `asked` tokens.
+    fn open(
+        session: &mut Session,
+        asked: usize,
+        planned: usize,
+        shared: &[u32],
+    ) -> Result<Reader, Failure> {
         let start = Instant::now();
-        let mut context = session.engine.new_context(planned)?;
+        let mut context = session.new_context(asked, planned)?;
         // Nothing is predicted from it, so it may be held to its last token.
-        let found = TakenOver::take_over(&mut context, shared)?;
+        let found = TakenOver::take_over(&mut context, session.usable(shared))?;
         Ok(Reader {
             context,
             found,
@@ -174,34 +180,46 @@ impl Reader {
         })
     }
 
-    /// Reads the rest of `shared`.
+    /// Reads the rest of `shared`, and lets a keep method that needs no question decide.
     fn read(&mut self, session: &Session, shared: &[u32]) -> Result<(), Failure> {
         let start = Instant::now();
         let bytes = session.store_read_bytes();
         session.read(&mut self.context, shared)?;
+        session.engine.compress_document(&mut self.context)?;
         self.seconds += start.elapsed().as_secs_f64();
         self.read_bytes = session.store_read_bytes() - bytes;
         Ok(())
     }
 
-    /// Answers a question in a fork, so that the documents can be asked again.
+    /// Answers a question, in a fork where the documents will be asked again: the last question may
+    /// have the context itself, so that what a keep method drops is free.
     fn answer(
-        &self,
+        &mut self,
         session: &Session,
         tail: &[u32],
         args: &AskArgs,
         format: Format,
-        first: First,
+        turn: Turn,
     ) -> Result<Answer, Failure> {
         let start = Instant::now();
         let limit = session.engine.model().blueprint().max_positions;
         check_prompt(self.context.len() + tail.len(), limit, &args.generation)?;
-        let mut context = self.context.fork();
-        let shared = context.len();
+        let shared = self.context.len();
+        let mut fork;
+        let context = if turn.last == Last::Yes {
+            &mut self.context
+        } else {
+            fork = self.context.fork();
+            &mut fork
+        };
         // The same question may have been asked before.
         let asked = [context.tokens(), tail].concat();
-        let found = TakenOver::take_over(&mut context, &asked[..asked.len().saturating_sub(1)])?;
-        let (before, seconds, read_bytes_before) = match first {
+        let usable = session.usable(&asked[..asked.len().saturating_sub(1)]);
+        let found = match usable.len() > shared {
+            true => TakenOver::take_over(context, usable)?,
+            false => TakenOver::default(),
+        };
+        let (before, seconds, read_bytes_before) = match turn.first {
             First::Yes => (self.found.clone(), self.seconds, self.read_bytes),
             First::No => (TakenOver::of_context(shared), 0.0, 0),
         };
@@ -212,8 +230,22 @@ impl Reader {
             read_bytes_before,
             edges: Edges::Trim,
         };
-        Answer::generate(session, &mut context, &request, &args.generation, format)
+        Answer::generate(session, context, &request, &args.generation, format)
     }
+}
+
+/// Which of the questions it is.
+#[derive(Clone, Copy)]
+struct Turn {
+    first: First,
+    last: Last,
+}
+
+/// Whether nothing will be asked after it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Yes,
+    Unknown,
 }
 
 /// Whether an answer is the first, to which the reading of the documents is counted.
@@ -227,13 +259,13 @@ fn answer_all(
     args: &AskArgs,
     session: &mut Session,
     prompt: &DocumentPrompt,
-    reader: Reader,
+    mut reader: Reader,
     questions: &[String],
     format: Format,
 ) -> Result<(), Failure> {
     let mut answers: Vec<Answer> = Vec::new();
     let mut stopped = false;
-    for question in questions {
+    for (index, question) in questions.iter().enumerate() {
         if format == Format::Text && questions.len() > 1 {
             let gap = if answers.is_empty() { "" } else { "\n" };
             output::print(&format!("{gap}> {question}\n"))?;
@@ -244,10 +276,15 @@ fn answer_all(
         } else {
             First::No
         };
-        let mut answer = reader.answer(session, &tail, args, format, first)?;
+        let last = match index + 1 == questions.len() {
+            true => Last::Yes,
+            false => Last::Unknown,
+        };
+        let mut answer = reader.answer(session, &tail, args, format, Turn { first, last })?;
         answer.question = Some(question.clone());
         let remark = answer.remark(session, &args.generation);
         session.notices.extend(remark);
+        session.notices.extend(answer.dropped(session));
         session.hear_store();
         stopped = answer.is_cancelled();
         if format == Format::Text {
@@ -274,7 +311,7 @@ fn converse(
     args: &AskArgs,
     session: &mut Session,
     prompt: &DocumentPrompt,
-    reader: Reader,
+    mut reader: Reader,
 ) -> Result<(), Failure> {
     let mut first = First::Yes;
     note("ask about the documents; an empty line or Ctrl-D ends");
@@ -286,7 +323,11 @@ fn converse(
             return Ok(());
         }
         let tail = prompt.question(session.engine.text(), question)?;
-        let answer = match reader.answer(session, &tail, args, Format::Text, first) {
+        let turn = Turn {
+            first,
+            last: Last::Unknown,
+        };
+        let answer = match reader.answer(session, &tail, args, Format::Text, turn) {
             // Another question may be shorter.
             Err(Failure::Wrong(error) | Failure::Failed(error)) => {
                 note(format!("{error:#}"));
@@ -298,6 +339,7 @@ fn converse(
         first = First::No;
         let remark = answer.remark(session, &args.generation);
         session.notices.extend(remark);
+        session.notices.extend(answer.dropped(session));
         session.hear_store();
         for notice in session.notices.drain(..) {
             note(format!("note: {notice}"));

@@ -60,6 +60,7 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
                 conversation.save(args, &mut session);
                 let remark = answer.remark(&session, &args.generation);
                 session.notices.extend(remark);
+                session.notices.extend(answer.dropped(&session));
                 session.hear_store();
                 stopped = answer.is_cancelled() && !person;
                 if format == Format::Text {
@@ -147,7 +148,7 @@ impl Held {
 impl Conversation {
     fn new(
         args: &ChatArgs,
-        session: &Session,
+        session: &mut Session,
         vars: TemplateVars,
     ) -> Result<Conversation, Failure> {
         let system = args
@@ -210,7 +211,8 @@ impl Conversation {
             ));
         }
         if record.summary.methods.is_empty() {
-            let found = TakenOver::take_over(&mut conversation.context, &record.tokens)?;
+            let usable = session.usable(&record.tokens);
+            let found = TakenOver::take_over(&mut conversation.context, usable)?;
             session.notices.extend(found.sentence(record.tokens.len()));
             session.read(&mut conversation.context, &record.tokens)?;
             conversation.held = script.held;
@@ -363,8 +365,8 @@ impl Conversation {
         let held = self.context.len();
         session.notices.extend(match back {
             Back::Anew if held == 0 => Some(format!(
-                "{why}, and the model's sliding-window layers cannot go back: the whole \
-                 conversation is read again"
+                "{why}, and what went before is no longer held whole: the conversation is read \
+                 again from its start"
             )),
             _ if held < length => Some(format!(
                 "{why}: what follows token {held} of the {length} held is read again"
@@ -381,7 +383,7 @@ impl Conversation {
         &mut self,
         tokens: &[u32],
         args: &ChatArgs,
-        session: &Session,
+        session: &mut Session,
     ) -> Result<(TakenOver, Back), Failure> {
         let usable = &tokens[..tokens.len().saturating_sub(1)];
         if let shift @ Reuse::Shift { .. } = session.methods.reuse() {
@@ -405,7 +407,11 @@ impl Conversation {
                 (0, Back::Anew)
             }
         };
-        let found = TakenOver::take_over(&mut self.context, usable)?;
+        let usable = session.usable(usable);
+        let found = match usable.len() > common {
+            true => TakenOver::take_over(&mut self.context, usable)?,
+            false => TakenOver::default(),
+        };
         Ok((TakenOver::of_context(common).and(&found), back))
     }
 
@@ -436,7 +442,7 @@ impl Conversation {
     }
 }
 
-fn new_context(args: &ChatArgs, session: &Session) -> Result<Context, Failure> {
+fn new_context(args: &ChatArgs, session: &mut Session) -> Result<Context, Failure> {
     let limit = session.engine.model().blueprint().max_positions;
     let planned = match args.generation.planned_tokens {
         Some(planned) if planned > limit => {
@@ -448,7 +454,8 @@ fn new_context(args: &ChatArgs, session: &Session) -> Result<Context, Failure> {
         // Room for a few turns; the context grows beyond it as long as memory allows.
         None => limit.min(8192),
     };
-    Ok(session.engine.new_context(planned)?)
+    // How long the conversation will get, nobody knows: a budget by share is one of the plan.
+    session.new_context(planned, planned)
 }
 
 fn next_line(person: bool) -> Result<Option<String>, Failure> {

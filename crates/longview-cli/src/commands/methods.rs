@@ -1,6 +1,6 @@
 //! `longview methods`: the registry.
 
-use longview::methods::{Method, Parameter, Stage, registry};
+use longview::methods::{Method, Parameter, Role, Stage, registry};
 use serde_json::json;
 
 use crate::args::{Format, MethodsArgs};
@@ -36,8 +36,12 @@ fn text(methods: &[&Method]) -> String {
         text.push_str(&format!("{stage}{flag}\n"));
         for (index, method) in of_stage.iter().enumerate() {
             let default = if index == 0 { " [default]" } else { "" };
-            let approximate = if method.exact { "" } else { " [approximate]" };
-            text.push_str(&format!("  {}{default}{approximate}\n", method.name));
+            let kind = match (method.role(), method.exact) {
+                (Role::Method, true) => String::new(),
+                (Role::Method, false) => " [approximate]".to_owned(),
+                (role, _) => format!(" [as {}=]", role.parameter()),
+            };
+            text.push_str(&format!("  {}{default}{kind}\n", method.name));
             text.push_str(&format!("      {}\n", method.doc));
             for parameter in method.parameters {
                 text.push_str(&format!("      {}\n", describe(parameter)));

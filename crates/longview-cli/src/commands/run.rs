@@ -52,9 +52,12 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     }
     let planned = session.planned_tokens(tokens.len(), &args.generation)?;
     let start = Instant::now();
-    let mut context = session.engine.new_context(planned)?;
+    let mut context = session.new_context(tokens.len(), planned)?;
     // The last token's logits are wanted, so it is always computed.
-    let reuse = TakenOver::take_over(&mut context, &tokens[..tokens.len().saturating_sub(1)])?;
+    let reuse = TakenOver::take_over(
+        &mut context,
+        session.usable(&tokens[..tokens.len().saturating_sub(1)]),
+    )?;
     session.notices.extend(reuse.sentence(tokens.len()));
     session.tell_of_disk(planned);
     let request = Request {
@@ -88,6 +91,7 @@ fn finish(
         let remark = answer.remark(session, &args.generation);
         session.notices.extend(remark);
     }
+    session.notices.extend(answer.dropped(session));
     session.hear_store();
     match format {
         Format::Json => output::print_json(&object(session, &answer)?)?,

@@ -7,6 +7,7 @@
 //! may not see.
 
 mod element;
+mod floats;
 mod partials;
 mod scalar;
 mod scores;
@@ -16,6 +17,7 @@ mod values;
 
 use std::ops::Range;
 
+pub use floats::{exp_below, key_floats, score_page, softmax, value_floats, value_stride};
 pub use partials::Partials;
 
 use crate::Isa;

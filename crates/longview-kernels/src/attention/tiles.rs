@@ -170,6 +170,39 @@ impl<'a> Stored<'a> {
     }
 }
 
+/// A page's keys, ready to be scored by many rows.
+pub(super) struct Keys<'a> {
+    stored: Stored<'a>,
+}
+
+impl<'a> Keys<'a> {
+    /// The keys `page_k` for `rows` rows: converted in `scratch` first where that costs less.
+    #[inline(always)]
+    pub(super) fn new<L: Lanes>(
+        l: L,
+        geom: &PageGeometry,
+        page_k: &'a [u8],
+        scratch: &'a mut AttentionScratch,
+        rows: usize,
+    ) -> Keys<'a> {
+        let stored = Stored::new(geom.k_type, page_k, geom.k_codes_bytes());
+        Keys {
+            stored: if rows.div_ceil(TILE_ROWS) >= TILES_WORTH_CONVERTING {
+                stored.converted(l, PAGE_TOKENS, &mut scratch.k)
+            } else {
+                stored
+            },
+        }
+    }
+
+    /// Scores of at most a tile of rows, `q [rows][head_dim]`, as `[rows][64]`.
+    #[inline(always)]
+    pub(super) fn score<L: Lanes>(&self, l: L, q: &[f32], scores: &mut [f32]) {
+        let rows = scores.len() / PAGE_TOKENS;
+        score_rows(l, rows, q, self.stored, scores, &[]);
+    }
+}
+
 /// Calls `$tile!(…, rows)` with the number of rows as a constant.
 macro_rules! with_rows {
     ($rows:expr, $tile:ident, $($constant:expr),+) => {

@@ -7,11 +7,13 @@
 //! half precision, for keys and values alike. Slots beyond the written tokens may hold any bits, for
 //! attention never lets them contribute.
 
+mod copy;
 mod form;
 mod write;
 
 use half::f16;
 
+pub use copy::copy_slots;
 pub use form::{KvType, QUANT_BLOCK};
 pub use write::{StridedRows, write_key, write_tokens, write_value};
 

@@ -81,7 +81,12 @@ impl Decode {
             match method.build {
                 Build::Sampler(build) => samplers.push(build(arguments)),
                 Build::Finish(build) => finish = build(arguments),
-                Build::Nothing | Build::Store(_) | Build::Reuse(_) => {}
+                Build::Nothing
+                | Build::Store(_)
+                | Build::Reuse(_)
+                | Build::Keep(_)
+                | Build::Allocate(_)
+                | Build::Merge(_) => {}
             }
         }
         Chain::new(samplers, finish)

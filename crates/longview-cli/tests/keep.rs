@@ -1,0 +1,190 @@
+//! `--keep`: contexts that hold less than they have read.
+
+mod common;
+
+use common::{Folder, longview, longview_reading, story};
+
+const FALCON: &str = "What is the special magic number for amber falcon?";
+const KETTLE: &str = "What is the code of the silver kettle?";
+
+#[test]
+fn a_question_is_answered_from_a_tenth_of_the_pairs() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(1200));
+    let method = "snapkv(budget=10%, kernel=15, alloc=adakv(floor=0.2))";
+    let ran = longview(&["ask", "--json", "--keep", method, "--file", &book, FALCON]).done();
+    let json = ran.json();
+    assert_eq!(
+        json["answer"],
+        "The special magic number for amber falcon is 48213."
+    );
+    let keep = &json["keep"];
+    let count = |key: &str| keep[key].as_u64().unwrap();
+    let (seen, kept) = (count("pairs_seen"), count("pairs_kept"));
+    assert_eq!(kept + count("pairs_dropped"), seen);
+    // A tenth of the prompt and the answer itself, and 2,048 bytes for the eight pairs of a token.
+    let answer = json["generated_tokens"].as_u64().unwrap();
+    let tenth = json["prompt_tokens"].as_u64().unwrap() / 10 * 8;
+    assert!(kept.abs_diff(tenth + 8 * answer) <= 16, "{json}");
+    assert!(
+        json["kv_bytes"].as_u64().unwrap() < seen / 8 * 2048 / 4,
+        "{json}"
+    );
+    assert_eq!(count("compactions"), 1);
+    assert_eq!(
+        json["methods"]["keep"],
+        "snapkv(budget=10%, window=32, kernel=15, pool=avg, sinks=0, alloc=adakv(floor=0.2), \
+         merge=none, decode=never)"
+    );
+    let notices = json["notices"].to_string();
+    assert!(
+        notices.contains("keep: at most") && notices.contains("dropped"),
+        "{notices}"
+    );
+}
+
+#[test]
+fn a_document_is_compressed_once_and_a_window_forgets() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(1500));
+    let window = "streaming-llm(budget=300, block=128)";
+    let ask = |keep: &str| {
+        longview(&[
+            "ask", "--json", "--keep", keep, "--file", &book, FALCON, KETTLE,
+        ])
+        .done()
+        .json()
+    };
+    let json = ask(window);
+    for answer in json["answers"].as_array().unwrap() {
+        assert!(!answer["answer"].to_string().contains("48213"), "{json}");
+        // Decided block by block while the document was read, and never again.
+        assert!(
+            answer["keep"]["compactions"].as_u64().unwrap() > 5,
+            "{json}"
+        );
+        assert!(answer["kv_bytes"].as_u64().unwrap() < 600 * 2048, "{json}");
+    }
+    let whole = ask("streaming-llm(budget=100%)");
+    assert_eq!(
+        whole["answers"][1]["answer"],
+        "The code of the silver kettle is 5182."
+    );
+}
+
+#[test]
+fn a_budget_for_everything_answers_with_the_same_tokens() {
+    let prompt = story(300);
+    let run = |keep: &str| {
+        let arguments = [
+            "run",
+            "--json",
+            "--max-tokens",
+            "30",
+            "--keep",
+            keep,
+            "--prompt",
+            &prompt,
+        ];
+        longview(&arguments).done().json()
+    };
+    let (dense, kept) = (run("all"), run("knorm(budget=4k)"));
+    assert_eq!(dense["generated_ids"], kept["generated_ids"]);
+    assert_eq!(kept["keep"]["pairs_dropped"], 0);
+    assert!(dense["keep"].is_null());
+}
+
+#[test]
+fn a_conversation_goes_on_within_its_budget() {
+    let said = format!("{} {FALCON}\n{KETTLE}\n", story(400).replace('\n', " "));
+    let arguments = [
+        "chat",
+        "--json",
+        "--max-tokens",
+        "24",
+        "--keep",
+        "snapkv(budget=128)",
+    ];
+    let json = longview_reading(&arguments, said.as_bytes()).done().json();
+    let answers = json["answers"].as_array().unwrap();
+    assert_eq!(answers.len(), 2);
+    for answer in answers {
+        let kept = answer["keep"]["pairs_kept"].as_u64().unwrap();
+        assert!(kept <= 8 * (128 + 24), "{json}");
+    }
+}
+
+#[test]
+fn what_cannot_be_kept_is_refused_before_work_starts() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(300));
+    let refused = |keep: &str, words: &[&str]| {
+        longview(&["ask", "--keep", keep, "--file", &book, FALCON]).refused(2, words);
+    };
+    refused("snapkv(budget=0)", &["--keep: snapkv: budget = 0", "10%"]);
+    refused("snapkv(budget=16)", &["budget of 16 pairs", "at least 32"]);
+    refused("snapkv(budget=101%)", &["101%", "up to 100%"]);
+    refused("snapkv(windw=3)", &["windw", "did you mean \"window\"?"]);
+    refused("snapkv(alloc=adkv)", &["adkv", "did you mean \"adakv\"?"]);
+    refused(
+        "snapkv(merge=uniform)",
+        &["merge = uniform", "known: none, d2o"],
+    );
+    refused("adakv", &["there is no keep method \"adakv\""]);
+    refused(
+        "streaming-llm(sinks=-1)",
+        &["sinks = -1 is not a whole number"],
+    );
+    refused(
+        "snapkv(pool=median)",
+        &["pool = median is not one of avg, max"],
+    );
+    longview(&["bench", "--keep", "random"]).refused(2, &["bench has no use for --keep random"]);
+    // What it takes at its peak does not fit, although what stays would.
+    let tight = [
+        "ask", "--memory", "40MiB", "--keep", "snapkv", "--file", &book, FALCON,
+    ];
+    longview(&tight).refused(2, &["--memory allows", "KV cache"]);
+}
+
+#[test]
+fn nothing_compressed_is_kept_for_another_run() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(700));
+    let cache = folder.path("cache");
+    let ask = |keep: &str| {
+        longview(&[
+            "ask",
+            "--json",
+            "--cache-dir",
+            &cache,
+            "--cache-max",
+            "1GiB",
+            "--keep",
+            keep,
+            "--file",
+            &book,
+            FALCON,
+        ])
+        .done()
+        .json()
+    };
+    let window = ask("streaming-llm(budget=200, block=64)");
+    assert!(
+        window["notices"].to_string().contains("not kept"),
+        "{window}"
+    );
+    let exact = ask("all");
+    // Blocks from before the first pair left are exact, and found; nothing after them is.
+    assert!(exact["reused_tokens"].as_u64().unwrap() <= 256, "{exact}");
+    assert_eq!(
+        exact["answer"],
+        "The special magic number for amber falcon is 48213."
+    );
+    // The window that asks must have been seen: the end of the document is read again.
+    let snap = ask("snapkv(budget=20%, kernel=15)");
+    assert_eq!(snap["answer"], exact["answer"]);
+    let reused = snap["reused_tokens"].as_u64().unwrap();
+    let prompt = snap["prompt_tokens"].as_u64().unwrap();
+    assert!(reused > 500 && reused + 32 <= prompt, "{snap}");
+}

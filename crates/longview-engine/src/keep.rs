@@ -1,0 +1,151 @@
+//! The keep stage: when a context's keep method decides, and what memory it will take.
+
+use std::sync::Arc;
+
+use longview_kv::Context;
+use longview_kv::keep::{Compression, Keep, KeepBytes, Needs, Question};
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::inspect::largest;
+use crate::plan::MemoryPlan;
+
+impl Engine {
+    /// An empty context for a prompt of `prompt_tokens` tokens, planned to hold `planned_tokens`, in
+    /// which `keep` decides what stays.
+    ///
+    /// # Errors
+    /// As [`Engine::new_context`] and [`Engine::keep`]; what must fit is what the method takes at its
+    /// peak.
+    pub fn new_context_keeping(
+        &self,
+        keep: &Arc<Keep>,
+        prompt_tokens: usize,
+        planned_tokens: usize,
+    ) -> Result<Context, EngineError> {
+        let mut context = self.unplanned_context(planned_tokens)?;
+        self.keep(&mut context, keep, prompt_tokens)?;
+        let plan = self.plan_keeping(keep, prompt_tokens, planned_tokens)?;
+        if !plan.fits() {
+            return Err(EngineError::DoesNotFit(Box::new(plan)));
+        }
+        Ok(context)
+    }
+
+    /// What a context of `planned_tokens` tokens will need, `prompt_tokens` of them a prompt, in which
+    /// `keep` decides what stays.
+    ///
+    /// # Errors
+    /// As [`Keep::bytes`].
+    pub fn plan_keeping(
+        &self,
+        keep: &Keep,
+        prompt_tokens: usize,
+        planned_tokens: usize,
+    ) -> Result<MemoryPlan, EngineError> {
+        let mut plan = self.plan(planned_tokens);
+        let generated = planned_tokens.saturating_sub(prompt_tokens);
+        let bytes = self.keep_bytes(keep, prompt_tokens, generated)?;
+        // It is in memory while the method decides, whatever a store could hold.
+        (plan.kv, plan.kv_least) = (bytes.peak, bytes.peak);
+        let fixed = plan.program + plan.weights + plan.scratch;
+        plan.scratch += bytes.scratch;
+        if let Some(limit) = plan.limit {
+            let fits = |&tokens: &usize| {
+                let bytes = self.keep_bytes(keep, tokens.saturating_sub(generated), generated);
+                bytes.is_ok_and(|bytes| fixed + bytes.peak + bytes.scratch <= limit)
+            };
+            plan.longest_context = largest(plan.model_tokens, fits);
+        }
+        Ok(plan)
+    }
+
+    /// Lets `keep` decide which pairs of `context` stay, whose prompt will have `prompt_tokens`
+    /// tokens: while it is read where the method allows that, at its end, and while text is
+    /// generated where the method is told to. What the method needs to know is gathered from here
+    /// on, so the tokens it needs must be read after this.
+    ///
+    /// # Errors
+    /// [`longview_kv::KvError::KeepRefused`] where the method cannot be used.
+    pub fn keep(
+        &self,
+        context: &mut Context,
+        keep: &Arc<Keep>,
+        prompt_tokens: usize,
+    ) -> Result<(), EngineError> {
+        Ok(context.keep(keep, prompt_tokens, self.model())?)
+    }
+
+    /// The same, gathering what `needs` says as well: so that forks can be given other methods.
+    ///
+    /// # Errors
+    /// As [`Engine::keep`].
+    pub fn keep_with(
+        &self,
+        context: &mut Context,
+        keep: &Arc<Keep>,
+        needs: Needs,
+        prompt_tokens: usize,
+    ) -> Result<(), EngineError> {
+        Ok(context.keep_with(keep, needs, prompt_tokens, self.model())?)
+    }
+
+    /// Compresses `context` now, whatever its length; what fits the budget stays as it is.
+    ///
+    /// # Errors
+    /// As [`Context::compress`].
+    pub fn compress(&self, context: &mut Context) -> Result<Compression, EngineError> {
+        loop {
+            let error = match context.compress(self.exec(), self.model()) {
+                Ok(done) => return Ok(done),
+                Err(error) => EngineError::from(error),
+            };
+            let mut workspace = self.workspace();
+            self.recompute(error, std::iter::once(&mut *context), &mut workspace)?;
+        }
+    }
+
+    /// Compresses a document that questions will be asked of, if its method can do that before they
+    /// are known; what is read later stays whole. Returns whether it can.
+    ///
+    /// # Errors
+    /// As [`Engine::compress`].
+    pub fn compress_document(&self, context: &mut Context) -> Result<bool, EngineError> {
+        let method = context.keep_method().map(|keep| keep.question);
+        if method != Some(Question::Unseen) {
+            return Ok(false);
+        }
+        self.compress(context)?;
+        context.settle();
+        Ok(true)
+    }
+
+    /// Bytes that a prompt of `prompt_tokens` tokens with `generated_tokens` more will take under
+    /// `keep`.
+    ///
+    /// # Errors
+    /// As [`Keep::bytes`].
+    pub fn keep_bytes(
+        &self,
+        keep: &Keep,
+        prompt_tokens: usize,
+        generated_tokens: usize,
+    ) -> Result<KeepBytes, EngineError> {
+        Ok(keep.bytes(
+            self.model().layout(),
+            self.model(),
+            prompt_tokens,
+            generated_tokens,
+            self.chunk_tokens(),
+            self.exec().pool.threads(),
+        )?)
+    }
+
+    /// Compresses `context` if its method wants to at this point of a prefill.
+    pub(crate) fn keep_pace(&self, context: &mut Context) -> Result<(), EngineError> {
+        if context.keep_is_due() {
+            self.compress(context)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+//! Tokens that move from page to page as they are stored, bit for bit.
+
+use super::form::{KvType, SCALE_BYTES, nibble};
+use super::{PAGE_TOKENS, PageGeometry, check};
+
+/// Copies the keys and values in the slots `from_slots` of one page, in this order, to another page
+/// of the same geometry from slot `first` on. Codes and scales are copied as they are.
+///
+/// # Panics
+/// When a length or a slot does not fit the geometry.
+pub fn copy_slots(
+    geom: &PageGeometry,
+    (from_k, from_v): (&[u8], &[u8]),
+    from_slots: &[u8],
+    (to_k, to_v): (&mut [u8], &mut [u8]),
+    first: usize,
+) {
+    let count = from_slots.len();
+    for (k, v) in [(from_k, from_v), (&*to_k, &*to_v)] {
+        check(k.len(), geom.k_bytes(), first, count);
+        check(v.len(), geom.v_bytes(), first, count);
+    }
+    assert!(
+        from_slots
+            .iter()
+            .all(|&slot| usize::from(slot) < PAGE_TOKENS),
+        "a page has {PAGE_TOKENS} slots"
+    );
+    let row = geom.k_type.row_bytes(PAGE_TOKENS);
+    let (k_codes, v_codes) = (geom.k_codes_bytes(), geom.v_codes_bytes());
+    let from_rows = from_k[..k_codes].chunks_exact(row);
+    for (from, to) in from_rows.zip(to_k[..k_codes].chunks_exact_mut(row)) {
+        match geom.k_type {
+            KvType::Q4 => copy_nibbles(from, from_slots, to, first),
+            KvType::F32 => copy_numbers::<4>(from, from_slots, to, first),
+            KvType::F16 | KvType::BF16 => copy_numbers::<2>(from, from_slots, to, first),
+            KvType::Q8 => copy_numbers::<1>(from, from_slots, to, first),
+        }
+    }
+    let row = geom.v_row_bytes();
+    for (i, &slot) in from_slots.iter().enumerate() {
+        let from = usize::from(slot) * row;
+        to_v[(first + i) * row..][..row].copy_from_slice(&from_v[from..from + row]);
+    }
+    for (from, to, codes) in [(from_k, to_k, k_codes), (from_v, to_v, v_codes)] {
+        let row = PAGE_TOKENS * SCALE_BYTES;
+        let from_rows = from[codes..].chunks_exact(row);
+        for (from, to) in from_rows.zip(to[codes..].chunks_exact_mut(row)) {
+            copy_numbers::<SCALE_BYTES>(from, from_slots, to, first);
+        }
+    }
+}
+
+/// Numbers of `N` bytes from the places `slots` of one row to `first` and after it in another.
+fn copy_numbers<const N: usize>(from: &[u8], slots: &[u8], to: &mut [u8], first: usize) {
+    let (from, _) = from.as_chunks::<N>();
+    let (to, _) = to.as_chunks_mut::<N>();
+    for (to, &slot) in to[first..].iter_mut().zip(slots) {
+        *to = from[usize::from(slot)];
+    }
+}
+
+fn copy_nibbles(from: &[u8], slots: &[u8], to: &mut [u8], first: usize) {
+    for (i, &slot) in slots.iter().enumerate() {
+        let (byte, shift) = nibble(usize::from(slot));
+        let code = from[byte] >> shift & 15;
+        let (byte, shift) = nibble(first + i);
+        to[byte] = to[byte] & !(15 << shift) | code << shift;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{read_key, read_value, write_key, write_value};
+    use super::*;
+
+    #[test]
+    fn what_is_copied_reads_the_same_and_its_neighbours_stay() {
+        for kv_type in KvType::ALL {
+            let geom = PageGeometry {
+                head_dim: 40,
+                v_dim: 33,
+                k_type: kv_type,
+                v_type: kv_type,
+            };
+            let page = |seed: usize| {
+                let (mut k, mut v) = (vec![0; geom.k_bytes()], vec![0; geom.v_bytes()]);
+                for slot in 0..PAGE_TOKENS {
+                    let number = |d: usize| ((seed + slot * 71 + d * 13) % 101) as f32 - 50.0;
+                    let key: Vec<f32> = (0..40).map(number).collect();
+                    let value: Vec<f32> = (0..33).map(number).collect();
+                    write_key(&geom, &mut k, slot, &key);
+                    write_value(&geom, &mut v, slot, &value);
+                }
+                (k, v)
+            };
+            let read = |(k, v): &(Vec<u8>, Vec<u8>), slot| {
+                let (mut key, mut value) = ([0.0; 40], [0.0; 33]);
+                read_key(&geom, k, slot, &mut key);
+                read_value(&geom, v, slot, &mut value);
+                (key, value)
+            };
+            let (from, before) = (page(3), page(50));
+            let mut to = before.clone();
+            let slots = [63, 0, 17, 18];
+            copy_slots(
+                &geom,
+                (&from.0, &from.1),
+                &slots,
+                (&mut to.0, &mut to.1),
+                30,
+            );
+            for slot in 0..PAGE_TOKENS {
+                let expected = match slot {
+                    30..34 => read(&from, usize::from(slots[slot - 30])),
+                    _ => read(&before, slot),
+                };
+                assert_eq!(read(&to, slot), expected, "{kv_type} slot {slot}");
+            }
+        }
+    }
+}

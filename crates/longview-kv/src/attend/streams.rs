@@ -1,0 +1,106 @@
+//! The part of attention that reads what a keep method left of earlier tokens.
+//!
+//! Every row of a batch sees all of it, for it is of tokens before the batch. Heads have streams of
+//! different lengths, so a task walks one head's. Its keys are cut into spans of as many pages as
+//! blocks are, counted from the head's first page, and merged left to right before the blocks'.
+
+use std::ops::Range;
+
+use longview_kernels::attention::{PageRef, QueryRows, attend_span};
+use longview_kernels::page::PAGE_TOKENS;
+
+use super::{Call, Cut, SPAN_BLOCKS, Source, Task, Worker};
+use crate::context::Context;
+
+impl<'a> Call<'a, '_> {
+    /// Writes the tasks that read the streams of a segment over `tasks` from `planned` on, which it
+    /// moves. There are none where no pair was dropped.
+    pub(super) fn plan_streams(
+        &self,
+        segment: usize,
+        tasks: &mut Vec<Task>,
+        planned: &mut usize,
+    ) -> Cut {
+        let (context, group, _) = self.place(segment);
+        let rows = self.batch.rows_of(segment).len();
+        let context: &'a Context = context;
+        let spans = context
+            .stream(self.layer)
+            .map_or(0, |stream| stream.deepest().div_ceil(SPAN_BLOCKS));
+        let mut cut = self.cut(*planned, group.kind.kv_heads, rows, spans.max(1));
+        (cut.head_step, cut.head_tasks) = (1, group.kind.kv_heads);
+        if spans == 0 {
+            cut.parts = 0;
+        }
+        for part in 0..cut.parts {
+            let of_part = match cut.parts {
+                1 => 0..spans,
+                _ => part..part + 1,
+            };
+            for from in (0..rows).step_by(cut.row_step).rev() {
+                let task_rows = from..(from + cut.row_step).min(rows);
+                for head in 0..group.kind.kv_heads {
+                    if *planned == tasks.len() {
+                        tasks.push(Task::new());
+                    }
+                    let heads = head..head + 1;
+                    let task = &mut tasks[*planned];
+                    task.set(segment, heads, task_rows.clone(), of_part.clone());
+                    task.source = Source::Stream;
+                    *planned += 1;
+                }
+            }
+        }
+        cut
+    }
+
+    /// The running softmax of a task over some of its spans, which follow those before.
+    pub(super) fn run_stream(&self, task: &mut Task, spans: Range<usize>, worker: &mut Worker) {
+        let (context, group, _) = self.place(task.segment);
+        let group_size = self.attention.heads / group.kind.kv_heads;
+        let count = task.rows.len() * group_size;
+        if spans.start == task.spans.start {
+            task.partials.reset(count, group.kind.v_dim);
+        }
+        let Some(stream) = context.stream(self.layer) else {
+            return;
+        };
+        let slots = stream.slots(task.heads.start);
+        self.gather(task, worker);
+        for span in spans {
+            let first = slots.pages.start + span * SPAN_BLOCKS;
+            let last = (first + SPAN_BLOCKS).min(slots.pages.end);
+            if first >= last {
+                break;
+            }
+            let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS];
+            for (page, index) in pages.iter_mut().zip(first..last) {
+                *page = stream.page(group, index);
+            }
+            let pages = &pages[..last - first];
+            let slot = |slot: usize| {
+                slot.saturating_sub(span * SPAN_BLOCKS * PAGE_TOKENS)
+                    .min(pages.len() * PAGE_TOKENS) as u32
+            };
+            let visible = slot(slots.slots.start)..slot(slots.slots.end);
+            worker.visible.clear();
+            worker.visible.extend(std::iter::repeat_n(visible, count));
+            let rows = QueryRows {
+                heads: 1,
+                q: &worker.queries,
+                visible: &worker.visible,
+                softcap: self.attention.softcap,
+            };
+            worker.partials.reset(count, group.kind.v_dim);
+            attend_span(
+                self.exec.isa,
+                &group.geometry,
+                pages,
+                &rows,
+                &mut worker.scratch,
+                &mut worker.partials,
+            );
+            task.partials.merge(self.exec.isa, &worker.partials);
+        }
+    }
+}

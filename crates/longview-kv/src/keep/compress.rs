@@ -1,0 +1,377 @@
+//! Compaction: scores, budgets, what stays, and the move from blocks to streams.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longview_kernels::Exec;
+use longview_kernels::page::PAGE_TOKENS;
+
+use super::allocate::Allocation;
+use super::pace::Kept;
+use super::stream::Stream;
+use super::view::{LayerView, ROWS_AT_ONCE};
+use super::{AttentionOf, Keep, Scores};
+use crate::BLOCK_TOKENS;
+use crate::context::Context;
+use crate::error::KvError;
+use crate::layout::LayerState;
+use crate::ledger::Purpose;
+use crate::run::Slot;
+
+/// What one compaction did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Compression {
+    /// Pairs of all heads before.
+    pub before: usize,
+    /// Pairs of all heads after.
+    pub after: usize,
+    /// Time it took.
+    pub time: Duration,
+}
+
+/// What stays of one layer: pairs of each head, ascending.
+type Chosen = Vec<Vec<u32>>;
+
+impl Context {
+    /// Lets the keep method decide now: of its layers stays what the budget has room for, and the
+    /// bytes of the rest are free when this returns. Where everything fits the budget, nothing
+    /// changes.
+    ///
+    /// # Errors
+    /// [`KvError::OverLimit`] when memory lacks room for both forms at once,
+    /// [`KvError::NotObserved`] when the method needs what was not gathered, [`KvError::KeepRefused`]
+    /// for scores that are no numbers. The context is as it was then.
+    pub fn compress(
+        &mut self,
+        exec: &Exec,
+        model: &dyn AttentionOf,
+    ) -> Result<Compression, KvError> {
+        let begun = Instant::now();
+        let Some(mut kept) = self.kept.take() else {
+            return Ok(Compression::default());
+        };
+        let result = self.compress_with(&mut kept, exec, model);
+        let time = begun.elapsed();
+        kept.done.time += time;
+        self.kept = Some(kept);
+        Ok(Compression { time, ..result? })
+    }
+
+    fn compress_with(
+        &mut self,
+        kept: &mut Kept,
+        exec: &Exec,
+        model: &dyn AttentionOf,
+    ) -> Result<Compression, KvError> {
+        let end = self.len();
+        let layers: Vec<usize> = self
+            .layout()
+            .full_layers()
+            .map(|(layer, _)| layer)
+            .collect();
+        let heads = kept.heads(self.layout());
+        let before: usize = kept.pairs_in_all(end, heads);
+        let fits = before <= kept.slots * heads;
+        if end == kept.edge || fits && !(kept.is_eager() && kept.plan.when.block.is_some()) {
+            return Ok(Compression {
+                before,
+                after: before,
+                time: Duration::ZERO,
+            });
+        }
+        self.bring_in()?;
+        let per_head = kept.pairs(end);
+        let scratch = 4 * (before + exec.pool.threads() * ROWS_AT_ONCE * per_head) as u64;
+        let _scratch = self.ledger.reserve(Purpose::Scratch, scratch)?;
+        let chosen = {
+            let views: Vec<LayerView<'_>> = layers
+                .iter()
+                .map(|&layer| LayerView::new(exec.isa, self, kept, layer, end, model))
+                .collect();
+            match fits {
+                true => views.iter().map(everything).collect(),
+                false => choose(&kept.plan, kept.slots, &views, exec)?,
+            }
+        };
+        let after = chosen.iter().flatten().map(Vec::len).sum();
+        self.move_to_streams(kept, &layers, &chosen, exec, model)?;
+        kept.done.compactions += usize::from(!fits);
+        Ok(Compression {
+            before,
+            after,
+            time: Duration::ZERO,
+        })
+    }
+
+    /// Puts what was chosen of `layers` into streams and frees the blocks.
+    fn move_to_streams(
+        &mut self,
+        kept: &mut Kept,
+        layers: &[usize],
+        chosen: &[Chosen],
+        exec: &Exec,
+        model: &dyn AttentionOf,
+    ) -> Result<(), KvError> {
+        let end = self.len();
+        let layout = Arc::clone(self.layout());
+        let new_bytes = |(&layer, chosen): (&usize, &Chosen)| {
+            let counts: Vec<usize> = chosen.iter().map(Vec::len).collect();
+            Stream::bytes_of(&layout.groups[layout.layers[layer].0], &counts)
+        };
+        let new: Vec<u64> = layers.iter().zip(chosen).map(new_bytes).collect();
+        // Old streams leave one by one as new ones are written: all the room that takes is reserved
+        // before anything changes, so that nothing can fail on the way.
+        let old_bytes = |&layer: &usize| match kept.streams.get(layer) {
+            // What a fork holds as well does not become free.
+            Some(Some(stream)) if Arc::strong_count(stream) == 1 => stream.bytes(),
+            _ => 0,
+        };
+        let mut over = 0i128;
+        let mut most = 0i128;
+        for (&new, old) in new.iter().zip(layers.iter().map(old_bytes)) {
+            over += i128::from(new);
+            most = most.max(over);
+            over -= i128::from(old);
+        }
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        if let Some(home) = &self.home {
+            home.store.make_space(most);
+        }
+        let mut room = self.ledger.reserve(Purpose::Kv, most)?;
+        kept.observed.own(&self.ledger)?;
+
+        kept.streams.resize_with(layout.layers.len(), || None);
+        for ((&layer, chosen), &bytes) in layers.iter().zip(chosen).zip(&new) {
+            let view = LayerView::new(exec.isa, self, kept, layer, end, model);
+            let stream = write_stream(&kept.plan, &view, chosen, &mut room, bytes);
+            kept.observed.gather(layer, chosen);
+            let old = kept.streams[layer].replace(Arc::new(stream));
+            // A fork may hold the old one: then its bytes are not free.
+            if let Some(old) = old.and_then(Arc::into_inner) {
+                room.join(old.into_room());
+            }
+        }
+        drop(room);
+        kept.edge = end;
+        self.free_blocks();
+        Ok(())
+    }
+
+    /// Drops the blocks of full layers, whose pairs are in streams now. What is read next goes to the
+    /// slots that follow, in new blocks, where what lies before it is seen by nobody.
+    fn free_blocks(&mut self) {
+        let block = self.places.slot(self.len()) / BLOCK_TOKENS;
+        let store = self.home.as_ref().map(|home| &*home.store);
+        for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
+            if group.kind.state == LayerState::Full {
+                run.drop_before(block + 1, store);
+                run.first = block;
+            }
+        }
+        if let Some(home) = &mut self.home {
+            // Nothing that is computed from here on is what its tokens alone say.
+            home.chain.clear();
+        }
+    }
+
+    /// Reads blocks of full layers that are not in memory into blocks of this context's own.
+    fn bring_in(&mut self) -> Result<(), KvError> {
+        let Some(home) = &self.home else {
+            return Ok(());
+        };
+        let store = Arc::clone(&home.store);
+        for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
+            if group.kind.state != LayerState::Full {
+                continue;
+            }
+            run.pin(&store);
+            for slot in &mut run.slots {
+                if let Slot::Sealed { handle, pin: None } = slot {
+                    let block = store.private_copy(handle, group.block_bytes())?;
+                    *slot = Slot::Open(Arc::new(block));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Kept {
+    /// Pairs of `heads` heads together, when `len` tokens have been read.
+    fn pairs_in_all(&self, len: usize, heads: usize) -> usize {
+        let streams = self.streams.iter().flatten();
+        streams.map(|stream| stream.pairs()).sum::<usize>() + (len - self.edge) * heads
+    }
+}
+
+/// Every pair of a layer.
+fn everything(view: &LayerView<'_>) -> Chosen {
+    let all = |head| (0..view.pairs(head) as u32).collect();
+    (0..view.heads()).map(all).collect()
+}
+
+/// The pairs of each layer that stay.
+fn choose(
+    plan: &Keep,
+    slots: usize,
+    views: &[LayerView<'_>],
+    exec: &Exec,
+) -> Result<Vec<Chosen>, KvError> {
+    let mut scored: Vec<Result<Scores, KvError>> = views
+        .iter()
+        .map(|view| {
+            let of_head = |head| vec![0.0; view.pairs(head)];
+            Ok(Scores {
+                heads: (0..view.heads()).map(of_head).collect(),
+            })
+        })
+        .collect();
+    exec.pool.for_each(&mut scored, |index, result, _| {
+        if let Ok(scores) = result
+            && let Err(error) = plan.score.score(&views[index], scores)
+        {
+            *result = Err(error);
+        }
+    });
+    let mut scores: Vec<Scores> = scored.into_iter().collect::<Result<_, KvError>>()?;
+    let mut protected = Vec::new();
+    for (view, scores) in views.iter().zip(&mut scores) {
+        let mut counts = Vec::new();
+        for (head, scores) in scores.heads.iter_mut().enumerate() {
+            if let Some(pair) = scores.iter().position(|score| score.is_nan()) {
+                return Err(plan.refused(format!(
+                    "the score of token {} in layer {}, KV head {head}, is not a number",
+                    view.position(head, pair),
+                    view.layer()
+                )));
+            }
+            let sinks = view.first_from(head, plan.protected.sinks);
+            let recent = view.first_from(head, view.tokens().saturating_sub(plan.protected.recent));
+            scores[..sinks].fill(f32::INFINITY);
+            scores[recent..].fill(f32::INFINITY);
+            counts.push(
+                scores
+                    .iter()
+                    .filter(|&&score| score == f32::INFINITY)
+                    .count(),
+            );
+        }
+        protected.push(counts);
+    }
+    let ask = Allocation {
+        scores: &scores,
+        protected: &protected,
+        slots,
+        tokens: views.first().map_or(0, LayerView::tokens),
+    };
+    let counts = ask.counts(&*plan.allocate);
+    let mut chosen: Vec<Chosen> = counts
+        .iter()
+        .map(|heads| vec![Vec::new(); heads.len()])
+        .collect();
+    exec.pool.for_each(&mut chosen, |layer, chosen, _| {
+        for (head, chosen) in chosen.iter_mut().enumerate() {
+            *chosen = best(scores[layer].head(head), counts[layer][head]);
+        }
+    });
+    Ok(chosen)
+}
+
+/// The `count` pairs with the highest scores, of equal ones the first, ascending.
+fn best(scores: &[f32], count: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+    let rank = |&pair: &u32| (Reverse(ordered(scores[pair as usize])), pair);
+    if count < order.len() {
+        if count > 0 {
+            order.select_nth_unstable_by_key(count - 1, rank);
+        }
+        order.truncate(count);
+        order.sort_unstable();
+    }
+    order
+}
+
+/// A number whose order is that of the floats, -0 and 0 being equal.
+fn ordered(x: f32) -> i32 {
+    let bits = (x + 0.0).to_bits() as i32;
+    bits ^ (((bits >> 31) as u32) >> 1) as i32
+}
+
+/// A stream of the pairs `chosen` of a layer, whose `bytes` are taken of `room`.
+fn write_stream(
+    plan: &Keep,
+    view: &LayerView<'_>,
+    chosen: &Chosen,
+    room: &mut crate::ledger::Reservation,
+    bytes: u64,
+) -> Stream {
+    let group = view.group();
+    let positions = chosen.iter().enumerate().map(|(head, pairs)| {
+        let position = |&pair: &u32| view.position(head, pair as usize) as u32;
+        pairs.iter().map(position).collect()
+    });
+    let mut stream = Stream::with_room(group, positions.collect(), room.split(bytes));
+    for (head, chosen) in chosen.iter().enumerate() {
+        let mut at = 0;
+        view.each_page(head, |first, slots, page| {
+            let mut picked = [0u8; PAGE_TOKENS];
+            let mut count = 0;
+            while let Some(&pair) = chosen.get(at + count)
+                && (pair as usize) < first + slots.len()
+            {
+                picked[count] = (slots.start + pair as usize - first) as u8;
+                count += 1;
+            }
+            stream.copy(group, head, at, page, &picked[..count]);
+            at += count;
+        });
+        if let Some(merge) = &plan.merge {
+            let mut rest = chosen.iter().copied().peekable();
+            let stays = |pair: &u32| rest.next_if_eq(pair).is_none();
+            let gone: Vec<u32> = (0..view.pairs(head) as u32).filter(stays).collect();
+            let before = view.read(head, chosen);
+            let mut after = before.clone();
+            let turn = |positions: isize, key: &mut [f32]| view.rotate(positions, key);
+            merge.merge(&view.read(head, &gone), &mut after, &turn);
+            for pair in 0..before.len() {
+                // What nothing was merged into keeps its bits.
+                if before.key(pair) != after.key(pair) || before.value(pair) != after.value(pair) {
+                    stream.write(group, head, pair, after.key(pair), after.value(pair));
+                }
+            }
+        }
+    }
+    stream
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_pairs_are_chosen_and_the_first_of_equal_ones() {
+        let scores = [0.5, 2.0, -1.0, 2.0, f32::INFINITY, 0.5, -0.0, 0.0];
+        assert_eq!(best(&scores, 1), [4]);
+        assert_eq!(best(&scores, 2), [1, 4]);
+        assert_eq!(best(&scores, 4), [0, 1, 3, 4]);
+        assert_eq!(best(&scores, 6), [0, 1, 3, 4, 5, 6]);
+        assert_eq!(best(&scores, 0), [0u32; 0]);
+        assert_eq!(best(&scores, 99).len(), 8);
+        let numbers = [
+            f32::NEG_INFINITY,
+            -2.5,
+            -1e-30,
+            0.0,
+            1e-30,
+            7.0,
+            f32::INFINITY,
+        ];
+        assert!(
+            numbers
+                .windows(2)
+                .all(|pair| ordered(pair[0]) < ordered(pair[1]))
+        );
+        assert_eq!(ordered(-0.0), ordered(0.0));
+    }
+}

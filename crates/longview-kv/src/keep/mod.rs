@@ -1,0 +1,327 @@
+//! The keep stage: which pairs of keys and values stay in memory, per layer and KV head.
+//!
+//! A [`Keep`] is a score (how much each pair matters), a rule that spreads a budget over heads and
+//! layers, perhaps a rule for what evicted pairs leave behind, and when all this happens. A context
+//! that has one is compressed by [`Context::compress`](crate::Context::compress): what stays of its
+//! full layers moves to ragged streams ([`stream`]), the blocks are freed, and what is read later
+//! follows in new blocks. Layers with a sliding window stay as they are: they are bounded already.
+
+mod allocate;
+mod compress;
+mod observe;
+mod pace;
+pub(crate) mod stream;
+mod view;
+
+use std::fmt;
+
+pub use allocate::{Allocation, Counts, share_out};
+pub use compress::Compression;
+pub use observe::LayerRows;
+pub(crate) use pace::Kept;
+pub use pace::{KeepBytes, KeepReport};
+pub use view::{KeyPage, LayerView, Queries, ValuePage};
+
+use crate::context::RopeSet;
+use crate::error::KvError;
+use crate::layout::KvLayout;
+use stream::Stream;
+
+/// A keep method with all its parts.
+pub struct Keep {
+    /// Its canonical text, such as `snapkv(budget=4096, window=32)`.
+    pub text: String,
+    /// How much each pair matters.
+    pub score: Box<dyn Score>,
+    /// How the budget is spread.
+    pub allocate: Box<dyn Allocate>,
+    /// What evicted pairs leave behind; `None` for nothing.
+    pub merge: Option<Box<dyn Merge>>,
+    /// How much stays.
+    pub budget: Budget,
+    /// Pairs that stay whatever they score.
+    pub protected: Protected,
+    /// When pairs leave.
+    pub when: When,
+    /// Whether what stays depends on the question.
+    pub question: Question,
+}
+
+/// How much of a context stays.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// So many pairs a KV head, on average over the heads and layers that are compressed.
+    Pairs(usize),
+    /// This share of the prompt's pairs, 0 to 1.
+    Share(f64),
+    /// So many bytes for all layers that are compressed, in whole slots.
+    Bytes(u64),
+}
+
+/// Pairs that stay whatever they score.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Protected {
+    /// Of the first so many tokens of the context.
+    pub sinks: usize,
+    /// Of the last so many tokens.
+    pub recent: usize,
+}
+
+/// When pairs leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct When {
+    /// While a prompt is read, each time so many tokens have been read since; `None` for only at its
+    /// end, which takes memory for the whole prompt.
+    pub block: Option<usize>,
+    /// While text is generated, each time so many tokens were; `None` for never.
+    pub decode: Option<usize>,
+}
+
+/// Whether what stays depends on the question that is asked of a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// It is tuned to what stands at the end of the prompt: another question needs the whole context
+    /// again.
+    Seen,
+    /// A document is compressed once and then asked anything.
+    Unseen,
+}
+
+/// What a score has to be told of the passes that fill a context. What nobody needs is not gathered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Queries of the last so many tokens.
+    pub last_queries: usize,
+    /// For every pair the attention that it was given, summed over all rows so far: costs a second
+    /// product of queries and keys.
+    pub column_sums: Gather,
+    /// Mean and second moments of all queries, turned back to position 0.
+    pub query_moments: Gather,
+}
+
+/// Whether something is gathered while a context is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gather {
+    /// It is not.
+    #[default]
+    No,
+    /// It is, from the first token on.
+    Yes,
+}
+
+/// keep: how much each cached pair matters.
+pub trait Score: Send + Sync {
+    /// What it must be told while the context is read.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// Scores every pair of every KV head of a layer; a higher score stays, of equal ones the lower
+    /// position. `scores` are zeros when it is called. Infinity keeps a pair in any case.
+    ///
+    /// # Errors
+    /// [`KvError::NotObserved`] when something it needs was not gathered.
+    fn score(&self, layer: &LayerView<'_>, scores: &mut Scores) -> Result<(), KvError>;
+}
+
+/// keep: spreads a budget over the KV heads of a layer, or over layers and heads.
+pub trait Allocate: Send + Sync {
+    /// Over what.
+    fn scope(&self) -> Scope {
+        Scope::Layer
+    }
+
+    /// Pairs wanted for every head, `[layers][heads]`, protected ones included. What is asked for
+    /// is then rounded and clamped such that totals are exact; see [`Allocation`].
+    fn wanted(&self, ask: &Allocation<'_>) -> Vec<Vec<f64>>;
+}
+
+/// What a budget is spread over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every layer has as much as every other.
+    Layer,
+    /// Layers may have more or less.
+    Model,
+}
+
+/// keep: what evicted pairs leave behind.
+pub trait Merge: Send + Sync {
+    /// Changes the pairs that are kept of one KV head by those that go. Keys are rotated as they are
+    /// cached; `turn` rotates a key by so many positions.
+    fn merge(&self, gone: &Pairs, kept: &mut Pairs, turn: &dyn Fn(isize, &mut [f32]));
+}
+
+/// Pairs of one KV head as numbers, ascending by position.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pairs {
+    /// The tokens they are of.
+    pub positions: Vec<u32>,
+    /// `[pairs][head_dim]`
+    pub keys: Vec<f32>,
+    /// `[pairs][v_dim]`
+    pub values: Vec<f32>,
+    /// Channels of a key.
+    pub head_dim: usize,
+    /// Channels of a value.
+    pub v_dim: usize,
+}
+
+/// The scores of one layer, `[heads][pairs of the head]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scores {
+    pub(crate) heads: Vec<Vec<f32>>,
+}
+
+/// A model's attention, as far as compression has to know it.
+pub trait AttentionOf: Sync {
+    /// How layer `layer` attends.
+    fn shape(&self, layer: usize) -> AttentionShape;
+
+    /// Rotates vectors `[count][head_dim]` of layer `layer` by so many positions.
+    fn rotate(&self, layer: usize, set: RopeSet, positions: isize, vectors: &mut [f32]);
+}
+
+/// The numbers of an attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads; a multiple of the KV heads.
+    pub heads: usize,
+    /// Factor on the scores before the softmax.
+    pub scale: f32,
+    /// Scores become `softcap · tanh(score / softcap)`; 0 leaves them.
+    pub softcap: f32,
+}
+
+impl Keep {
+    /// Pairs a KV head that stay on average of a prompt of `prompt_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`KvError::KeepRefused`] for a budget that keeps nothing or less than what is protected.
+    pub fn slots(&self, layout: &KvLayout, prompt_tokens: usize) -> Result<usize, KvError> {
+        let slots = match self.budget {
+            Budget::Pairs(pairs) => pairs,
+            Budget::Share(share) => (share * prompt_tokens as f64).floor() as usize,
+            Budget::Bytes(bytes) => {
+                let fits = |&slots: &usize| self.stream_bytes(layout, slots) <= bytes;
+                largest(prompt_tokens.max(1), fits)
+            }
+        };
+        let Protected { sinks, recent } = self.protected;
+        let least = (sinks + recent).max(1);
+        if slots >= least {
+            return Ok(slots);
+        }
+        let what = match self.budget {
+            Budget::Pairs(_) => String::new(),
+            Budget::Share(share) => format!(
+                " ({} % of a prompt of {prompt_tokens} tokens)",
+                share * 100.0
+            ),
+            Budget::Bytes(bytes) => format!(" (what {bytes} bytes have room for)"),
+        };
+        let why = match slots {
+            0 => format!("its budget keeps nothing{what}"),
+            _ => format!(
+                "its budget of {slots} pairs a head{what} is below the {sinks} first and {recent} last \
+                 tokens that always stay"
+            ),
+        };
+        Err(self.refused(format!("{why}; give at least {least}")))
+    }
+
+    /// The most bytes that streams take which keep `slots` pairs a KV head.
+    pub(crate) fn stream_bytes(&self, layout: &KvLayout, slots: usize) -> u64 {
+        let of_layer = |(_, place): (usize, usize)| {
+            let group = &layout.groups[place];
+            let heads = group.kind.kv_heads;
+            let even = Stream::most_bytes(group, heads, slots * heads);
+            match self.allocate.scope() {
+                Scope::Layer => even,
+                // The last page of every layer may be begun only.
+                Scope::Model => even + group.page_bytes() as u64,
+            }
+        };
+        layout.full_layers().map(of_layer).sum()
+    }
+
+    pub(crate) fn refused(&self, why: String) -> KvError {
+        KvError::KeepRefused {
+            method: self.text.clone(),
+            why,
+        }
+    }
+}
+
+impl Scores {
+    /// The scores of one KV head.
+    pub fn head(&self, head: usize) -> &[f32] {
+        &self.heads[head]
+    }
+
+    /// The same, to be written.
+    pub fn head_mut(&mut self, head: usize) -> &mut [f32] {
+        &mut self.heads[head]
+    }
+
+    /// KV heads.
+    pub fn heads(&self) -> usize {
+        self.heads.len()
+    }
+}
+
+impl From<Vec<Vec<f32>>> for Scores {
+    /// Scores of `[heads][pairs]`.
+    fn from(heads: Vec<Vec<f32>>) -> Scores {
+        Scores { heads }
+    }
+}
+
+impl Needs {
+    /// What is needed for both.
+    #[must_use]
+    pub fn and(self, other: Needs) -> Needs {
+        Needs {
+            last_queries: self.last_queries.max(other.last_queries),
+            column_sums: self.column_sums.max(other.column_sums),
+            query_moments: self.query_moments.max(other.query_moments),
+        }
+    }
+
+    /// Whether it needs nothing at all.
+    pub fn is_nothing(&self) -> bool {
+        *self == Needs::default()
+    }
+
+    /// Whether every token must be computed while it watches, so that nothing can be taken over.
+    pub fn every_token(&self) -> bool {
+        self.column_sums == Gather::Yes || self.query_moments == Gather::Yes
+    }
+}
+
+impl fmt::Debug for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Two are the same when they are written the same.
+impl PartialEq for Keep {
+    fn eq(&self, other: &Keep) -> bool {
+        self.text == other.text
+    }
+}
+
+/// The largest number from 0 to `most` for which `fits` holds; it holds for all smaller ones.
+fn largest(most: usize, fits: impl Fn(&usize) -> bool) -> usize {
+    let (mut fitting, mut beyond) = (0, most + 1);
+    while beyond - fitting > 1 {
+        let middle = fitting + (beyond - fitting) / 2;
+        if fits(&middle) {
+            fitting = middle;
+        } else {
+            beyond = middle;
+        }
+    }
+    fitting
+}

@@ -1,0 +1,418 @@
+//! A context's keep method: what it holds, when it is due, and what memory it takes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::observe::Observed;
+use super::stream::Stream;
+use super::view::ROWS_AT_ONCE;
+use super::{AttentionOf, Keep, Needs, Question};
+use crate::BLOCK_TOKENS;
+use crate::context::Context;
+use crate::error::KvError;
+use crate::layout::{Group, KvLayout, LayerState};
+
+/// What a keep method has made of a context. Clones share the streams.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    pub(super) plan: Arc<Keep>,
+    pub(crate) observed: Observed,
+    /// Pairs a head keeps on average.
+    pub(super) slots: usize,
+    /// Tokens that the prompt is expected to have.
+    prompt: usize,
+    /// The first token that is in blocks: what is before it is in streams.
+    pub(super) edge: usize,
+    /// For every layer of the model what is left of it; empty before the first compaction.
+    pub(super) streams: Vec<Option<Arc<Stream>>>,
+    /// Whether the prompt is read and what it keeps is final.
+    pub(super) settled: bool,
+    pub(super) done: Done,
+}
+
+/// What compactions have done so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Done {
+    pub(super) compactions: usize,
+    pub(super) time: Duration,
+}
+
+/// What a keep method has done to a context.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeepReport {
+    /// The method's canonical text.
+    pub method: String,
+    /// Pairs of all KV heads of the layers it acts on that were made so far.
+    pub pairs_seen: u64,
+    /// Those of them that are still held.
+    pub pairs_kept: u64,
+    /// Bytes of the streams that hold what stays of earlier tokens.
+    pub stream_bytes: u64,
+    /// Compactions so far.
+    pub compactions: usize,
+    /// Time they took.
+    pub time: Duration,
+}
+
+/// Bytes of keys and values under a keep method, before anything is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepBytes {
+    /// The most while the prompt is read and compressed and text is generated.
+    pub peak: u64,
+    /// When the prompt has been read: streams, windows, and nothing else.
+    pub steady: u64,
+    /// Beside keys and values: what is gathered for the method and what deciding takes.
+    pub scratch: u64,
+}
+
+impl Context {
+    /// Puts `plan` in charge of which pairs stay, for a prompt of `prompt_tokens` tokens in all. What
+    /// the plan needs to be told is gathered from here on.
+    ///
+    /// # Errors
+    /// [`KvError::KeepRefused`] where it cannot be used: recurrent layers, no layer with full
+    /// attention, text that was moved, a budget below what must stay, pairs that are gone already.
+    pub fn keep(
+        &mut self,
+        plan: &Arc<Keep>,
+        prompt_tokens: usize,
+        model: &dyn AttentionOf,
+    ) -> Result<(), KvError> {
+        self.keep_with(plan, plan.score.needs(), prompt_tokens, model)
+    }
+
+    /// The same, gathering `needs` as well: for another plan that a fork will be given.
+    ///
+    /// # Errors
+    /// As [`Context::keep`].
+    pub fn keep_with(
+        &mut self,
+        plan: &Arc<Keep>,
+        needs: Needs,
+        prompt_tokens: usize,
+        model: &dyn AttentionOf,
+    ) -> Result<(), KvError> {
+        let layout = Arc::clone(self.layout());
+        if layout.is_recurrent() {
+            let why = "the model has recurrent layers, whose state holds all that was read and has \
+                       no pairs to drop; use it with --keep all";
+            return Err(plan.refused(why.to_owned()));
+        }
+        if layout.full_layers().next().is_none() {
+            let why = "every layer of the model has a sliding window, which bounds it already";
+            return Err(plan.refused(why.to_owned()));
+        }
+        if self.places.of(self.len()).shift != 0 || !self.is_exact() && self.kept.is_none() {
+            let why = "text in the context was moved or removed; read it anew first";
+            return Err(plan.refused(why.to_owned()));
+        }
+        let slots = plan.slots(&layout, prompt_tokens.max(self.len()))?;
+        let needs = needs.and(plan.score.needs());
+        let known = self.kept.take();
+        if known
+            .as_ref()
+            .is_some_and(|kept| kept.edge > 0 && kept.plan != *plan)
+        {
+            self.kept = known;
+            let why = "another keep method has dropped pairs of this context; fork it before";
+            return Err(plan.refused(why.to_owned()));
+        }
+        let observed = match known {
+            Some(kept) if kept.observed.needs().and(needs) == kept.observed.needs() => {
+                kept.observed
+            }
+            _ => {
+                let mut observed = Observed::new(&layout, needs, model, &self.ledger)?;
+                if !self.is_empty() {
+                    observed.forget_sums();
+                }
+                observed
+            }
+        };
+        self.kept = Some(Box::new(Kept {
+            plan: Arc::clone(plan),
+            observed,
+            slots,
+            prompt: prompt_tokens,
+            edge: 0,
+            streams: Vec::new(),
+            settled: false,
+            done: Done::default(),
+        }));
+        Ok(())
+    }
+
+    /// The keep method in charge, if there is one.
+    pub fn keep_method(&self) -> Option<&Arc<Keep>> {
+        self.kept.as_ref().map(|kept| &kept.plan)
+    }
+
+    /// Whether pairs of it were dropped.
+    pub fn is_compressed(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.edge > 0)
+    }
+
+    /// What the keep method has done so far.
+    pub fn keep_report(&self) -> Option<KeepReport> {
+        let kept = self.kept.as_ref()?;
+        let heads = kept.heads(self.layout());
+        let streams = || kept.streams.iter().flatten();
+        let in_streams: usize = streams().map(|stream| stream.pairs()).sum();
+        let in_blocks = (self.len() - kept.edge) * heads;
+        Some(KeepReport {
+            method: kept.plan.text.clone(),
+            pairs_seen: (self.len() * heads) as u64,
+            pairs_kept: (in_streams + in_blocks) as u64,
+            stream_bytes: kept.bytes(),
+            compactions: kept.done.compactions,
+            time: kept.done.time,
+        })
+    }
+
+    /// The tokens whose pairs a KV head of a layer holds, ascending.
+    ///
+    /// # Panics
+    /// When there is no such layer or head.
+    pub fn kept_positions(&self, layer: usize, head: usize) -> Vec<u32> {
+        let kept = self.kept.as_deref();
+        let stream = kept.and_then(|kept| kept.stream(layer));
+        let before = stream.map_or(&[][..], |stream| stream.positions(head));
+        let group = &self.layout().groups[self.layout().layers[layer].0];
+        assert!(head < group.kind.kv_heads, "a KV head of the layer");
+        let first = self.first_token(group, self.len().saturating_sub(1));
+        // After a compaction nothing may have been read yet.
+        let own = first as u32..self.len() as u32;
+        before.iter().copied().chain(own).collect()
+    }
+
+    /// Whether the keep method is to decide now, while a prompt is read.
+    pub fn keep_is_due(&self) -> bool {
+        let (Some(kept), len) = (&self.kept, self.len()) else {
+            return false;
+        };
+        kept.plan
+            .when
+            .block
+            .is_some_and(|block| match kept.is_eager() {
+                true => len - kept.edge >= block,
+                false => kept.pairs(len) >= kept.slots + block,
+            })
+    }
+
+    /// Whether it is to decide now, while text is generated.
+    pub fn keep_is_due_in_decode(&self) -> bool {
+        let (Some(kept), len) = (&self.kept, self.len()) else {
+            return false;
+        };
+        let wanted = kept.plan.when.decode;
+        wanted.is_some_and(|every| {
+            let since = if kept.edge == 0 {
+                kept.pairs(len) - kept.slots.min(len)
+            } else {
+                len - kept.edge
+            };
+            since >= every && kept.pairs(len) > kept.slots
+        })
+    }
+
+    /// Whether it is to decide at the end of a prompt: not where a document was compressed for
+    /// questions that nobody knew then.
+    pub fn keep_is_due_at_end(&self) -> bool {
+        let len = self.len();
+        self.kept.as_ref().is_some_and(|kept| {
+            let asks_again = kept.plan.question == Question::Seen || !kept.settled;
+            asks_again && kept.pairs(len) > kept.slots
+        })
+    }
+
+    /// Says that what the context holds is a document that was compressed for any question: what
+    /// follows stays.
+    pub fn settle(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.settled = true;
+        }
+    }
+
+    /// Refuses to go back to before tokens whose pairs are gone.
+    pub(crate) fn check_kept(&self, len: usize) -> Result<(), KvError> {
+        match &self.kept {
+            Some(kept) if len < kept.edge => Err(KvError::PairsGone {
+                wanted: len,
+                edge: kept.edge,
+                method: kept.plan.text.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses to move text while a keep method is in charge: pairs are found by position.
+    pub(crate) fn check_unkept(&self, wanted: usize) -> Result<(), KvError> {
+        match &self.kept {
+            Some(kept) => Err(KvError::PairsGone {
+                wanted,
+                edge: kept.edge.max(wanted),
+                method: kept.plan.text.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// What an earlier compaction left of a layer.
+    pub(crate) fn stream(&self, layer: usize) -> Option<&Stream> {
+        self.kept.as_ref()?.stream(layer)
+    }
+
+    /// How many tokens the next pass of a prefill may have before the keep method is due.
+    pub(crate) fn most_before_due(&self) -> usize {
+        let (Some(kept), len) = (&self.kept, self.len()) else {
+            return usize::MAX;
+        };
+        let Some(block) = kept.plan.when.block else {
+            return usize::MAX;
+        };
+        let left = match kept.is_eager() {
+            true => (kept.edge + block).saturating_sub(len),
+            false => (kept.slots + block).saturating_sub(kept.pairs(len)),
+        };
+        left.max(1)
+    }
+}
+
+impl Keep {
+    /// What a prompt of `prompt_tokens` tokens, read in chunks of `chunk_tokens`, and
+    /// `generated_tokens` more will take.
+    ///
+    /// # Errors
+    /// As [`Keep::slots`].
+    pub fn bytes(
+        &self,
+        layout: &KvLayout,
+        model: &dyn AttentionOf,
+        prompt_tokens: usize,
+        generated_tokens: usize,
+        chunk_tokens: usize,
+        threads: usize,
+    ) -> Result<KeepBytes, KvError> {
+        let slots = self.slots(layout, prompt_tokens)?;
+        let all = prompt_tokens + generated_tokens;
+        let dense = layout.context_bytes(all, chunk_tokens);
+        if slots >= all {
+            return Ok(KeepBytes {
+                peak: dense,
+                steady: layout.context_bytes(prompt_tokens, chunk_tokens),
+                scratch: Observed::bytes_for(layout, self.score.needs(), model, all),
+            });
+        }
+        let streams = self.stream_bytes(layout, slots.min(prompt_tokens));
+        let full = |tokens: usize| -> u64 {
+            // What is read may begin and end inside a block.
+            let blocks = tokens.div_ceil(BLOCK_TOKENS) as u64 + 1;
+            layout
+                .full_groups()
+                .map(|group| blocks * group.block_bytes() as u64)
+                .sum()
+        };
+        let windows = dense
+            - layout
+                .full_groups()
+                .map(|group| all.div_ceil(BLOCK_TOKENS) as u64 * group.block_bytes() as u64)
+                .sum::<u64>();
+        let largest = |(_, place): (usize, usize)| {
+            let heads = layout.groups[place].kind.kv_heads;
+            Stream::most_bytes(&layout.groups[place], heads, slots * heads)
+        };
+        let one = layout.full_layers().map(largest).max().unwrap_or(0);
+        let reading = match self.when.block {
+            Some(block) if slots < prompt_tokens => streams + one + full(block),
+            _ => full(prompt_tokens) + streams,
+        };
+        let writing = streams
+            + one
+            + full(match self.when.decode {
+                Some(every) => every.min(generated_tokens.max(1)),
+                None => generated_tokens,
+            });
+        let pairs = match self.when.block {
+            Some(block) => (slots + block).min(all),
+            None => prompt_tokens,
+        };
+        let heads: usize = layout
+            .full_layers()
+            .map(|(_, place)| layout.groups[place].kind.kv_heads)
+            .sum();
+        let deciding = 4 * (heads + threads * ROWS_AT_ONCE) * pairs;
+        Ok(KeepBytes {
+            peak: reading.max(writing) + windows,
+            steady: streams + windows,
+            scratch: Observed::bytes_for(layout, self.score.needs(), model, pairs)
+                + deciding as u64,
+        })
+    }
+}
+
+impl Kept {
+    /// Forgets everything: the context is read again from its first token.
+    pub(crate) fn begin_anew(&mut self) {
+        self.streams.clear();
+        (self.edge, self.settled) = (0, false);
+        self.observed.forget_sums();
+    }
+
+    /// The first token that is in blocks.
+    pub(crate) fn edge(&self) -> usize {
+        self.edge
+    }
+
+    pub(crate) fn stream(&self, layer: usize) -> Option<&Stream> {
+        self.streams.get(layer)?.as_deref()
+    }
+
+    /// Bytes of all streams; those shared with forks count in each.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.streams
+            .iter()
+            .flatten()
+            .map(|stream| stream.bytes())
+            .sum()
+    }
+
+    /// Whether something is gathered of layer `layer`.
+    pub(crate) fn observes(&self, layer: usize) -> bool {
+        self.observed.layer(layer).watches()
+    }
+
+    /// Pairs of a head, averaged over all and rounded up, when `len` tokens have been read.
+    pub(crate) fn pairs(&self, len: usize) -> usize {
+        let streams = || self.streams.iter().flatten();
+        let heads: usize = streams().map(|stream| stream.heads()).sum();
+        let pairs: usize = streams().map(|stream| stream.pairs()).sum();
+        pairs.div_ceil(heads.max(1)) + len - self.edge
+    }
+
+    /// Whether what is read moves to streams block by block although nothing has to leave yet,
+    /// because something will: so no more blocks are in memory than it takes.
+    pub(super) fn is_eager(&self) -> bool {
+        self.prompt > self.slots
+    }
+
+    /// KV heads of all layers that are compressed.
+    pub(super) fn heads(&self, layout: &KvLayout) -> usize {
+        let of_layer = |(_, place): (usize, usize)| layout.groups[place].kind.kv_heads;
+        layout.full_layers().map(of_layer).sum()
+    }
+}
+
+impl KvLayout {
+    /// The layers with full attention, first layer first, and the place of each one's group.
+    pub(crate) fn full_layers(&self) -> impl Iterator<Item = (usize, usize)> {
+        let layers = self.layers.iter().enumerate();
+        layers.filter_map(|(layer, &(place, _))| {
+            (self.groups[place].kind.state == LayerState::Full).then_some((layer, place))
+        })
+    }
+
+    fn full_groups(&self) -> impl Iterator<Item = &Group> {
+        let is_full = |group: &&Group| group.kind.state == LayerState::Full;
+        self.groups.iter().filter(is_full)
+    }
+}

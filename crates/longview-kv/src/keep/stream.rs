@@ -1,0 +1,172 @@
+//! Ragged streams: the pairs of earlier tokens that a keep method left of one layer.
+//!
+//! Every KV head has as many as it was given. The heads of a layer lie one after another in one
+//! sequence of pages, each from a multiple of [`STEP`] slots on, so that a head that keeps little
+//! takes little. A stream is written once and then shared by forks; the next compaction makes a new
+//! one and frees the old.
+
+use std::ops::Range;
+
+use longview_kernels::attention::PageRef;
+use longview_kernels::page::{self, PAGE_TOKENS};
+
+use crate::block::Block;
+use crate::layout::Group;
+use crate::ledger::Reservation;
+
+/// Slots that heads are given at a time.
+pub(crate) const STEP: usize = 16;
+
+/// Bytes that a pair takes beside its key and value: its position.
+const PLACE_BYTES: usize = size_of::<u32>();
+
+/// The pairs kept of one layer.
+pub(crate) struct Stream {
+    pages: Block,
+    heads: Vec<Head>,
+    places: Reservation,
+}
+
+/// The pairs kept of one KV head.
+struct Head {
+    /// Its first slot, a multiple of [`STEP`].
+    first: usize,
+    /// The tokens its pairs are of, ascending.
+    positions: Vec<u32>,
+}
+
+/// The slots of one head: whole pages that hold all of them, and where among these they lie.
+pub(crate) struct Slots {
+    /// Pages of the stream.
+    pub(crate) pages: Range<usize>,
+    /// Slots counted from the first of the pages.
+    pub(crate) slots: Range<usize>,
+}
+
+impl Stream {
+    /// Bytes of a stream whose heads keep `counts` pairs.
+    pub(crate) fn bytes_of(group: &Group, counts: &[usize]) -> u64 {
+        let slots: usize = counts
+            .iter()
+            .map(|count| count.next_multiple_of(STEP))
+            .sum();
+        let pairs: usize = counts.iter().sum();
+        (slots.div_ceil(PAGE_TOKENS) * group.page_bytes() + pairs * PLACE_BYTES) as u64
+    }
+
+    /// The most bytes that a stream of `heads` heads can take which keep `pairs` pairs in all.
+    pub(crate) fn most_bytes(group: &Group, heads: usize, pairs: usize) -> u64 {
+        let slots = pairs + heads * (STEP - 1);
+        (slots.div_ceil(PAGE_TOKENS) * group.page_bytes() + pairs * PLACE_BYTES) as u64
+    }
+
+    /// A stream for pairs of the tokens `positions` of each head, to be filled with
+    /// [`Stream::copy`], whose bytes `room` holds.
+    pub(crate) fn with_room(
+        group: &Group,
+        positions: Vec<Vec<u32>>,
+        mut room: Reservation,
+    ) -> Stream {
+        let mut slots = 0;
+        let mut pairs = 0;
+        let of_head = |positions: Vec<u32>| {
+            let first = slots;
+            slots += positions.len().next_multiple_of(STEP);
+            pairs += positions.len();
+            Head { first, positions }
+        };
+        let heads = positions.into_iter().map(of_head).collect();
+        let bytes = slots.div_ceil(PAGE_TOKENS) * group.page_bytes();
+        let places = room.split((pairs * PLACE_BYTES) as u64);
+        Stream {
+            pages: Block::in_room(bytes, room),
+            heads,
+            places,
+        }
+    }
+
+    /// Copies the pairs in `from_slots` of a page to head `head`, as its pairs from `pair` on.
+    pub(crate) fn copy(
+        &mut self,
+        group: &Group,
+        head: usize,
+        mut pair: usize,
+        from: PageRef<'_>,
+        mut from_slots: &[u8],
+    ) {
+        while !from_slots.is_empty() {
+            let slot = self.heads[head].first + pair;
+            let within = slot % PAGE_TOKENS;
+            let (now, rest) = from_slots.split_at(from_slots.len().min(PAGE_TOKENS - within));
+            let at = slot / PAGE_TOKENS * group.page_bytes();
+            let to = &mut self.pages.bytes_mut()[at..at + group.page_bytes()];
+            let to = to.split_at_mut(group.geometry.k_bytes());
+            page::copy_slots(&group.geometry, (from.k, from.v), now, to, within);
+            pair += now.len();
+            from_slots = rest;
+        }
+    }
+
+    /// Writes the key and the value of pair `pair` of head `head` anew.
+    pub(crate) fn write(&mut self, group: &Group, head: usize, pair: usize, k: &[f32], v: &[f32]) {
+        let slot = self.heads[head].first + pair;
+        let at = slot / PAGE_TOKENS * group.page_bytes();
+        let page = &mut self.pages.bytes_mut()[at..at + group.page_bytes()];
+        let (page_k, page_v) = page.split_at_mut(group.geometry.k_bytes());
+        page::write_key(&group.geometry, page_k, slot % PAGE_TOKENS, k);
+        page::write_value(&group.geometry, page_v, slot % PAGE_TOKENS, v);
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pages.bytes().len() as u64 + self.places.bytes()
+    }
+
+    /// Gives the memory back and keeps its room.
+    pub(crate) fn into_room(self) -> Reservation {
+        let mut room = self.pages.into_room();
+        room.join(self.places);
+        room
+    }
+
+    /// Pairs of all heads.
+    pub(crate) fn pairs(&self) -> usize {
+        self.heads.iter().map(|head| head.positions.len()).sum()
+    }
+
+    /// KV heads.
+    pub(crate) fn heads(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// The tokens that the pairs of a head are of, ascending.
+    pub(crate) fn positions(&self, head: usize) -> &[u32] {
+        &self.heads[head].positions
+    }
+
+    /// Where the pairs of a head lie.
+    pub(crate) fn slots(&self, head: usize) -> Slots {
+        let Head { first, positions } = &self.heads[head];
+        let from = first / PAGE_TOKENS;
+        let lead = first % PAGE_TOKENS;
+        let slots = lead..lead + positions.len();
+        Slots {
+            pages: from..from + slots.end.div_ceil(PAGE_TOKENS),
+            slots,
+        }
+    }
+
+    /// The most pages that any head reaches into.
+    pub(crate) fn deepest(&self) -> usize {
+        let pages = (0..self.heads.len()).map(|head| self.slots(head).pages.len());
+        pages.max().unwrap_or(0)
+    }
+
+    /// Page `index` of the stream.
+    pub(crate) fn page(&self, group: &Group, index: usize) -> PageRef<'_> {
+        let at = index * group.page_bytes();
+        let page = &self.pages.bytes()[at..at + group.page_bytes()];
+        let (k, v) = page.split_at(group.geometry.k_bytes());
+        PageRef { k, v }
+    }
+}

@@ -1,0 +1,419 @@
+//! What a keep method sees of one layer: its pairs, wherever they lie, and what was gathered.
+
+use std::ops::Range;
+
+use longview_kernels::attention::{
+    AttentionScratch, PageRef, key_floats, score_page, softmax, value_floats, value_stride,
+};
+use longview_kernels::page::{self, PAGE_TOKENS};
+use longview_kernels::{Isa, activation};
+
+use super::observe::LayerSeen;
+use super::stream::Stream;
+use super::{AttentionOf, AttentionShape, Kept, Pairs};
+use crate::context::{Context, RopeSet};
+use crate::error::KvError;
+use crate::layout::Group;
+
+/// Query rows whose logits are in memory at once: four register tiles.
+pub(super) const ROWS_AT_ONCE: usize = 24;
+
+/// One layer of a context. A head's pairs are numbered from 0, ascending by position: first what an
+/// earlier compaction left, then every token read since.
+pub struct LayerView<'a> {
+    isa: Isa,
+    layer: usize,
+    layers: usize,
+    group: &'a Group,
+    stream: Option<&'a Stream>,
+    /// The layer's slices of the blocks since the last compaction.
+    tail: Vec<&'a [u8]>,
+    /// The first token in `tail`, and its slot there.
+    edge: usize,
+    edge_slot: usize,
+    /// Tokens read.
+    end: usize,
+    rope: RopeSet,
+    model: &'a dyn AttentionOf,
+    seen: &'a LayerSeen,
+    /// Whether sums over rows are of all rows.
+    complete: bool,
+}
+
+/// Queries of the query heads of one KV head.
+pub struct Queries {
+    /// `[query heads][rows][head_dim]`, rotated to their positions, not scaled.
+    pub queries: Vec<f32>,
+    /// The tokens they are of, for every row of `queries`.
+    pub positions: Vec<u32>,
+    /// Query heads.
+    pub heads: usize,
+}
+
+/// Keys of pairs that lie side by side.
+pub struct KeyPage<'a> {
+    /// Number of the first pair.
+    pub first: usize,
+    /// Which of the 64 columns are pairs.
+    pub slots: Range<usize>,
+    /// `[head_dim][64]`
+    pub keys: &'a [f32],
+}
+
+/// Values of pairs that lie side by side.
+pub struct ValuePage<'a> {
+    /// Number of the first pair.
+    pub first: usize,
+    /// Which of the 64 rows are pairs.
+    pub slots: Range<usize>,
+    /// `[64][stride]`
+    pub values: &'a [f32],
+    /// Numbers from one row to the next.
+    pub stride: usize,
+}
+
+impl<'a> LayerView<'a> {
+    /// Layer `layer` of `context` with its first `end` tokens, whose blocks must be in memory.
+    pub(super) fn new(
+        isa: Isa,
+        context: &'a Context,
+        kept: &'a Kept,
+        layer: usize,
+        end: usize,
+        model: &'a dyn AttentionOf,
+    ) -> LayerView<'a> {
+        let (place, at) = context.layout().layers[layer];
+        let group = &context.layout().groups[place];
+        let edge = kept.edge();
+        let first = context.places.slot(edge) / PAGE_TOKENS;
+        let last = (context.places.slot(edge) + end - edge).div_ceil(PAGE_TOKENS);
+        let tail =
+            (first..last).filter_map(|index| Some(context.block(place, index)?.layer(group, at)));
+        LayerView {
+            isa,
+            layer,
+            layers: context.layout().layers.len(),
+            group,
+            stream: kept.stream(layer),
+            tail: tail.collect(),
+            edge,
+            edge_slot: context.places.slot(edge) % PAGE_TOKENS,
+            end,
+            rope: context.identity().rope,
+            model,
+            seen: kept.observed.layer(layer),
+            complete: kept.observed.is_complete(),
+        }
+    }
+
+    /// Its number, from 0.
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// Layers of the model.
+    pub fn layers(&self) -> usize {
+        self.layers
+    }
+
+    /// KV heads.
+    pub fn heads(&self) -> usize {
+        self.group.kind.kv_heads
+    }
+
+    /// Channels of a key.
+    pub fn head_dim(&self) -> usize {
+        self.group.kind.head_dim
+    }
+
+    /// Channels of a value.
+    pub fn v_dim(&self) -> usize {
+        self.group.kind.v_dim
+    }
+
+    /// Tokens read so far, those that are gone included.
+    pub fn tokens(&self) -> usize {
+        self.end
+    }
+
+    /// How the layer attends.
+    pub fn shape(&self) -> AttentionShape {
+        self.model.shape(self.layer)
+    }
+
+    /// Pairs of a head.
+    pub fn pairs(&self, head: usize) -> usize {
+        self.kept(head).len() + self.end - self.edge
+    }
+
+    /// The token that a pair is of.
+    pub fn position(&self, head: usize, pair: usize) -> usize {
+        match self.kept(head).get(pair) {
+            Some(&position) => position as usize,
+            None => self.edge + pair - self.kept(head).len(),
+        }
+    }
+
+    /// The first pair of a head that is of token `position` or a later one.
+    pub fn first_from(&self, head: usize, position: usize) -> usize {
+        let kept = self.kept(head);
+        if position < self.edge {
+            kept.partition_point(|&at| (at as usize) < position)
+        } else {
+            kept.len() + position.min(self.end) - self.edge
+        }
+    }
+
+    /// The attention that each pair of a head was given since it was read, summed over all rows and
+    /// query heads of its group.
+    ///
+    /// # Errors
+    /// [`KvError::NotObserved`] when the score did not ask for it, or not from the first token on.
+    pub fn column_sums(&self, head: usize) -> Result<&[f32], KvError> {
+        match self.seen.sums.get(head) {
+            Some(sums) if self.complete && sums.len() == self.pairs(head) => Ok(sums),
+            _ => Err(KvError::NotObserved {
+                what: "the attention that every token has received".to_owned(),
+            }),
+        }
+    }
+
+    /// The queries of the last `count` tokens, or of all where they are fewer, of the query heads of
+    /// KV head `head`.
+    ///
+    /// # Errors
+    /// [`KvError::NotObserved`] when they are not known.
+    pub fn last_queries(&self, head: usize, count: usize) -> Result<Queries, KvError> {
+        let count = count.min(self.end);
+        let dim = self.head_dim();
+        let group = self.shape().heads / self.heads();
+        let missing = || KvError::NotObserved {
+            what: format!("the queries of the last {count} tokens"),
+        };
+        let mut queries = Queries {
+            queries: Vec::with_capacity(group * count * dim),
+            positions: Vec::with_capacity(group * count),
+            heads: group,
+        };
+        for member in 0..group {
+            for position in self.end - count..self.end {
+                let row = self.seen.query(position).ok_or_else(missing)?;
+                let at = (head * group + member) * dim;
+                queries.queries.extend_from_slice(&row[at..at + dim]);
+                queries.positions.push(position as u32);
+            }
+        }
+        Ok(queries)
+    }
+
+    /// The sum of all queries of query head `head`, turned back to position 0, the sum of their outer
+    /// products `[head_dim][head_dim]`, and how many they are.
+    ///
+    /// # Errors
+    /// [`KvError::NotObserved`] when they were not gathered from the first token on.
+    pub fn query_moments(&self, head: usize) -> Result<(&[f32], &[f32], usize), KvError> {
+        let moments = self.seen.moments(head).filter(|_| self.complete);
+        moments.ok_or_else(|| KvError::NotObserved {
+            what: "the sums of all queries".to_owned(),
+        })
+    }
+
+    /// The logits of `queries [rows][head_dim]` against every pair of a head: `out [rows][pairs]`,
+    /// scaled and capped as the layer does, hidden from nobody.
+    pub fn logits(&self, head: usize, queries: &[f32], out: &mut Vec<f32>) {
+        let shape = self.shape();
+        let (dim, pairs) = (self.head_dim(), self.pairs(head));
+        let rows = queries.len() / dim;
+        let scaled: Vec<f32> = queries.iter().map(|x| x * shape.scale).collect();
+        out.clear();
+        out.resize(rows * pairs, 0.0);
+        let mut scratch = AttentionScratch::new();
+        let mut scores = vec![0.0; rows * PAGE_TOKENS];
+        self.each_page(head, |first, slots, page| {
+            let geometry = &self.group.geometry;
+            score_page(
+                self.isa,
+                geometry,
+                page.k,
+                &scaled,
+                &mut scratch,
+                &mut scores,
+            );
+            let of_rows = scores.chunks_exact(PAGE_TOKENS);
+            for (from, to) in of_rows.zip(out.chunks_exact_mut(pairs)) {
+                to[first..first + slots.len()].copy_from_slice(&from[slots.clone()]);
+            }
+        });
+        if shape.softcap != 0.0 {
+            activation::softcap(self.isa, out, shape.softcap);
+        }
+    }
+
+    /// Calls `visit(row, weights)` with the attention that each row of `queries [rows][head_dim]`, of
+    /// the tokens `positions`, gives to every pair of a head; what is later than a row has weight 0.
+    pub fn attention(
+        &self,
+        head: usize,
+        queries: &[f32],
+        positions: &[u32],
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        let pairs = self.pairs(head);
+        let mut logits = Vec::new();
+        let blocks = queries.chunks(ROWS_AT_ONCE * self.head_dim());
+        for (block, queries) in blocks.enumerate() {
+            self.logits(head, queries, &mut logits);
+            for (row, weights) in logits.chunks_exact_mut(pairs.max(1)).enumerate() {
+                let row = block * ROWS_AT_ONCE + row;
+                let visible = self.first_from(head, positions[row] as usize + 1);
+                softmax(self.isa, &mut weights[..visible]);
+                weights[visible..].fill(0.0);
+                visit(row, weights);
+            }
+        }
+    }
+
+    /// Calls `visit` with the keys of all pairs of a head, in order.
+    pub fn keys(&self, head: usize, visit: &mut dyn FnMut(KeyPage<'_>)) {
+        let mut keys = vec![0.0; self.head_dim() * PAGE_TOKENS];
+        self.each_page(head, |first, slots, page| {
+            key_floats(self.isa, &self.group.geometry, page.k, &mut keys);
+            visit(KeyPage {
+                first,
+                slots,
+                keys: &keys,
+            });
+        });
+    }
+
+    /// Calls `visit` with the values of all pairs of a head, in order.
+    pub fn values(&self, head: usize, visit: &mut dyn FnMut(ValuePage<'_>)) {
+        let stride = value_stride(&self.group.geometry);
+        let mut values = vec![0.0; stride * PAGE_TOKENS];
+        self.each_page(head, |first, slots, page| {
+            value_floats(self.isa, &self.group.geometry, page.v, &mut values);
+            visit(ValuePage {
+                first,
+                slots,
+                values: &values,
+                stride,
+            });
+        });
+    }
+
+    /// Adds `y` to `x`, number by number.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        activation::add(self.isa, x, y);
+    }
+
+    /// Adds `factor` times `y` to `x`, number by number.
+    pub fn add_scaled(&self, x: &mut [f32], y: &[f32], factor: f32) {
+        activation::add_scaled(self.isa, x, y, factor);
+    }
+
+    /// Turns logits into weights that add up to 1.
+    pub fn softmax(&self, x: &mut [f32]) {
+        softmax(self.isa, x);
+    }
+
+    /// Rotates vectors `[count][head_dim]` by so many positions, as the layer's rotary embedding does.
+    pub fn rotate(&self, positions: isize, vectors: &mut [f32]) {
+        self.model.rotate(self.layer, self.rope, positions, vectors);
+    }
+
+    /// The pairs `which` of a head, ascending, as numbers.
+    pub(super) fn read(&self, head: usize, which: &[u32]) -> Pairs {
+        let (dim, v_dim) = (self.head_dim(), self.v_dim());
+        let mut pairs = Pairs {
+            positions: which
+                .iter()
+                .map(|&pair| self.position(head, pair as usize) as u32)
+                .collect(),
+            keys: vec![0.0; which.len() * dim],
+            values: vec![0.0; which.len() * v_dim],
+            head_dim: dim,
+            v_dim,
+        };
+        let mut at = 0;
+        self.each_page(head, |first, slots, page| {
+            while let Some(&pair) = which.get(at)
+                && (pair as usize) < first + slots.len()
+            {
+                let slot = slots.start + pair as usize - first;
+                let (key, value) = (&mut pairs.keys[at * dim..], &mut pairs.values[at * v_dim..]);
+                page::read_key(&self.group.geometry, page.k, slot, &mut key[..dim]);
+                page::read_value(&self.group.geometry, page.v, slot, &mut value[..v_dim]);
+                at += 1;
+            }
+        });
+        pairs
+    }
+
+    /// Calls `visit(first pair, slots, page)` for every page that holds pairs of a head, in order.
+    pub(super) fn each_page(
+        &self,
+        head: usize,
+        mut visit: impl FnMut(usize, Range<usize>, PageRef<'_>),
+    ) {
+        let mut pair = 0;
+        let mut each = |start: usize, end: usize, page: &mut dyn FnMut(usize) -> PageRef<'a>| {
+            for index in start / PAGE_TOKENS..end.div_ceil(PAGE_TOKENS) {
+                let base = index * PAGE_TOKENS;
+                let slots = start.max(base) - base..end.min(base + PAGE_TOKENS) - base;
+                let count = slots.len();
+                visit(pair, slots, page(index));
+                pair += count;
+            }
+        };
+        if let Some(stream) = self.stream {
+            let slots = stream.slots(head);
+            each(slots.slots.start, slots.slots.end, &mut |index| {
+                stream.page(self.group, slots.pages.start + index)
+            });
+        }
+        let tail = self.edge_slot..self.edge_slot + self.end - self.edge;
+        each(tail.start, tail.end, &mut |index| {
+            self.group.page(self.tail[index], head)
+        });
+    }
+
+    pub(super) fn group(&self) -> &'a Group {
+        self.group
+    }
+
+    fn kept(&self, head: usize) -> &'a [u32] {
+        self.stream.map_or(&[], |stream| stream.positions(head))
+    }
+}
+
+impl Pairs {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// The key of a pair.
+    pub fn key(&self, pair: usize) -> &[f32] {
+        &self.keys[pair * self.head_dim..][..self.head_dim]
+    }
+
+    /// The value of a pair.
+    pub fn value(&self, pair: usize) -> &[f32] {
+        &self.values[pair * self.v_dim..][..self.v_dim]
+    }
+
+    /// The key of a pair, to be written.
+    pub fn key_mut(&mut self, pair: usize) -> &mut [f32] {
+        &mut self.keys[pair * self.head_dim..][..self.head_dim]
+    }
+
+    /// The value of a pair, to be written.
+    pub fn value_mut(&mut self, pair: usize) -> &mut [f32] {
+        &mut self.values[pair * self.v_dim..][..self.v_dim]
+    }
+}

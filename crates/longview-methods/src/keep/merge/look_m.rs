@@ -1,0 +1,105 @@
+//! Paper: <https://arxiv.org/abs/2406.18139> (Wan et al., LOOK-M: Look-Once Optimization in KV Cache
+//! for Efficient Multimodal Long-Context Inference, 2024).
+//!
+//! Every evicted pair is merged into the kept one whose key is most like its own. `pivotal` takes the
+//! mean of the kept pair and of each evicted one's midpoint with it, which keeps it near where it
+//! was; `averaged` takes the plain mean; `weighted` leaves out those less alike than the mean and
+//! scales the others by their cosine. The published averaging code merges into the wrong pairs; this
+//! follows the paper's formulas.
+
+use longview_kv::keep::{Merge, Pairs};
+
+use super::{KEYS, Keys, Nearest, blend, nearest};
+use crate::method::{Build, Domain, Method, Parameter, Stage};
+
+/// `look-m(rule, keys)`.
+pub(crate) const METHOD: Method = Method {
+    stage: Stage::Keep,
+    name: "look-m",
+    exact: false,
+    paper: Some("https://arxiv.org/abs/2406.18139"),
+    doc: "every evicted pair is merged into the kept one that is most like it",
+    parameters: &[
+        Parameter {
+            name: "rule",
+            default: "pivotal",
+            unit: "",
+            doc: "how pairs are averaged",
+            domain: Domain::Word(&["pivotal", "averaged", "weighted"]),
+        },
+        KEYS,
+    ],
+    build: Build::Merge(|arguments| {
+        Box::new(LookM {
+            rule: match arguments.word("rule") {
+                "averaged" => Rule::Averaged,
+                "weighted" => Rule::Weighted,
+                _ => Rule::Pivotal,
+            },
+            keys: Keys::of(arguments),
+        })
+    }),
+};
+
+struct LookM {
+    rule: Rule,
+    keys: Keys,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    Averaged,
+    Pivotal,
+    Weighted,
+}
+
+impl Merge for LookM {
+    fn merge(&self, gone: &Pairs, kept: &mut Pairs, turn: &dyn Fn(isize, &mut [f32])) {
+        let near = nearest(gone, kept);
+        let mean = near.iter().map(|to| to.cosine).sum::<f32>() / near.len().max(1) as f32;
+        let joins = |to: &Nearest| self.rule != Rule::Weighted || to.cosine >= mean - 1e-6;
+        let to: Vec<_> = near
+            .into_iter()
+            .map(|to| joins(&to).then_some(to))
+            .collect();
+        let shares = |cosines: &[f32]| {
+            let count = cosines.len() as f32;
+            let all = count + 1.0;
+            match self.rule {
+                Rule::Averaged => (1.0 / all, vec![1.0 / all; cosines.len()]),
+                Rule::Pivotal => ((1.0 + count / 2.0) / all, vec![0.5 / all; cosines.len()]),
+                Rule::Weighted => (1.0 / all, cosines.iter().map(|c| c / all).collect()),
+            }
+        };
+        blend(gone, kept, &to, self.keys, &shares, turn);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::pairs;
+    use super::*;
+
+    fn merged(rule: Rule, gone: &[(u32, [f32; 2])]) -> Pairs {
+        let mut kept = pairs(&[(0, [1.0, 0.0]), (9, [0.0, 1.0])]);
+        let merge = LookM {
+            rule,
+            keys: Keys::Cached,
+        };
+        merge.merge(&pairs(gone), &mut kept, &|_, _| {});
+        kept
+    }
+
+    #[test]
+    fn rules_by_hand() {
+        let gone = [(1, [3.0, 0.0])];
+        assert_eq!(merged(Rule::Averaged, &gone).key(0), [2.0, 0.0]);
+        assert_eq!(merged(Rule::Pivotal, &gone).key(0), [1.5, 0.0]);
+        assert_eq!(merged(Rule::Weighted, &gone).key(0), [2.0, 0.0]);
+        // Nothing comes to the other: not a bit of it changes.
+        assert_eq!(merged(Rule::Pivotal, &gone).key(1), [0.0, 1.0]);
+        // Copies of a kept pair leave it.
+        let copies = [(1, [1.0, 0.0]), (2, [1.0, 0.0])];
+        assert_eq!(merged(Rule::Averaged, &copies).key(0), [1.0, 0.0]);
+    }
+}

@@ -1,0 +1,193 @@
+//! What evicted pairs leave behind in those that stay.
+//!
+//! All rules here give each pair that goes to the kept pair whose key is most like its own, and differ
+//! in who is merged at all and with what weights. Keys are cached rotated to their positions, and
+//! averaging two of them blurs where they were: `keys` says how that is dealt with.
+
+pub(crate) mod d2o;
+pub(crate) mod look_m;
+
+use longview_kv::keep::Pairs;
+
+use crate::arguments::Arguments;
+use crate::method::{Domain, Parameter};
+
+/// How keys are merged.
+pub(super) const KEYS: Parameter = Parameter {
+    name: "keys",
+    default: "cached",
+    unit: "",
+    doc: "cached: keys are averaged as they are cached, rotated; unrotated: turned back to position 0 \
+          first, and forward to the kept pair's; untouched: only values are merged",
+    domain: Domain::Word(&["cached", "unrotated", "untouched"]),
+};
+
+/// What is done with keys.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keys {
+    Cached,
+    Unrotated,
+    Untouched,
+}
+
+/// The kept pair that an evicted one goes to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Nearest {
+    pub(super) kept: usize,
+    /// The cosine of their keys.
+    pub(super) cosine: f32,
+}
+
+/// The shares of a kept pair and of those merged into it, `[1 + members]`, given the members' cosines.
+pub(super) type Shares<'a> = &'a dyn Fn(&[f32]) -> (f32, Vec<f32>);
+
+impl Keys {
+    pub(super) fn of(arguments: &Arguments) -> Keys {
+        match arguments.word("keys") {
+            "unrotated" => Keys::Unrotated,
+            "untouched" => Keys::Untouched,
+            _ => Keys::Cached,
+        }
+    }
+}
+
+/// For every evicted pair the kept one whose key points most nearly the same way, of equal ones the
+/// first.
+pub(super) fn nearest(gone: &Pairs, kept: &Pairs) -> Vec<Nearest> {
+    let dim = kept.head_dim;
+    // Keys as columns, so that one evicted key meets all kept ones side by side.
+    let mut columns = vec![0f32; dim * kept.len()];
+    for pair in 0..kept.len() {
+        let key = kept.key(pair);
+        let inverse = 1.0 / norm(key).max(f32::MIN_POSITIVE);
+        for (d, x) in key.iter().enumerate() {
+            columns[d * kept.len() + pair] = x * inverse;
+        }
+    }
+    let mut cosines = vec![0f32; kept.len()];
+    let of_pair = |pair: usize| {
+        let key = gone.key(pair);
+        let inverse = 1.0 / norm(key).max(f32::MIN_POSITIVE);
+        cosines.fill(0.0);
+        for (x, column) in key.iter().zip(columns.chunks_exact(kept.len().max(1))) {
+            let x = x * inverse;
+            cosines
+                .iter_mut()
+                .zip(column)
+                .for_each(|(sum, y)| *sum += x * y);
+        }
+        let mut best = Nearest {
+            kept: 0,
+            cosine: f32::NEG_INFINITY,
+        };
+        for (kept, &cosine) in cosines.iter().enumerate() {
+            if cosine > best.cosine {
+                best = Nearest { kept, cosine };
+            }
+        }
+        best
+    };
+    (0..gone.len()).map(of_pair).collect()
+}
+
+/// Merges the evicted pairs into those that `to` names; `None` leaves one out.
+pub(super) fn blend(
+    gone: &Pairs,
+    kept: &mut Pairs,
+    to: &[Option<Nearest>],
+    keys: Keys,
+    shares: Shares<'_>,
+    turn: &dyn Fn(isize, &mut [f32]),
+) {
+    let mut members: Vec<Vec<(usize, f32)>> = vec![Vec::new(); kept.len()];
+    for (pair, to) in to.iter().enumerate() {
+        if let Some(to) = to {
+            members[to.kept].push((pair, to.cosine));
+        }
+    }
+    for (pair, members) in members
+        .iter()
+        .enumerate()
+        .filter(|(_, members)| !members.is_empty())
+    {
+        let cosines: Vec<f32> = members.iter().map(|&(_, cosine)| cosine).collect();
+        let (own, others) = shares(&cosines);
+        let place = kept.positions[pair] as isize;
+        if keys != Keys::Untouched {
+            let key = kept.key_mut(pair);
+            key.iter_mut().for_each(|x| *x *= own);
+            for (&(member, _), &share) in members.iter().zip(&others) {
+                let mut from = gone.key(member).to_vec();
+                if keys == Keys::Unrotated {
+                    turn(place - gone.positions[member] as isize, &mut from);
+                }
+                key.iter_mut().zip(&from).for_each(|(x, y)| *x += share * y);
+            }
+        }
+        let value = kept.value_mut(pair);
+        value.iter_mut().for_each(|x| *x *= own);
+        for (&(member, _), &share) in members.iter().zip(&others) {
+            let from = gone.value(member);
+            value
+                .iter_mut()
+                .zip(from)
+                .for_each(|(x, y)| *x += share * y);
+        }
+    }
+}
+
+fn norm(x: &[f32]) -> f32 {
+    x.iter().map(|x| x * x).sum::<f32>().sqrt()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Pairs at the given positions, whose values are ten times their keys.
+    pub(in super::super) fn pairs(of: &[(u32, [f32; 2])]) -> Pairs {
+        Pairs {
+            positions: of.iter().map(|&(position, _)| position).collect(),
+            keys: of.iter().flat_map(|(_, key)| *key).collect(),
+            values: of
+                .iter()
+                .flat_map(|(_, key)| key.map(|x| 10.0 * x))
+                .collect(),
+            head_dim: 2,
+            v_dim: 2,
+        }
+    }
+
+    #[test]
+    fn every_pair_goes_to_the_first_of_the_nearest() {
+        let kept = pairs(&[(0, [1.0, 0.0]), (1, [2.0, 0.0]), (5, [0.0, 3.0])]);
+        let gone = pairs(&[(2, [4.0, 0.1]), (3, [0.0, 1.0]), (4, [-1.0, -0.5])]);
+        let found: Vec<usize> = nearest(&gone, &kept).iter().map(|to| to.kept).collect();
+        assert_eq!(found, [0, 2, 2]);
+    }
+
+    #[test]
+    fn unrotated_keys_are_turned_to_where_they_are_merged() {
+        // A quarter turn a position.
+        let turn = |positions: isize, key: &mut [f32]| {
+            for _ in 0..positions.rem_euclid(4) {
+                (key[0], key[1]) = (-key[1], key[0]);
+            }
+        };
+        let gone = pairs(&[(3, [1.0, 0.0])]);
+        let to = [Some(Nearest {
+            kept: 0,
+            cosine: 1.0,
+        })];
+        let half = |_: &[f32]| (0.5, vec![0.5]);
+        let merged = |keys| {
+            let mut kept = pairs(&[(4, [0.0, 1.0])]);
+            blend(&gone, &mut kept, &to, keys, &half, &turn);
+            (kept.keys, kept.values)
+        };
+        // The same content one position on: nothing changes but the value.
+        assert_eq!(merged(Keys::Unrotated), (vec![0.0, 1.0], vec![5.0, 5.0]));
+        assert_eq!(merged(Keys::Cached), (vec![0.5, 0.5], vec![5.0, 5.0]));
+        assert_eq!(merged(Keys::Untouched), (vec![0.0, 1.0], vec![5.0, 5.0]));
+    }
+}

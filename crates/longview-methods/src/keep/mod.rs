@@ -1,0 +1,91 @@
+//! The keep stage: which pairs of keys and values stay in memory.
+//!
+//! A method here is a score and what goes with it: how the budget is spread (`budgets/`), what
+//! evicted pairs leave behind (`merge/`), and when all this happens. A file declares what the method
+//! is, with the parameters that every such method has taken from [`parameter`], and implements
+//! [`Score`].
+
+mod all;
+mod budgets;
+mod knorm;
+mod merge;
+pub(crate) mod parameter;
+mod random;
+mod snapkv;
+mod streaming_llm;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use longview_kv::keep::{Keep, Protected, Question, Score, When};
+
+use crate::arguments::Arguments;
+use crate::error::MethodError;
+use crate::method::{Build, Method};
+
+/// The methods of this stage; the first is the default.
+pub(crate) static METHODS: &[Method] = &[
+    all::METHOD,
+    streaming_llm::METHOD,
+    snapkv::METHOD,
+    knorm::METHOD,
+    random::METHOD,
+    budgets::uniform::METHOD,
+    budgets::adakv::METHOD,
+    merge::d2o::METHOD,
+    merge::look_m::METHOD,
+];
+
+/// What every keep method is made of: its score, and what its parameters of the usual names say.
+///
+/// # Errors
+/// None yet: budgets are checked against the prompt, which is not known here.
+fn keep(
+    arguments: &Arguments,
+    question: Question,
+    score: impl Score + 'static,
+) -> Result<Keep, MethodError> {
+    let count = |name| match arguments.declares(name) {
+        true => arguments.count(name),
+        false => 0,
+    };
+    let every = |name| {
+        arguments
+            .declares(name)
+            .then(|| arguments.every(name))
+            .flatten()
+    };
+    let allocate = match arguments
+        .declares("alloc")
+        .then(|| arguments.part("alloc"))
+        .flatten()
+    {
+        Some((method, arguments)) => match method.build {
+            Build::Allocate(build) => build(arguments),
+            _ => unreachable!("the registry finds rules for budgets only"),
+        },
+        None => Box::new(budgets::uniform::Uniform),
+    };
+    let merge = arguments
+        .declares("merge")
+        .then(|| arguments.part("merge"))
+        .flatten();
+    Ok(Keep {
+        text: arguments.to_string(),
+        score: Box::new(score),
+        allocate,
+        merge: merge.map(|(method, arguments)| match method.build {
+            Build::Merge(build) => build(arguments),
+            _ => unreachable!("the registry finds merges only"),
+        }),
+        budget: arguments.budget("budget"),
+        protected: Protected {
+            sinks: count("sinks"),
+            recent: count("recent"),
+        },
+        when: When {
+            block: every("block"),
+            decode: every("decode"),
+        },
+        question,
+    })
+}

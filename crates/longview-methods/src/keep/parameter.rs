@@ -1,0 +1,79 @@
+//! The parameters that keep methods share, so that they mean the same everywhere.
+
+use crate::method::{Domain, Parameter, Role};
+
+/// How much stays.
+pub(crate) const fn budget(default: &'static str) -> Parameter {
+    Parameter {
+        name: "budget",
+        default,
+        unit: "pairs a KV head, % of the prompt, or bytes",
+        doc: "how much stays, on average over heads and layers",
+        domain: Domain::Budget,
+    }
+}
+
+/// The first tokens, which always stay.
+pub(crate) const fn sinks(default: &'static str) -> Parameter {
+    Parameter {
+        name: "sinks",
+        default,
+        unit: "tokens",
+        doc: "first tokens of the context that always stay",
+        domain: Domain::Whole,
+    }
+}
+
+/// The last tokens, which always stay.
+pub(crate) const fn recent(default: &'static str) -> Parameter {
+    Parameter {
+        name: "recent",
+        default,
+        unit: "tokens",
+        doc: "last tokens that always stay",
+        domain: Domain::Whole,
+    }
+}
+
+/// How the budget is spread.
+pub(crate) const fn alloc(default: &'static str) -> Parameter {
+    Parameter {
+        name: "alloc",
+        default,
+        unit: "",
+        doc: "how the budget is spread over heads and layers",
+        domain: Domain::Part(Role::Budgets),
+    }
+}
+
+/// What evicted pairs leave behind.
+pub(crate) const MERGE: Parameter = Parameter {
+    name: "merge",
+    default: "none",
+    unit: "",
+    doc: "what evicted pairs leave behind in those that stay",
+    domain: Domain::Part(Role::Merge),
+};
+
+/// How often pairs leave while a prompt is read.
+pub(crate) const fn block(default: &'static str) -> Parameter {
+    Parameter {
+        name: "block",
+        default,
+        unit: "tokens",
+        doc: "pairs leave each time so many tokens of the prompt have been read, so that the budget \
+              holds meanwhile; never: only at its end",
+        domain: Domain::Every,
+    }
+}
+
+/// How often pairs leave while text is generated.
+pub(crate) const fn decode(default: &'static str) -> Parameter {
+    Parameter {
+        name: "decode",
+        default,
+        unit: "tokens",
+        doc: "pairs leave each time so many tokens were generated; never: what is generated stays",
+        domain: Domain::Every,
+    }
+}

@@ -1,0 +1,185 @@
+//! A model without weights, whose keys, values and queries a test chooses: to see by hand what a
+//! method keeps.
+
+use std::sync::Arc;
+
+use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::keep::{
+    Allocation, AttentionOf, AttentionShape, Compression, Keep, LayerRows, Scores,
+};
+use longview_kv::{
+    Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, RopeSet,
+    Segment, Wanted,
+};
+
+use crate::arguments::Arguments;
+use crate::choice::Methods;
+use crate::method::{Build, Role, Stage};
+use crate::registry;
+use crate::text::{MethodText, Value};
+
+/// A context of some layers with as many query heads as KV heads; queries are not rotated, and logits
+/// are plain products.
+pub(crate) struct Toy {
+    pub(crate) context: Context,
+    pub(crate) exec: Exec,
+    kv_heads: usize,
+    dim: usize,
+    layers: usize,
+}
+
+const IDENTITY: Identity = Identity {
+    model: 7,
+    rope: RopeSet::Short,
+    numerics: Numerics::F32,
+};
+
+/// How a [`Toy`] attends: one query head a KV head, nothing rotated.
+pub(crate) struct Plain {
+    pub(crate) heads: usize,
+}
+
+impl AttentionOf for Plain {
+    fn shape(&self, _layer: usize) -> AttentionShape {
+        AttentionShape {
+            heads: self.heads,
+            scale: 1.0,
+            softcap: 0.0,
+        }
+    }
+
+    fn rotate(&self, _layer: usize, _set: RopeSet, _positions: isize, _vectors: &mut [f32]) {}
+}
+
+impl Toy {
+    pub(crate) fn new(layers: usize, kv_heads: usize, dim: usize) -> Toy {
+        let layer = LayerLayout {
+            state: LayerState::Full,
+            kv_heads,
+            head_dim: dim,
+            v_dim: dim,
+        };
+        let layout = Arc::new(KvLayout::new(&vec![layer; layers], KvType::F32));
+        Toy {
+            context: Context::new(layout, Ledger::unlimited(), IDENTITY),
+            exec: Exec::new(2, Isa::best(), Numerics::F32),
+            kv_heads,
+            dim,
+            layers,
+        }
+    }
+
+    /// Puts the method `text` in charge, for a prompt of so many tokens.
+    pub(crate) fn keep(&mut self, text: &str, prompt: usize) -> Arc<Keep> {
+        let mut methods = Methods::new();
+        methods.set(Stage::Keep, text).unwrap();
+        let keep = Arc::clone(methods.keep().unwrap());
+        let model = self.model();
+        self.context.keep(&keep, prompt, &model).unwrap();
+        keep
+    }
+
+    /// Reads `count` tokens whose keys, values and queries look like noise.
+    pub(crate) fn read(&mut self, count: usize) {
+        let start = self.context.len();
+        let noise = |token: usize, layer: usize, at: usize| {
+            let x = ((start + token) * 7919 + layer * 104_729 + at * 1_299_709) % 1_000_003;
+            x as f32 / 5e5 - 1.0
+        };
+        self.step(count, &|token, layer, at| {
+            [0, 500, 900].map(|kind| noise(token, layer, at + kind))
+        });
+    }
+
+    /// Reads tokens with these keys, for one head; their values are the same, their queries 0.
+    pub(crate) fn read_keys<const D: usize>(&mut self, keys: &[[f32; D]]) {
+        self.read_keys_and_queries(keys, &vec![[0.0; D]; keys.len()]);
+    }
+
+    /// The same with their queries.
+    pub(crate) fn read_keys_and_queries<const D: usize>(
+        &mut self,
+        keys: &[[f32; D]],
+        queries: &[[f32; D]],
+    ) {
+        self.step(keys.len(), &|token, _, at| {
+            let at = at % D;
+            [queries[token][at], keys[token][at], keys[token][at]]
+        });
+    }
+
+    pub(crate) fn compress(&mut self) -> Compression {
+        self.try_compress().unwrap()
+    }
+
+    pub(crate) fn try_compress(&mut self) -> Result<Compression, KvError> {
+        let model = self.model();
+        self.context.compress(&self.exec, &model)
+    }
+
+    /// The tokens that a head keeps.
+    pub(crate) fn positions(&self, layer: usize, head: usize) -> Vec<u32> {
+        self.context.kept_positions(layer, head)
+    }
+
+    fn model(&self) -> Plain {
+        Plain {
+            heads: self.kv_heads,
+        }
+    }
+
+    /// `numbers(token, layer, channel of all heads)` gives query, key and value.
+    fn step(&mut self, count: usize, numbers: &dyn Fn(usize, usize, usize) -> [f32; 3]) {
+        let model = self.model();
+        let width = self.kv_heads * self.dim;
+        let tokens = vec![0; count];
+        let segment = Segment {
+            context: &mut self.context,
+            tokens: &tokens,
+            wanted: Wanted::Nothing,
+        };
+        let mut batch = Batch::new([segment], IDENTITY).unwrap();
+        for layer in 0..self.layers {
+            let all: Vec<[f32; 3]> = (0..count * width)
+                .map(|at| numbers(at / width, layer, at % width))
+                .collect();
+            let of =
+                |kind: usize| -> Vec<f32> { all.iter().map(|numbers| numbers[kind]).collect() };
+            batch.append(&self.exec, layer, &of(1), &of(2));
+            let q = of(0);
+            batch.observe(&self.exec, LayerRows { layer, q: &q }, &model);
+        }
+        batch.commit();
+    }
+}
+
+/// The pairs that the heads of one layer with these scores get under a rule for budgets.
+pub(crate) fn counts(rule: &str, scores: &[Vec<f32>], slots: usize) -> Vec<usize> {
+    layer_counts(rule, &[scores.to_vec()], slots).remove(0)
+}
+
+/// The same for the heads of several layers.
+pub(crate) fn layer_counts(rule: &str, layers: &[Vec<Vec<f32>>], slots: usize) -> Vec<Vec<usize>> {
+    let text: MethodText = rule.parse().unwrap();
+    let Value::Call(call) = &text.items[0].value else {
+        panic!("{rule}")
+    };
+    let mut rules = registry::parts(Role::Budgets);
+    let method = rules.find(|method| method.name == call.name).unwrap();
+    let Build::Allocate(build) = method.build else {
+        panic!("{rule}")
+    };
+    let scores: Vec<Scores> = layers.iter().cloned().map(Scores::from).collect();
+    let protected = |scores: &Vec<f32>| scores.iter().filter(|&&x| x == f32::INFINITY).count();
+    let protected: Vec<Vec<usize>> = layers
+        .iter()
+        .map(|heads| heads.iter().map(protected).collect())
+        .collect();
+    let ask = Allocation {
+        scores: &scores,
+        protected: &protected,
+        slots,
+        tokens: layers[0][0].len(),
+    };
+    ask.counts(&*build(&Arguments::bind(method, call).unwrap()))
+}

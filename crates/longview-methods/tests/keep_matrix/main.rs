@@ -1,0 +1,262 @@
+//! Every keep method × codec, on layers with full attention beside a sliding window: what must hold
+//! whatever a method decides. A method joins by its line in the registry.
+
+mod world;
+
+use std::sync::Arc;
+
+use longview_kv::keep::Keep;
+use longview_kv::{KvError, KvType, Ledger};
+use longview_methods::{Domain, Methods, Role, Stage, registry};
+use world::*;
+
+/// Tokens of the prompt, and tokens that follow one by one.
+const PROMPT: usize = 420;
+const AFTER: usize = 40;
+
+/// Every way to keep less: each method alone, and one method with each rule for budgets and merge.
+fn texts(budget: &str) -> Vec<String> {
+    let mut texts: Vec<String> = registry::of(Stage::Keep)
+        .filter(|method| !method.exact)
+        .filter(|method| {
+            // Those that read a file have tests of their own.
+            let needs_file = |p: &&longview_methods::Parameter| p.domain == Domain::Path;
+            method.parameters.iter().all(|p| !needs_file(&p))
+        })
+        .map(|method| format!("{}(budget={budget})", method.name))
+        .collect();
+    for role in [Role::Budgets, Role::Merge] {
+        for part in registry::parts(role) {
+            texts.push(format!(
+                "snapkv(budget={budget}, window=8, {}={})",
+                role.parameter(),
+                part.name
+            ));
+        }
+    }
+    texts.push(format!("random(budget={budget}, block=64, decode=16)"));
+    texts.push(format!(
+        "knorm(budget={budget}, block=100, decode=1, sinks=0, recent=0)"
+    ));
+    texts
+}
+
+fn method(text: &str) -> Arc<Keep> {
+    let mut methods = Methods::new();
+    methods.set(Stage::Keep, text).unwrap();
+    Arc::clone(methods.keep().unwrap())
+}
+
+#[test]
+fn a_budget_above_all_tokens_changes_no_bit() {
+    for kv_type in KvType::ALL {
+        let mut dense = World::new(kv_type, Ledger::unlimited());
+        let mut expected = dense.read(PROMPT, 97);
+        expected.extend((0..AFTER).flat_map(|_| dense.read(1, 1)));
+        for text in texts("1000") {
+            let mut world = World::new(kv_type, Ledger::unlimited());
+            world.keep(&method(&text), PROMPT).unwrap();
+            let mut got = world.read(PROMPT, 97);
+            world.end_of_prompt().unwrap();
+            for _ in 0..AFTER {
+                got.extend(world.read(1, 1));
+                world.end_of_step().unwrap();
+            }
+            assert!(got == expected, "{text} {kv_type}");
+            assert!(!world.context.is_compressed(), "{text}");
+        }
+    }
+}
+
+#[test]
+fn bytes_stay_below_what_was_stated_and_totals_are_exact() {
+    let budget = 90;
+    for kv_type in KvType::ALL {
+        for text in texts(&budget.to_string()) {
+            let keep = method(&text);
+            let ledger = Ledger::unlimited();
+            let mut world = World::new(kv_type, ledger.clone());
+            let stated = world.stated(&keep, PROMPT, AFTER);
+            world.keep(&keep, PROMPT).unwrap();
+            world.read(PROMPT, 64);
+            world.end_of_prompt().unwrap();
+            let usage = ledger.usage();
+            assert!(
+                usage.peak <= stated.peak + stated.scratch,
+                "{text} {kv_type}: {} of {} + {}",
+                usage.peak,
+                stated.peak,
+                stated.scratch
+            );
+            assert!(
+                usage.kv <= stated.steady,
+                "{text} {kv_type}: {} of {}",
+                usage.kv,
+                stated.steady
+            );
+            assert_eq!(usage.kv, world.context.kv_bytes(), "{text} {kv_type}");
+            let report = world.context.keep_report().unwrap();
+            assert_eq!(
+                report.pairs_kept as usize,
+                FULL_LAYERS.len() * KV_HEADS * budget,
+                "{text}"
+            );
+            world.check_positions(&text);
+            for _ in 0..AFTER {
+                world.read(1, 1);
+                world.end_of_step().unwrap();
+            }
+            assert!(
+                ledger.usage().peak <= stated.peak + stated.scratch,
+                "{text} {kv_type}, after"
+            );
+            drop(world);
+            assert_eq!(
+                ledger.usage().total(),
+                0,
+                "{text}: every byte is given back"
+            );
+        }
+    }
+}
+
+#[test]
+fn attention_reads_exactly_the_pairs_that_are_held() {
+    for kv_type in KvType::ALL {
+        for text in texts("77") {
+            let mut world = World::new(kv_type, Ledger::unlimited());
+            world.keep(&method(&text), PROMPT).unwrap();
+            world.read(PROMPT, 111);
+            world.end_of_prompt().unwrap();
+            world.check_positions(&text);
+            if !text.contains("merge=") {
+                let out = world.read(3, 3);
+                world.check_attention(&out, 3, &text);
+            }
+            world.end_of_step().unwrap();
+            let out = world.read(1, 1);
+            if !text.contains("merge=") {
+                world.check_attention(&out, 1, &text);
+            }
+        }
+    }
+}
+
+#[test]
+fn forks_are_isolated_and_chunks_do_not_matter() {
+    for text in texts("70") {
+        let keep = method(&text);
+        let mut world = World::new(KvType::F16, Ledger::unlimited());
+        world.keep(&keep, PROMPT).unwrap();
+        world.read(PROMPT, 128);
+        world.end_of_prompt().unwrap();
+
+        let mut fork = world.fork();
+        let mut other = fork.fork();
+        let expected = fork.read(5, 5);
+        // The other reads more, drops more, and goes.
+        other.read(200, 200);
+        other.compress().unwrap();
+        assert!(world.context.kept_positions(0, 0).len() <= PROMPT);
+        drop(other);
+        assert!(
+            world.read(5, 5) == expected,
+            "{text}: a fork changed its origin"
+        );
+        assert_eq!(
+            world.context.kept_positions(0, 1),
+            fork.context.kept_positions(0, 1)
+        );
+
+        let mut again = World::new(KvType::F16, Ledger::unlimited());
+        again.keep(&keep, PROMPT).unwrap();
+        again.read(PROMPT, 37);
+        again.end_of_prompt().unwrap();
+        for head in 0..KV_HEADS {
+            let kept = |world: &World| world.context.kept_positions(2, head);
+            assert_eq!(
+                kept(&again)[..60],
+                kept(&world)[..60],
+                "{text}: other chunks"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let mut world = World::new(KvType::F16, Ledger::unlimited());
+    let small = world
+        .keep(&method("snapkv(budget=20, window=32)"), 400)
+        .unwrap_err();
+    assert!(matches!(small, KvError::KeepRefused { .. }));
+    let message = small.to_string();
+    assert!(
+        message.contains("--keep snapkv") && message.contains("at least 32"),
+        "{message}"
+    );
+    let none = world
+        .keep(&method("streaming-llm(budget=1%)"), 50)
+        .unwrap_err();
+    assert!(none.to_string().contains("keeps nothing"), "{none}");
+
+    world.keep(&method("random(budget=40)"), PROMPT).unwrap();
+    world.read(PROMPT, 64);
+    world.end_of_prompt().unwrap();
+    let gone = world.context.truncate(100).unwrap_err();
+    assert!(
+        matches!(gone, KvError::PairsGone { edge: PROMPT, .. }),
+        "{gone}"
+    );
+    assert_eq!(world.context.resumable(100), None);
+    assert!(!world.context.is_exact());
+    let other = world.keep(&method("knorm(budget=40)"), PROMPT).unwrap_err();
+    assert!(other.to_string().contains("has dropped pairs"), "{other}");
+    world.read(9, 9);
+    world.context.truncate(PROMPT + 2).unwrap();
+
+    // Queries of tokens that were read before anybody asked for them.
+    let mut late = World::new(KvType::F16, Ledger::unlimited());
+    late.read(200, 64);
+    late.keep(&method("snapkv(budget=50, window=8)"), 200)
+        .unwrap();
+    let missing = late.compress().unwrap_err();
+    assert!(
+        missing.to_string().contains("queries of the last 8 tokens"),
+        "{missing}"
+    );
+    assert_eq!(late.context.kept_positions(0, 0).len(), 200);
+    late.read(8, 8);
+    late.compress().unwrap();
+    assert_eq!(late.context.kept_positions(0, 0).len(), 50);
+
+    let recurrent = recurrent_world()
+        .keep(&method("random(budget=40)"), 99)
+        .unwrap_err();
+    assert!(
+        recurrent.to_string().contains("recurrent layers"),
+        "{recurrent}"
+    );
+}
+
+#[test]
+fn memory_that_does_not_suffice_changes_nothing() {
+    let keep = method("random(budget=64)");
+    let ledger = Ledger::with_limit(0);
+    let mut world = World::new(KvType::F16, Ledger::unlimited());
+    let dense = world.dense_bytes(PROMPT);
+    drop(ledger);
+    let mut tight = World::new(KvType::F16, Ledger::with_limit(dense + 1000));
+    for world in [&mut world, &mut tight] {
+        world.keep(&keep, PROMPT).unwrap();
+        world.read(PROMPT, 64);
+    }
+    assert!(matches!(
+        tight.end_of_prompt().unwrap_err(),
+        KvError::OverLimit { .. }
+    ));
+    assert!(!tight.context.is_compressed());
+    assert_eq!(tight.context.kept_positions(0, 0).len(), PROMPT);
+    world.end_of_prompt().unwrap();
+    assert!(world.context.kv_bytes() < dense / 3);
+}

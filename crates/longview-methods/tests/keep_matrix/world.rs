@@ -1,0 +1,274 @@
+//! A model of four layers, one of them with a sliding window, whose keys, values and queries follow
+//! from position alone.
+
+use std::sync::Arc;
+
+use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::keep::{AttentionOf, AttentionShape, Keep, KeepBytes, LayerRows};
+use longview_kv::{
+    AttendWorkspace, Attention, Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout,
+    LayerState, Ledger, RopeSet, Segment, Wanted,
+};
+
+pub(crate) const HEADS: usize = 4;
+pub(crate) const KV_HEADS: usize = 2;
+pub(crate) const DIM: usize = 24;
+const LAYERS: usize = 4;
+const WINDOW_LAYER: usize = 1;
+pub(crate) const FULL_LAYERS: [usize; 3] = [0, 2, 3];
+const SCALE: f32 = 0.6;
+
+const IDENTITY: Identity = Identity {
+    model: 1,
+    rope: RopeSet::Short,
+    numerics: Numerics::Default,
+};
+
+/// Queries are not rotated here.
+struct Plain;
+
+impl AttentionOf for Plain {
+    fn shape(&self, _layer: usize) -> AttentionShape {
+        AttentionShape {
+            heads: HEADS,
+            scale: SCALE,
+            softcap: 0.0,
+        }
+    }
+
+    fn rotate(&self, _layer: usize, _set: RopeSet, _positions: isize, _vectors: &mut [f32]) {}
+}
+
+pub(crate) struct World {
+    pub(crate) context: Context,
+    exec: Exec,
+    workspace: AttendWorkspace,
+    kv_type: KvType,
+}
+
+fn layout(state: LayerState, kv_type: KvType) -> Arc<KvLayout> {
+    let layer = |index| LayerLayout {
+        state: if index == WINDOW_LAYER {
+            state
+        } else {
+            LayerState::Full
+        },
+        kv_heads: KV_HEADS,
+        head_dim: DIM,
+        v_dim: DIM,
+    };
+    let layers: Vec<LayerLayout> = (0..LAYERS).map(layer).collect();
+    Arc::new(KvLayout::new(&layers, kv_type))
+}
+
+/// A world with a layer that keeps a state.
+pub(crate) fn recurrent_world() -> World {
+    let mut world = World::new(KvType::F16, Ledger::unlimited());
+    let full = LayerLayout {
+        state: LayerState::Full,
+        kv_heads: KV_HEADS,
+        head_dim: DIM,
+        v_dim: DIM,
+    };
+    let layout = KvLayout::new(&[full, LayerLayout::recurrent(64)], KvType::F16);
+    world.context = Context::new(Arc::new(layout), Ledger::unlimited(), IDENTITY);
+    world
+}
+
+/// Numbers in −1..1 that depend on all arguments.
+fn noise(seed: usize, position: usize, at: usize) -> f32 {
+    let mut x = (seed * 0x9e37 + position * 0x85eb_ca6b + at * 0xc2b2_ae35) as u64 ^ 0x2545_f491;
+    for _ in 0..3 {
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    }
+    ((x >> 40) as f32) / ((1u64 << 23) as f32) - 1.0
+}
+
+fn rows(seed: usize, start: usize, count: usize, width: usize) -> Vec<f32> {
+    (0..count * width)
+        .map(|i| noise(seed, start + i / width, i % width))
+        .collect()
+}
+
+impl World {
+    pub(crate) fn new(kv_type: KvType, ledger: Ledger) -> World {
+        let layout = layout(LayerState::Window { tokens: 70 }, kv_type);
+        World {
+            context: Context::new(layout, ledger, IDENTITY),
+            exec: Exec::new(2, Isa::best(), Numerics::Default),
+            workspace: AttendWorkspace::default(),
+            kv_type,
+        }
+    }
+
+    pub(crate) fn fork(&self) -> World {
+        World {
+            context: self.context.fork(),
+            exec: Exec::new(1, Isa::best(), Numerics::Default),
+            workspace: AttendWorkspace::default(),
+            kv_type: self.kv_type,
+        }
+    }
+
+    pub(crate) fn keep(&mut self, keep: &Arc<Keep>, prompt: usize) -> Result<(), KvError> {
+        self.context.keep(keep, prompt, &Plain)
+    }
+
+    pub(crate) fn stated(&self, keep: &Keep, prompt: usize, generated: usize) -> KeepBytes {
+        let layout = layout(LayerState::Window { tokens: 70 }, self.kv_type);
+        keep.bytes(&layout, &Plain, prompt, generated, 64, 2)
+            .unwrap()
+    }
+
+    pub(crate) fn dense_bytes(&self, tokens: usize) -> u64 {
+        layout(LayerState::Window { tokens: 70 }, self.kv_type).context_bytes(tokens, 64)
+    }
+
+    /// Reads `count` tokens in passes of at most `chunk`, compressing where that is due on the way.
+    /// Returns the attention of all full layers of every row.
+    pub(crate) fn read(&mut self, count: usize, chunk: usize) -> Vec<f32> {
+        let end = self.context.len() + count;
+        let mut out = Vec::new();
+        while self.context.len() < end {
+            let left = end - self.context.len();
+            let now = self.context.next_pass(left, chunk);
+            out.extend(self.pass(now));
+            if self.context.keep_is_due() {
+                self.compress().unwrap();
+            }
+        }
+        out
+    }
+
+    pub(crate) fn end_of_prompt(&mut self) -> Result<(), KvError> {
+        if self.context.keep_is_due_at_end() {
+            self.compress()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn end_of_step(&mut self) -> Result<(), KvError> {
+        if self.context.keep_is_due_in_decode() {
+            self.compress()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn compress(&mut self) -> Result<(), KvError> {
+        self.context.compress(&self.exec, &Plain).map(drop)
+    }
+
+    /// `[rows][full layers][heads][dim]`
+    fn pass(&mut self, count: usize) -> Vec<f32> {
+        let start = self.context.len();
+        let tokens = vec![0; count];
+        let segment = Segment {
+            context: &mut self.context,
+            tokens: &tokens,
+            wanted: Wanted::Last,
+        };
+        let mut batch = Batch::new([segment], IDENTITY).unwrap();
+        let attention = Attention {
+            heads: HEADS,
+            scale: SCALE,
+            softcap: 0.0,
+            sinks: None,
+            rotate: &|_, _, _| unreachable!("nothing was moved"),
+        };
+        let width = HEADS * DIM;
+        let mut all = vec![0.0; count * FULL_LAYERS.len() * width];
+        for layer in 0..LAYERS {
+            let k = rows(10 + layer, start, count, KV_HEADS * DIM);
+            let v = rows(20 + layer, start, count, KV_HEADS * DIM);
+            let q = rows(30 + layer, start, count, width);
+            batch.append(&self.exec, layer, &k, &v);
+            batch.observe(&self.exec, LayerRows { layer, q: &q }, &Plain);
+            let mut out = vec![f32::NAN; count * width];
+            batch
+                .attend(
+                    &self.exec,
+                    layer,
+                    &attention,
+                    &q,
+                    &mut out,
+                    &mut self.workspace,
+                )
+                .unwrap();
+            if let Some(place) = FULL_LAYERS.iter().position(|&full| full == layer) {
+                for (row, out) in out.chunks_exact(width).enumerate() {
+                    let at = (row * FULL_LAYERS.len() + place) * width;
+                    all[at..at + width].copy_from_slice(out);
+                }
+            }
+        }
+        batch.commit();
+        all
+    }
+
+    /// Positions of every head ascend, are of tokens that were read, and none is missing or twice.
+    pub(crate) fn check_positions(&self, text: &str) {
+        for layer in FULL_LAYERS {
+            for head in 0..KV_HEADS {
+                let kept = self.context.kept_positions(layer, head);
+                let ascending = kept.windows(2).all(|pair| pair[0] < pair[1]);
+                let last = kept.last().map_or(0, |&last| last as usize);
+                assert!(ascending && last < self.context.len(), "{text}: {kept:?}");
+            }
+        }
+    }
+
+    /// Compares attention of the last `count` rows, read in one pass, with its definition over the
+    /// pairs that are held, in f64.
+    pub(crate) fn check_attention(&self, out: &[f32], count: usize, text: &str) {
+        // Of a number below 1, and of what errors of keys do to weights.
+        let tolerance = match self.kv_type {
+            KvType::F32 => 1e-5,
+            KvType::F16 => 2e-3,
+            KvType::BF16 => 1.5e-2,
+            KvType::Q8 => 1.5e-2,
+            _ => 0.2,
+        };
+        let width = HEADS * DIM;
+        for row in 0..count {
+            let position = self.context.len() - count + row;
+            for (place, &layer) in FULL_LAYERS.iter().enumerate() {
+                let got = &out[(row * FULL_LAYERS.len() + place) * width..][..width];
+                for head in 0..HEADS {
+                    let kv_head = head / (HEADS / KV_HEADS);
+                    let kept = self.context.kept_positions(layer, kv_head);
+                    let expected = definition(layer, head, position, &kept);
+                    for (got, expected) in got[head * DIM..][..DIM].iter().zip(&expected) {
+                        let off = (f64::from(*got) - expected).abs();
+                        assert!(
+                            off < tolerance,
+                            "{text} {} layer {layer}: {off}",
+                            self.kv_type
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn definition(layer: usize, head: usize, position: usize, kept: &[u32]) -> Vec<f64> {
+    let vector = |seed, position, from: usize| -> Vec<f64> {
+        let at = |d| f64::from(noise(seed, position, from + d));
+        (0..DIM).map(at).collect()
+    };
+    let q = vector(30 + layer, position, head * DIM);
+    let from = head / (HEADS / KV_HEADS) * DIM;
+    let mut sum = 0.0;
+    let mut out = [0.0; DIM];
+    for &at in kept.iter().filter(|&&at| at as usize <= position) {
+        let k = vector(10 + layer, at as usize, from);
+        let product: f64 = q.iter().zip(&k).map(|(a, b)| a * b).sum();
+        let weight = (f64::from(SCALE) * product).exp();
+        sum += weight;
+        let v = vector(20 + layer, at as usize, from);
+        out.iter_mut()
+            .zip(&v)
+            .for_each(|(out, v)| *out += weight * v);
+    }
+    out.iter().map(|out| out / sum).collect()
+}
