@@ -58,6 +58,26 @@ impl Context {
         Ok(Compression { time, ..result? })
     }
 
+    /// Shows a layer as a keep method sees it; nothing where none is in charge.
+    pub fn look(
+        &self,
+        exec: &Exec,
+        model: &dyn AttentionOf,
+        layer: usize,
+        visit: &mut dyn FnMut(&LayerView<'_>),
+    ) {
+        if let Some(kept) = &self.kept {
+            visit(&LayerView::new(
+                exec.isa,
+                self,
+                kept,
+                layer,
+                self.len(),
+                model,
+            ));
+        }
+    }
+
     fn compress_with(
         &mut self,
         kept: &mut Kept,
@@ -247,7 +267,7 @@ fn choose(
                 )));
             }
             let sinks = view.first_from(head, plan.protected.sinks);
-            let recent = view.first_from(head, view.tokens().saturating_sub(plan.protected.recent));
+            let recent = view.first_from(head, view.tokens().saturating_sub(plan.recent(slots)));
             scores[..sinks].fill(f32::INFINITY);
             scores[recent..].fill(f32::INFINITY);
             counts.push(

@@ -59,12 +59,14 @@ pub enum Budget {
 }
 
 /// Pairs that stay whatever they score.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Protected {
     /// Of the first so many tokens of the context.
     pub sinks: usize,
     /// Of the last so many tokens.
     pub recent: usize,
+    /// Of so many of the last tokens as this share of the budget, 0 to 1, where that is more.
+    pub recent_share: f64,
 }
 
 /// When pairs leave.
@@ -207,7 +209,7 @@ impl Keep {
                 largest(prompt_tokens.max(1), fits)
             }
         };
-        let Protected { sinks, recent } = self.protected;
+        let Protected { sinks, recent, .. } = self.protected;
         let least = (sinks + recent).max(1);
         if slots >= least {
             return Ok(slots);
@@ -243,6 +245,17 @@ impl Keep {
             }
         };
         layout.full_layers().map(of_layer).sum()
+    }
+
+    /// The last tokens that stay in any case, of a budget of `slots` pairs a head.
+    pub(crate) fn recent(&self, slots: usize) -> usize {
+        let Protected {
+            sinks,
+            recent,
+            recent_share,
+        } = self.protected;
+        let share = (recent_share * slots as f64) as usize;
+        recent.max(share.min(slots.saturating_sub(sinks)))
     }
 
     pub(crate) fn refused(&self, why: String) -> KvError {

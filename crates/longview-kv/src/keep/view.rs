@@ -222,9 +222,18 @@ impl<'a> LayerView<'a> {
     /// scaled and capped as the layer does, hidden from nobody.
     pub fn logits(&self, head: usize, queries: &[f32], out: &mut Vec<f32>) {
         let shape = self.shape();
-        let (dim, pairs) = (self.head_dim(), self.pairs(head));
-        let rows = queries.len() / dim;
         let scaled: Vec<f32> = queries.iter().map(|x| x * shape.scale).collect();
+        self.products(head, &scaled, out);
+        if shape.softcap != 0.0 {
+            activation::softcap(self.isa, out, shape.softcap);
+        }
+    }
+
+    /// The products of `vectors [rows][head_dim]` with the key of every pair of a head: `out
+    /// [rows][pairs]`.
+    pub fn products(&self, head: usize, vectors: &[f32], out: &mut Vec<f32>) {
+        let (dim, pairs) = (self.head_dim(), self.pairs(head));
+        let rows = vectors.len() / dim;
         out.clear();
         out.resize(rows * pairs, 0.0);
         let mut scratch = AttentionScratch::new();
@@ -235,7 +244,7 @@ impl<'a> LayerView<'a> {
                 self.isa,
                 geometry,
                 page.k,
-                &scaled,
+                vectors,
                 &mut scratch,
                 &mut scores,
             );
@@ -244,9 +253,6 @@ impl<'a> LayerView<'a> {
                 to[first..first + slots.len()].copy_from_slice(&from[slots.clone()]);
             }
         });
-        if shape.softcap != 0.0 {
-            activation::softcap(self.isa, out, shape.softcap);
-        }
     }
 
     /// Calls `visit(row, weights)` with the attention that each row of `queries [rows][head_dim]`, of

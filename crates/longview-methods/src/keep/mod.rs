@@ -7,14 +7,19 @@
 
 mod all;
 mod budgets;
+mod expected_attention;
+mod h2o;
+mod keydiff;
 mod knorm;
 mod merge;
 pub(crate) mod parameter;
 mod random;
+mod sage_kv;
 mod snapkv;
 mod streaming_llm;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tova;
 
 use longview_kv::keep::{Keep, Protected, Question, Score, When};
 
@@ -27,10 +32,19 @@ pub(crate) static METHODS: &[Method] = &[
     all::METHOD,
     streaming_llm::METHOD,
     snapkv::METHOD,
+    tova::METHOD,
+    sage_kv::METHOD,
+    h2o::METHOD,
+    expected_attention::METHOD,
+    keydiff::METHOD,
     knorm::METHOD,
     random::METHOD,
     budgets::uniform::METHOD,
     budgets::adakv::METHOD,
+    budgets::pyramidkv::METHOD,
+    budgets::zigzagkv::METHOD,
+    budgets::d2o::METHOD,
+    budgets::threshold::METHOD,
     merge::d2o::METHOD,
     merge::look_m::METHOD,
 ];
@@ -81,6 +95,10 @@ fn keep(
         protected: Protected {
             sinks: count("sinks"),
             recent: count("recent"),
+            recent_share: match arguments.declares("recent-share") {
+                true => arguments.number("recent-share"),
+                false => 0.0,
+            },
         },
         when: When {
             block: every("block"),

@@ -35,6 +35,17 @@ pub(crate) const fn recent(default: &'static str) -> Parameter {
     }
 }
 
+/// The last tokens, as a part of the budget.
+pub(crate) const fn recent_share(default: &'static str) -> Parameter {
+    Parameter {
+        name: "recent-share",
+        default,
+        unit: "share",
+        doc: "part of the budget that goes to the last tokens",
+        domain: Domain::Share,
+    }
+}
+
 /// How the budget is spread.
 pub(crate) const fn alloc(default: &'static str) -> Parameter {
     Parameter {

@@ -23,6 +23,8 @@ use crate::text::{MethodText, Value};
 pub(crate) struct Toy {
     pub(crate) context: Context,
     pub(crate) exec: Exec,
+    /// Query heads a KV head.
+    group: usize,
     kv_heads: usize,
     dim: usize,
     layers: usize,
@@ -53,6 +55,11 @@ impl AttentionOf for Plain {
 
 impl Toy {
     pub(crate) fn new(layers: usize, kv_heads: usize, dim: usize) -> Toy {
+        Toy::grouped(layers, kv_heads, dim, 1)
+    }
+
+    /// The same with `group` query heads a KV head.
+    pub(crate) fn grouped(layers: usize, kv_heads: usize, dim: usize, group: usize) -> Toy {
         let layer = LayerLayout {
             state: LayerState::Full,
             kv_heads,
@@ -63,6 +70,7 @@ impl Toy {
         Toy {
             context: Context::new(layout, Ledger::unlimited(), IDENTITY),
             exec: Exec::new(2, Isa::best(), Numerics::F32),
+            group,
             kv_heads,
             dim,
             layers,
@@ -108,6 +116,41 @@ impl Toy {
         });
     }
 
+    /// Reads tokens with these keys, for one KV head, all with the queries `queries [group]`.
+    pub(crate) fn read_grouped<const D: usize>(&mut self, keys: &[[f32; D]], queries: &[[f32; D]]) {
+        let queries = queries.concat();
+        self.step_with(keys.len(), &queries.repeat(keys.len()), &|token, _, at| {
+            [keys[token][at], keys[token][at]]
+        });
+    }
+
+    /// The keys of a head of the first layer.
+    pub(crate) fn keys(&self, head: usize) -> Vec<Vec<f32>> {
+        let model = self.model();
+        let mut keys = Vec::new();
+        self.context.look(&self.exec, &model, 0, &mut |layer| {
+            keys = vec![vec![0.0; self.dim]; layer.pairs(head)];
+            layer.keys(head, &mut |page| {
+                for (pair, slot) in page.slots.clone().enumerate() {
+                    for (d, x) in keys[page.first + pair].iter_mut().enumerate() {
+                        *x = page.keys[d * 64 + slot];
+                    }
+                }
+            });
+        });
+        keys
+    }
+
+    /// The attention that the pairs of a head of the first layer have received.
+    pub(crate) fn sums(&self, head: usize) -> Vec<f32> {
+        let model = self.model();
+        let mut sums = Vec::new();
+        self.context.look(&self.exec, &model, 0, &mut |layer| {
+            sums = layer.column_sums(head).unwrap().to_vec();
+        });
+        sums
+    }
+
     pub(crate) fn compress(&mut self) -> Compression {
         self.try_compress().unwrap()
     }
@@ -124,12 +167,29 @@ impl Toy {
 
     fn model(&self) -> Plain {
         Plain {
-            heads: self.kv_heads,
+            heads: self.kv_heads * self.group,
         }
     }
 
-    /// `numbers(token, layer, channel of all heads)` gives query, key and value.
+    /// `numbers(token, layer, channel of all heads)` gives query, key and value; the query heads of a
+    /// group have the same.
     fn step(&mut self, count: usize, numbers: &dyn Fn(usize, usize, usize) -> [f32; 3]) {
+        let width = self.kv_heads * self.dim;
+        let query = |at: usize| numbers(at / width, 0, at % width)[0];
+        let queries: Vec<f32> = (0..count * width).map(query).collect();
+        self.step_with(count, &queries, &|token, layer, at| {
+            let [_, key, value] = numbers(token, layer, at);
+            [key, value]
+        });
+    }
+
+    /// `queries` are `[tokens][heads][dim]`, the same in all layers.
+    fn step_with(
+        &mut self,
+        count: usize,
+        queries: &[f32],
+        numbers: &dyn Fn(usize, usize, usize) -> [f32; 2],
+    ) {
         let model = self.model();
         let width = self.kv_heads * self.dim;
         let tokens = vec![0; count];
@@ -140,14 +200,12 @@ impl Toy {
         };
         let mut batch = Batch::new([segment], IDENTITY).unwrap();
         for layer in 0..self.layers {
-            let all: Vec<[f32; 3]> = (0..count * width)
+            let all: Vec<[f32; 2]> = (0..count * width)
                 .map(|at| numbers(at / width, layer, at % width))
                 .collect();
-            let of =
-                |kind: usize| -> Vec<f32> { all.iter().map(|numbers| numbers[kind]).collect() };
-            batch.append(&self.exec, layer, &of(1), &of(2));
-            let q = of(0);
-            batch.observe(&self.exec, LayerRows { layer, q: &q }, &model);
+            let of = |kind: usize| -> Vec<f32> { all.iter().map(|both| both[kind]).collect() };
+            batch.append(&self.exec, layer, &of(0), &of(1));
+            batch.observe(&self.exec, LayerRows { layer, q: queries }, &model);
         }
         batch.commit();
     }
