@@ -1,7 +1,7 @@
 //! A loaded model with everything needed to run it.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use longview_kernels::{Exec, Isa, Numerics};
@@ -82,11 +82,20 @@ pub struct Engine {
     pub(crate) account: Mutex<Account>,
 }
 
+/// Somebody whose contexts are found by nobody else.
+pub struct Tenant {
+    id: u64,
+    /// What its contexts are found by, where there is a store.
+    origins: Option<[Arc<Origin>; 2]>,
+}
+
 /// A store, and what this model's contexts are found by in it.
 pub(crate) struct Kept {
     pub(crate) store: Arc<Store>,
     /// For the short and the long rotary set.
     origins: [Arc<Origin>; 2],
+    /// What the seeds of origins are made of beside the salt.
+    ingredients: store::Ingredients,
     /// Gone with the store, after it.
     _temporary: Option<tempfile::TempDir>,
 }
@@ -302,7 +311,32 @@ impl Engine {
     /// [`EngineError::DoesNotFit`] with a table when the memory allowed cannot hold it, and the
     /// model's refusal when it is longer than the model can read.
     pub fn new_context(&self, planned_tokens: usize) -> Result<Context, EngineError> {
-        let context = self.unplanned_context(planned_tokens)?;
+        self.new_context_of(&self.tenant(""), planned_tokens)
+    }
+
+    /// Somebody whose contexts are kept apart by `salt`; an empty one is the engine's own.
+    pub fn tenant(&self, salt: &str) -> Tenant {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let origins = self.store.as_ref().map(|kept| match salt {
+            "" => kept.origins.clone(),
+            salt => kept.ingredients.origins(salt),
+        });
+        Tenant {
+            id: MADE.fetch_add(1, Ordering::Relaxed),
+            origins,
+        }
+    }
+
+    /// [`Engine::new_context`] of a tenant.
+    ///
+    /// # Errors
+    /// As [`Engine::new_context`].
+    pub fn new_context_of(
+        &self,
+        tenant: &Tenant,
+        planned_tokens: usize,
+    ) -> Result<Context, EngineError> {
+        let context = self.unplanned_context(tenant, planned_tokens)?;
         let plan = self.plan(planned_tokens);
         if !plan.fits() {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
@@ -331,12 +365,17 @@ impl Engine {
     }
 
     /// The same without asking whether there is memory for it.
-    pub(crate) fn unplanned_context(&self, planned_tokens: usize) -> Result<Context, EngineError> {
-        Ok(match &self.store {
-            None => self.model.new_context(planned_tokens, &self.ledger)?,
-            Some(kept) => self
-                .model
-                .new_context_in(planned_tokens, &kept.store, &kept.origins)?,
+    pub(crate) fn unplanned_context(
+        &self,
+        tenant: &Tenant,
+        planned_tokens: usize,
+    ) -> Result<Context, EngineError> {
+        Ok(match (&self.store, &tenant.origins) {
+            (Some(kept), Some(origins)) => {
+                self.model
+                    .new_context_in(planned_tokens, &kept.store, origins)?
+            }
+            _ => self.model.new_context(planned_tokens, &self.ledger)?,
         })
     }
 
@@ -417,6 +456,22 @@ impl Engine {
     }
 }
 
+impl Tenant {
+    /// A number that tells tenants of one process apart.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What its contexts with a rotary set are found by, where there is a store.
+    pub fn origin(&self, rope: RopeSet) -> Option<&Arc<Origin>> {
+        let [short, long] = self.origins.as_ref()?;
+        Some(match rope {
+            RopeSet::Short => short,
+            RopeSet::Long => long,
+        })
+    }
+}
+
 impl Kept {
     /// Opens the place of `options` for the model in `file`.
     pub(crate) fn open(
@@ -430,8 +485,10 @@ impl Kept {
         let known = place.folder.as_deref();
         let name = describe(file, kv_type).name;
         let weights = file.weight_file();
+        let ingredients = store::Ingredients::new(weights, name, exec, kv_type, known)?;
         Ok(Kept {
-            origins: store::origins(weights, &name, exec, kv_type, &options.salt, known)?,
+            origins: ingredients.origins(&options.salt),
+            ingredients,
             store: Arc::new(Store::new(ledger.clone(), place.tiers)),
             _temporary: place.temporary,
         })

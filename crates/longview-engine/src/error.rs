@@ -57,6 +57,9 @@ pub enum EngineError {
         /// Bytes left.
         left: u64,
     },
+    /// A pass over several requests failed, for the reason given.
+    #[error("{0}")]
+    Pass(String),
     /// Generation was asked for without a token to start from.
     #[error("there is nothing to continue: the prompt is empty; give some text")]
     EmptyPrompt,
@@ -70,6 +73,15 @@ impl EngineError {
             | EngineError::Model(ModelError::Kv(KvError::Lost(error))) => error.key(),
             _ => None,
         }
+    }
+
+    /// Whether it is the memory limit that stands in the way.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(
+            self,
+            EngineError::Kv(KvError::OverLimit { .. })
+                | EngineError::Model(ModelError::Kv(KvError::OverLimit { .. }))
+        )
     }
 
     /// Whether what was asked for is at fault (a path, a model's files, a prompt, a limit), as
@@ -91,7 +103,7 @@ impl EngineError {
                 error,
                 KvError::KeepRefused { .. } | KvError::NotObserved { .. }
             ),
-            EngineError::Sampling(_) => false,
+            EngineError::Sampling(_) | EngineError::Pass(_) => false,
         }
     }
 }

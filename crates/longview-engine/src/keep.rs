@@ -23,7 +23,7 @@ impl Engine {
         prompt_tokens: usize,
         planned_tokens: usize,
     ) -> Result<Context, EngineError> {
-        let mut context = self.unplanned_context(planned_tokens)?;
+        let mut context = self.unplanned_context(&self.tenant(""), planned_tokens)?;
         self.keep(&mut context, keep, prompt_tokens)?;
         let plan = self.plan_keeping(keep, prompt_tokens, planned_tokens)?;
         if !plan.fits() {

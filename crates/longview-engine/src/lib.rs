@@ -2,7 +2,8 @@
 //!
 //! [`Engine::open`] loads a model; [`Engine::new_context`] makes a context of a planned length;
 //! [`Engine::prefill`] reads tokens into it chunk by chunk, keeping every finished chunk when it
-//! is stopped; [`Engine::generate`] continues it token by token.
+//! is stopped; [`Engine::generate`] continues it token by token. A [`schedule::Scheduler`] does both
+//! for many at once.
 
 mod engine;
 mod error;
@@ -15,10 +16,11 @@ mod plan;
 mod prefill;
 mod realign;
 pub mod sampling;
+pub mod schedule;
 mod store;
 mod text_side;
 
-pub use engine::{Engine, EngineOptions, ModelSource, TemplateOrigin};
+pub use engine::{Engine, EngineOptions, ModelSource, TemplateOrigin, Tenant};
 pub use error::EngineError;
 pub use generate::{EndOfText, Event, FinishReason, GenerateOptions, Generated};
 pub use inspect::{ModelDescription, inspect, open_tokenizer, plan};

@@ -26,7 +26,12 @@ impl Engine {
         let mut segments: SmallVec<[Segment<'a>; 1]> = segments.into_iter().collect();
         let mut workspace = self.workspace();
         let rows = segments.iter().map(|segment| segment.tokens.len()).sum();
-        self.settle_memory(rows);
+        let wanted = segments.iter().map(|segment| match segment.wanted {
+            Wanted::Nothing | Wanted::Hidden => 0,
+            Wanted::Last => 1,
+            Wanted::All => segment.tokens.len(),
+        });
+        self.settle_memory(rows, wanted.sum::<usize>().max(1));
         self.has_run.store(true, Ordering::Relaxed);
         loop {
             let attempt = segments.iter_mut().map(Segment::reborrow);
@@ -116,7 +121,7 @@ impl Engine {
     }
 
     /// Brings the account up to what is measured, and lets blocks leave memory that no longer fit.
-    fn settle_memory(&self, rows: usize) {
+    fn settle_memory(&self, rows: usize, wanted: usize) {
         let Some(kept) = self
             .store
             .as_ref()
@@ -126,7 +131,7 @@ impl Engine {
         };
         let growth = self.program_growth();
         let threads = self.exec.pool.threads();
-        let scratch = Workspace::predicted_bytes(self.model.blueprint(), rows, 1, threads);
+        let scratch = Workspace::predicted_bytes(self.model.blueprint(), rows, wanted, threads);
         let mut account = self
             .account
             .lock()

@@ -97,35 +97,58 @@ pub(crate) fn open_place(options: &StoreOptions) -> Result<OpenPlace, EngineErro
     })
 }
 
-/// What contexts of a model are found by, one for each rotary set.
-pub(crate) fn origins(
-    file: &WeightFile,
-    name: &str,
-    exec: &Exec,
-    kv_type: KvType,
-    salt: &str,
-    known: Option<&Path>,
-) -> Result<[Arc<Origin>; 2], EngineError> {
-    let weights = weights_hash(file, known)?;
-    let of_set = |set: RopeSet| {
-        let numerics = match exec.numerics {
-            Numerics::Default => "default",
-            Numerics::F32 => "f32",
-        };
+/// What the seeds of a model's contexts are made of, beside the salt.
+pub(crate) struct Ingredients {
+    weights: blake3::Hash,
+    model: String,
+    numerics: &'static str,
+    kv: String,
+    isa: String,
+}
+
+impl Ingredients {
+    /// Those of the model `model` in `file`, whose hash is remembered in the folder `known`.
+    pub(crate) fn new(
+        file: &WeightFile,
+        model: String,
+        exec: &Exec,
+        kv_type: KvType,
+        known: Option<&Path>,
+    ) -> Result<Ingredients, EngineError> {
+        Ok(Ingredients {
+            weights: weights_hash(file, known)?,
+            model,
+            numerics: match exec.numerics {
+                Numerics::Default => "default",
+                Numerics::F32 => "f32",
+            },
+            kv: kv_type.to_string(),
+            isa: exec.isa.to_string(),
+        })
+    }
+
+    /// What contexts under `salt` are found by, one for each rotary set.
+    pub(crate) fn origins(&self, salt: &str) -> [Arc<Origin>; 2] {
+        [RopeSet::Short, RopeSet::Long].map(|set| Arc::new(self.origin(set, salt)))
+    }
+
+    fn origin(&self, set: RopeSet, salt: &str) -> Origin {
         let rope = match set {
             RopeSet::Short => "short",
             RopeSet::Long => "long",
         };
-        let (isa, kv) = (exec.isa.to_string(), kv_type.to_string());
         let seed = BlockHash::seed(&[
             ("bits", BITS),
-            ("weights", weights.as_bytes()),
-            ("numerics", numerics.as_bytes()),
-            ("kv", kv.as_bytes()),
-            ("isa", isa.as_bytes()),
+            ("weights", self.weights.as_bytes()),
+            ("numerics", self.numerics.as_bytes()),
+            ("kv", self.kv.as_bytes()),
+            ("isa", self.isa.as_bytes()),
             ("rope", rope.as_bytes()),
             ("salt", salt.as_bytes()),
         ]);
+        let Ingredients {
+            numerics, kv, isa, ..
+        } = self;
         let mut identity = format!("numerics={numerics}, kv={kv}, isa={isa}");
         if set == RopeSet::Long {
             identity.push_str(", rope=long");
@@ -133,13 +156,12 @@ pub(crate) fn origins(
         if !salt.is_empty() {
             identity.push_str(", salted");
         }
-        Arc::new(Origin {
+        Origin {
             seed,
-            model: name.to_owned(),
+            model: self.model.clone(),
             identity,
-        })
-    };
-    Ok([of_set(RopeSet::Short), of_set(RopeSet::Long)])
+        }
+    }
 }
 
 /// A hash of everything in the weight files and of a folder's settings. Files are read once and

@@ -22,6 +22,8 @@ pub enum Wanted {
     Last,
     /// Every row.
     All,
+    /// No row's logits, and the last hidden state of every row instead.
+    Hidden,
 }
 
 /// Consecutive new tokens of one context.
@@ -132,11 +134,18 @@ impl<'a> Batch<'a> {
             .flat_map(|(index, segment)| {
                 let rows = self.rows_of(index);
                 match segment.wanted {
-                    Wanted::Nothing => rows.end..rows.end,
+                    Wanted::Nothing | Wanted::Hidden => rows.end..rows.end,
                     Wanted::Last => rows.end - 1..rows.end,
                     Wanted::All => rows,
                 }
             })
+    }
+
+    /// The rows whose last hidden states are wanted, ascending.
+    pub fn hidden_rows(&self) -> impl Iterator<Item = usize> + '_ {
+        let segments = self.segments.iter().enumerate();
+        let wanted = segments.filter(|(_, segment)| segment.wanted == Wanted::Hidden);
+        wanted.flat_map(|(index, _)| self.rows_of(index))
     }
 
     /// Stores the keys and values that layer `layer` made for every row.

@@ -27,6 +27,7 @@ mod run;
 mod sealed;
 mod store;
 pub mod tier;
+mod whereabouts;
 
 pub use attach::{Explanation, ReuseEnd};
 pub use attend::{AttendWorkspace, Attention};

@@ -119,6 +119,7 @@ pub(crate) fn forward(
         norm: &model.weights().output_norm,
         eps,
     };
+    states(exec, batch, entry, w);
     logits(model, exec, batch, entry, w);
     Ok(())
 }
@@ -273,6 +274,21 @@ fn attention(
     add_bias(output, &mut w.normed);
     w.lap(Work::Output);
     Ok(())
+}
+
+/// Last hidden states of the rows wanted.
+fn states(exec: &Exec, batch: &Batch<'_>, entry: Entry<'_>, w: &mut Workspace) {
+    let hidden = w.hidden.len() / batch.rows();
+    w.states.clear();
+    let mut stream = Vec::new();
+    for row in batch.hidden_rows() {
+        let of_row = row * hidden..(row + 1) * hidden;
+        stream.extend_from_slice(&w.hidden[of_row.clone()]);
+        w.states.extend_from_slice(&w.normed[of_row]);
+    }
+    if !stream.is_empty() {
+        entry.normalise(exec, &mut stream, &mut w.states);
+    }
 }
 
 /// Logits of the rows wanted.

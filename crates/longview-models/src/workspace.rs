@@ -48,6 +48,8 @@ pub struct Workspace {
     pub(crate) wanted: Vec<f32>,
     /// `[wanted rows][vocab]`
     pub(crate) logits: Vec<f32>,
+    /// `[rows whose states are wanted][hidden]`
+    pub(crate) states: Vec<f32>,
     /// Where the time goes, while somebody asks.
     pub(crate) profile: Option<Box<Profile>>,
 }
@@ -61,6 +63,12 @@ impl Workspace {
     /// Logits of the rows wanted in the last pass, `[wanted rows][vocab]`.
     pub fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// Last hidden states, after the last norm, of the rows that they were wanted of in the last
+    /// pass, `[rows][hidden]`.
+    pub fn states(&self) -> &[f32] {
+        &self.states
     }
 
     /// Measures from now on where the time of passes goes.

@@ -25,8 +25,8 @@
 pub use longview_engine::{
     Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason, GenerateOptions,
     Generated, Lookup, MemoryPlan, ModelDescription, ModelSource, PrefillProgress, Realigned,
-    Reuse, StoreOptions, StorePlace, TemplateOrigin, TextSide, inspect, open_tokenizer, plan,
-    sampling,
+    Reuse, StoreOptions, StorePlace, TemplateOrigin, Tenant, TextSide, inspect, open_tokenizer,
+    plan, sampling, schedule,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{

@@ -50,6 +50,13 @@ impl Chain {
         Chain::new(Vec::new(), Finish::Greedy)
     }
 
+    /// Puts a sampler before all others.
+    #[must_use]
+    pub fn after(mut self, first: Box<dyn Sampler>) -> Chain {
+        self.samplers.insert(0, first);
+        self
+    }
+
     /// Chooses the next token; `logits` is `[vocabulary]` and `history` as in [`Sampler::apply`].
     ///
     /// # Errors
@@ -116,10 +123,27 @@ fn draw(candidates: &mut Candidates, rng: &mut Rng) -> Option<u32> {
     last
 }
 
+/// The `count` most likely tokens of a step with the natural logarithms of the probabilities that the
+/// model gave them, most likely first; `logits` is `[vocabulary]`.
+///
+/// # Errors
+/// As [`Chain::pick`].
+pub fn top_logprobs(logits: &[f32], count: usize) -> Result<Vec<(u32, f32)>, SamplingError> {
+    let mut candidates = Candidates::from_logits(logits)?;
+    let ids = candidates.top(count).iter().map(|candidate| candidate.id);
+    let offset = offset(logits);
+    let logprob = |id: u32| (id, (f64::from(logits[id as usize]) - offset) as f32);
+    Ok(ids.map(logprob).collect())
+}
+
 fn logprob(logits: &[f32], id: u32) -> f32 {
+    (f64::from(logits[id as usize]) - offset(logits)) as f32
+}
+
+/// What a logit is above the logarithm of its probability.
+fn offset(logits: &[f32]) -> f64 {
     let highest = math::highest(logits);
-    let mass = math::mass_of(logits, highest);
-    (f64::from(logits[id as usize]) - f64::from(highest) - math::ln(mass)) as f32
+    f64::from(highest) + math::ln(math::mass_of(logits, highest))
 }
 
 #[cfg(test)]
@@ -152,6 +176,18 @@ mod tests {
         // The log-probability is still the model's.
         let want = 2.0 - (1_f64.exp() + 2_f64.exp() + 3_f64.exp()).ln();
         assert!((f64::from(choice.logprob) - want).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_most_likely_come_with_their_probabilities() {
+        let logits = [0.0, 2_f32.ln(), f32::NEG_INFINITY, 5_f32.ln()];
+        let top = top_logprobs(&logits, 2).unwrap();
+        assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [3, 1]);
+        for (id, logprob) in top {
+            let share = [1.0, 2.0, 0.0, 5.0][id as usize] / 8.0;
+            assert!((f64::from(logprob).exp() - share).abs() < 1e-6);
+            assert_eq!(logprob, super::logprob(&logits, id));
+        }
     }
 
     #[test]

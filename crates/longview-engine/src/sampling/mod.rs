@@ -14,7 +14,7 @@ pub mod math;
 mod rng;
 
 pub use candidates::{Candidate, Candidates};
-pub use chain::{Chain, Choice, Finish, Sampler};
+pub use chain::{Chain, Choice, Finish, Sampler, top_logprobs};
 pub use rng::Rng;
 
 /// A step from which no token can be chosen.

@@ -1,0 +1,490 @@
+//! Many requests on one model: continuous batching over one pool of pages.
+//!
+//! A [`Scheduler`] owns the contexts of all running requests and computes them in passes. A pass
+//! takes one row of every text being written and a slice of the prompts being read. There are no
+//! slots: a request runs when its keys and values have room, and may use all there is.
+//!
+//! - **The gap between two tokens of a text is one pass.** While texts are being written, the slice of
+//!   prompts is as large as fits the chosen time ([`ScheduleOptions::decode_gap`]), by what passes took
+//!   so far, and never less than sixteen tokens.
+//! - **Fairness.** The slice is shared equally between tenants, and a tenant's part equally between its
+//!   prompts. Of those who wait, the tenant that was served least comes first, in order of arrival.
+//! - **A shared beginning is computed once.** A request whose prompt begins like one that is being read
+//!   waits until that part is read, and takes it over.
+//! - **Memory.** A request starts when what it will need and what the running ones will still need
+//!   have room. When the estimate was too low, the youngest request gives its memory up and waits; what
+//!   it has read stays in the store, and since a row's bits depend on nothing but the row, its text
+//!   goes on as if nothing had been.
+//! - **A request that nobody waits for any more ends**; the blocks it has finished stay.
+//!
+//! Nothing here depends on time but the size of a slice, and results do not depend on that.
+
+mod pace;
+mod request;
+mod room;
+mod sequence;
+mod shares;
+mod writer;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longview_kv::Wanted;
+
+pub use request::{
+    AnswerOptions, Ended, Goal, Listener, Priority, Request, Summary, Token, Update,
+};
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::generate::FinishReason;
+use pace::Pace;
+use sequence::{Job, Kind, Sequence};
+use shares::{Reader, Shares, cut};
+
+/// A request's name in its scheduler.
+pub type RequestId = u64;
+
+/// How a scheduler divides the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct ScheduleOptions {
+    /// The most sequences that run at once, each text of a request counted.
+    pub most_running: usize,
+    /// How long texts being written may wait for a slice of prompts to be read.
+    pub decode_gap: Duration,
+}
+
+/// Runs requests; see the [module](self).
+pub struct Scheduler {
+    engine: Arc<Engine>,
+    options: ScheduleOptions,
+    jobs: HashMap<RequestId, Job>,
+    /// In order of arrival; those that had to give way first.
+    waiting: Vec<Sequence>,
+    running: Vec<Sequence>,
+    pace: Pace,
+    shares: Shares,
+    next_id: RequestId,
+    counts: ScheduleCounts,
+    /// Whether something has changed since the last time that nobody who waits had room.
+    look_again: bool,
+}
+
+/// What a scheduler has done since it was made, and what it is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ScheduleCounts {
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Sequences that run: prompts being read and texts being written.
+    pub running: usize,
+    /// Passes computed.
+    pub passes: u64,
+    /// Tokens of prompts computed.
+    pub prompt_tokens: u64,
+    /// Tokens of prompts taken over from work done before.
+    pub reused_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Times that a request gave its memory to others.
+    pub preemptions: u64,
+    /// Requests that ended, well or otherwise.
+    pub ended: u64,
+    /// The longest pass that wrote, in seconds: the longest gap between two tokens of a text.
+    pub longest_gap: f64,
+    /// Tokens of prompts read a second, as measured last.
+    pub prompt_tokens_per_second: f64,
+}
+
+/// Whether there is more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A pass was computed; there may be more.
+    Worked,
+    /// There is nothing to do until a request arrives.
+    Idle,
+}
+
+impl Default for ScheduleOptions {
+    fn default() -> ScheduleOptions {
+        ScheduleOptions {
+            most_running: 64,
+            decode_gap: Duration::from_millis(250),
+        }
+    }
+}
+
+impl Scheduler {
+    /// A scheduler without requests.
+    pub fn new(engine: Arc<Engine>, options: ScheduleOptions) -> Scheduler {
+        Scheduler {
+            pace: Pace::new(options.decode_gap),
+            engine,
+            options,
+            jobs: HashMap::new(),
+            waiting: Vec::new(),
+            running: Vec::new(),
+            shares: Shares::default(),
+            next_id: 0,
+            counts: ScheduleCounts::default(),
+            look_again: true,
+        }
+    }
+
+    /// Takes a request. Its listener hears everything else, errors included.
+    pub fn submit(&mut self, request: Request) -> RequestId {
+        let id = self.next_id;
+        self.next_id += 1;
+        let active: Vec<u64> = self.jobs.values().map(|job| job.tenant.id()).collect();
+        self.shares.enter(request.tenant.id(), active.into_iter());
+        let (job, sequence) = Job::new(id, request);
+        self.jobs.insert(id, job);
+        if sequence.tokens.is_empty() {
+            self.fail(id, EngineError::EmptyPrompt);
+            return id;
+        }
+        self.waiting.push(sequence);
+        self.look_again = true;
+        id
+    }
+
+    /// Ends a request; the blocks it has finished stay in the store. Nothing happens when it has ended.
+    pub fn cancel(&mut self, id: RequestId) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        for sequence in self.running.iter_mut().chain(&mut self.waiting) {
+            if sequence.job == id
+                && let Some(writer) = &mut sequence.writer
+            {
+                let rest = writer.finish();
+                job.hear(Update::Finished {
+                    answer: writer.answer,
+                    reason: FinishReason::Cancelled,
+                    rest,
+                });
+            }
+        }
+        self.end(id, None);
+    }
+
+    /// Ends every request.
+    pub fn cancel_all(&mut self) {
+        let ids: Vec<RequestId> = self.jobs.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.cancel(id));
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> ScheduleCounts {
+        ScheduleCounts {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+            prompt_tokens_per_second: self.pace.tokens_per_second().unwrap_or(0.0),
+            ..self.counts
+        }
+    }
+
+    /// Whether no request is here.
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Computes one pass, after starting what has room.
+    pub fn step(&mut self) -> Step {
+        self.drop_abandoned();
+        self.admit();
+        if self.running.is_empty() {
+            return Step::Idle;
+        }
+        let plan = self.plan();
+        match self.compute(&plan) {
+            Ok(()) => {}
+            Err(error) if error.is_out_of_memory() && self.running.len() > 1 => self.preempt(),
+            Err(error) => self.fail_all(&plan, error),
+        }
+        Step::Worked
+    }
+
+    /// Ends requests whose listeners have gone.
+    fn drop_abandoned(&mut self) {
+        let gone = |(&id, job): (&RequestId, &Job)| job.listener.is_gone().then_some(id);
+        let gone: Vec<RequestId> = self.jobs.iter().filter_map(gone).collect();
+        gone.into_iter().for_each(|id| self.cancel(id));
+    }
+
+    /// Starts requests as long as there is one that has room.
+    fn admit(&mut self) {
+        while self.look_again
+            && !self.waiting.is_empty()
+            && self.running.len() < self.options.most_running
+        {
+            let Some(at) = self.next_waiting() else {
+                return;
+            };
+            let mut sequence = self.waiting.remove(at);
+            let job = sequence.job;
+            match self.open(&mut sequence) {
+                Err(error) => self.fail(job, error),
+                Ok(()) if self.has_room(&sequence) => self.start(sequence),
+                Ok(()) => {
+                    self.look_again = false;
+                    // What it found may leave memory while it waits.
+                    sequence.close();
+                    self.waiting.insert(at, sequence);
+                }
+            }
+        }
+    }
+
+    /// Which of those that wait comes next: the highest rank, then those that had to give way, then
+    /// the tenant that was served least, then order of arrival. Left out are those for whom
+    /// something that is being read now will be worth waiting for.
+    fn next_waiting(&self) -> Option<usize> {
+        let order = |at: &usize| {
+            let sequence = &self.waiting[*at];
+            let job = &self.jobs[&sequence.job];
+            (
+                std::cmp::Reverse(job.priority),
+                !sequence.gave_way,
+                self.shares.of(job.tenant.id()),
+                *at,
+            )
+        };
+        (0..self.waiting.len())
+            .filter(|&at| !self.is_held_back(&self.waiting[at]))
+            .min_by_key(order)
+    }
+
+    /// Whether a prompt that is being read begins like this one, beyond what is read of it.
+    fn is_held_back(&self, waiting: &Sequence) -> bool {
+        let tenant = &self.jobs[&waiting.job].tenant;
+        self.running.iter().any(|running| {
+            self.jobs[&running.job].tenant.id() == tenant.id()
+                && running.is_reading()
+                && running.will_have_in_common(&waiting.tokens)
+        })
+    }
+
+    /// Gives a sequence its context.
+    fn open(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
+        match self.jobs.get_mut(&sequence.job) {
+            Some(job) => sequence.open(&self.engine, job),
+            None => Ok(()),
+        }
+    }
+
+    fn start(&mut self, mut sequence: Sequence) {
+        let held = sequence.held();
+        if let Some(job) = self.jobs.get_mut(&sequence.job) {
+            if sequence.gave_way {
+                job.summary.reread_tokens += sequence.tokens.len() - held;
+            } else {
+                job.started = Some(Instant::now());
+                job.summary.queued = job.arrived.elapsed();
+                job.summary.reused_tokens = held;
+                self.counts.reused_tokens += held as u64;
+                job.hear(Update::Started {
+                    reused_tokens: held,
+                });
+            }
+        }
+        sequence.gave_way = false;
+        self.running.push(sequence);
+    }
+
+    /// Rows of the next pass for each running sequence.
+    fn plan(&self) -> Vec<usize> {
+        let writes = |sequence: &Sequence| !sequence.is_reading();
+        let writing = self.running.iter().filter(|s| writes(s)).count();
+        let readers: Vec<usize> = (0..self.running.len())
+            .filter(|&at| self.running[at].is_reading())
+            .collect();
+        let most = match readers[..] {
+            [only] if writing == 0 => {
+                let context = self.running[only].context();
+                self.engine.chunk_for(context)
+            }
+            _ => self.engine.chunk_tokens(),
+        };
+        let budget = match writing {
+            0 => most,
+            _ => self.pace.slice(most),
+        };
+        let reader = |&at: &usize| {
+            let sequence = &self.running[at];
+            let job = &self.jobs[&sequence.job];
+            Reader {
+                priority: job.priority,
+                tenant: job.tenant.id(),
+                left: sequence.left_to_read(),
+            }
+        };
+        let parts = cut(budget, &readers.iter().map(reader).collect::<Vec<_>>());
+        let mut plan = vec![1; self.running.len()];
+        for (at, part) in readers.into_iter().zip(parts) {
+            let sequence = &self.running[at];
+            plan[at] = match part {
+                0 => 0,
+                part => sequence.context().next_pass(sequence.left_to_read(), part),
+            };
+        }
+        plan
+    }
+
+    /// One pass over `plan[i]` rows of running sequence `i`.
+    fn compute(&mut self, plan: &[usize]) -> Result<(), EngineError> {
+        let begun = Instant::now();
+        let engine = Arc::clone(&self.engine);
+        let (mut read, mut written) = (0, 0);
+        let reads: Vec<bool> = self.running.iter().map(Sequence::is_reading).collect();
+        for (&reads, &rows) in reads.iter().zip(plan) {
+            match reads {
+                true => read += rows,
+                false => written += rows,
+            }
+        }
+        let mut wants_logits = Vec::with_capacity(plan.len());
+        let mut segments = Vec::with_capacity(plan.len());
+        for (at, (sequence, &rows)) in self.running.iter_mut().zip(plan).enumerate() {
+            if rows == 0 {
+                continue;
+            }
+            let wanted = match self.jobs[&sequence.job].kind {
+                Kind::Embeds => Wanted::Hidden,
+                Kind::Writes if sequence.left_to_read() == rows => Wanted::Last,
+                Kind::Writes | Kind::Reads => Wanted::Nothing,
+            };
+            if wanted == Wanted::Last {
+                wants_logits.push(at);
+            }
+            segments.push(sequence.segment(rows, wanted));
+        }
+        let workspace = engine.pass(segments)?;
+        let vocabulary = engine.model().blueprint().vocab;
+        let mut rows = workspace.logits().chunks_exact(vocabulary);
+        let mut states = workspace
+            .states()
+            .chunks_exact(engine.model().blueprint().hidden);
+        let mut ended: Vec<(RequestId, Option<EngineError>)> = Vec::new();
+        let mut grown = Vec::new();
+        for (at, &count) in plan.iter().enumerate() {
+            if count == 0 {
+                continue;
+            }
+            let sequence = &mut self.running[at];
+            let Some(job) = self.jobs.get_mut(&sequence.job) else {
+                continue;
+            };
+            self.shares.serve(job.tenant.id(), count);
+            if job.kind == Kind::Embeds {
+                states
+                    .by_ref()
+                    .take(count)
+                    .for_each(|state| job.add_state(state));
+            }
+            if reads[at] {
+                self.counts.prompt_tokens += count as u64;
+                sequence.after_read(job);
+            }
+            if !wants_logits.contains(&at) {
+                if sequence.left_to_read() == 0 {
+                    ended.push((sequence.job, None));
+                }
+                continue;
+            }
+            let logits = rows.next().expect("a row of logits for every row wanted");
+            let written = sequence.write(job, logits, &engine);
+            match written {
+                Err(error) => ended.push((sequence.job, Some(error))),
+                Ok(more) => {
+                    self.counts.generated_tokens += more.tokens as u64;
+                    grown.extend(more.sequences);
+                    if job.open_answers == 0 {
+                        ended.push((sequence.job, None));
+                    }
+                }
+            }
+        }
+        drop(workspace);
+        self.running.retain(|sequence| !sequence.is_done());
+        self.running.extend(grown);
+        for (id, error) in ended {
+            match error {
+                None => self.end(id, None),
+                Some(error) => self.fail(id, error),
+            }
+        }
+        let took = begun.elapsed();
+        self.counts.passes += 1;
+        if written > 0 {
+            self.counts.longest_gap = self.counts.longest_gap.max(took.as_secs_f64());
+        }
+        self.pace.learn(read, written, took);
+        Ok(())
+    }
+
+    /// Takes the memory of the youngest of the lowest rank; it waits until there is room again.
+    fn preempt(&mut self) {
+        let order = |at: &usize| {
+            let sequence = &self.running[*at];
+            (
+                std::cmp::Reverse(self.jobs[&sequence.job].priority),
+                sequence.job,
+                *at,
+            )
+        };
+        let Some(at) = (0..self.running.len()).max_by_key(order) else {
+            return;
+        };
+        let mut sequence = self.running.remove(at);
+        sequence.close();
+        sequence.gave_way = true;
+        self.waiting.insert(0, sequence);
+        self.counts.preemptions += 1;
+        // Not before another has ended: it would take the memory right back.
+        self.look_again = false;
+    }
+
+    fn fail(&mut self, id: RequestId, error: EngineError) {
+        self.end(id, Some(error));
+    }
+
+    /// A pass failed as a whole: all that took part have failed.
+    fn fail_all(&mut self, plan: &[usize], error: EngineError) {
+        let took_part = self.running.iter().zip(plan).filter(|&(_, &rows)| rows > 0);
+        let mut ids: Vec<RequestId> = took_part.map(|(sequence, _)| sequence.job).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let text = error.to_string();
+        let mut first = Some(error);
+        for id in ids {
+            let error = first
+                .take()
+                .unwrap_or_else(|| EngineError::Pass(text.clone()));
+            self.fail(id, error);
+        }
+    }
+
+    /// Takes a request out and tells its listener.
+    fn end(&mut self, id: RequestId, error: Option<EngineError>) {
+        let Some(mut job) = self.jobs.remove(&id) else {
+            return;
+        };
+        let of_job = |sequence: &Sequence| sequence.job == id;
+        let mut context = None;
+        for list in [&mut self.running, &mut self.waiting] {
+            for mut sequence in list.extract_if(.., |sequence| of_job(sequence)) {
+                job.summary.kv_bytes += sequence.kv_bytes();
+                if job.kind == Kind::Reads {
+                    context = sequence.take_context();
+                }
+            }
+        }
+        job.end(error, context);
+        self.counts.ended += 1;
+        self.look_again = true;
+        let jobs = &self.jobs;
+        self.shares
+            .keep(|tenant| jobs.values().any(|job| job.tenant.id() == tenant));
+    }
+}

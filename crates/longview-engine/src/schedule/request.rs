@@ -1,0 +1,149 @@
+//! What is asked of a scheduler, and what it tells whoever asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longview_kv::Context;
+
+use crate::engine::Tenant;
+use crate::error::EngineError;
+use crate::generate::{FinishReason, GenerateOptions};
+
+/// Which of several requests goes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Work that nobody waits for: read when there is nothing else to read.
+    Low,
+    /// Everything else.
+    #[default]
+    Normal,
+    /// Before all others.
+    High,
+}
+
+/// A prompt to be read and answers to be written to it.
+pub struct Request {
+    /// Whose contexts may be taken over, and whose share of the machine this counts against.
+    pub tenant: Arc<Tenant>,
+    /// All tokens of the prompt, at least one.
+    pub prompt: Vec<u32>,
+    /// A context that holds the beginning of the prompt, such as a fork of one with a name; what the
+    /// store has beyond it is taken over either way.
+    pub start: Option<Context>,
+    /// How long the context may become, in tokens. Models with longrope choose their rotary
+    /// frequencies by it.
+    pub planned_tokens: usize,
+    /// What is to be made of the prompt.
+    pub goal: Goal,
+    /// Its rank among others.
+    pub priority: Priority,
+    /// Who is told what happens.
+    pub listener: Box<dyn Listener>,
+}
+
+/// What is to be made of a prompt.
+pub enum Goal {
+    /// One text for each of these, at least one.
+    Write(Vec<AnswerOptions>),
+    /// It is only read; the context is handed back.
+    Read,
+    /// The mean of its tokens' last hidden states, scaled to length 1. Hidden states are not kept, so
+    /// nothing is taken over.
+    Embed,
+}
+
+/// How one text is written.
+pub struct AnswerOptions {
+    /// How tokens are chosen, and when the text ends.
+    pub generate: GenerateOptions,
+    /// How many of the most likely tokens are reported with each token.
+    pub top_logprobs: usize,
+}
+
+/// Who is told what happens to a request. Called on the thread that computes, so it must not wait.
+pub trait Listener: Send {
+    /// Whether nobody wants the result any more.
+    fn is_gone(&self) -> bool;
+
+    /// Takes the news.
+    fn hear(&mut self, update: Update);
+}
+
+/// What happened to a request.
+pub enum Update {
+    /// It left the queue; so many tokens of its prompt need not be computed.
+    Started {
+        /// Tokens of the prompt taken over from work done before.
+        reused_tokens: usize,
+    },
+    /// More of its prompt was read.
+    Read {
+        /// Tokens of the prompt in the context, those taken over included.
+        done: usize,
+        /// Tokens of the prompt.
+        total: usize,
+    },
+    /// A token was chosen.
+    Token(Token),
+    /// A text is complete.
+    Finished {
+        /// Which.
+        answer: usize,
+        /// Why.
+        reason: FinishReason,
+        /// Text that was held back until now.
+        rest: String,
+    },
+    /// Nothing more happens.
+    Ended(Box<Ended>),
+}
+
+/// One token of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    /// Which text.
+    pub answer: usize,
+    /// Its id.
+    pub id: u32,
+    /// Natural logarithm of the probability the model gave it.
+    pub logprob: f32,
+    /// The most likely tokens of the step with theirs, most likely first; as many as asked for.
+    pub top: Vec<(u32, f32)>,
+    /// Text that is certain now: often nothing, never half a character.
+    pub text: String,
+}
+
+/// How a request ended.
+pub struct Ended {
+    /// What went wrong, if something did.
+    pub error: Option<EngineError>,
+    /// What was measured.
+    pub summary: Summary,
+    /// The context with what was read of the prompt, for [`Goal::Read`].
+    pub context: Option<Context>,
+    /// `[hidden]`, for [`Goal::Embed`].
+    pub embedding: Option<Vec<f32>>,
+}
+
+/// What was measured of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Those of them taken over from work done before.
+    pub reused_tokens: usize,
+    /// Tokens generated, of all answers.
+    pub generated_tokens: usize,
+    /// Tokens read again because others needed the memory meanwhile.
+    pub reread_tokens: usize,
+    /// How long it waited to be started.
+    pub queued: Duration,
+    /// From its arrival until its first token.
+    pub to_first_token: Option<Duration>,
+    /// From its start until all of its prompt was read.
+    pub prefill: Duration,
+    /// The longest time between two tokens of one of its answers.
+    pub longest_gap: Duration,
+    /// Bytes of keys and values it held at its end.
+    pub kv_bytes: u64,
+}

@@ -1,0 +1,63 @@
+//! Whether there is memory for one more.
+
+use std::collections::HashSet;
+
+use longview_kv::Context;
+
+use super::Scheduler;
+use super::sequence::Sequence;
+
+/// Tokens of an answer that room is kept for, at most: most answers are shorter than they may be, and
+/// one that is not can be made to wait.
+const EXPECTED_ANSWER: usize = 256;
+
+impl Scheduler {
+    /// Whether what `sequence` and the running ones will hold fits into memory together. One alone
+    /// always has room: what memory lacks goes to the store.
+    pub(super) fn has_room(&self, sequence: &Sequence) -> bool {
+        let ledger = self.engine.ledger();
+        if ledger.limit() == u64::MAX || self.running.is_empty() {
+            return true;
+        }
+        let usage = ledger.usage();
+        let fixed = usage.program + usage.weights + usage.scratch;
+        let together = self.running.iter().chain([sequence]);
+        let mut seen = HashSet::new();
+        let mut needed = 0;
+        for sequence in together {
+            needed += distinct_bytes(sequence.context(), &mut seen) + self.growth(sequence);
+        }
+        fixed.saturating_add(needed) <= ledger.limit()
+    }
+
+    /// Bytes that a sequence will still take.
+    fn growth(&self, sequence: &Sequence) -> u64 {
+        let (left, texts) = match &sequence.writer {
+            Some(writer) => (writer.left(), 1),
+            None => {
+                let job = &self.jobs[&sequence.job];
+                (job.longest_answer(), job.open_answers.max(1))
+            }
+        };
+        let layout = self.engine.model().layout();
+        let chunk = self.engine.chunk_tokens();
+        let bytes = |tokens| layout.context_bytes(tokens, chunk);
+        let read = bytes(sequence.tokens.len()).saturating_sub(bytes(sequence.held()));
+        let end = sequence.tokens.len() + left.min(EXPECTED_ANSWER);
+        let text = bytes(end).saturating_sub(bytes(sequence.tokens.len())) + layout.fork_bytes(1);
+        read + texts as u64 * text
+    }
+}
+
+/// Bytes of the blocks of `context` that are not in `seen`, which they are added to. Blocks that are
+/// not sealed are its own.
+fn distinct_bytes(context: &Context, seen: &mut HashSet<longview_kv::tier::BlockKey>) -> u64 {
+    let keys = context.keys();
+    let all = keys.len();
+    if all == 0 {
+        return context.kv_bytes();
+    }
+    let new = keys.into_iter().filter(|&key| seen.insert(key)).count();
+    // Blocks of different groups differ in size; in one context every group has as many.
+    (context.kv_bytes() as u128 * new as u128 / all as u128) as u64
+}

@@ -1,0 +1,333 @@
+//! A sequence of tokens on its way into a context, and the request it belongs to.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
+
+use super::RequestId;
+use super::request::{AnswerOptions, Ended, Goal, Listener, Priority, Request, Summary, Update};
+use super::writer::{Writer, Written};
+use crate::engine::{Engine, Tenant};
+use crate::error::EngineError;
+
+/// What the sequences of one request share.
+pub(super) struct Job {
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) priority: Priority,
+    pub(super) listener: Box<dyn Listener>,
+    pub(super) kind: Kind,
+    /// Texts not begun.
+    answers: Vec<AnswerOptions>,
+    /// Texts not complete, those not begun included.
+    pub(super) open_answers: usize,
+    pub(super) arrived: Instant,
+    pub(super) started: Option<Instant>,
+    pub(super) summary: Summary,
+    /// The sum of the hidden states so far, `[hidden]`.
+    states: Vec<f64>,
+}
+
+/// What is made of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Writes,
+    Reads,
+    Embeds,
+}
+
+/// Tokens, the context that some of them are in, and what writes more of them.
+///
+/// What is not in the context is to be read. A text being written has exactly one such token, the one
+/// chosen last; after its context was given up it has many, and is a prompt again until they are
+/// read.
+pub(super) struct Sequence {
+    pub(super) job: RequestId,
+    /// All tokens: the prompt, and what was written.
+    pub(super) tokens: Vec<u32>,
+    pub(super) writer: Option<Writer>,
+    /// Whether it had to give its memory to others and waits for the second time.
+    pub(super) gave_way: bool,
+    planned_tokens: usize,
+    state: State,
+}
+
+enum State {
+    /// It waits; the context is what it begins with, if not with nothing.
+    Closed(Option<Context>),
+    Open(Context),
+    Done,
+}
+
+/// What a step of writing leads to.
+pub(super) struct More {
+    /// Tokens chosen.
+    pub(super) tokens: usize,
+    /// Further texts to the same prompt, which begin here.
+    pub(super) sequences: Vec<Sequence>,
+}
+
+impl Job {
+    /// A request and the sequence it begins with.
+    pub(super) fn new(id: RequestId, request: Request) -> (Job, Sequence) {
+        let (kind, answers) = match request.goal {
+            Goal::Write(answers) => (Kind::Writes, answers),
+            Goal::Read => (Kind::Reads, Vec::new()),
+            Goal::Embed => (Kind::Embeds, Vec::new()),
+        };
+        let job = Job {
+            tenant: request.tenant,
+            priority: request.priority,
+            listener: request.listener,
+            kind,
+            open_answers: answers.len(),
+            answers,
+            states: Vec::new(),
+            arrived: Instant::now(),
+            started: None,
+            summary: Summary {
+                prompt_tokens: request.prompt.len(),
+                ..Summary::default()
+            },
+        };
+        let sequence = Sequence {
+            job: id,
+            tokens: request.prompt,
+            writer: None,
+            gave_way: false,
+            planned_tokens: request.planned_tokens,
+            state: State::Closed(request.start),
+        };
+        (job, sequence)
+    }
+
+    pub(super) fn hear(&mut self, update: Update) {
+        self.listener.hear(update);
+    }
+
+    pub(super) fn end(mut self, error: Option<EngineError>, context: Option<Context>) {
+        let embedding = match (&error, self.kind) {
+            (None, Kind::Embeds) => unit(&self.states),
+            _ => None,
+        };
+        self.listener.hear(Update::Ended(Box::new(Ended {
+            error,
+            summary: self.summary,
+            context,
+            embedding,
+        })));
+    }
+
+    /// Takes in the hidden state of one token.
+    pub(super) fn add_state(&mut self, state: &[f32]) {
+        self.states.resize(state.len(), 0.0);
+        let sums = self.states.iter_mut().zip(state);
+        sums.for_each(|(sum, &value)| *sum += f64::from(value));
+    }
+
+    /// Tokens that its longest text may have, as far as texts have not begun.
+    pub(super) fn longest_answer(&self) -> usize {
+        let lengths = self.answers.iter().map(|answer| answer.generate.max_tokens);
+        lengths.max().unwrap_or(0)
+    }
+}
+
+impl Sequence {
+    /// Makes the context: the one it begins with or a new one, with what the store has of the tokens.
+    /// The last token is always computed where its logits are wanted.
+    pub(super) fn open(&mut self, engine: &Engine, job: &mut Job) -> Result<(), EngineError> {
+        let State::Closed(start) = &mut self.state else {
+            return Ok(());
+        };
+        let planned = self.planned_tokens.max(self.tokens.len());
+        let mut context = match start.take() {
+            Some(start) => start,
+            None => engine.new_context_of(&job.tenant, planned)?,
+        };
+        if job.kind == Kind::Embeds {
+            job.states.clear();
+            self.state = State::Open(context);
+            return Ok(());
+        }
+        if let Err(error) = engine.align(&mut context, &self.tokens) {
+            if context.is_empty() {
+                return Err(error);
+            }
+            // Windows have passed what going back would need: begin anew.
+            context = engine.new_context_of(&job.tenant, planned)?;
+            engine.align(&mut context, &self.tokens)?;
+        }
+        self.state = State::Open(context);
+        Ok(())
+    }
+
+    /// Gives the context up; what is sealed of it is found again.
+    pub(super) fn close(&mut self) {
+        self.state = State::Closed(None);
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        match &self.state {
+            State::Open(context) => context,
+            State::Closed(_) | State::Done => unreachable!("running sequences have a context"),
+        }
+    }
+
+    /// Tokens in the context.
+    pub(super) fn held(&self) -> usize {
+        match &self.state {
+            State::Open(context) => context.len(),
+            State::Closed(_) | State::Done => 0,
+        }
+    }
+
+    /// Tokens that are not in the context.
+    pub(super) fn left_to_read(&self) -> usize {
+        self.tokens.len() - self.held()
+    }
+
+    /// Whether it reads rather than writes.
+    pub(super) fn is_reading(&self) -> bool {
+        self.writer.is_none() || self.left_to_read() > 1
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+
+    pub(super) fn kv_bytes(&self) -> u64 {
+        match &self.state {
+            State::Open(context) => context.kv_bytes(),
+            State::Closed(_) | State::Done => 0,
+        }
+    }
+
+    pub(super) fn take_context(&mut self) -> Option<Context> {
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Open(context) => Some(context),
+            State::Closed(start) => start,
+            State::Done => None,
+        }
+    }
+
+    /// Whether it will have at least a block of `tokens` that it has not read yet.
+    pub(super) fn will_have_in_common(&self, tokens: &[u32]) -> bool {
+        let held = self.held() / BLOCK_TOKENS * BLOCK_TOKENS;
+        let end = held + BLOCK_TOKENS;
+        // One token at least must be left to compute.
+        tokens.len() > end && self.tokens.len() >= end && tokens[..end] == self.tokens[..end]
+    }
+
+    /// The next `rows` tokens as a segment of a pass.
+    pub(super) fn segment(&mut self, rows: usize, wanted: Wanted) -> Segment<'_> {
+        let State::Open(context) = &mut self.state else {
+            unreachable!("running sequences have a context");
+        };
+        let from = context.len();
+        Segment {
+            tokens: &self.tokens[from..from + rows],
+            context,
+            wanted,
+        }
+    }
+
+    /// Tells how far the prompt is read.
+    pub(super) fn after_read(&mut self, job: &mut Job) {
+        let left = self.left_to_read();
+        if let State::Open(context) = &mut self.state
+            && left < BLOCK_TOKENS
+        {
+            context.checkpoint();
+        }
+        if self.writer.is_some() {
+            // It is read again; its prompt was told of before.
+            return;
+        }
+        if left == 0
+            && let Some(started) = job.started
+        {
+            job.summary.prefill = started.elapsed();
+        }
+        job.hear(Update::Read {
+            done: self.held(),
+            total: self.tokens.len(),
+        });
+    }
+
+    /// Chooses the next token of its text, or the first of every text when the prompt was just read.
+    pub(super) fn write(
+        &mut self,
+        job: &mut Job,
+        logits: &[f32],
+        engine: &Engine,
+    ) -> Result<More, EngineError> {
+        let mut more = More {
+            tokens: 0,
+            sequences: Vec::new(),
+        };
+        if self.writer.is_some() {
+            self.step(job, logits, engine)?;
+            more.tokens = 1;
+            return Ok(more);
+        }
+        let answers = std::mem::take(&mut job.answers);
+        let count = answers.len();
+        for (answer, options) in answers.into_iter().enumerate() {
+            let writer = Writer::new(answer, options, engine.tokenizer());
+            if answer + 1 == count {
+                self.writer = Some(writer);
+                self.step(job, logits, engine)?;
+            } else {
+                let mut sequence = Sequence {
+                    job: self.job,
+                    tokens: self.tokens.clone(),
+                    writer: Some(writer),
+                    gave_way: false,
+                    planned_tokens: self.planned_tokens,
+                    state: State::Open(self.context().fork()),
+                };
+                sequence.step(job, logits, engine)?;
+                if !sequence.is_done() {
+                    more.sequences.push(sequence);
+                }
+            }
+            more.tokens += 1;
+        }
+        Ok(more)
+    }
+
+    fn step(&mut self, job: &mut Job, logits: &[f32], engine: &Engine) -> Result<(), EngineError> {
+        let (Some(writer), State::Open(context)) = (&mut self.writer, &self.state) else {
+            unreachable!("only what has a context and a writer is written");
+        };
+        let room = engine.model().positions_of(context) - context.len();
+        let Written { token, end } = writer.step(logits, &self.tokens, room, engine.tokenizer())?;
+        let summary = &mut job.summary;
+        summary.generated_tokens += 1;
+        summary
+            .to_first_token
+            .get_or_insert_with(|| job.arrived.elapsed());
+        summary.longest_gap = summary.longest_gap.max(writer.longest_gap);
+        let answer = writer.answer;
+        self.tokens.push(token.id);
+        job.listener.hear(Update::Token(token));
+        if let Some((reason, rest)) = end {
+            summary.kv_bytes += context.kv_bytes();
+            job.listener.hear(Update::Finished {
+                answer,
+                reason,
+                rest,
+            });
+            job.open_answers -= 1;
+            self.state = State::Done;
+        }
+        Ok(())
+    }
+}
+
+/// A vector in the direction of `sum` of length 1; `None` when it has no direction.
+fn unit(sum: &[f64]) -> Option<Vec<f32>> {
+    let length = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+    let scaled = || sum.iter().map(|value| (value / length) as f32).collect();
+    (length.is_finite() && length > 0.0).then(scaled)
+}

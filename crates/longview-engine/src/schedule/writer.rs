@@ -1,0 +1,131 @@
+//! One text being written: tokens chosen from logits, and the text they are.
+
+use std::time::{Duration, Instant};
+
+use longview_text::{ShowSpecials, Start, StopMatcher, StreamDecoder, TextError, Tokenizer};
+
+use super::request::{AnswerOptions, Token};
+use crate::error::EngineError;
+use crate::generate::{EndOfText, FinishReason, GenerateOptions};
+use crate::sampling::top_logprobs;
+
+/// What a text needs beside its context.
+pub(super) struct Writer {
+    /// Which of its request's texts it is.
+    pub(super) answer: usize,
+    options: GenerateOptions,
+    top_logprobs: usize,
+    stream: StreamDecoder,
+    stops: StopMatcher,
+    generated: usize,
+    last: Option<Instant>,
+    pub(super) longest_gap: Duration,
+}
+
+/// What came of one step.
+pub(super) struct Written {
+    /// The token that was chosen.
+    pub(super) token: Token,
+    /// Whether the text ends with it, and text that was held back until then.
+    pub(super) end: Option<(FinishReason, String)>,
+}
+
+impl Writer {
+    pub(super) fn new(answer: usize, options: AnswerOptions, tokenizer: &Tokenizer) -> Writer {
+        let AnswerOptions {
+            generate,
+            top_logprobs,
+        } = options;
+        Writer {
+            answer,
+            stream: tokenizer.stream(Start::Continuation, generate.specials),
+            stops: StopMatcher::new(generate.stop.clone()),
+            options: generate,
+            top_logprobs,
+            generated: 0,
+            last: None,
+            longest_gap: Duration::ZERO,
+        }
+    }
+
+    /// Tokens that may still be written.
+    pub(super) fn left(&self) -> usize {
+        self.options.max_tokens - self.generated
+    }
+
+    /// Chooses the next token from `logits`, `[vocabulary]`. `history` holds every token so far and
+    /// `room` is how many more the context may take.
+    pub(super) fn step(
+        &mut self,
+        logits: &[f32],
+        history: &[u32],
+        room: usize,
+        tokenizer: &Tokenizer,
+    ) -> Result<Written, EngineError> {
+        let choice = self.options.chain.pick(logits, history)?;
+        let top = match self.top_logprobs {
+            0 => Vec::new(),
+            count => top_logprobs(logits, count)?,
+        };
+        let now = Instant::now();
+        if let Some(last) = self.last.replace(now) {
+            self.longest_gap = self.longest_gap.max(now - last);
+        }
+        self.generated += 1;
+        let mut token = Token {
+            answer: self.answer,
+            id: choice.id,
+            logprob: choice.logprob,
+            top,
+            text: String::new(),
+        };
+        if tokenizer.eos_ids().contains(&choice.id) && self.options.end_of_text == EndOfText::Ends {
+            let rest = self.finish();
+            return Ok(Written {
+                token,
+                end: Some((FinishReason::EndOfText, rest)),
+            });
+        }
+        let text_error = |source: TextError| EngineError::Text {
+            file: "the tokenizer".to_owned(),
+            source: Box::new(source),
+        };
+        let emit = self
+            .stops
+            .push(&self.stream.push(choice.id).map_err(text_error)?);
+        token.text = emit.text;
+        let reason = if emit.stopped {
+            Some(FinishReason::Stop)
+        } else if self.left() == 0 {
+            Some(FinishReason::Length)
+        } else if room == 0 {
+            Some(FinishReason::ContextFull)
+        } else {
+            None
+        };
+        let end = reason.map(|reason| match reason {
+            FinishReason::Stop => (reason, String::new()),
+            _ => (reason, self.finish()),
+        });
+        Ok(Written { token, end })
+    }
+
+    /// Ends the text early; returns what was held back.
+    pub(super) fn finish(&mut self) -> String {
+        let emit = self.stops.push(&self.stream.finish());
+        emit.text + &self.stops.finish()
+    }
+}
+
+impl AnswerOptions {
+    /// Up to `max_tokens` tokens, the most likely one at every step.
+    pub fn greedy(max_tokens: usize) -> AnswerOptions {
+        AnswerOptions {
+            generate: GenerateOptions {
+                specials: ShowSpecials::Hide,
+                ..GenerateOptions::greedy(max_tokens)
+            },
+            top_logprobs: 0,
+        }
+    }
+}

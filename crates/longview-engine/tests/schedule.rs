@@ -1,0 +1,357 @@
+//! Many requests at once, on the reference model: the same texts as alone, and nobody waits long.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use longview_engine::sampling::{Chain, Finish, Rng};
+use longview_engine::schedule::{
+    AnswerOptions, Goal, Listener, Priority, Request, ScheduleOptions, Scheduler, Step, Summary,
+    Update,
+};
+use longview_engine::{
+    Control, Engine, EngineOptions, FinishReason, GenerateOptions, StoreOptions, StorePlace, Tenant,
+};
+
+/// Memory is measured for the whole process, so tests take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|failed| failed.into_inner())
+}
+
+/// What a request's listener heard.
+#[derive(Default)]
+struct Heard {
+    texts: Vec<String>,
+    ids: Vec<Vec<u32>>,
+    finished: Vec<(usize, FinishReason)>,
+    reused: usize,
+    read: Vec<usize>,
+    summary: Option<Summary>,
+    error: Option<String>,
+}
+
+#[derive(Clone, Default)]
+struct Ear {
+    heard: Arc<Mutex<Heard>>,
+    gone: Arc<AtomicBool>,
+    /// Gone after so many tokens of the prompt.
+    leaves_at: Option<usize>,
+}
+
+impl Listener for Ear {
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    fn hear(&mut self, update: Update) {
+        let mut heard = self.heard.lock().unwrap();
+        match update {
+            Update::Started { reused_tokens } => heard.reused = reused_tokens,
+            Update::Read { done, .. } => {
+                heard.read.push(done);
+                if self.leaves_at.is_some_and(|at| done >= at) {
+                    self.gone.store(true, Ordering::Relaxed);
+                }
+            }
+            Update::Token(token) => {
+                let answers = heard.texts.len().max(token.answer + 1);
+                heard.texts.resize(answers, String::new());
+                heard.ids.resize(answers, Vec::new());
+                heard.texts[token.answer].push_str(&token.text);
+                heard.ids[token.answer].push(token.id);
+            }
+            Update::Finished {
+                answer,
+                reason,
+                rest,
+            } => {
+                if let Some(text) = heard.texts.get_mut(answer) {
+                    text.push_str(&rest);
+                }
+                heard.finished.push((answer, reason));
+            }
+            Update::Ended(ended) => {
+                heard.summary = Some(ended.summary);
+                heard.error = ended.error.map(|error| error.to_string());
+            }
+        }
+    }
+}
+
+fn engine(memory_bytes: Option<u64>) -> Arc<Engine> {
+    let options = EngineOptions {
+        chunk_tokens: 128,
+        threads: Some(2),
+        memory_bytes,
+        store: Some(StoreOptions {
+            place: StorePlace::Temporary,
+            max_bytes: 1 << 30,
+            salt: String::new(),
+        }),
+        ..EngineOptions::default()
+    };
+    Arc::new(Engine::open(&options).unwrap())
+}
+
+/// Tokens of a text that does not repeat itself and is like no other of another seed.
+fn text(seed: u32, count: usize) -> Vec<u32> {
+    let mut x = seed;
+    let mut next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        300 + (x >> 8) % 3000
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn drawn(seed: u64, max_tokens: usize) -> AnswerOptions {
+    let mut answer = AnswerOptions::greedy(max_tokens);
+    answer.generate.chain = Chain::new(Vec::new(), Finish::Draw(Rng::new(seed)));
+    answer
+}
+
+fn request(
+    tenant: &Arc<Tenant>,
+    prompt: &[u32],
+    answers: Vec<AnswerOptions>,
+    ear: &Ear,
+) -> Request {
+    Request {
+        tenant: Arc::clone(tenant),
+        prompt: prompt.to_vec(),
+        start: None,
+        planned_tokens: prompt.len() + 64,
+        goal: Goal::Write(answers),
+        priority: Priority::Normal,
+        listener: Box::new(ear.clone()),
+    }
+}
+
+fn finish(scheduler: &mut Scheduler) {
+    while scheduler.step() == Step::Worked {}
+    assert!(scheduler.is_idle());
+}
+
+/// What the engine alone writes after `prompt` with this chain.
+fn alone(engine: &Engine, prompt: &[u32], seed: u64, max_tokens: usize) -> Vec<u32> {
+    let mut context = engine.new_context(prompt.len() + max_tokens).unwrap();
+    let mut options = GenerateOptions::greedy(max_tokens);
+    options.chain = Chain::new(Vec::new(), Finish::Draw(Rng::new(seed)));
+    let generated = engine.generate(&mut context, prompt, &mut options, &mut |_| {
+        Control::Continue
+    });
+    generated.unwrap().ids
+}
+
+#[test]
+fn texts_are_the_same_in_any_company() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let prompts: Vec<Vec<u32>> = (0..5).map(|at| text(at, 40 + 130 * at as usize)).collect();
+    let ears: Vec<Ear> = prompts.iter().map(|_| Ear::default()).collect();
+    for (at, (prompt, ear)) in prompts.iter().zip(&ears).enumerate() {
+        let answers = (0..=at as u64 % 3)
+            .map(|n| drawn(10 * at as u64 + n, 12))
+            .collect();
+        scheduler.submit(request(&tenant, prompt, answers, ear));
+        // They arrive while others are at work.
+        scheduler.step();
+    }
+    finish(&mut scheduler);
+    for (at, (prompt, ear)) in prompts.iter().zip(&ears).enumerate() {
+        let heard = ear.heard.lock().unwrap();
+        assert_eq!(heard.error, None);
+        for (n, ids) in heard.ids.iter().enumerate() {
+            let wanted = alone(&engine, prompt, 10 * at as u64 + n as u64, 12);
+            assert_eq!(*ids, wanted, "request {at}, answer {n}");
+        }
+        assert_eq!(heard.ids.len(), at % 3 + 1);
+        assert_eq!(heard.finished.len(), at % 3 + 1);
+    }
+}
+
+#[test]
+fn a_long_prompt_leaves_one_pass_between_tokens() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let (short, long) = (Ear::default(), Ear::default());
+    let mut answer = AnswerOptions::greedy(40);
+    answer.generate.end_of_text = longview_engine::EndOfText::Ignored;
+    scheduler.submit(request(&tenant, &text(1, 20), vec![answer], &short));
+    scheduler.step();
+    scheduler.submit(request(
+        &tenant,
+        &text(2, 6000),
+        vec![AnswerOptions::greedy(1)],
+        &long,
+    ));
+    let written = || {
+        short
+            .heard
+            .lock()
+            .unwrap()
+            .ids
+            .iter()
+            .map(Vec::len)
+            .sum::<usize>()
+    };
+    for step in 1..40 {
+        assert_eq!(written(), step, "every pass writes a token");
+        scheduler.step();
+        let read = long.heard.lock().unwrap().read.len();
+        assert_eq!(read, step, "and every pass reads a slice");
+    }
+    assert_eq!(written(), 40);
+    finish(&mut scheduler);
+    let read = long.heard.lock().unwrap().read.clone();
+    assert!(
+        read.windows(2).all(|pair| pair[1] - pair[0] <= 128),
+        "{read:?}"
+    );
+    assert_eq!(*read.last().unwrap(), 6000);
+}
+
+#[test]
+fn whoever_leaves_leaves_finished_blocks() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let prompt = text(3, 1000);
+    let leaves = Ear {
+        leaves_at: Some(400),
+        ..Ear::default()
+    };
+    scheduler.submit(request(
+        &tenant,
+        &prompt,
+        vec![AnswerOptions::greedy(4)],
+        &leaves,
+    ));
+    finish(&mut scheduler);
+    let done = *leaves.heard.lock().unwrap().read.last().unwrap();
+    assert!((400..1000).contains(&done));
+    assert!(leaves.heard.lock().unwrap().texts.is_empty());
+
+    let stays = Ear::default();
+    scheduler.submit(request(&tenant, &prompt, vec![drawn(1, 4)], &stays));
+    // Another tenant finds nothing of it.
+    let (other, stranger) = (Arc::new(engine.tenant("other")), Ear::default());
+    scheduler.submit(request(&other, &prompt, vec![drawn(1, 4)], &stranger));
+    finish(&mut scheduler);
+    let (stays, stranger) = (stays.heard.lock().unwrap(), stranger.heard.lock().unwrap());
+    assert_eq!(stays.reused, done / 64 * 64);
+    assert_eq!(stays.ids[0], alone(&engine, &prompt, 1, 4));
+    assert_eq!((stranger.reused, stranger.error.as_deref()), (0, None));
+    assert_eq!(stays.ids, stranger.ids);
+}
+
+#[test]
+fn a_shared_beginning_is_computed_once() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let shared = text(4, 640);
+    let ears: Vec<Ear> = (0..6).map(|_| Ear::default()).collect();
+    for (at, ear) in ears.iter().enumerate() {
+        let prompt = [shared.clone(), text(50 + at as u32, 30)].concat();
+        scheduler.submit(request(&tenant, &prompt, vec![drawn(1, 3)], ear));
+    }
+    finish(&mut scheduler);
+    let counts = scheduler.counts();
+    assert_eq!(counts.prompt_tokens, 640 + 6 * 30);
+    assert_eq!(counts.reused_tokens, 5 * 640);
+    assert_eq!((counts.ended, counts.generated_tokens), (6, 18));
+}
+
+#[test]
+fn memory_that_runs_out_makes_some_wait_and_changes_no_text() {
+    let _turn = turn();
+    // Found out first what the engine holds without contexts.
+    let fixed = {
+        let engine = engine(Some(1 << 30));
+        let usage = engine.ledger().usage();
+        usage.program + usage.weights + usage.scratch
+    };
+    let kv_bytes = 3 << 20;
+    let engine = engine(Some(fixed + (24 << 20) + kv_bytes));
+    let tenant = Arc::new(engine.tenant(""));
+    let start = engine.ledger().usage().kv;
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let prompts: Vec<Vec<u32>> = (0..8).map(|at| text(70 + at, 1500)).collect();
+    let ears: Vec<Ear> = prompts.iter().map(|_| Ear::default()).collect();
+    for (prompt, ear) in prompts.iter().zip(&ears) {
+        // 8 × 1,500 tokens of 2 KiB are more than there is.
+        scheduler.submit(request(&tenant, prompt, vec![drawn(5, 30)], ear));
+    }
+    let mut peak = 0;
+    while scheduler.step() == Step::Worked {
+        peak = peak.max(engine.ledger().usage().total());
+    }
+    assert!(peak <= engine.ledger().limit(), "{peak}");
+    let wanted: Vec<Vec<u32>> = {
+        let roomy = self::engine(None);
+        prompts
+            .iter()
+            .map(|prompt| alone(&roomy, prompt, 5, 30))
+            .collect()
+    };
+    for (ear, wanted) in ears.iter().zip(wanted) {
+        let heard = ear.heard.lock().unwrap();
+        assert_eq!(heard.error, None);
+        assert_eq!(heard.ids[0], wanted);
+    }
+    drop(scheduler);
+    let store = engine.store().unwrap();
+    store.make_space(engine.ledger().limit());
+    assert_eq!(engine.ledger().usage().kv, start, "no block is left behind");
+}
+
+#[test]
+fn ranks_and_tenants_decide_who_is_first() {
+    let _turn = turn();
+    let engine = engine(None);
+    let busy = Arc::new(engine.tenant("a"));
+    let quiet = Arc::new(engine.tenant("b"));
+    let options = ScheduleOptions {
+        most_running: 1,
+        ..ScheduleOptions::default()
+    };
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), options);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    struct Starts(&'static str, Arc<Mutex<Vec<&'static str>>>);
+    impl Listener for Starts {
+        fn is_gone(&self) -> bool {
+            false
+        }
+        fn hear(&mut self, update: Update) {
+            if let Update::Started { .. } = update {
+                self.1.lock().unwrap().push(self.0);
+            }
+        }
+    }
+    let mut submit = |name, tenant: &Arc<Tenant>, seed, priority| {
+        let prompt = text(seed, 200);
+        let ear = Ear::default();
+        scheduler.submit(Request {
+            priority,
+            listener: Box::new(Starts(name, Arc::clone(&order))),
+            ..request(tenant, &prompt, vec![AnswerOptions::greedy(1)], &ear)
+        });
+    };
+    submit("a1", &busy, 1, Priority::Normal);
+    submit("a low", &busy, 2, Priority::Low);
+    submit("a2", &busy, 3, Priority::Normal);
+    submit("b1", &quiet, 4, Priority::Normal);
+    submit("a high", &busy, 5, Priority::High);
+    finish(&mut scheduler);
+    // After "a high", tenant b has been served least.
+    assert_eq!(
+        *order.lock().unwrap(),
+        ["a high", "b1", "a1", "a2", "a low"]
+    );
+}
