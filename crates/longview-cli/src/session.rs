@@ -34,6 +34,8 @@ pub(crate) struct Session {
     keeps: Keeps,
     /// The records of contexts, where they are kept.
     pub(crate) saved: Option<Saved>,
+    /// Where contexts are kept, if anywhere.
+    store_place: Option<StorePlace>,
 }
 
 /// Whether what is read outlives this process.
@@ -69,6 +71,11 @@ impl Session {
         Ok(session)
     }
 
+    /// Where contexts are kept, if anywhere.
+    pub(crate) fn store_place(&self) -> Option<&StorePlace> {
+        self.store_place.as_ref()
+    }
+
     fn load(
         engine: &EngineArgs,
         methods: Methods,
@@ -96,7 +103,8 @@ impl Session {
         notices.extend(engine.model().file().notices().iter().cloned());
         notices.extend(methods.notices());
         let kept = |place: &StorePlace| matches!(place, StorePlace::Folder(_));
-        let keeps = match options.store.is_some_and(|store| kept(&store.place)) {
+        let store_place = options.store.map(|store| store.place);
+        let keeps = match store_place.as_ref().is_some_and(kept) {
             true => Keeps::Contexts,
             false => Keeps::Nothing,
         };
@@ -108,6 +116,7 @@ impl Session {
             seconds_to_load,
             keeps,
             saved: None,
+            store_place,
         })
     }
 

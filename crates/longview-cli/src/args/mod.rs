@@ -9,6 +9,7 @@ mod inspect;
 mod make;
 mod methods;
 mod model;
+mod serve;
 mod store;
 
 use clap::{Parser, Subcommand};
@@ -22,6 +23,7 @@ pub(crate) use inspect::{BenchArgs, DoctorArgs, MethodsArgs, TokenizeArgs};
 pub(crate) use make::{MakeModelArgs, QuantizeArgs};
 pub(crate) use methods::MethodArgs;
 pub(crate) use model::{EngineArgs, ModelArgs};
+pub(crate) use serve::{BatchArgs, ServeArgs};
 pub(crate) use store::StoreArgs;
 
 /// Long-context inference on an ordinary computer: give it a model and a text of any length, and
@@ -52,6 +54,10 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Talk with the model
     Chat(ChatArgs),
+    /// Answer requests over HTTP: OpenAI's and Anthropic's protocols, contexts with names, a web page
+    Serve(Box<ServeArgs>),
+    /// Answer a file of requests in OpenAI's batch format, for throughput
+    Batch(Box<BatchArgs>),
     /// Say for a prompt what of it was read before, where that is kept, and why it ends there
     Explain(ExplainArgs),
     /// List, show, check, move and remove what is kept from one run to the next

@@ -10,7 +10,7 @@ use crate::installed::Places;
 use crate::size::{parse_bytes, parse_tokens};
 
 /// The model alone.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
     /// A GGUF file, a Hugging Face folder, or a name that `longview models` lists
     /// [default: the reference model inside the program]
@@ -19,7 +19,7 @@ pub(crate) struct ModelArgs {
 }
 
 /// The model and how it is run.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct EngineArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,

@@ -132,7 +132,8 @@ impl StoreArgs {
         }
     }
 
-    fn salt(&self) -> &str {
+    /// The salt that contexts are found under.
+    pub(crate) fn salt(&self) -> &str {
         self.salt.as_deref().unwrap_or_default()
     }
 

@@ -1,6 +1,7 @@
 //! One file a command.
 
 mod ask;
+mod batch;
 mod bench;
 mod chat;
 mod contexts;
@@ -12,6 +13,7 @@ mod methods;
 mod models;
 mod quantize;
 mod run;
+mod serve;
 mod tokenize;
 mod written;
 
@@ -28,6 +30,8 @@ pub(crate) fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Ask(args) => ask::run(args, format),
         Command::Run(args) => run::run(args, format),
         Command::Chat(args) => chat::run(args, format),
+        Command::Batch(args) => batch::run(args, format),
+        Command::Serve(args) => serve::run(args, format),
         Command::Explain(args) => explain::run(args, format),
         Command::Contexts(args) => contexts::run(args, format),
         Command::Bench(args) => bench::run(args, format),

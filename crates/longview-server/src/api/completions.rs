@@ -1,0 +1,406 @@
+//! `POST /v1/completions`: a text is continued as it is.
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use axum::response::Response;
+use axum::{Extension, Json};
+use longview::FinishReason;
+use longview::schedule::Token;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+use super::chat::{Head, StreamOptions, done, fingerprint, finite};
+use crate::app::{App, Guest, Tenancy, new_id, unix_seconds};
+use crate::error::ApiError;
+use crate::input::Input;
+use crate::prompt::{self, Truncate};
+use crate::run::{self, Finished, Meta, Prompt, Total, Usage, finish_reason};
+use crate::settings::{Extras, Settings, Stop, Wishes};
+use crate::sse::{self, Message, Protocol};
+
+/// The most prompts in one request.
+const MOST_PROMPTS: usize = 64;
+
+/// A text to be continued.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub(crate) struct CompletionRequest {
+    /// The model's name; left out, it is the one this server runs.
+    pub(crate) model: Option<String>,
+    /// The text or texts, as they are or as token ids.
+    pub(crate) prompt: PromptField,
+    pub(crate) stream: Option<bool>,
+    pub(crate) stream_options: Option<StreamOptions>,
+    /// Texts wanted for each prompt, 1 to 16.
+    pub(crate) n: Option<u32>,
+    /// The most tokens of each text; 16 if it is not said, as the protocol has it.
+    pub(crate) max_tokens: Option<u64>,
+    pub(crate) stop: Option<Stop>,
+    pub(crate) temperature: Option<f64>,
+    pub(crate) top_p: Option<f64>,
+    pub(crate) top_k: Option<u64>,
+    pub(crate) min_p: Option<f64>,
+    pub(crate) seed: Option<i64>,
+    pub(crate) presence_penalty: Option<f64>,
+    pub(crate) frequency_penalty: Option<f64>,
+    pub(crate) repetition_penalty: Option<f64>,
+    pub(crate) logit_bias: Option<BTreeMap<String, f64>>,
+    /// How many alternatives are reported with each token, at most 20; given at all, probabilities are
+    /// reported.
+    pub(crate) logprobs: Option<usize>,
+    /// Whether the prompt stands before the text.
+    pub(crate) echo: Option<bool>,
+    /// Candidates to choose from; only as many as `n` can be had.
+    pub(crate) best_of: Option<u32>,
+    /// What is to come after the text; cannot be had.
+    pub(crate) suffix: Option<String>,
+    pub(crate) ignore_eos: Option<bool>,
+    /// Cut a prompt that is too long instead of refusing it.
+    pub(crate) truncate: Option<Truncate>,
+    /// Says who asks; not used.
+    #[allow(dead_code, reason = "known to the protocol, and nothing is made of it")]
+    pub(crate) user: Option<String>,
+    /// What only this server understands.
+    pub(crate) longview: Option<Extras>,
+}
+
+/// One prompt or several.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum PromptField {
+    /// A text.
+    Text(String),
+    /// Token ids.
+    Tokens(Vec<u32>),
+    /// Texts.
+    Texts(Vec<String>),
+    /// Several lists of token ids.
+    Lists(Vec<Vec<u32>>),
+}
+
+/// The texts.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CompletionResponse {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+    choices: Vec<CompletionChoice>,
+    usage: Usage,
+    /// What was measured.
+    longview: Value,
+}
+
+/// One text.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CompletionChoice {
+    index: usize,
+    text: String,
+    logprobs: Option<Value>,
+    finish_reason: &'static str,
+}
+
+/// Continues texts.
+#[utoipa::path(
+    post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The texts, or a stream of `text/event-stream` chunks", body = CompletionResponse),
+        (status = 400, description = "The request is wrong; the message says what to do"),
+        (status = 429, description = "Too many requests wait; `Retry-After` says for how long")
+    )
+)]
+pub(crate) async fn create(
+    State(app): State<App>,
+    Extension(Guest(tenancy)): Extension<Guest>,
+    Input { value, ignored }: Input<CompletionRequest>,
+) -> Result<Response, ApiError> {
+    app.check_model(value.model.as_deref())?;
+    let extras = value.longview.clone().unwrap_or_default();
+    let stream = value.stream.unwrap_or(false);
+    let (prompts, settings) = {
+        let (app, value, extras) = (app.clone(), value.clone(), extras.clone());
+        let tenancy = tenancy.clone();
+        tokio::task::spawn_blocking(move || prepare(&app, &tenancy, &value, &extras))
+            .await
+            .map_err(|_| ApiError::failed("the prompt could not be made"))??
+    };
+    let echoed: Vec<String> = match value.echo.unwrap_or(false) {
+        false => Vec::new(),
+        true => {
+            let tokenizer = app.engine().tokenizer();
+            let text = |prompt: &Prompt| tokenizer.decode(&prompt.tokens).unwrap_or_default();
+            prompts.iter().map(text).collect()
+        }
+    };
+    let running = run::start(&app, &tenancy, prompts, &settings, &extras, &|| Ok(None))?;
+    let head = Head {
+        id: new_id("cmpl-"),
+        created: unix_seconds(),
+        model: app.model().to_owned(),
+        fingerprint: fingerprint(&app),
+    };
+    let logprobs = value.logprobs.is_some();
+    if stream {
+        let protocol = Chunks {
+            head,
+            include_usage: value
+                .stream_options
+                .as_ref()
+                .and_then(|options| options.include_usage)
+                .unwrap_or(false),
+            report: value.longview.is_some(),
+            progress: extras.progress,
+            logprobs,
+            offsets: vec![0; running.answers],
+            per_prompt: settings.answers,
+            echoed,
+            app: app.clone(),
+        };
+        return Ok(sse::respond(&app, running, protocol, &ignored));
+    }
+    let Finished { texts, total, meta } = running.finish(&app).await?;
+    let choices = texts.into_iter().enumerate().map(|(index, text)| {
+        let lead = echoed.get(index / settings.answers);
+        CompletionChoice {
+            index,
+            logprobs: logprobs.then(|| {
+                let offset = lead.map_or(0, |lead| lead.chars().count());
+                legacy_logprobs(&app, &text.tokens, &mut { offset })
+            }),
+            text: lead.cloned().unwrap_or_default() + &text.text,
+            finish_reason: finish_reason(text.reason.unwrap_or(FinishReason::Length)),
+        }
+    });
+    let response = CompletionResponse {
+        id: head.id,
+        object: "text_completion",
+        created: head.created,
+        model: head.model,
+        system_fingerprint: head.fingerprint,
+        choices: choices.collect(),
+        usage: total.usage(&meta),
+        longview: total.report(&meta),
+    };
+    Ok(ignored.on(Json(response)))
+}
+
+fn prepare(
+    app: &App,
+    tenancy: &Tenancy,
+    request: &CompletionRequest,
+    extras: &Extras,
+) -> Result<(Vec<Prompt>, Settings), ApiError> {
+    if request
+        .suffix
+        .as_ref()
+        .is_some_and(|suffix| !suffix.is_empty())
+    {
+        return Err(ApiError::field(
+            "suffix",
+            "this model continues texts only and cannot fill a gap before a suffix; leave it out",
+        ));
+    }
+    if request
+        .best_of
+        .is_some_and(|best| Some(best) != request.n && best != 1)
+    {
+        return Err(ApiError::field(
+            "best_of",
+            "best_of can only be what n is; ask for n texts and choose yourself",
+        ));
+    }
+    let settings = Wishes {
+        answers: request.n,
+        max_tokens: request.max_tokens.or(Some(16)),
+        stop: request.stop.clone(),
+        temperature: request.temperature,
+        top_p: request.top_p,
+        top_k: request.top_k,
+        min_p: request.min_p,
+        seed: request.seed.map(i64::cast_unsigned),
+        presence_penalty: request.presence_penalty,
+        frequency_penalty: request.frequency_penalty,
+        repetition_penalty: request.repetition_penalty,
+        logit_bias: request.logit_bias.clone(),
+        ignore_eos: request.ignore_eos.unwrap_or(false),
+        logprobs: request.logprobs.is_some(),
+        top_logprobs: request.logprobs.unwrap_or(0),
+        specials: None,
+    }
+    .settle(app, extras)?;
+    let held = match &extras.context {
+        None => None,
+        Some(name) => Some(tenancy.contexts.for_request(app, name)?),
+    };
+    let engine = app.engine();
+    let vocabulary = engine.model().blueprint().vocab;
+    let of_text = |text: &String| match &held {
+        None => prompt::plain(engine, text),
+        Some(held) => Ok([&held.tokens[..], &prompt::continued(engine, text)?].concat()),
+    };
+    let of_tokens = |tokens: &Vec<u32>| {
+        if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(ApiError::field(
+                "prompt",
+                format!(
+                    "token {id} is not in the model's vocabulary, whose ids go from 0 to {}",
+                    vocabulary - 1
+                ),
+            ));
+        }
+        Ok(match &held {
+            None => tokens.clone(),
+            Some(held) => [&held.tokens[..], tokens].concat(),
+        })
+    };
+    let lists: Result<Vec<Vec<u32>>, ApiError> = match &request.prompt {
+        PromptField::Text(text) => of_text(text).map(|tokens| vec![tokens]),
+        PromptField::Tokens(tokens) => of_tokens(tokens).map(|tokens| vec![tokens]),
+        PromptField::Texts(texts) => {
+            check_count(texts.len()).and_then(|()| texts.iter().map(of_text).collect())
+        }
+        PromptField::Lists(lists) => {
+            check_count(lists.len()).and_then(|()| lists.iter().map(of_tokens).collect())
+        }
+    };
+    let truncate = request.truncate.or(extras.truncate);
+    let prompts = lists?.into_iter().map(|tokens| {
+        let start = held
+            .as_ref()
+            .and_then(|held| held.context.as_ref().map(longview::Context::fork));
+        run::fitted(app, tokens, start, truncate, &settings)
+    });
+    Ok((prompts.collect::<Result<_, _>>()?, settings))
+}
+
+fn check_count(count: usize) -> Result<(), ApiError> {
+    if (1..=MOST_PROMPTS).contains(&count) {
+        return Ok(());
+    }
+    Err(ApiError::field(
+        "prompt",
+        format!("there are {count} prompts; give from 1 to {MOST_PROMPTS}"),
+    ))
+}
+
+/// Probabilities of tokens as this protocol writes them. `offset` counts characters of the text.
+fn legacy_logprobs(app: &App, tokens: &[Token], offset: &mut usize) -> Value {
+    let text = |id: u32| {
+        let bytes = app.engine().tokenizer().token_bytes(id).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let mut offsets = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        offsets.push(*offset);
+        *offset += text(token.id).chars().count();
+    }
+    let top = |token: &Token| -> Value {
+        let top = token.top.iter();
+        let entries = top.map(|&(id, logprob)| (text(id), finite(logprob).into()));
+        Value::Object(entries.collect::<Map<String, Value>>())
+    };
+    json!({
+        "tokens": tokens.iter().map(|token| text(token.id)).collect::<Vec<_>>(),
+        "token_logprobs": tokens.iter().map(|token| finite(token.logprob)).collect::<Vec<_>>(),
+        "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+        "text_offset": offsets,
+    })
+}
+
+/// The stream of chunks.
+struct Chunks {
+    head: Head,
+    include_usage: bool,
+    report: bool,
+    progress: bool,
+    logprobs: bool,
+    offsets: Vec<usize>,
+    per_prompt: usize,
+    echoed: Vec<String>,
+    app: App,
+}
+
+impl Chunks {
+    fn chunk(&self, choices: Value) -> Value {
+        json!({
+            "id": self.head.id,
+            "object": "text_completion",
+            "created": self.head.created,
+            "model": self.head.model,
+            "system_fingerprint": self.head.fingerprint,
+            "choices": choices,
+        })
+    }
+
+    fn choice(
+        &self,
+        index: usize,
+        text: &str,
+        logprobs: Option<Value>,
+        reason: Option<&str>,
+    ) -> Message {
+        Message::data(&self.chunk(json!([{
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": reason,
+        }])))
+    }
+}
+
+impl Protocol for Chunks {
+    fn begin(&mut self, out: &mut Vec<Message>) {
+        for answer in 0..self.offsets.len() {
+            if let Some(lead) = self.echoed.get(answer / self.per_prompt) {
+                out.push(self.choice(answer, lead, None, None));
+                self.offsets[answer] = lead.chars().count();
+            }
+        }
+    }
+
+    fn progress(&mut self, reused: usize, done: usize, total: usize, out: &mut Vec<Message>) {
+        if self.progress {
+            let mut chunk = self.chunk(json!([]));
+            chunk["longview"] = json!({
+                "progress": { "reused_tokens": reused, "done_tokens": done, "total_tokens": total }
+            });
+            out.push(Message::data(&chunk));
+        }
+    }
+
+    fn text(&mut self, answer: usize, text: &str, tokens: &[Token], out: &mut Vec<Message>) {
+        if text.is_empty() && tokens.is_empty() {
+            return;
+        }
+        let logprobs = match self.logprobs {
+            true => Some(legacy_logprobs(
+                &self.app,
+                tokens,
+                &mut self.offsets[answer],
+            )),
+            false => None,
+        };
+        out.push(self.choice(answer, text, logprobs, None));
+    }
+
+    fn finished(&mut self, answer: usize, reason: FinishReason, out: &mut Vec<Message>) {
+        out.push(self.choice(answer, "", None, Some(finish_reason(reason))));
+    }
+
+    fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>) {
+        if self.include_usage || self.report {
+            let mut chunk = self.chunk(json!([]));
+            chunk["usage"] = json!(total.usage(meta));
+            chunk["longview"] = total.report(meta);
+            out.push(Message::data(&chunk));
+        }
+        out.push(done());
+    }
+
+    fn failed(&mut self, error: &ApiError, out: &mut Vec<Message>) {
+        out.push(Message::data(&error.openai()));
+        out.push(done());
+    }
+}

@@ -1,0 +1,139 @@
+//! `POST /tokenize` and `POST /detokenize`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+use longview::Specials;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::input::Input;
+use crate::prompt::{self, ChatMessage, TemplateExtras};
+
+/// A text or a conversation.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct TokenizeRequest {
+    /// A text.
+    content: Option<String>,
+    /// The same by the name that others use.
+    prompt: Option<String>,
+    /// A conversation, in place of a text.
+    messages: Option<Vec<ChatMessage>>,
+    /// Whether special tokens written out in the text are meant as such.
+    #[serde(default)]
+    parse_special: Option<bool>,
+    /// Whether the tokens in front that the model expects before every text are added.
+    #[serde(default)]
+    add_special: Option<bool>,
+    /// Whether the tokens come with their texts.
+    #[serde(default)]
+    with_pieces: Option<bool>,
+}
+
+/// Token ids.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TokenizeResponse {
+    tokens: Vec<u32>,
+    count: usize,
+    /// The most tokens that the model reads.
+    max_model_len: usize,
+    /// The text of each token; bytes that are no text show as U+FFFD.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pieces: Option<Vec<String>>,
+}
+
+/// Token ids to be turned into text.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct DetokenizeRequest {
+    tokens: Vec<u32>,
+}
+
+/// A text.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DetokenizeResponse {
+    content: String,
+    /// The same by the name that others use.
+    prompt: String,
+}
+
+/// Turns a text into token ids.
+#[utoipa::path(
+    post, path = "/tokenize", tag = "Tokens", request_body = TokenizeRequest,
+    responses(
+        (status = 200, description = "The tokens", body = TokenizeResponse),
+        (status = 400, description = "The request is wrong")
+    )
+)]
+pub(crate) async fn tokenize(
+    State(app): State<App>,
+    Input { value, ignored }: Input<TokenizeRequest>,
+) -> Result<Response, ApiError> {
+    let done = tokio::task::spawn_blocking(move || tokens(&app, &value));
+    let response = done
+        .await
+        .map_err(|_| ApiError::failed("the text could not be tokenised"))??;
+    Ok(ignored.on(Json(response)))
+}
+
+fn tokens(app: &App, request: &TokenizeRequest) -> Result<TokenizeResponse, ApiError> {
+    let engine = app.engine();
+    let text = request.content.as_ref().or(request.prompt.as_ref());
+    let tokens = match (text, &request.messages) {
+        (Some(text), None) => {
+            engine.check_text(text.len())?;
+            let specials = match request.parse_special.unwrap_or(false) {
+                true => Specials::Parse,
+                false => Specials::AsText,
+            };
+            let tokens = engine.tokenizer().encode(text, specials)?;
+            match request.add_special.unwrap_or(false) {
+                true => engine.text().with_prefix(tokens),
+                false => tokens,
+            }
+        }
+        (None, Some(messages)) => prompt::chat(
+            engine,
+            app.specials(),
+            messages,
+            &TemplateExtras::default(),
+            None,
+        )?,
+        _ => {
+            return Err(ApiError::wrong(
+                "give either \"content\" (a text) or \"messages\" (a conversation)",
+            ));
+        }
+    };
+    let piece = |&id: &u32| {
+        let bytes = engine.tokenizer().token_bytes(id).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let pieces = request.with_pieces.unwrap_or(false);
+    Ok(TokenizeResponse {
+        count: tokens.len(),
+        max_model_len: engine.model().blueprint().max_positions,
+        pieces: pieces.then(|| tokens.iter().map(piece).collect()),
+        tokens,
+    })
+}
+
+/// Turns token ids into a text.
+#[utoipa::path(
+    post, path = "/detokenize", tag = "Tokens", request_body = DetokenizeRequest,
+    responses(
+        (status = 200, description = "The text", body = DetokenizeResponse),
+        (status = 400, description = "The request is wrong")
+    )
+)]
+pub(crate) async fn detokenize(
+    State(app): State<App>,
+    Input { value, ignored }: Input<DetokenizeRequest>,
+) -> Result<Response, ApiError> {
+    let content = app.engine().tokenizer().decode(&value.tokens)?;
+    Ok(ignored.on(Json(DetokenizeResponse {
+        prompt: content.clone(),
+        content,
+    })))
+}

@@ -1,0 +1,166 @@
+//! Reading a context: a job of the context, not of whoever asked for it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use longview::schedule::{Goal, Priority, Request};
+use tokio::sync::{Notify, watch};
+
+use super::{Contexts, Progress, Status};
+use crate::app::{App, unix_seconds};
+use crate::error::ApiError;
+use crate::outbox::{Detail, Inbox, News};
+
+/// A reading under way.
+#[derive(Clone)]
+pub(crate) struct Job(Arc<Notify>);
+
+impl Job {
+    /// Ends it; what is read stays.
+    pub(crate) fn cancel(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl Contexts {
+    /// Begins to read what of a context is not read.
+    pub(crate) fn read(self: &Arc<Contexts>, app: &App, id: &str) -> Result<(), ApiError> {
+        let inbox = Inbox::new();
+        let job = Job(Arc::new(Notify::new()));
+        let request = self.with(id, |entry| {
+            if entry.job.is_some() {
+                return Err(ApiError::conflict("the context is being read already"));
+            }
+            let tokens = entry.tokens.to_vec();
+            let plan = app.engine().plan(tokens.len());
+            if !plan.fits() {
+                return Err(longview::EngineError::DoesNotFit(Box::new(plan)).into());
+            }
+            let permit = app.enter(tokens.len(), Priority::Normal)?;
+            entry.job = Some(job.clone());
+            entry.status = Status::Queued;
+            entry.error = None;
+            let request = Request {
+                tenant: Arc::clone(&self.tenant),
+                planned_tokens: tokens.len(),
+                prompt: tokens,
+                start: entry.context.take(),
+                goal: Goal::Read,
+                priority: Priority::Normal,
+                listener: Box::new(inbox.ear(Detail::Text, 0, permit)),
+            };
+            entry.tell();
+            Ok(request)
+        })?;
+        app.worker().submit(request)?;
+        let contexts = Arc::clone(self);
+        tokio::spawn(follow(app.clone(), contexts, id.to_owned(), inbox, job));
+        Ok(())
+    }
+
+    /// Ends the reading of a context; what is read stays.
+    pub(crate) fn cancel(&self, app: &App, name: &str) -> Result<String, ApiError> {
+        let id = self.find(app, name)?;
+        self.with(&id, |entry| match &entry.job {
+            Some(job) => {
+                job.cancel();
+                Ok(())
+            }
+            None => Err(ApiError::conflict("the context is not being read")),
+        })?;
+        Ok(id)
+    }
+
+    /// Goes on with the reading of a context.
+    pub(crate) fn resume(self: &Arc<Contexts>, app: &App, name: &str) -> Result<String, ApiError> {
+        let id = self.find(app, name)?;
+        let ready = self.with(&id, |entry| Ok(entry.status == Status::Ready))?;
+        if !ready {
+            self.read(app, &id)?;
+        }
+        Ok(id)
+    }
+
+    /// How far a context is read, now and from now on.
+    pub(crate) fn watch(
+        &self,
+        app: &App,
+        name: &str,
+    ) -> Result<watch::Receiver<Progress>, ApiError> {
+        let id = self.find(app, name)?;
+        self.with(&id, |entry| Ok(entry.progress.subscribe()))
+    }
+}
+
+/// Takes the news of a reading until it ends.
+async fn follow(app: App, contexts: Arc<Contexts>, id: String, mut inbox: Inbox, job: Job) {
+    let mut begun = (Instant::now(), 0);
+    let mut cancelled = false;
+    loop {
+        let news = tokio::select! {
+            news = inbox.next() => news,
+            () = job.0.notified(), if !cancelled => {
+                cancelled = true;
+                inbox.leave();
+                continue;
+            }
+        };
+        let Some(news) = news else { break };
+        // It may have been deleted meanwhile; then nobody is told.
+        let _ = contexts.with(&id, |entry| {
+            match news {
+                News::Started { reused } => {
+                    entry.status = Status::Reading;
+                    entry.reused = reused;
+                    entry.read = reused;
+                    begun = (Instant::now(), reused);
+                }
+                News::Read { done, .. } => {
+                    entry.read = done;
+                    let seconds = begun.0.elapsed().as_secs_f64().max(1e-9);
+                    let rate = done.saturating_sub(begun.1) as f64 / seconds;
+                    let left = entry.tokens.len() - done;
+                    entry.progress.send_modify(|progress| {
+                        progress.tokens_per_second = rate;
+                        progress.seconds_left = (rate > 0.0).then(|| left as f64 / rate);
+                    });
+                }
+                News::Ended(ended) => {
+                    app.metrics().ended(&ended.summary);
+                    entry.job = None;
+                    entry.used = unix_seconds();
+                    let ended = *ended;
+                    if let Some(context) = ended.context {
+                        entry.read = context.len().max(entry.read.min(entry.tokens.len()));
+                        entry.context = Some(context);
+                    }
+                    entry.status = match ended.error {
+                        Some(error) => {
+                            entry.error = Some(error.to_string());
+                            Status::Failed
+                        }
+                        None if entry.read == entry.tokens.len() => Status::Ready,
+                        None => Status::Cancelled,
+                    };
+                }
+                News::Text { .. } | News::Finished { .. } => {}
+            }
+            entry.tell();
+            Ok(())
+        });
+    }
+    // The engine may have given it up without a word.
+    let _ = contexts.with(&id, |entry| {
+        if entry.job.take().is_some() {
+            entry.status = Status::Failed;
+            entry.error = Some("the engine gave up reading; resume it".to_owned());
+            entry.tell();
+        }
+        Ok(())
+    });
+    let saving = tokio::task::spawn_blocking(move || {
+        // What stands in the way is told when it is saved by name.
+        let _ = contexts.save(&app, &id);
+    });
+    let _ = saving.await;
+}

@@ -1,0 +1,75 @@
+//! What the server offers, as an OpenAPI document made from the types.
+
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+
+use crate::api;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Longview",
+        description = "Long-context inference: OpenAI's and Anthropic's protocols, and contexts as things with names.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    paths(
+        api::chat::create,
+        api::completions::create,
+        api::responses::create,
+        api::embeddings::create,
+        api::messages::create,
+        api::messages::count,
+        api::models::list,
+        api::models::show,
+        api::contexts::create,
+        api::contexts::list,
+        api::contexts::show,
+        api::contexts::change,
+        api::contexts::delete,
+        api::contexts::events,
+        api::contexts::append,
+        api::contexts::fork,
+        api::contexts::cancel,
+        api::contexts::resume,
+        api::contexts::save,
+        api::contexts::export,
+        api::contexts::import,
+        api::batches::upload,
+        api::batches::list_files,
+        api::batches::show_file,
+        api::batches::content,
+        api::batches::delete_file,
+        api::batches::create,
+        api::batches::list,
+        api::batches::show,
+        api::batches::cancel,
+        api::tokens::tokenize,
+        api::tokens::detokenize,
+        api::status::drop_cache,
+        api::status::health,
+        api::status::ready,
+        api::status::metrics,
+        api::status::openapi,
+    ),
+    modifiers(&Keys),
+    security(("key" = []))
+)]
+struct Api;
+
+/// Keys are wanted where the server was started with some.
+struct Keys;
+
+impl utoipa::Modify for Keys {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("key", SecurityScheme::Http(bearer));
+    }
+}
+
+/// The document as JSON.
+pub fn document() -> String {
+    Api::openapi()
+        .to_pretty_json()
+        .expect("the document is made of strings and maps")
+}

@@ -1,0 +1,290 @@
+"use strict";
+// The page of the server: a conversation, and the contexts that questions are asked of.
+
+const $ = (id) => document.getElementById(id);
+const turns = [];        // {role, content}
+let asked = null;        // the context that is asked, as the server shows it
+let running = null;      // AbortController of the answer under way
+const reading = new Map(); // contexts that are followed, by id
+
+// ---- the server ----
+
+function headers(more) {
+  const key = localStorage.getItem("longview-key");
+  return { ...(key ? { authorization: `Bearer ${key}` } : {}), ...more };
+}
+
+async function call(method, path, body, signal) {
+  const answer = await fetch(path, {
+    method, signal,
+    headers: headers(body === undefined ? {} : { "content-type": "application/json" }),
+    body: body === undefined ? undefined : JSON.stringify(body),
+  });
+  if (answer.ok) return answer;
+  let message = `${answer.status} ${answer.statusText}`;
+  try { message = (await answer.json()).error.message; } catch { /* no JSON: the status must do */ }
+  if (answer.status === 401) $("access").open = true;
+  throw new Error(message);
+}
+
+// Events of a streamed answer, as {event, data}.
+async function* events(answer) {
+  const decoder = new TextDecoder();
+  const reader = answer.body.getReader();
+  let held = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    held += decoder.decode(value, { stream: true });
+    const parts = held.split("\n\n");
+    held = parts.pop();
+    for (const part of parts) {
+      const message = { event: "message", data: "" };
+      for (const line of part.split("\n")) {
+        if (line.startsWith("event: ")) message.event = line.slice(7);
+        if (line.startsWith("data: ")) message.data += line.slice(6);
+      }
+      if (message.data) yield message;
+    }
+  }
+}
+
+// ---- numbers in words ----
+
+const count = (n) => Number(n).toLocaleString("en");
+function bytes(n) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  while (n >= 1024 && unit < units.length - 1) { n /= 1024; unit += 1; }
+  return unit === 0 ? `${n} B` : `${n.toFixed(1)} ${units[unit]}`;
+}
+const seconds = (s) => s < 10 ? `${s.toFixed(2)} s` : s < 120 ? `${s.toFixed(0)} s` : `${(s / 60).toFixed(0)} min`;
+
+function element(name, attributes, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+// ---- contexts ----
+
+function tell(text, wrong) {
+  $("contexts-note").textContent = text;
+  $("contexts-note").classList.toggle("wrong", Boolean(wrong));
+}
+
+async function list() {
+  try {
+    const { data } = await (await call("GET", "v1/contexts")).json();
+    if (asked) asked = data.find((one) => one.id === asked.id) || null;
+    show(data);
+    for (const one of data) {
+      if ((one.status === "reading" || one.status === "queued") && !reading.has(one.id)) follow(one.id);
+    }
+  } catch (error) { tell(error.message, true); }
+}
+
+function show(data) {
+  const focused = document.activeElement && document.activeElement.dataset.key;
+  $("contexts").replaceChildren(...data.map(item));
+  if (focused) {
+    const again = document.querySelector(`[data-key="${CSS.escape(focused)}"]`);
+    if (again) again.focus();
+  }
+  if (!data.length) $("contexts").append(element("li", { class: "note" }, "None yet: drop a document above."));
+  $("asked").textContent = asked
+    ? `Questions go to “${asked.label || asked.title}” (${count(asked.tokens)} tokens).`
+    : "Questions go to the model alone; choose a context to ask it.";
+}
+
+function item(one) {
+  const is = asked && asked.id === one.id;
+  const busy = one.status === "reading" || one.status === "queued";
+  const button = (word, work, extra) => element("button", {
+    type: "button", "data-key": `${one.id} ${word}`, "aria-label": `${word} ${one.label || one.title}`, onclick: work, ...extra,
+  }, word);
+  const act = (work) => async () => {
+    try { tell(""); await work(); await list(); } catch (error) { tell(error.message, true); }
+  };
+  const post = (what) => act(() => call("POST", `v1/contexts/${one.id}/${what}`, what === "fork" ? {} : undefined));
+  const places = Object.entries(one.bytes_by_tier).map(([place, n]) => `${bytes(n)} in ${place}`);
+  const where = places.length ? places.join(", ") : one.bytes ? bytes(one.bytes) : "";
+  const words = busy
+    ? `${one.status}: ${count(one.read_tokens)} of ${count(one.tokens)} tokens`
+    : `${count(one.tokens)} tokens${where ? ` · ${where}` : ""}${one.pinned ? " · pinned" : ""}` +
+      (one.status === "ready" ? "" : ` · ${one.status} at ${count(one.read_tokens)}`) + (one.error ? ` · ${one.error}` : "");
+  return element("li", { class: is ? "asked" : null, "data-id": one.id },
+    element("div", { class: "title" }, one.label || one.title || one.id),
+    element("p", { class: "note" }, words),
+    busy ? element("progress", { max: one.tokens, value: one.read_tokens, "aria-label": `${one.title} is read` }) : null,
+    element("div", { class: "row" },
+      button(is ? "Leave" : "Ask", act(async () => { asked = is ? null : one; $("question").focus(); }), { "aria-pressed": String(Boolean(is)) }),
+      busy ? button("Cancel", post("cancel")) : null,
+      !busy && one.status !== "ready" ? button("Resume", post("resume")) : null,
+      button("Fork", post("fork")),
+      button(one.pinned ? "Unpin" : "Pin", act(() => call("PATCH", `v1/contexts/${one.id}`, { pinned: !one.pinned }))),
+      button("Delete", act(() => call("DELETE", `v1/contexts/${one.id}`)))));
+}
+
+// Shows how far the reading of a context is until it ends.
+async function follow(id) {
+  reading.set(id, true);
+  try {
+    const answer = await call("GET", `v1/contexts/${id}/events`);
+    for await (const { data } of events(answer)) {
+      const news = JSON.parse(data);
+      const node = document.querySelector(`#contexts li[data-id="${CSS.escape(id)}"]`);
+      if (!node) continue;
+      const bar = node.querySelector("progress");
+      if (bar) { bar.max = news.total_tokens; bar.value = news.done_tokens; }
+      const left = news.seconds_left === null ? "" : `, ${seconds(news.seconds_left)} left`;
+      node.querySelector(".note").textContent =
+        `${news.status}: ${count(news.done_tokens)} of ${count(news.total_tokens)} tokens` +
+        ` (${count(news.reused_tokens)} taken over${left})`;
+    }
+  } catch (error) { tell(error.message, true); }
+  reading.delete(id);
+  list();
+}
+
+async function add(text, title) {
+  tell(`sending ${title} …`);
+  const answer = await call("POST", "v1/contexts", { text, title });
+  asked = await answer.json();
+  tell("");
+  await list();
+}
+
+async function addFiles(files) {
+  for (const file of files) {
+    try {
+      const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+      await add(text, file.name);
+    } catch (error) {
+      tell(error instanceof TypeError ? `${file.name} is not UTF-8 text` : `${file.name}: ${error.message}`, true);
+    }
+  }
+}
+
+// ---- the conversation ----
+
+function turn(role, text) {
+  const said = element("div", { class: "said" }, text);
+  const numbers = element("p", { class: "numbers" });
+  $("turns").append(element("li", { class: role },
+    element("div", { class: "who" }, role === "user" ? "You" : "Longview"), said, numbers));
+  $("turns").scrollTop = $("turns").scrollHeight;
+  return { said, numbers };
+}
+
+async function ask() {
+  const question = $("question").value.trim();
+  if (!question || running) return;
+  $("question").value = "";
+  turns.push({ role: "user", content: question });
+  turn("user", question);
+  const { said, numbers } = turn("assistant", "");
+  running = new AbortController();
+  $("send").disabled = true; $("stop").disabled = false;
+  let text = "", report = null;
+  const started = performance.now();
+  try {
+    const answer = await call("POST", "v1/chat/completions", {
+      messages: turns, stream: true, stream_options: { include_usage: true },
+      max_tokens: Number($("max").value) || 512,
+      longview: { progress: true, ...(asked ? { context: asked.id } : {}) },
+    }, running.signal);
+    for await (const { data } of events(answer)) {
+      if (data === "[DONE]") break;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Error(chunk.error.message);
+      const progress = chunk.longview && chunk.longview.progress;
+      if (progress && !text) {
+        numbers.textContent = `reading: ${count(progress.done_tokens)} of ${count(progress.total_tokens)} tokens, ` +
+          `${count(progress.reused_tokens)} taken over`;
+      } else if (chunk.longview) {
+        report = { ...chunk.longview, usage: chunk.usage };
+      }
+      for (const choice of chunk.choices) {
+        if (choice.delta && choice.delta.content) {
+          text += choice.delta.content;
+          said.textContent = text;
+          $("turns").scrollTop = $("turns").scrollHeight;
+        }
+      }
+    }
+    turns.push({ role: "assistant", content: text });
+  } catch (error) {
+    if (error.name === "AbortError") {
+      numbers.textContent = "stopped; what was read is kept";
+      if (text) turns.push({ role: "assistant", content: text }); else turns.pop();
+    } else {
+      numbers.textContent = error.message;
+      numbers.classList.add("wrong");
+      turns.pop();
+    }
+  }
+  if (report) {
+    const total = (performance.now() - started) / 1000;
+    const first = report.seconds_to_first_token;
+    const written = report.usage.completion_tokens;
+    const rate = written > 1 && total > first ? ` · ${((written - 1) / (total - first)).toFixed(1)} tokens a second` : "";
+    numbers.textContent = `${count(report.reused_tokens)} tokens taken over, ${count(report.computed_tokens)} computed · ` +
+      `first token after ${seconds(first)} · ${count(written)} written${rate}` +
+      report.notices.map((notice) => ` · ${notice}`).join("");
+  }
+  running = null;
+  $("send").disabled = false; $("stop").disabled = true;
+  list();
+}
+
+// ---- what people do ----
+
+$("ask-form").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
+$("question").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask(); }
+});
+document.addEventListener("keydown", (event) => { if (event.key === "Escape" && running) running.abort(); });
+$("stop").addEventListener("click", () => running && running.abort());
+$("clear").addEventListener("click", () => {
+  if (running) running.abort();
+  turns.length = 0;
+  $("turns").replaceChildren();
+  $("question").focus();
+});
+$("files").addEventListener("change", async () => { await addFiles([...$("files").files]); $("files").value = ""; });
+$("paste-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const text = $("paste").value;
+  if (!text.trim()) return;
+  try { await add(text, text.trim().slice(0, 60)); $("paste").value = ""; } catch (error) { tell(error.message, true); }
+});
+for (const kind of ["dragover", "dragenter"]) {
+  document.addEventListener(kind, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+}
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").classList.remove("over"); });
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  addFiles([...event.dataTransfer.files]);
+});
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  localStorage.setItem("longview-key", $("key").value);
+  $("access").open = false;
+  begin();
+});
+
+async function begin() {
+  try {
+    const { data } = await (await call("GET", "v1/models")).json();
+    $("model").textContent = `${data[0].id} · up to ${count(data[0].context_length)} tokens · ${bytes(data[0].kv_bytes_per_token)} a token`;
+    await list();
+  } catch (error) { $("model").textContent = error.message; }
+}
+begin();
+$("question").focus();

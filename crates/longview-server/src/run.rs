@@ -1,0 +1,375 @@
+//! From a checked request to the engine and back: what all protocols share.
+
+use std::sync::Arc;
+
+use longview::schedule::{Goal, Request, Summary};
+use longview::{Context, Explanation, FinishReason, ReuseEnd};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+use crate::app::{App, Tenancy};
+use crate::error::ApiError;
+use crate::outbox::{Collected, Inbox, Text};
+use crate::prompt::{self, Truncate};
+use crate::settings::{Extras, Restrict, Settings};
+
+/// A prompt ready to be read.
+pub(crate) struct Prompt {
+    pub(crate) tokens: Vec<u32>,
+    /// A fork of the context that it begins with.
+    pub(crate) start: Option<Context>,
+    /// Tokens that were taken out of its middle.
+    pub(crate) truncated: usize,
+}
+
+/// A request under way.
+pub(crate) struct Running {
+    pub(crate) inbox: Inbox,
+    /// Texts to be written, of all prompts.
+    pub(crate) answers: usize,
+    pub(crate) meta: Meta,
+}
+
+/// What is said about a request beside its texts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Meta {
+    pub(crate) truncated: usize,
+    pub(crate) explanation: Option<Value>,
+    pub(crate) methods: Map<String, Value>,
+    pub(crate) notices: Vec<String>,
+}
+
+/// Tokens of a request, as OpenAI counts them.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub(crate) struct Usage {
+    pub(crate) prompt_tokens: usize,
+    pub(crate) completion_tokens: usize,
+    pub(crate) total_tokens: usize,
+    pub(crate) prompt_tokens_details: PromptTokens,
+    /// Tokens that were taken out of the middle of the prompt, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) truncated_tokens: Option<usize>,
+}
+
+/// Where the tokens of a prompt came from.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub(crate) struct PromptTokens {
+    /// Those taken over from work done before.
+    pub(crate) cached_tokens: usize,
+}
+
+/// Limits a prompt to what the model, the server and the request allow.
+pub(crate) fn fitted(
+    app: &App,
+    tokens: Vec<u32>,
+    start: Option<Context>,
+    truncate: Option<Truncate>,
+    settings: &Settings,
+) -> Result<Prompt, ApiError> {
+    if tokens.is_empty() {
+        return Err(ApiError::wrong(
+            "the prompt is empty; give some text to continue",
+        ));
+    }
+    let limit = app.engine().model().blueprint().max_positions;
+    // One token of the answer at least must have a place.
+    let mut most = app
+        .options()
+        .max_prompt_tokens
+        .unwrap_or(limit)
+        .min(limit - 1);
+    if truncate.is_some() {
+        // Cut so far that the answer asked for has room.
+        let answer = settings.max_tokens.unwrap_or(1).min(most / 2);
+        most = most.min(limit - answer).max(2);
+    }
+    let (tokens, truncated) = prompt::fit(tokens, most, truncate)?;
+    Ok(Prompt {
+        tokens,
+        start: start.filter(|_| truncated == 0),
+        truncated,
+    })
+}
+
+/// Hands prompts to the engine.
+pub(crate) fn start(
+    app: &App,
+    tenancy: &Tenancy,
+    prompts: Vec<Prompt>,
+    settings: &Settings,
+    extras: &Extras,
+    restrict: Restrict<'_>,
+) -> Result<Running, ApiError> {
+    let engine = app.engine();
+    let limit = engine.model().blueprint().max_positions;
+    let inbox = Inbox::new();
+    let mut meta = Meta {
+        truncated: prompts.iter().map(|prompt| prompt.truncated).sum(),
+        methods: settings
+            .methods
+            .texts(engine.kv_type())
+            .into_iter()
+            .map(|(stage, text)| (stage.name().to_owned(), text.into()))
+            .collect(),
+        ..Meta::default()
+    };
+    meta.methods
+        .insert("decode".to_owned(), settings.decode_text().into());
+    meta.notices = settings.methods.notices();
+    if meta.truncated > 0 {
+        meta.notices.push(format!(
+            "{} tokens were taken out of the middle of the prompt, which was too long",
+            meta.truncated
+        ));
+    }
+    let mut requests = Vec::with_capacity(prompts.len());
+    let mut answers = 0;
+    for prompt in prompts {
+        let count = prompt.tokens.len();
+        let planned = settings.planned(count, limit);
+        let plan = engine.plan(planned);
+        if !plan.fits() {
+            return Err(longview::EngineError::DoesNotFit(Box::new(plan)).into());
+        }
+        if let Some(most) = extras.memory
+            && plan.kv > most
+        {
+            return Err(ApiError::field(
+                "longview.memory",
+                format!(
+                    "the keys and values of {planned} tokens take {} bytes, but longview.memory allows \
+                     {most}; shorten the prompt or the answer",
+                    plan.kv
+                ),
+            )
+            .code("insufficient_memory"));
+        }
+        if extras.explain && meta.explanation.is_none() {
+            let context = engine.new_context_of(&tenancy.tenant, planned)?;
+            let usable = &prompt.tokens[..count - 1];
+            let explanation = context
+                .explain(usable)
+                .map_err(longview::EngineError::from)?;
+            meta.explanation = Some(explained(app, &explanation));
+        }
+        let permit = app.enter(count, settings.priority)?;
+        let ear = inbox.ear(settings.detail, answers, permit);
+        let own = settings.answers(limit - count, restrict)?;
+        answers += own.len();
+        requests.push(Request {
+            tenant: Arc::clone(&tenancy.tenant),
+            prompt: prompt.tokens,
+            start: prompt.start,
+            planned_tokens: planned,
+            goal: Goal::Write(own),
+            priority: settings.priority,
+            listener: Box::new(ear),
+        });
+    }
+    for request in requests {
+        app.worker().submit(request)?;
+    }
+    Ok(Running {
+        inbox,
+        answers,
+        meta,
+    })
+}
+
+impl Running {
+    /// Waits for all texts.
+    pub(crate) async fn finish(self, app: &App) -> Result<Finished, ApiError> {
+        let guard = CancelGuard(Some(app));
+        let collected = self.inbox.collect(self.answers);
+        let collected = match app.options().request_timeout {
+            None => collected.await,
+            Some(limit) => tokio::time::timeout(limit, collected)
+                .await
+                .map_err(|_| timed_out(limit))?,
+        };
+        guard.done();
+        let Collected { texts, ended } = collected;
+        let mut total = Total::default();
+        for ended in ended {
+            total.add(app, &ended.summary);
+            if let Some(error) = ended.error {
+                return Err(error.into());
+            }
+        }
+        if texts.iter().any(|text| text.reason.is_none()) {
+            return Err(if app.is_stopping() {
+                ApiError::unavailable("the server is shutting down; what was read is kept")
+            } else {
+                ApiError::failed("the engine gave up the request; ask again")
+            });
+        }
+        if texts
+            .iter()
+            .any(|text| text.reason == Some(FinishReason::Cancelled))
+        {
+            return Err(ApiError::unavailable(
+                "the server is shutting down; what was read is kept",
+            ));
+        }
+        Ok(Finished {
+            texts,
+            total,
+            meta: self.meta,
+        })
+    }
+}
+
+/// What came of a request.
+pub(crate) struct Finished {
+    pub(crate) texts: Vec<Text>,
+    pub(crate) total: Total,
+    pub(crate) meta: Meta,
+}
+
+/// Counts a client that leaves.
+pub(crate) struct CancelGuard<'a>(pub(crate) Option<&'a App>);
+
+impl CancelGuard<'_> {
+    pub(crate) fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(app) = self.0 {
+            app.metrics().cancelled();
+        }
+    }
+}
+
+pub(crate) fn timed_out(limit: std::time::Duration) -> ApiError {
+    ApiError::timeout(format!(
+        "the request took longer than the {} s that this server allows; what was read is kept, so ask \
+         again to go on from there",
+        limit.as_secs()
+    ))
+}
+
+/// What was measured of all prompts of a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Total {
+    pub(crate) sum: Summary,
+    seconds_to_first_token: Option<f64>,
+}
+
+impl Total {
+    /// Adds one prompt's.
+    pub(crate) fn add(&mut self, app: &App, summary: &Summary) {
+        app.metrics().ended(summary);
+        let sum = &mut self.sum;
+        sum.prompt_tokens += summary.prompt_tokens;
+        sum.reused_tokens += summary.reused_tokens;
+        sum.generated_tokens += summary.generated_tokens;
+        sum.reread_tokens += summary.reread_tokens;
+        sum.kv_bytes += summary.kv_bytes;
+        sum.queued = sum.queued.max(summary.queued);
+        sum.prefill = sum.prefill.max(summary.prefill);
+        sum.longest_gap = sum.longest_gap.max(summary.longest_gap);
+        let first = summary.to_first_token.map(|first| first.as_secs_f64());
+        self.seconds_to_first_token = match (self.seconds_to_first_token, first) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+
+    /// As OpenAI counts.
+    pub(crate) fn usage(&self, meta: &Meta) -> Usage {
+        let sum = &self.sum;
+        Usage {
+            prompt_tokens: sum.prompt_tokens,
+            completion_tokens: sum.generated_tokens,
+            total_tokens: sum.prompt_tokens + sum.generated_tokens,
+            prompt_tokens_details: PromptTokens {
+                cached_tokens: sum.reused_tokens,
+            },
+            truncated_tokens: (meta.truncated > 0).then_some(meta.truncated),
+        }
+    }
+
+    /// What only this server says.
+    pub(crate) fn report(&self, meta: &Meta) -> Value {
+        let sum = &self.sum;
+        let computed = sum.prompt_tokens.saturating_sub(sum.reused_tokens);
+        let mut report = json!({
+            "reused_tokens": sum.reused_tokens,
+            "computed_tokens": computed,
+            "reread_tokens": sum.reread_tokens,
+            "seconds_queued": sum.queued.as_secs_f64(),
+            "seconds_of_prefill": sum.prefill.as_secs_f64(),
+            "seconds_to_first_token": self.seconds_to_first_token,
+            "longest_gap_seconds": sum.longest_gap.as_secs_f64(),
+            "kv_bytes": sum.kv_bytes,
+            "methods": meta.methods,
+            "notices": meta.notices,
+        });
+        if let Some(explanation) = &meta.explanation {
+            report["explain"] = explanation.clone();
+        }
+        report
+    }
+}
+
+/// What the store has of a prompt, in words and numbers.
+pub(crate) fn explained(app: &App, explanation: &Explanation) -> Value {
+    let mut places = Map::new();
+    for place in &explanation.places {
+        let count = places.get(place).and_then(Value::as_u64).unwrap_or(0);
+        places.insert(place.clone(), (count + 1).into());
+    }
+    let shown = |tokens: &[u32]| app.engine().tokenizer().decode(tokens).unwrap_or_default();
+    let end = match &explanation.end {
+        ReuseEnd::Tail => json!({
+            "reason": "tail",
+            "text": "what is left does not fill a block of 64 tokens",
+        }),
+        ReuseEnd::NothingBeyond => json!({
+            "reason": "nothing_beyond",
+            "text": "nothing that was read goes on from here",
+        }),
+        ReuseEnd::Differs { token, stored } => json!({
+            "reason": "differs",
+            "token": token,
+            "stored": shown(&stored[..stored.len().min(16)]),
+            "text": format!("what was read before goes on otherwise at token {token}"),
+        }),
+        ReuseEnd::OtherIdentity(origins) => json!({
+            "reason": "other_identity",
+            "identities": origins.iter().map(|origin| &origin.identity).collect::<Vec<_>>(),
+            "text": "it was read under other settings only",
+        }),
+        ReuseEnd::NoCheckpoint { full_tokens } => json!({
+            "reason": "no_checkpoint",
+            "tokens": full_tokens,
+            "text": "more was read, but window or recurrent layers kept nothing to go on from there",
+        }),
+        ReuseEnd::SlowToRead { stored_tokens } => json!({
+            "reason": "slow_to_read",
+            "tokens": stored_tokens,
+            "text": "more is stored, but reading it takes longer than computing it",
+        }),
+        _ => json!({ "reason": "other" }),
+    };
+    json!({
+        "reusable_tokens": explanation.reused_tokens,
+        "blocks_by_place": places,
+        "seconds_to_read": explanation.seconds_to_read,
+        "seconds_to_compute": explanation.seconds_to_compute,
+        "end": end,
+    })
+}
+
+/// Why a text ended, in OpenAI's words.
+pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::EndOfText | FinishReason::Stop => "stop",
+        FinishReason::Length | FinishReason::ContextFull => "length",
+        FinishReason::Cancelled => "cancelled",
+    }
+}

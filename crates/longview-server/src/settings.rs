@@ -1,0 +1,331 @@
+//! What a request says about how text is to be written, checked and put together.
+
+use std::collections::BTreeMap;
+
+use longview::methods::{Decode, MethodError, Methods, Sampling, Stage, fresh_seed};
+use longview::sampling::Sampler;
+use longview::schedule::{AnswerOptions, Priority};
+use longview::{EndOfText, GenerateOptions, ShowSpecials};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::outbox::Detail;
+use crate::prompt::Truncate;
+
+/// The most texts to one prompt.
+const MOST_ANSWERS: usize = 16;
+
+/// The most stop strings.
+const MOST_STOPS: usize = 16;
+
+/// The most alternatives reported with each token.
+const MOST_TOP_LOGPROBS: usize = 20;
+
+/// What only this server understands; every field may be left out.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub(crate) struct Extras {
+    /// A context to ask: its id or label.
+    pub(crate) context: Option<String>,
+    /// Which of several requests goes first.
+    pub(crate) priority: Option<Rank>,
+    /// Cut a prompt that is too long instead of refusing it.
+    pub(crate) truncate: Option<Truncate>,
+    /// Say what was taken over from work done before, and why not more.
+    #[serde(default)]
+    pub(crate) explain: bool,
+    /// While the prompt is read, send how far that is (streams only).
+    #[serde(default)]
+    pub(crate) progress: bool,
+    /// Refuse the request when its keys and values would take more than so many bytes.
+    pub(crate) memory: Option<u64>,
+    /// Which text enters the model.
+    pub(crate) prompt: Option<String>,
+    /// Which keys a query attends to while a text is read.
+    pub(crate) prefill: Option<String>,
+    /// Which keys and values stay.
+    pub(crate) keep: Option<String>,
+    /// In what form keys and values are held.
+    pub(crate) store: Option<String>,
+    /// Which keys and values a decode step reads.
+    pub(crate) read: Option<String>,
+    /// What may be taken over from what was read before.
+    pub(crate) reuse: Option<String>,
+    /// How the next token is chosen, in place of temperature and its like.
+    pub(crate) decode: Option<String>,
+}
+
+/// Which of several requests goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Rank {
+    /// Work that nobody waits for.
+    Low,
+    /// Everything else.
+    Normal,
+    /// Before all others.
+    High,
+}
+
+/// One stop string or several.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Stop {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+/// What the fields of a request say about sampling, whatever protocol they came by.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) answers: Option<u32>,
+    pub(crate) max_tokens: Option<u64>,
+    pub(crate) stop: Option<Stop>,
+    pub(crate) temperature: Option<f64>,
+    pub(crate) top_p: Option<f64>,
+    pub(crate) top_k: Option<u64>,
+    pub(crate) min_p: Option<f64>,
+    pub(crate) seed: Option<u64>,
+    pub(crate) presence_penalty: Option<f64>,
+    pub(crate) frequency_penalty: Option<f64>,
+    pub(crate) repetition_penalty: Option<f64>,
+    pub(crate) logit_bias: Option<BTreeMap<String, f64>>,
+    pub(crate) ignore_eos: bool,
+    pub(crate) logprobs: bool,
+    pub(crate) top_logprobs: usize,
+    pub(crate) specials: Option<ShowSpecials>,
+}
+
+/// What the wishes come to.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Texts to each prompt.
+    pub(crate) answers: usize,
+    /// The most tokens of each; `None` for as many as there is room for.
+    pub(crate) max_tokens: Option<usize>,
+    stop: Vec<String>,
+    decode: Decode,
+    seed: u64,
+    end_of_text: EndOfText,
+    specials: ShowSpecials,
+    top_logprobs: usize,
+    /// Whether single tokens are wanted.
+    pub(crate) detail: Detail,
+    pub(crate) priority: Priority,
+    pub(crate) methods: Methods,
+}
+
+/// Makes what forbids tokens, one for each text.
+pub(crate) type Restrict<'a> = &'a dyn Fn() -> Result<Option<Box<dyn Sampler>>, ApiError>;
+
+impl Wishes {
+    /// Checks everything and settles what is left open.
+    pub(crate) fn settle(self, app: &App, extras: &Extras) -> Result<Settings, ApiError> {
+        let answers = self.answers.unwrap_or(1) as usize;
+        if !(1..=MOST_ANSWERS).contains(&answers) {
+            return Err(ApiError::field(
+                "n",
+                format!("n is {answers}, but must be from 1 to {MOST_ANSWERS}"),
+            ));
+        }
+        if self.max_tokens == Some(0) {
+            return Err(ApiError::field(
+                "max_tokens",
+                "max_tokens is 0; an answer needs at least 1 token",
+            ));
+        }
+        let stop = match self.stop.clone() {
+            None => Vec::new(),
+            Some(Stop::One(stop)) => vec![stop],
+            Some(Stop::Many(stops)) => stops,
+        };
+        if stop.len() > MOST_STOPS {
+            return Err(ApiError::field(
+                "stop",
+                format!(
+                    "there are {} stop strings, but at most {MOST_STOPS} may be",
+                    stop.len()
+                ),
+            ));
+        }
+        if self.top_logprobs > MOST_TOP_LOGPROBS {
+            return Err(ApiError::field(
+                "top_logprobs",
+                format!(
+                    "top_logprobs is {}, but at most {MOST_TOP_LOGPROBS}",
+                    self.top_logprobs
+                ),
+            ));
+        }
+        let seed = self.seed.unwrap_or_else(fresh_seed);
+        let decode = self.decode(app, extras)?;
+        Ok(Settings {
+            answers,
+            max_tokens: self
+                .max_tokens
+                .map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
+            stop,
+            decode,
+            seed,
+            end_of_text: if self.ignore_eos {
+                EndOfText::Ignored
+            } else {
+                EndOfText::Ends
+            },
+            specials: self.specials.unwrap_or(ShowSpecials::Hide),
+            top_logprobs: self.top_logprobs,
+            detail: if self.logprobs {
+                Detail::Tokens
+            } else {
+                Detail::Text
+            },
+            priority: match extras.priority {
+                Some(Rank::Low) => Priority::Low,
+                Some(Rank::High) => Priority::High,
+                Some(Rank::Normal) | None => Priority::Normal,
+            },
+            methods: methods(app, extras)?,
+        })
+    }
+
+    fn decode(&self, app: &App, extras: &Extras) -> Result<Decode, ApiError> {
+        let decode: Decode = match &extras.decode {
+            Some(text) => text
+                .parse()
+                .map_err(|error| refused("longview.decode", &error))?,
+            None => {
+                let settled = self.sampling(app)?.decode();
+                settled.map_err(|error| refused("temperature", &error))?
+            }
+        };
+        let vocabulary = app.engine().model().blueprint().vocab;
+        match decode.largest_token() {
+            Some(id) if id as usize >= vocabulary => Err(ApiError::field(
+                "logit_bias",
+                format!(
+                    "token {id} is not in the model's vocabulary, whose ids go from 0 to {}",
+                    vocabulary - 1
+                ),
+            )),
+            _ => Ok(decode),
+        }
+    }
+
+    fn sampling(&self, app: &App) -> Result<Sampling, ApiError> {
+        let mut logit_bias = Vec::new();
+        for (id, bias) in self.logit_bias.iter().flatten() {
+            let number = id
+                .parse()
+                .map_err(|_| ApiError::field("logit_bias", format!("{id:?} is not a token id")))?;
+            if !(-100.0..=100.0).contains(bias) {
+                return Err(ApiError::field(
+                    "logit_bias",
+                    format!("the bias of token {id} is {bias}, but must be from -100 to 100"),
+                ));
+            }
+            logit_bias.push((number, *bias));
+        }
+        let asked = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repeat_penalty: self.repetition_penalty,
+            logit_bias,
+            ..Sampling::default()
+        };
+        // A model whose answers are the most likely ones draws when it is told how.
+        let cut = asked.top_k.is_some() || asked.top_p.is_some() || asked.min_p.is_some();
+        Ok(match &app.options().sampling {
+            Some(usual) if usual.temperature == Some(0.0) && cut => asked,
+            Some(usual) => asked.or(usual.clone()),
+            None => asked.or(Sampling::usual()),
+        })
+    }
+}
+
+impl Settings {
+    /// The settings of each text to one prompt, with room for `room` tokens. Texts differ by their
+    /// seeds, which count up from the one asked for.
+    pub(crate) fn answers(
+        &self,
+        room: usize,
+        restrict: Restrict<'_>,
+    ) -> Result<Vec<AnswerOptions>, ApiError> {
+        let one = |answer: usize| {
+            let seed = self.seed.wrapping_add(answer as u64);
+            let mut chain = self.decode.clone().with_open_seed(seed).chain();
+            if let Some(first) = restrict()? {
+                chain = chain.after(first);
+            }
+            Ok(AnswerOptions {
+                generate: GenerateOptions {
+                    chain,
+                    max_tokens: self.max_tokens.unwrap_or(room).min(room).max(1),
+                    stop: self.stop.clone(),
+                    end_of_text: self.end_of_text,
+                    specials: self.specials,
+                },
+                top_logprobs: self.top_logprobs,
+            })
+        };
+        (0..self.answers).map(one).collect()
+    }
+
+    /// Tokens a context is planned for with a prompt of `prompt` tokens, of at most `limit`.
+    pub(crate) fn planned(&self, prompt: usize, limit: usize) -> usize {
+        /// Planned for where a request does not say how long its answer may be.
+        const USUAL_ANSWER: usize = 4096;
+        let answer = self.max_tokens.unwrap_or(USUAL_ANSWER);
+        prompt.saturating_add(answer).min(limit)
+    }
+
+    /// The canonical text of the decode stage.
+    pub(crate) fn decode_text(&self) -> String {
+        self.decode.clone().with_open_seed(self.seed).to_string()
+    }
+}
+
+/// The methods of a request: the server's, and what it says itself.
+fn methods(app: &App, extras: &Extras) -> Result<Methods, ApiError> {
+    let mut methods = app.options().methods.clone();
+    let kv_type = app.engine().kv_type();
+    for (stage, field, text) in [
+        (Stage::Prompt, "longview.prompt", &extras.prompt),
+        (Stage::Prefill, "longview.prefill", &extras.prefill),
+        (Stage::Keep, "longview.keep", &extras.keep),
+        (Stage::Store, "longview.store", &extras.store),
+        (Stage::Read, "longview.read", &extras.read),
+        (Stage::Reuse, "longview.reuse", &extras.reuse),
+    ] {
+        let Some(text) = text else { continue };
+        methods
+            .set(stage, text)
+            .map_err(|error| refused(field, &error))?;
+        let (asked, held) = (
+            methods.text(stage, kv_type),
+            app.options().methods.text(stage, kv_type),
+        );
+        if asked != held {
+            return Err(ApiError::field(
+                field,
+                format!(
+                    "{stage} {asked} cannot be chosen for one request; this server runs {stage} {held} \
+                     for all (start it with {} {text:?})",
+                    stage.flag()
+                ),
+            )
+            .code("method_not_available"));
+        }
+    }
+    Ok(methods)
+}
+
+fn refused(field: &str, error: &MethodError) -> ApiError {
+    ApiError::field(field, error.to_string()).code("invalid_method")
+}

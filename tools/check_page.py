@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Drives the server's web page in a real browser: a document dropped in becomes a context, a question to it
+is answered as it streams, it is forked and deleted, by keyboard, in a narrow window, light and dark.
+
+    apt-get install chromium
+    python -m venv clients && clients/bin/pip install playwright
+    clients/bin/python tools/check_page.py target/debug/longview [--pictures FOLDER]
+
+Playwright drives the browser that is installed; it downloads none.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+DOCUMENT = "The code of the harbor is 4711. The sea was grey. " + "The gulls were loud that day. " * 200
+QUESTION = "What is the code of the harbor?"
+ANSWER = "The code of the harbor is 4711."
+
+
+def start(program, folder):
+    environment = {name: value for name, value in os.environ.items() if name != "LONGVIEW_API_KEYS"}
+    server = subprocess.Popen(
+        [program, "--json", "serve", "--port", "0", "--cache-dir", folder],
+        stdout=subprocess.PIPE, env=environment, text=True)
+    text = ""
+    while not text.rstrip().endswith("}"):
+        line = server.stdout.readline()
+        if not line:
+            sys.exit("the server did not start")
+        text += line
+    return server, json.loads(text)["urls"][0]
+
+
+def drive(url, browser, pictures):
+    from playwright.sync_api import expect
+
+    foreign, errors = [], []
+    page = browser.new_page(viewport={"width": 1100, "height": 800}, color_scheme="light")
+    page.on("request", lambda request: foreign.append(request.url) if not request.url.startswith((url, "data:")) else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.goto(url)
+    expect(page.locator("#model")).to_contain_text("tokens")
+
+    # A file dropped anywhere on the page.
+    page.evaluate(
+        """([name, text]) => {
+            const files = new DataTransfer();
+            files.items.add(new File([text], name, { type: "text/plain" }));
+            document.dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true }));
+        }""", ["harbor.txt", DOCUMENT])
+    item = page.locator("#contexts li").filter(has_text="harbor.txt")
+    expect(item).to_have_count(1)
+    expect(item.locator(".note")).to_contain_text(re.compile(r"[\d,]+ tokens · .* in memory"), timeout=30_000)
+    expect(page.locator("#asked")).to_contain_text("harbor.txt")
+
+    # Asked by keyboard alone.
+    page.locator("#question").focus()
+    page.keyboard.type(QUESTION)
+    page.keyboard.press("Enter")
+    answer = page.locator("#turns li.assistant").first
+    expect(answer.locator(".said")).to_have_text(ANSWER, timeout=30_000)
+    expect(answer.locator(".numbers")).to_contain_text(re.compile(r"tokens taken over, .* computed · first token after"))
+    if pictures:
+        page.screenshot(path=os.path.join(pictures, "page-light.png"))
+
+    page.get_by_role("button", name="Fork harbor.txt").first.click()
+    expect(page.locator("#contexts li")).to_have_count(2)
+    page.get_by_role("button", name="Pin harbor.txt").first.click()
+    expect(page.locator("#contexts")).to_contain_text("pinned")
+    page.get_by_role("button", name="Delete harbor.txt").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#contexts li")).to_have_count(1)
+
+    # Narrow and dark: nothing sticks out.
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 360, "height": 740})
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    if wide > 360:
+        sys.exit(f"in a window of 360 pixels the page is {wide} wide")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    if sum(int(part) for part in re.findall(r"\d+", dark)[:3]) > 200:
+        sys.exit(f"the dark page has the background {dark}")
+    if pictures:
+        page.screenshot(path=os.path.join(pictures, "page-dark-narrow.png"), full_page=True)
+
+    # What is wrong is said.
+    page.evaluate(
+        """() => {
+            const files = new DataTransfer();
+            files.items.add(new File([new Uint8Array([255, 254, 0])], "picture.png"));
+            document.dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true }));
+        }""")
+    expect(page.locator("#contexts-note")).to_contain_text("not UTF-8 text")
+    if foreign or errors:
+        sys.exit(f"asked elsewhere: {foreign}; errors: {errors}")
+    print("ok: the page")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", nargs="?", default="target/release/longview")
+    parser.add_argument("--pictures", help="a folder for screenshots")
+    options = parser.parse_args()
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        chromium = None
+    if not chromium:
+        print("skipped: chromium or playwright is not installed")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        server, url = start(options.program, folder)
+        try:
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+                drive(url, browser, options.pictures)
+                browser.close()
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+if __name__ == "__main__":
+    main()
