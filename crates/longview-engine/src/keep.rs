@@ -2,13 +2,20 @@
 
 use std::sync::Arc;
 
-use longview_kv::Context;
 use longview_kv::keep::{Compression, Keep, KeepBytes, Needs, Question};
+use longview_kv::{Context, Segment, Wanted};
+use longview_text::Specials;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::inspect::largest;
 use crate::plan::MemoryPlan;
+
+/// The first tokens of a context, which a repetition may always look at and which always stay.
+const SYSTEM_TOKENS: usize = 4;
+
+/// Tokens before a part that say where to begin to repeat.
+const LEAD_TOKENS: usize = 8;
 
 impl Engine {
     /// An empty context for a prompt of `prompt_tokens` tokens, planned to hold `planned_tokens`, in
@@ -95,6 +102,7 @@ impl Engine {
     /// # Errors
     /// As [`Context::compress`].
     pub fn compress(&self, context: &mut Context) -> Result<Compression, EngineError> {
+        self.repeat(context)?;
         loop {
             let error = match context.compress(self.exec(), self.model()) {
                 Ok(done) => return Ok(done),
@@ -139,6 +147,48 @@ impl Engine {
             self.chunk_tokens(),
             self.exec().pool.threads(),
         )?)
+    }
+
+    /// Lets the model repeat what `context` holds, part by part in forks, if its method needs to know
+    /// what that looks at.
+    fn repeat(&self, context: &mut Context) -> Result<(), EngineError> {
+        let Some(part) = context.repeats() else {
+            return Ok(());
+        };
+        let end = context.len();
+        let prefix = SYSTEM_TOKENS.min(end);
+        for first in (prefix..end).step_by(part) {
+            let tokens = first..(first + part).min(end);
+            let words = match first == prefix {
+                true => "\n\nRepeat the previous context exactly.",
+                false => "\n\nRepeat the part of the previous context exactly, starting with ",
+            };
+            let text_error = |source| EngineError::Text {
+                file: self.describe().name,
+                source: Box::new(source),
+            };
+            let words = self.tokenizer().encode(words, Specials::AsText);
+            let mut input = words.map_err(text_error)?;
+            if first > prefix {
+                let before = first.saturating_sub(LEAD_TOKENS);
+                input.extend_from_slice(&context.tokens()[before..first]);
+            }
+            input.extend_from_slice(&context.tokens()[tokens.clone()]);
+            let mut fork = context.fork();
+            fork.watch_repeat(tokens, prefix);
+            for chunk in input.chunks(self.chunk_tokens()) {
+                let segment = Segment {
+                    context: &mut fork,
+                    tokens: chunk,
+                    wanted: Wanted::Nothing,
+                };
+                drop(self.pass([segment])?);
+            }
+            if let Some(marks) = fork.take_marks() {
+                context.mark(&marks);
+            }
+        }
+        Ok(())
     }
 
     /// Compresses `context` if its method wants to at this point of a prefill.

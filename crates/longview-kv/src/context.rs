@@ -391,8 +391,8 @@ impl Context {
     /// Seals every full block that is not sealed yet.
     /// What a keep method has made of the text is not what its tokens say, and is found by nobody.
     fn seal(&mut self, seconds: f32) {
-        let compressed = self.is_compressed();
-        let Some(home) = self.home.as_mut().filter(|_| !compressed) else {
+        let derived = self.is_compressed() || self.is_watching();
+        let Some(home) = self.home.as_mut().filter(|_| !derived) else {
             return;
         };
         let end = self.places.slot(self.tokens.len());

@@ -148,6 +148,10 @@ mod tests {
                 parameter.default.is_empty()
                     && !matches!(parameter.domain, Domain::Seed | Domain::PerToken)
             });
+            let is_file = |parameter: &Parameter| parameter.domain == Domain::Path;
+            if method.parameters.iter().any(is_file) {
+                continue;
+            }
             assert!(!open, "{} cannot be written alone", method.name);
             let resolved = resolve(method.stage, method.name).unwrap();
             let canonical = resolved[0].1.to_string();

@@ -10,6 +10,7 @@ mod allocate;
 mod compress;
 mod observe;
 mod pace;
+mod repeat;
 pub(crate) mod stream;
 mod view;
 
@@ -20,6 +21,7 @@ pub use compress::Compression;
 pub use observe::LayerRows;
 pub(crate) use pace::Kept;
 pub use pace::{KeepBytes, KeepReport};
+pub use repeat::Marks;
 pub use view::{KeyPage, LayerView, Queries, ValuePage};
 
 use crate::context::RopeSet;
@@ -97,8 +99,13 @@ pub struct Needs {
     /// For every pair the attention that it was given, summed over all rows so far: costs a second
     /// product of queries and keys.
     pub column_sums: Gather,
-    /// Mean and second moments of all queries, turned back to position 0.
+    /// Sums of all queries and of their products, turned back to position 0.
     pub query_moments: Gather,
+    /// The first tokens whose queries are left out of them.
+    pub moments_from: usize,
+    /// The attention that pairs are given when the model repeats the context, in parts of so many
+    /// tokens: takes passes of its own, whose pairs are dropped. 0 for none.
+    pub repeat: usize,
 }
 
 /// Whether something is gathered while a context is read.
@@ -298,6 +305,8 @@ impl Needs {
             last_queries: self.last_queries.max(other.last_queries),
             column_sums: self.column_sums.max(other.column_sums),
             query_moments: self.query_moments.max(other.query_moments),
+            moments_from: self.moments_from.max(other.moments_from),
+            repeat: self.repeat.max(other.repeat),
         }
     }
 

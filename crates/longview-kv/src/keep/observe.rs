@@ -239,6 +239,14 @@ impl Context {
         // Taken out, so that the context can be looked at beside it.
         let mut seen = std::mem::take(&mut kept.observed.layers_mut()[rows.layer]);
         seen.note_queries(start, rows.q);
+        if let Some(watch) = kept.watch.as_deref_mut() {
+            // Taken out for the same reason.
+            let mut watch = std::mem::take(watch);
+            let end = start + rows.q.len() / seen.row;
+            let view = LayerView::new(exec.isa, self, &kept, rows.layer, end, model);
+            watch.note(exec, &view, start, rows.q);
+            kept.watch = Some(Box::new(watch));
+        }
         if seen.needs.column_sums == Gather::Yes {
             let end = start + rows.q.len() / seen.row;
             let view = LayerView::new(exec.isa, self, &kept, rows.layer, end, model);
@@ -275,9 +283,15 @@ impl LayerSeen {
         }
     }
 
-    /// Whether anything is gathered of this layer.
-    pub(super) fn watches(&self) -> bool {
-        self.row > 0 && !self.needs.is_nothing()
+    /// Whether the layer is one that is compressed.
+    pub(super) fn is_watched(&self) -> bool {
+        self.row > 0
+    }
+
+    /// Whether anything is gathered of it in every pass.
+    pub(super) fn gathers(&self) -> bool {
+        let Needs { last_queries, .. } = self.needs;
+        last_queries > 0 || self.needs.every_token()
     }
 
     /// The queries of position `position`, if they are known.
@@ -335,6 +349,7 @@ impl LayerSeen {
         turn: &(dyn Fn(isize, &mut [f32]) + Sync),
     ) {
         let (dim, row) = (self.head_dim, self.row);
+        let from = self.needs.moments_from;
         let mut turned = q.to_vec();
         exec.pool
             .for_each_chunk(&mut turned, row, |at, queries, _| {
@@ -345,7 +360,8 @@ impl LayerSeen {
             .for_each(&mut self.new_moments, |head, moments, _| {
                 moments.first.resize(dim, 0.0);
                 moments.second.resize(dim * dim, 0.0);
-                for row in turned.chunks_exact(row) {
+                let skipped = from.saturating_sub(start);
+                for row in turned.chunks_exact(row).skip(skipped) {
                     let q = &row[head * dim..(head + 1) * dim];
                     moments.count += 1;
                     activation::add(exec.isa, &mut moments.first, q);

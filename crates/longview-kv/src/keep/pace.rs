@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::observe::Observed;
+use super::repeat::Watch;
 use super::stream::Stream;
 use super::view::ROWS_AT_ONCE;
 use super::{AttentionOf, Keep, Needs, Question};
@@ -11,6 +12,9 @@ use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
 use crate::layout::{Group, KvLayout, LayerState};
+
+/// Tokens that ask for a part to be repeated, at most.
+pub(super) const REPEAT_WORDS: usize = 128;
 
 /// What a keep method has made of a context. Clones share the streams.
 #[derive(Clone)]
@@ -28,6 +32,10 @@ pub(crate) struct Kept {
     /// Whether the prompt is read and what it keeps is final.
     pub(super) settled: bool,
     pub(super) done: Done,
+    /// What a repetition watches, in a fork made for it.
+    pub(super) watch: Option<Box<Watch>>,
+    /// What forks that repeated the context saw, `[layers][heads][tokens]`.
+    pub(super) marks: Arc<Vec<Vec<Vec<f32>>>>,
 }
 
 /// What compactions have done so far.
@@ -138,6 +146,8 @@ impl Context {
             streams: Vec::new(),
             settled: false,
             done: Done::default(),
+            watch: None,
+            marks: Arc::default(),
         }));
         Ok(())
     }
@@ -183,6 +193,11 @@ impl Context {
         // After a compaction nothing may have been read yet.
         let own = first as u32..self.len() as u32;
         before.iter().copied().chain(own).collect()
+    }
+
+    /// Whether it was made to watch what a repetition looks at.
+    pub(crate) fn is_watching(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.watch.is_some())
     }
 
     /// Whether the keep method is to decide now, while a prompt is read.
@@ -322,9 +337,14 @@ impl Keep {
             Stream::most_bytes(&layout.groups[place], heads, slots * heads)
         };
         let one = layout.full_layers().map(largest).max().unwrap_or(0);
+        // The model repeats the context in a fork that grows by a part and the words that ask for it.
+        let repeat = match self.score.needs().repeat {
+            0 => 0,
+            part => layout.context_bytes(part.min(prompt_tokens) + REPEAT_WORDS, chunk_tokens),
+        };
         let reading = match self.when.block {
             Some(block) if slots < prompt_tokens => streams + one + full(block),
-            _ => full(prompt_tokens) + streams,
+            _ => full(prompt_tokens) + streams.max(repeat),
         };
         let writing = streams
             + one
@@ -340,7 +360,11 @@ impl Keep {
             .full_layers()
             .map(|(_, place)| layout.groups[place].kind.kv_heads)
             .sum();
-        let deciding = 4 * (heads + threads * ROWS_AT_ONCE) * pairs;
+        let marks = match self.score.needs().repeat {
+            0 => 0,
+            _ => 8 * heads * prompt_tokens,
+        };
+        let deciding = marks + 4 * (heads + threads * ROWS_AT_ONCE) * pairs;
         Ok(KeepBytes {
             peak: reading.max(writing) + windows,
             steady: streams + windows,
@@ -355,6 +379,7 @@ impl Kept {
     pub(crate) fn begin_anew(&mut self) {
         self.streams.clear();
         (self.edge, self.settled) = (0, false);
+        self.marks = Arc::default();
         self.observed.forget_sums();
     }
 
@@ -378,7 +403,8 @@ impl Kept {
 
     /// Whether something is gathered of layer `layer`.
     pub(crate) fn observes(&self, layer: usize) -> bool {
-        self.observed.layer(layer).watches()
+        let seen = self.observed.layer(layer);
+        seen.is_watched() && (self.watch.is_some() || seen.gathers())
     }
 
     /// Pairs of a head, averaged over all and rounded up, when `len` tokens have been read.

@@ -38,6 +38,7 @@ pub struct LayerView<'a> {
     seen: &'a LayerSeen,
     /// Whether sums over rows are of all rows.
     complete: bool,
+    marks: &'a [Vec<Vec<f32>>],
 }
 
 /// Queries of the query heads of one KV head.
@@ -103,6 +104,7 @@ impl<'a> LayerView<'a> {
             model,
             seen: kept.observed.layer(layer),
             complete: kept.observed.is_complete(),
+            marks: &kept.marks,
         }
     }
 
@@ -255,6 +257,56 @@ impl<'a> LayerView<'a> {
         });
     }
 
+    /// [`LayerView::logits`] against the pairs in `ranges` only, ascending: `out [rows][all of them]`.
+    pub(super) fn logits_within(
+        &self,
+        head: usize,
+        queries: &[f32],
+        ranges: &[Range<usize>],
+        out: &mut Vec<f32>,
+    ) {
+        let shape = self.shape();
+        let scaled: Vec<f32> = queries.iter().map(|x| x * shape.scale).collect();
+        let rows = queries.len() / self.head_dim();
+        let width: usize = ranges.iter().map(Range::len).sum();
+        out.clear();
+        out.resize(rows * width, 0.0);
+        let mut scratch = AttentionScratch::new();
+        let mut scores = vec![0.0; rows * PAGE_TOKENS];
+        self.each_page(head, |first, slots, page| {
+            let here = first..first + slots.len();
+            let mut scored = false;
+            let mut to = 0;
+            for range in ranges {
+                let both = range.start.max(here.start)..range.end.min(here.end);
+                if !both.is_empty() {
+                    if !scored {
+                        let geometry = &self.group.geometry;
+                        score_page(
+                            self.isa,
+                            geometry,
+                            page.k,
+                            &scaled,
+                            &mut scratch,
+                            &mut scores,
+                        );
+                        scored = true;
+                    }
+                    let slot = slots.start + both.start - first;
+                    let at = to + both.start - range.start;
+                    let of_rows = scores.chunks_exact(PAGE_TOKENS);
+                    for (from, out) in of_rows.zip(out.chunks_exact_mut(width)) {
+                        out[at..at + both.len()].copy_from_slice(&from[slot..slot + both.len()]);
+                    }
+                }
+                to += range.len();
+            }
+        });
+        if shape.softcap != 0.0 {
+            activation::softcap(self.isa, out, shape.softcap);
+        }
+    }
+
     /// Calls `visit(row, weights)` with the attention that each row of `queries [rows][head_dim]`, of
     /// the tokens `positions`, gives to every pair of a head; what is later than a row has weight 0.
     pub fn attention(
@@ -381,6 +433,11 @@ impl<'a> LayerView<'a> {
         each(tail.start, tail.end, &mut |index| {
             self.group.page(self.tail[index], head)
         });
+    }
+
+    /// What was noted of a repetition, `[layers][heads][tokens]`.
+    pub(super) fn marks(&self) -> &'a [Vec<Vec<f32>>] {
+        self.marks
     }
 
     pub(super) fn group(&self) -> &'a Group {

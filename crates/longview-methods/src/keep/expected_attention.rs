@@ -4,8 +4,7 @@
 //! Queries still to come are taken to be spread like those seen, turned to the positions that follow.
 //! Mean and covariance of the prompt's queries, averaged over the next `future` rotations, give the
 //! expected attention of each key in closed form, and a value's length says how much it can move. No
-//! question is needed. Values are weighed by their own length, as the authors' library does. Queries
-//! of the first tokens count here too, where the library leaves them out.
+//! question is needed. Values are weighed by their own length, as the authors' library does.
 
 use longview_kv::KvError;
 use longview_kv::keep::{Gather, LayerView, Needs, Question, Score, Scores};
@@ -80,6 +79,7 @@ impl Score for ExpectedAttention {
     fn needs(&self) -> Needs {
         Needs {
             query_moments: Gather::Yes,
+            moments_from: self.sinks,
             ..Needs::default()
         }
     }

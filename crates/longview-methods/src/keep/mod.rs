@@ -7,10 +7,12 @@
 
 mod all;
 mod budgets;
+mod duo_attention;
 mod expected_attention;
 mod h2o;
 mod keydiff;
 mod knorm;
+mod kvzip;
 mod merge;
 pub(crate) mod parameter;
 mod random;
@@ -37,6 +39,8 @@ pub(crate) static METHODS: &[Method] = &[
     h2o::METHOD,
     expected_attention::METHOD,
     keydiff::METHOD,
+    kvzip::METHOD,
+    duo_attention::METHOD,
     knorm::METHOD,
     random::METHOD,
     budgets::uniform::METHOD,
@@ -45,6 +49,7 @@ pub(crate) static METHODS: &[Method] = &[
     budgets::zigzagkv::METHOD,
     budgets::d2o::METHOD,
     budgets::threshold::METHOD,
+    budgets::heads::METHOD,
     merge::d2o::METHOD,
     merge::look_m::METHOD,
 ];

@@ -124,6 +124,15 @@ impl Toy {
         });
     }
 
+    /// A fork of it.
+    pub(crate) fn fork(&self) -> Toy {
+        Toy {
+            context: self.context.fork(),
+            exec: Exec::new(1, Isa::best(), Numerics::F32),
+            ..*self
+        }
+    }
+
     /// The keys of a head of the first layer.
     pub(crate) fn keys(&self, head: usize) -> Vec<Vec<f32>> {
         let model = self.model();

@@ -2,6 +2,7 @@
 
 pub(crate) mod adakv;
 pub(crate) mod d2o;
+pub(crate) mod heads;
 pub(crate) mod pyramidkv;
 pub(crate) mod threshold;
 pub(crate) mod uniform;
