@@ -228,6 +228,19 @@ fn a_quantised_reference_model_still_answers() {
         ran.stdout,
         "The special magic number for amber falcon is 48213.\n"
     );
+    let apart = "k=kivi(residual=64), v=q8, layers 0-0=f16";
+    for store in ["kivi", apart, "mustafar(sparsity=30%)"] {
+        let arguments = ["ask", "--store", store, "--file", &book, "--json", question];
+        let json = longview(&arguments).done().json();
+        let answer = "The special magic number for amber falcon is 48213.";
+        assert_eq!(json["answer"], answer, "{store}");
+        assert!(
+            json["notices"].to_string().contains("is approximate"),
+            "{json}"
+        );
+    }
+    longview(&["ask", "--store", "kivi(bits=3)", "--file", &book, question])
+        .refused(2, &["--store", "2 or 4"]);
     longview(&["quantize", &out, &out, "--type", "q4_0", "--force"]).refused(2, &["itself"]);
     longview(&[
         "quantize",

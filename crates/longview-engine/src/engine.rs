@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::tier::Origin;
-use longview_kv::{Context, Explanation, KvType, Ledger, Purpose, Reservation, RopeSet, Store};
+use longview_kv::{
+    Context, Explanation, KvForms, KvType, Ledger, Purpose, Reservation, RopeSet, Store,
+};
 use longview_models::{Model, ModelFile, Profile, Workspace};
 use longview_text::{ChatTemplate, Tokenizer};
 use longview_weights::WeightFile;
@@ -46,8 +48,8 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Numerics class.
     pub numerics: Numerics,
-    /// Element type of keys and values; `None` for the numerics class's own.
-    pub kv_type: Option<KvType>,
+    /// Forms of keys and values; `None` for the numerics class's own.
+    pub kv_forms: Option<KvForms>,
     /// Tokens a prefill computes in one pass.
     pub chunk_tokens: usize,
     /// Where contexts are kept; `None` keeps them in memory as long as they live, and refuses
@@ -115,7 +117,7 @@ impl Default for EngineOptions {
             memory_bytes: None,
             threads: None,
             numerics: Numerics::Default,
-            kv_type: None,
+            kv_forms: None,
             chunk_tokens: 512,
             store: None,
         }
@@ -123,11 +125,11 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
-    /// Element type of keys and values: the one chosen, or the numerics class's own.
-    pub fn kv_type(&self) -> KvType {
-        self.kv_type.unwrap_or(match self.numerics {
-            Numerics::Default => KvType::F16,
-            Numerics::F32 => KvType::F32,
+    /// Forms of keys and values: those chosen, or the numerics class's own.
+    pub fn kv_forms(&self) -> KvForms {
+        self.kv_forms.unwrap_or(match self.numerics {
+            Numerics::Default => KvType::F16.into(),
+            Numerics::F32 => KvType::F32.into(),
         })
     }
 
@@ -173,12 +175,12 @@ impl Engine {
 
         let threads = options.threads.unwrap_or_else(processor_cores);
         let exec = Exec::new(threads, Isa::from_environment()?, options.numerics);
-        let kv_type = options.kv_type();
+        let kv_forms = options.kv_forms();
         let chunk_tokens = options.chunk_tokens.max(1);
         let ledger = Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX));
         let program_bytes = program_bytes(&options.model);
         let circumstances = Circumstances {
-            kv_type,
+            kv_forms,
             chunk_tokens,
             threads,
             program: program_bytes,
@@ -193,10 +195,10 @@ impl Engine {
             program: ledger.reserve(Purpose::Program, program_bytes)?,
             scratch: ledger.reserve(Purpose::Scratch, plan.scratch)?,
         };
-        let model = file.load(&exec, kv_type, &ledger, on_layer)?;
+        let model = file.load(&exec, kv_forms, &ledger, on_layer)?;
         let store = match &options.store {
             None => None,
-            Some(store) => Some(Kept::open(store, model.file(), kv_type, &exec, &ledger)?),
+            Some(store) => Some(Kept::open(store, model.file(), kv_forms, &exec, &ledger)?),
         };
         Ok(Engine {
             model,
@@ -249,9 +251,14 @@ impl Engine {
         &self.ledger
     }
 
-    /// Element type of keys and values.
+    /// Element type of keys of layers without a form of their own.
     pub fn kv_type(&self) -> KvType {
         self.model.layout().kv_type()
+    }
+
+    /// Forms of keys and values.
+    pub fn kv_forms(&self) -> KvForms {
+        *self.model.layout().forms()
     }
 
     /// Tokens a prefill computes in one pass.
@@ -261,22 +268,22 @@ impl Engine {
 
     /// What is known of the model.
     pub fn describe(&self) -> ModelDescription {
-        describe(self.model.file(), self.kv_type())
+        describe(self.model.file(), self.kv_forms())
     }
 
     /// What a context of `tokens` tokens will need. What the program has taken since the model
     /// was ready (documents, token ids, a tokenizer's own memory) counts as the program's.
     pub fn plan(&self, tokens: usize) -> MemoryPlan {
         let overflow = match self.store {
-            None => Overflow::Refused,
-            Some(_) => Overflow::Store,
+            Some(_) if !self.model.layout().is_whole() => Overflow::Store,
+            _ => Overflow::Refused,
         };
-        self.plan_as(tokens, self.kv_type(), overflow)
+        self.plan_as(tokens, self.kv_forms(), overflow)
     }
 
-    fn plan_as(&self, tokens: usize, kv_type: KvType, overflow: Overflow) -> MemoryPlan {
+    fn plan_as(&self, tokens: usize, kv_forms: KvForms, overflow: Overflow) -> MemoryPlan {
         let circumstances = Circumstances {
-            kv_type,
+            kv_forms,
             chunk_tokens: self.chunk_tokens,
             threads: self.exec.pool.threads(),
             program: self.program_bytes + self.program_growth(),
@@ -344,7 +351,7 @@ impl Engine {
         Ok(context)
     }
 
-    /// The same with keys and values stored as `kv_type`, whatever the engine's own type is. It lives
+    /// The same with keys and values stored in `kv_forms`, whatever the engine's own are. It lives
     /// in memory alone.
     ///
     /// # Errors
@@ -352,12 +359,12 @@ impl Engine {
     pub fn new_context_as(
         &self,
         planned_tokens: usize,
-        kv_type: KvType,
+        kv_forms: KvForms,
     ) -> Result<Context, EngineError> {
         let context = self
             .model
-            .new_context_as(planned_tokens, kv_type, &self.ledger)?;
-        let plan = self.plan_as(planned_tokens, kv_type, Overflow::Refused);
+            .new_context_as(planned_tokens, kv_forms, &self.ledger)?;
+        let plan = self.plan_as(planned_tokens, kv_forms, Overflow::Refused);
         if !plan.fits() {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
         }
@@ -370,8 +377,10 @@ impl Engine {
         tenant: &Tenant,
         planned_tokens: usize,
     ) -> Result<Context, EngineError> {
+        // What is made of whole pages lives in memory alone.
+        let whole = self.model.layout().is_whole();
         Ok(match (&self.store, &tenant.origins) {
-            (Some(kept), Some(origins)) => {
+            (Some(kept), Some(origins)) if !whole => {
                 self.model
                     .new_context_in(planned_tokens, &kept.store, origins)?
             }
@@ -477,15 +486,15 @@ impl Kept {
     pub(crate) fn open(
         options: &StoreOptions,
         file: &ModelFile,
-        kv_type: KvType,
+        kv_forms: KvForms,
         exec: &Exec,
         ledger: &Ledger,
     ) -> Result<Kept, EngineError> {
         let place = store::open_place(options)?;
         let known = place.folder.as_deref();
-        let name = describe(file, kv_type).name;
+        let name = describe(file, kv_forms).name;
         let weights = file.weight_file();
-        let ingredients = store::Ingredients::new(weights, name, exec, kv_type, known)?;
+        let ingredients = store::Ingredients::new(weights, name, exec, kv_forms, known)?;
         Ok(Kept {
             origins: ingredients.origins(&options.salt),
             ingredients,

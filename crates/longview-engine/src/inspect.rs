@@ -1,7 +1,7 @@
 //! What is known of a model before its weights are loaded: its description, its tokenizer, and the
 //! memory a context will need.
 
-use longview_kv::{KvType, Ledger};
+use longview_kv::{KvForms, Ledger};
 use longview_models::{ModelFile, Workspace};
 use longview_text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 use longview_weights::{GgufFile, WeightFile, WeightsError};
@@ -42,7 +42,7 @@ static EMBEDDED: &[u8] = include_bytes!("../../../models/needle/needle-f16.gguf"
 /// When the file cannot be read or understood.
 pub fn inspect(options: &EngineOptions) -> Result<(ModelDescription, ModelFile), EngineError> {
     let file = ModelFile::new(open_file(&options.model)?)?;
-    Ok((describe(&file, options.kv_type()), file))
+    Ok((describe(&file, options.kv_forms()), file))
 }
 
 /// What a context of `tokens` tokens would need, without loading the weights.
@@ -51,9 +51,9 @@ pub fn inspect(options: &EngineOptions) -> Result<(ModelDescription, ModelFile),
 /// When the file cannot be read or understood.
 pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, EngineError> {
     let file = ModelFile::new(open_file(&options.model)?)?;
-    let kv_type = options.kv_type();
+    let kv_forms = options.kv_forms();
     let circumstances = Circumstances {
-        kv_type,
+        kv_forms,
         chunk_tokens: options.chunk_tokens.max(1),
         threads: options.threads.unwrap_or_else(processor_cores),
         program: program_bytes(&options.model),
@@ -147,7 +147,7 @@ pub(crate) fn text_side(
     Ok((tokenizer, template, origin))
 }
 
-pub(crate) fn describe(file: &ModelFile, kv_type: KvType) -> ModelDescription {
+pub(crate) fn describe(file: &ModelFile, kv_forms: KvForms) -> ModelDescription {
     let blueprint = file.blueprint();
     let weight_file = file.weight_file();
     let mut by_format = std::collections::BTreeMap::new();
@@ -156,7 +156,7 @@ pub(crate) fn describe(file: &ModelFile, kv_type: KvType) -> ModelDescription {
     }
     let format = by_format.into_iter().max_by_key(|(_, elements)| *elements);
     let context = blueprint.max_positions;
-    let layout = blueprint.kv_layout(kv_type);
+    let layout = blueprint.kv_layout(kv_forms);
     let own_name = match weight_file {
         WeightFile::Gguf(gguf) => gguf
             .find_str("general.name")
@@ -180,7 +180,7 @@ pub(crate) fn describe(file: &ModelFile, kv_type: KvType) -> ModelDescription {
 
 /// What a plan follows from beside the model and the length.
 pub(crate) struct Circumstances<'a> {
-    pub(crate) kv_type: KvType,
+    pub(crate) kv_forms: KvForms,
     pub(crate) chunk_tokens: usize,
     pub(crate) threads: usize,
     /// Bytes of the program with the vocabulary.
@@ -201,7 +201,7 @@ pub(crate) enum Overflow {
 
 pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) -> MemoryPlan {
     let Circumstances {
-        kv_type,
+        kv_forms,
         chunk_tokens,
         threads,
         program,
@@ -209,7 +209,7 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
         overflow,
     } = *of;
     let blueprint = file.blueprint();
-    let layout = blueprint.kv_layout(kv_type);
+    let layout = blueprint.kv_layout(kv_forms);
     let limit = Some(ledger.limit()).filter(|&limit| limit != u64::MAX);
     let weights = file.weights_bytes();
     let scratch = Workspace::predicted_bytes(blueprint, chunk_tokens, 1, threads);

@@ -39,14 +39,14 @@ impl Lookup {
         let file = ModelFile::new(file)?;
         // Contexts of different instruction sets do not answer for each other.
         let exec = Exec::new(1, Isa::from_environment()?, options.numerics);
-        let kv_type = options.kv_type();
+        let kv_forms = options.kv_forms();
         let ledger = Ledger::with_limit(u64::MAX);
-        let kept = Kept::open(store, &file, kv_type, &exec, &ledger)?;
+        let kept = Kept::open(store, &file, kv_forms, &exec, &ledger)?;
         Ok(Some(Lookup {
             text,
-            layout: Arc::new(file.blueprint().kv_layout(kv_type)),
+            layout: Arc::new(file.blueprint().kv_layout(kv_forms)),
             numerics: options.numerics,
-            about: describe(&file, kv_type),
+            about: describe(&file, kv_forms),
             file,
             kept,
         }))

@@ -10,7 +10,7 @@ use std::time::UNIX_EPOCH;
 use longview_kernels::{Exec, Numerics};
 use longview_kv::records::Records;
 use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Tier, TierError};
-use longview_kv::{BlockHash, KvType, RopeSet};
+use longview_kv::{BlockHash, KvForms, RopeSet};
 use longview_weights::{WeightFile, WeightPart, WeightsError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -112,7 +112,7 @@ impl Ingredients {
         file: &WeightFile,
         model: String,
         exec: &Exec,
-        kv_type: KvType,
+        kv_forms: KvForms,
         known: Option<&Path>,
     ) -> Result<Ingredients, EngineError> {
         Ok(Ingredients {
@@ -122,7 +122,7 @@ impl Ingredients {
                 Numerics::Default => "default",
                 Numerics::F32 => "f32",
             },
-            kv: kv_type.to_string(),
+            kv: kv_forms.to_string(),
             isa: exec.isa.to_string(),
         })
     }

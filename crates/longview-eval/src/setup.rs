@@ -124,7 +124,7 @@ impl Setup {
         let set = |&stage: &Stage| {
             let text = self.methods.text(stage, kv_type);
             let chosen = text != default.text(stage, kv_type);
-            let stored = stage == Stage::Store && self.methods.kv_type().is_some();
+            let stored = stage == Stage::Store && self.methods.kv_forms().is_some();
             (chosen || stored).then_some(text)
         };
         let texts: Vec<String> = STAGES.iter().filter_map(set).collect();
@@ -229,8 +229,10 @@ mod tests {
         };
         assert_eq!(names("q8, store=q4,dense"), ["q8", "q4", "dense"]);
         assert_eq!(names("keep=all + store=bf16"), ["bf16"]);
+        let apart = "k=kivi(bits=4, group=32, residual=128), v=q8, layers 0-1=f16";
+        assert_eq!(names(&format!("{apart},q4")), [apart, "q4"]);
         let setup = Setup::parse("q8").unwrap();
-        assert_eq!(setup.methods().kv_type(), Some(KvType::Q8));
+        assert_eq!(setup.methods().kv_forms(), Some(KvType::Q8.into()));
         assert_eq!(setup.texts(KvType::F16)[3], (Stage::Store, "q8".to_owned()));
         assert!(Setup::parse("dense").unwrap().is_dense() && Setup::dense().is_dense());
     }

@@ -7,7 +7,7 @@ use longview_kernels::attention::{
     AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_span,
 };
 use longview_kernels::page::{
-    KvType, PAGE_TOKENS, PageGeometry, StridedRows, read_key, read_value, write_tokens,
+    KvType, PAGE_TOKENS, PageGeometry, StridedRows, pack_page, read_key, read_value, write_tokens,
 };
 use proptest::prelude::*;
 
@@ -51,6 +51,11 @@ impl Cache {
                 .map(|_| noise.bits() as u8 | 0x7c)
                 .collect::<Vec<_>>()
         };
+        // Pages that are made whole are never read before they are full.
+        let tokens = match geom.is_whole() {
+            true => tokens.next_multiple_of(PAGE_TOKENS),
+            false => tokens,
+        };
         let mut data = Noise(seed);
         let k = data.normals(tokens * geom.head_dim, key_scale);
         let v = data.normals(tokens * geom.v_dim, 1.0);
@@ -67,7 +72,18 @@ impl Cache {
                     data: &v[first * geom.v_dim..],
                     stride: geom.v_dim,
                 };
-                write_tokens(Isa::Scalar, &geom, &mut bits.0, &mut bits.1, 0, count, k, v);
+                if !geom.is_whole() {
+                    write_tokens(Isa::Scalar, &geom, &mut bits.0, &mut bits.1, 0, count, k, v);
+                    return bits;
+                }
+                let from = PageGeometry {
+                    k_type: KvType::F32,
+                    v_type: KvType::F32,
+                    ..geom
+                };
+                let (mut from_k, mut from_v) = (bytes(from.k_bytes()), bytes(from.v_bytes()));
+                write_tokens(Isa::Scalar, &from, &mut from_k, &mut from_v, 0, count, k, v);
+                pack_page(&from, (&from_k, &from_v), &geom, (&mut bits.0, &mut bits.1));
                 bits
             })
             .collect();
@@ -173,7 +189,7 @@ fn bits(partials: &Partials, row: usize) -> Vec<u32> {
 }
 
 fn kv_types() -> impl Strategy<Value = KvType> {
-    proptest::sample::select(&KvType::ALL)
+    proptest::sample::select([&KvType::ALL[..], &KvType::WHOLE].concat())
 }
 
 proptest! {
@@ -249,6 +265,10 @@ fn a_row_has_the_same_bits_alone_and_among_others_and_whatever_invisible_slots_h
         (64, 64, KvType::Q8, KvType::Q8),
         (80, 48, KvType::Q4, KvType::Q4),
         (40, 128, KvType::Q8, KvType::Q4),
+        (64, 64, KvType::WHOLE[0], KvType::WHOLE[0]),
+        (80, 48, KvType::WHOLE[2], KvType::WHOLE[2]),
+        (40, 128, KvType::WHOLE[1], KvType::WHOLE[3]),
+        (64, 80, KvType::WHOLE[4], KvType::Q8),
     ] {
         let geom = PageGeometry {
             head_dim,
@@ -320,7 +340,9 @@ proptest! {
     /// by e^(2ε) − 1 in sum, and the values by their own error.
     #[test]
     fn quantised_pages_stay_within_the_error_they_state(
-        kv_type in proptest::sample::select(&[KvType::F16, KvType::BF16, KvType::Q8, KvType::Q4][..]),
+        kv_type in proptest::sample::select(
+            [&[KvType::F16, KvType::BF16, KvType::Q8, KvType::Q4], &KvType::WHOLE[..3]].concat()
+        ),
         dim in prop_oneof![Just(64usize), Just(80), Just(128), 1usize..70],
         tokens in 1usize..300,
         key_scale in prop_oneof![Just(0.1f32), Just(1.0)],
@@ -332,11 +354,18 @@ proptest! {
             k_type: kv_type,
             v_type: kv_type,
         };
+        let tokens = match kv_type.is_whole() {
+            true => tokens.next_multiple_of(PAGE_TOKENS),
+            false => tokens,
+        };
         // Relative to the largest number of a block of 32, or of all.
         let step = match kv_type {
             KvType::F16 => 1.0 / 2048.0,
             KvType::BF16 => 1.0 / 512.0,
             KvType::Q8 => 0.502 / 127.0,
+            // Half a step of the way from the smallest to the largest, and the middle's rounding.
+            KvType::Kivi(_) if kv_type.to_string().starts_with("kivi4") => 1.002 / 15.0 + 1.0 / 2048.0,
+            KvType::Kivi(_) => 1.002 / 3.0 + 1.0 / 2048.0,
             _ => 0.502 / 7.5,
         };
         let stored = Cache::new(geom(kv_type), tokens, key_scale, seed, !seed);
@@ -370,7 +399,7 @@ proptest! {
 #[test]
 fn several_heads_at_once_give_the_same_bits_as_one_by_one() {
     let tokens = 300;
-    for kv_type in KvType::ALL {
+    for kv_type in KvType::ALL.into_iter().chain(KvType::WHOLE) {
         let geom = PageGeometry {
             head_dim: 80,
             v_dim: 80,

@@ -16,7 +16,8 @@ use crate::batch::Batch;
 use crate::context::{Context, RopeSet};
 use crate::error::KvError;
 use crate::feed::{Feed, Missing, Slices};
-use crate::layout::Group;
+use crate::layout::{Group, Recent};
+use crate::places::Stretch;
 
 /// Blocks in a key span.
 const SPAN_BLOCKS: usize = SPAN_TOKENS / PAGE_TOKENS;
@@ -271,6 +272,10 @@ impl<'a> Call<'a, '_> {
                 worker.partials.reset(all_rows, group.kind.v_dim);
             }
             worker.scratch.reserve(&group.geometry, rows);
+            if let Some(recent) = group.recent {
+                let groups = &self.place(task.segment).0.layout().groups;
+                worker.scratch.reserve(&groups[recent.group].geometry, rows);
+            }
             let numbers = all_rows * group.kind.head_dim;
             worker.queries.clear();
             worker.queries.reserve(numbers);
@@ -393,61 +398,101 @@ impl<'a> Call<'a, '_> {
                     );
                     turned = stretch.shift;
                 }
-                let first = covered.start / PAGE_TOKENS;
-                let last = covered.end.div_ceil(PAGE_TOKENS);
-                let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS * HEADS_PER_TASK];
-                let mut used = 0;
-                for index in first..last {
-                    let slice = match context.block(group_index, index) {
-                        Some(block) => Some(block.layer(group, place)),
-                        None => read.and_then(|(missing, slices)| {
-                            let at = missing.blocks.binary_search(&index).ok()?;
-                            Some(slices.of(at))
-                        }),
-                    };
-                    // A block that a window layer has dropped is seen by no row of the batch.
-                    if let Some(slice) = slice {
-                        for head in task.heads.clone() {
-                            pages[used] = group.page(slice, head);
-                            used += 1;
-                        }
-                    }
-                }
-                if used == 0 {
-                    continue;
-                }
-                let held = (last - used / task.heads.len()) * PAGE_TOKENS;
-                worker.visible.clear();
-                for row in task.rows.clone() {
-                    let position = context.len() + row;
-                    // Tokens of this stretch are as far from its first as their slots are.
-                    let slot = |token: usize| {
-                        let slot = stretch.slot + token.saturating_sub(stretch.token);
-                        (slot.clamp(covered.start.max(held), covered.end.max(held)) - held) as u32
-                    };
-                    let range = slot(context.first_token(group, position))..slot(position + 1);
-                    worker
-                        .visible
-                        .extend(std::iter::repeat_n(range, group_size));
-                }
-                let rows = QueryRows {
-                    heads: task.heads.len(),
-                    q: &worker.queries,
-                    visible: &worker.visible,
-                    softcap: self.attention.softcap,
+                let blocks = Blocks {
+                    group: group_index,
+                    place,
+                    seen: match group.recent {
+                        None => Seen::All,
+                        Some(recent) => Seen::Before(recent),
+                    },
                 };
-                worker.partials.reset(count, v_dim);
-                attend_span(
-                    self.exec.isa,
-                    &group.geometry,
-                    &pages[..used],
-                    &rows,
-                    &mut worker.scratch,
-                    &mut worker.partials,
-                );
-                task.partials.merge(self.exec.isa, &worker.partials);
+                self.attend_blocks(task, &blocks, covered.clone(), &stretch, read, worker);
+                if let Some(recent) = group.recent {
+                    let blocks = Blocks {
+                        group: recent.group,
+                        place,
+                        seen: Seen::From(recent),
+                    };
+                    self.attend_blocks(task, &blocks, covered, &stretch, None, worker);
+                }
             }
         }
+    }
+
+    /// Goes on with a task over what `blocks` hold of the slots `covered`, which belong to `stretch`.
+    fn attend_blocks(
+        &self,
+        task: &mut Task,
+        blocks: &Blocks,
+        covered: Range<usize>,
+        stretch: &Stretch,
+        read: Option<(&Missing, &Slices)>,
+        worker: &mut Worker,
+    ) {
+        let context: &Context = self.batch.segments()[task.segment].context;
+        let group = &context.layout().groups[blocks.group];
+        let layer_group = self.place(task.segment).1;
+        let v_dim = group.kind.v_dim;
+        let group_size = self.attention.heads / group.kind.kv_heads;
+        let first = covered.start / PAGE_TOKENS;
+        let last = covered.end.div_ceil(PAGE_TOKENS);
+        let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS * HEADS_PER_TASK];
+        let mut used = 0;
+        for index in first..last {
+            let slice = match context.block(blocks.group, index) {
+                Some(block) => Some(block.layer(group, blocks.place)),
+                None => read.and_then(|(missing, slices)| {
+                    let at = missing.blocks.binary_search(&index).ok()?;
+                    Some(slices.of(at))
+                }),
+            };
+            // A block that a window layer has dropped is seen by no row of the batch.
+            if let Some(slice) = slice {
+                for head in task.heads.clone() {
+                    pages[used] = group.page(slice, head);
+                    used += 1;
+                }
+            }
+        }
+        if used == 0 {
+            return;
+        }
+        let held = (last - used / task.heads.len()) * PAGE_TOKENS;
+        worker.visible.clear();
+        for row in task.rows.clone() {
+            let position = context.len() + row;
+            let seen = blocks.seen.of(context.places.slot(position));
+            // Tokens of this stretch are as far from its first as their slots are.
+            let slot = |token: usize| {
+                let slot = stretch.slot + token.saturating_sub(stretch.token);
+                let slot = slot.clamp(seen.start, seen.end);
+                (slot.clamp(covered.start.max(held), covered.end.max(held)) - held) as u32
+            };
+            let range = slot(context.first_token(layer_group, position))..slot(position + 1);
+            worker
+                .visible
+                .extend(std::iter::repeat_n(range, group_size));
+        }
+        if worker.visible.iter().all(Range::is_empty) {
+            return;
+        }
+        let rows = QueryRows {
+            heads: task.heads.len(),
+            q: &worker.queries,
+            visible: &worker.visible,
+            softcap: self.attention.softcap,
+        };
+        let count = task.heads.len() * task.rows.len() * group_size;
+        worker.partials.reset(count, v_dim);
+        attend_span(
+            self.exec.isa,
+            &group.geometry,
+            &pages[..used],
+            &rows,
+            &mut worker.scratch,
+            &mut worker.partials,
+        );
+        task.partials.merge(self.exec.isa, &worker.partials);
     }
 
     /// The queries of a task, scaled: `[heads][rows][group][head_dim]`.
@@ -507,6 +552,33 @@ impl<'a> Call<'a, '_> {
         let layout = context.layout();
         let (group, place) = layout.layers[self.layer];
         (context, &layout.groups[group], place)
+    }
+}
+
+/// The blocks of a layer in one group, and which of their slots a row sees.
+struct Blocks {
+    group: usize,
+    place: usize,
+    seen: Seen,
+}
+
+/// Which slots a row sees, beside what its layer's kind says.
+enum Seen {
+    All,
+    /// Those that are read in whole pages.
+    Before(Recent),
+    /// Those that are read among the recent ones.
+    From(Recent),
+}
+
+impl Seen {
+    /// Those of the row in `slot`.
+    fn of(&self, slot: usize) -> Range<usize> {
+        match self {
+            Seen::All => 0..usize::MAX,
+            Seen::Before(recent) => 0..recent.first_slot(slot),
+            Seen::From(recent) => recent.first_slot(slot)..usize::MAX,
+        }
     }
 }
 

@@ -157,7 +157,10 @@ impl<'a> Batch<'a> {
             let rows = self.rows_of(index);
             let context = &mut *self.segments[index].context;
             let layout = context.layout().clone();
-            let (group_index, place) = layout.layers[layer];
+            let (layer_group, place) = layout.layers[layer];
+            // Where pages are made whole, tokens are written among the recent ones first.
+            let recent = layout.groups[layer_group].recent;
+            let group_index = recent.map_or(layer_group, |recent| recent.group);
             let group = &layout.groups[group_index];
             let geometry = &group.geometry;
             let (heads, k_dim, v_dim) = (group.kind.kv_heads, geometry.head_dim, geometry.v_dim);
@@ -198,16 +201,31 @@ impl<'a> Batch<'a> {
                     );
                 }
             };
-            let mut blocks = context.blocks_mut(group_index, first_block);
             if rows.len() == 1 {
-                if let Some(block) = blocks.next() {
+                if let Some(block) = context.blocks_mut(group_index, first_block).next() {
                     write(first_block, block);
                 }
+            } else {
+                let blocks = context.blocks_mut(group_index, first_block);
+                let mut blocks: Vec<&mut Block> = blocks.collect();
+                exec.pool.for_each(&mut blocks, |offset, block, _| {
+                    write(first_block + offset, block)
+                });
+            }
+            let filled = first_block..end / BLOCK_TOKENS;
+            if recent.is_none() || filled.is_empty() {
                 continue;
             }
-            let mut blocks: Vec<&mut Block> = blocks.collect();
-            exec.pool.for_each(&mut blocks, |offset, block, _| {
-                write(first_block + offset, block)
+            let whole = &layout.groups[layer_group];
+            let mut pairs = context.block_pairs(group_index, layer_group, filled);
+            exec.pool.for_each(&mut pairs, |_, (from, to), _| {
+                let from = from.layer(group, place);
+                let to = to.layer_mut(whole, place);
+                for (head, to) in to.chunks_exact_mut(whole.page_bytes()).enumerate() {
+                    let from = group.page(from, head);
+                    let to = to.split_at_mut(whole.geometry.k_bytes());
+                    page::pack_page(geometry, (from.k, from.v), &whole.geometry, to);
+                }
             });
         }
     }

@@ -1,5 +1,6 @@
 //! A context: what a model has read, kept as keys and values.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use longview_kernels::Numerics;
@@ -350,6 +351,40 @@ impl Context {
                     unreachable!("make_room has replaced every sealed block that is written")
                 }
             })
+    }
+
+    /// The blocks `blocks` of group `to`, to be written, each after the block of group `from` there. Those of `to` are private since [`Context::make_room`].
+    pub(crate) fn block_pairs(
+        &mut self,
+        from: usize,
+        to: usize,
+        blocks: Range<usize>,
+    ) -> Vec<(&Block, &mut Block)> {
+        let [from, to] = self
+            .groups
+            .get_disjoint_mut([from, to])
+            .expect("a layer's two groups are not one");
+        let from = &*from;
+        let first = blocks.start - to.first;
+        let written = to.slots.range_mut(first..first + blocks.len());
+        written
+            .zip(blocks)
+            .map(|(slot, index)| {
+                let block = from
+                    .block(index)
+                    .expect("a block that a pass fills is among the recent ones");
+                match slot {
+                    Slot::Open(to) => {
+                        let to = Arc::get_mut(to)
+                            .expect("make_room has replaced every shared block that is written");
+                        (block, to)
+                    }
+                    Slot::Sealed { .. } | Slot::Removed => {
+                        unreachable!("make_room has replaced every sealed block that is written")
+                    }
+                }
+            })
+            .collect()
     }
 
     /// Whether windows hold what the token after `len` tokens at `places` sees.

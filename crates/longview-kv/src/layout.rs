@@ -4,6 +4,7 @@ use longview_kernels::page::{KvType, PageGeometry};
 
 use crate::BLOCK_TOKENS;
 use crate::feed;
+use crate::forms::KvForms;
 use crate::recurrent;
 
 /// States that a context needs while it is written: the one that holds, and the one being made.
@@ -57,7 +58,7 @@ pub struct KvLayout {
     pub(crate) groups: Vec<Group>,
     /// For each layer its group and its place inside the group's blocks.
     pub(crate) layers: Vec<(usize, usize)>,
-    kv_type: KvType,
+    forms: KvForms,
 }
 
 /// Layers of one kind.
@@ -66,54 +67,109 @@ pub(crate) struct Group {
     pub(crate) kind: LayerLayout,
     pub(crate) layers: usize,
     pub(crate) geometry: PageGeometry,
+    /// Where the latest tokens are, if this group's pages are made whole.
+    pub(crate) recent: Option<Recent>,
+}
+
+/// The group with the latest tokens of the same layers, at the same places, as they were written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Recent {
+    pub(crate) group: usize,
+    /// Tokens that are read there at least, the row's own included.
+    pub(crate) tokens: usize,
+}
+
+impl Recent {
+    /// The first slot that the row in `slot` reads in the recent group; before it, it reads whole
+    /// pages. It follows from the slot alone, so a row reads the same whatever is computed with it.
+    pub(crate) fn first_slot(&self, slot: usize) -> usize {
+        let edge = (slot + 1).saturating_sub(self.tokens);
+        edge - edge % BLOCK_TOKENS
+    }
+}
+
+/// What layers of one group have in common.
+#[derive(Clone, Copy, PartialEq)]
+struct Kind {
+    layer: LayerLayout,
+    k_type: KvType,
+    v_type: KvType,
+    role: Role,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    /// All that a layer keeps.
+    Alone,
+    /// The older tokens of a layer, in whole pages, with so many recent ones elsewhere.
+    Whole(usize),
+    /// The latest tokens of such a layer, with the forms of its whole pages.
+    Recent(usize, KvType, KvType),
 }
 
 impl KvLayout {
-    /// The layout of `layers`, first layer first, with keys and values stored as `kv_type`.
-    pub fn new(layers: &[LayerLayout], kv_type: KvType) -> KvLayout {
-        let mut layout = KvLayout {
-            groups: Vec::new(),
-            layers: Vec::new(),
-            kv_type,
-        };
+    /// The layout of `layers`, first layer first, with keys and values stored in `forms`. Layers with
+    /// a sliding window keep half precision where their form is made of whole pages: what they hold
+    /// is recent.
+    pub fn new(layers: &[LayerLayout], forms: impl Into<KvForms>) -> KvLayout {
+        let forms = forms.into();
+        let kinds_of = |layer: usize| kinds(&layers[layer], &forms, layer);
         // Full layers first: their blocks are what every prompt is found by.
-        let rank = |kind: &LayerLayout| match kind.state {
+        let rank = |kind: &Kind| match kind.layer.state {
             LayerState::Full => 0,
             LayerState::Window { .. } => 1,
             LayerState::Recurrent { .. } => 2,
         };
-        let mut kinds: Vec<LayerLayout> = Vec::new();
-        for &kind in layers {
-            if !kinds.contains(&kind) {
-                kinds.push(kind);
+        let mut kinds: Vec<Kind> = Vec::new();
+        for layer in 0..layers.len() {
+            let (kind, recent) = kinds_of(layer);
+            for kind in [Some(kind), recent].into_iter().flatten() {
+                if !kinds.contains(&kind) {
+                    kinds.push(kind);
+                }
             }
         }
         kinds.sort_by_key(rank);
-        for &kind in &kinds {
-            layout.groups.push(Group {
-                kind,
-                layers: 0,
-                geometry: PageGeometry {
-                    head_dim: kind.head_dim,
-                    v_dim: kind.v_dim,
-                    k_type: kv_type,
-                    v_type: kv_type,
-                },
-            });
-        }
-        for kind in layers {
-            let known = kinds.iter().position(|known| known == kind);
-            let index = known.expect("every layer's kind was noted above");
-            let group = &mut layout.groups[index];
-            layout.layers.push((index, group.layers));
-            group.layers += 1;
+        let index = |kind: Kind| {
+            let known = kinds.iter().position(|known| *known == kind);
+            known.expect("every layer's kind was noted above")
+        };
+        let mut layout = KvLayout {
+            groups: kinds.iter().map(Group::new).collect(),
+            layers: Vec::new(),
+            forms,
+        };
+        for layer in 0..layers.len() {
+            let (kind, recent) = kinds_of(layer);
+            let group = index(kind);
+            layout.layers.push((group, layout.groups[group].layers));
+            layout.groups[group].layers += 1;
+            if let (Some(recent), Role::Whole(tokens)) = (recent, kind.role) {
+                let recent = index(recent);
+                layout.groups[recent].layers += 1;
+                layout.groups[group].recent = Some(Recent {
+                    group: recent,
+                    tokens,
+                });
+            }
         }
         layout
     }
 
-    /// The element type of stored keys and values.
+    /// How keys and values are stored.
+    pub fn forms(&self) -> &KvForms {
+        &self.forms
+    }
+
+    /// How keys of layers without a form of their own are stored.
     pub fn kv_type(&self) -> KvType {
-        self.kv_type
+        self.forms.form().k
+    }
+
+    /// Whether pages of some layers are made whole. Such contexts live in memory alone: what is
+    /// sealed in a store does not have the latest tokens as they were written.
+    pub fn is_whole(&self) -> bool {
+        self.groups.iter().any(|group| group.recent.is_some())
     }
 
     /// Bytes of the keys and values that layer `layer` keeps of one token.
@@ -181,7 +237,62 @@ impl KvLayout {
     }
 }
 
+/// The kind of a layer, and that of its recent tokens where its pages are made whole.
+fn kinds(layer: &LayerLayout, forms: &KvForms, index: usize) -> (Kind, Option<Kind>) {
+    let form = forms.of(index);
+    let kind = |state, k_type, v_type, role| Kind {
+        layer: LayerLayout { state, ..*layer },
+        k_type,
+        v_type,
+        role,
+    };
+    let half = |kv_type: KvType| {
+        if kv_type.is_whole() {
+            KvType::F16
+        } else {
+            kv_type
+        }
+    };
+    match layer.state {
+        LayerState::Full if form.is_whole() => {
+            // A row's own token is among the recent ones, and an unfinished block is.
+            let tokens = form.recent_tokens.max(1);
+            let window = LayerState::Window {
+                tokens: tokens + BLOCK_TOKENS,
+            };
+            let recent = Role::Recent(tokens, form.k, form.v);
+            (
+                kind(layer.state, form.k, form.v, Role::Whole(tokens)),
+                Some(kind(window, KvType::F16, KvType::F16, recent)),
+            )
+        }
+        LayerState::Full | LayerState::Window { .. } => (
+            kind(layer.state, half(form.k), half(form.v), Role::Alone),
+            None,
+        ),
+        LayerState::Recurrent { .. } => (
+            kind(layer.state, KvType::F32, KvType::F32, Role::Alone),
+            None,
+        ),
+    }
+}
+
 impl Group {
+    /// A group without layers.
+    fn new(kind: &Kind) -> Group {
+        Group {
+            kind: kind.layer,
+            layers: 0,
+            geometry: PageGeometry {
+                head_dim: kind.layer.head_dim,
+                v_dim: kind.layer.v_dim,
+                k_type: kind.k_type,
+                v_type: kind.v_type,
+            },
+            recent: None,
+        }
+    }
+
     /// Bytes of one page: keys, then values, of 64 tokens of one layer and KV head.
     pub(crate) fn page_bytes(&self) -> usize {
         self.geometry.k_bytes() + self.geometry.v_bytes()
@@ -213,6 +324,7 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forms::KvForm;
 
     #[test]
     fn layers_of_one_kind_share_a_group_and_windows_stay_bounded() {
@@ -235,5 +347,45 @@ mod tests {
         assert_eq!(layout.context_bytes(64, 64), 65_536 + 32_768);
         let growth = layout.context_bytes(64_000, 64) - layout.context_bytes(32_000, 64);
         assert_eq!(growth, 500 * 65_536, "only full layers grow");
+    }
+
+    #[test]
+    fn whole_pages_have_the_latest_tokens_beside_them() {
+        let full = LayerLayout {
+            state: LayerState::Full,
+            kv_heads: 2,
+            head_dim: 64,
+            v_dim: 64,
+        };
+        let window = LayerLayout {
+            state: LayerState::Window { tokens: 128 },
+            ..full
+        };
+        let whole = KvForm {
+            k: KvType::WHOLE[0],
+            v: KvType::WHOLE[0],
+            recent_tokens: 100,
+        };
+        let forms = KvForms::new(whole)
+            .with_layers(0..=0, KvType::F16.into())
+            .unwrap();
+        let layout = KvLayout::new(&[full, full, window, full], forms);
+        assert!(layout.is_whole());
+        // Layer 0 alone in half precision, layers 1 and 3 whole, the window in half precision too.
+        assert_eq!(layout.layers, [(0, 0), (1, 0), (3, 0), (1, 1)]);
+        let recent = layout.groups[1].recent.unwrap();
+        assert_eq!((recent.group, layout.groups[2].layers), (2, 2));
+        assert_eq!(
+            layout.groups[2].kind.state,
+            LayerState::Window { tokens: 164 }
+        );
+        assert_eq!(layout.groups[3].geometry.k_type, KvType::F16);
+        // 64 tokens × 64 channels × 4 bits, scales and middles of two groups of tokens.
+        assert_eq!(layout.groups[1].geometry.k_bytes(), 2048 + 2 * 64 * 4);
+        // The row in slot 227 reads from 128 on: its last 100 tokens begin in that block.
+        let from: Vec<usize> = [0, 99, 162, 163, 227]
+            .map(|slot| recent.first_slot(slot))
+            .into();
+        assert_eq!(from, [0, 0, 0, 64, 128]);
     }
 }

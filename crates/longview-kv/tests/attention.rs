@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use longview_kernels::{Exec, Isa, Numerics};
-use longview_kv::{AttendWorkspace, KvType, LayerState};
+use longview_kv::{AttendWorkspace, KvError, KvForm, KvType, LayerState, Sparse};
 
 /// Layer 1's attention of position `position`, computed in f64 from the definition.
 fn oracle(position: usize, window: usize) -> Vec<f64> {
@@ -119,5 +119,94 @@ fn rows_are_the_same_bits_however_they_are_batched() {
                 assert_eq!(out, row(at), "{isa} alone, row {at}");
             }
         }
+    }
+}
+
+/// Keys in whole pages of `k`, values of `v`, with the last 70 tokens as they were written.
+fn whole(k: KvType, v: KvType) -> KvForm {
+    KvForm {
+        k,
+        v,
+        recent_tokens: 70,
+    }
+}
+
+#[test]
+fn whole_pages_change_no_bit_with_how_rows_are_batched() {
+    let kivi = KvType::WHOLE[0];
+    let sparse = KvType::Sparse(Sparse { percent: 50 });
+    let tokens = 400;
+    for (isa, form, allowed) in [
+        (Isa::best(), whole(kivi, kivi), 0.04),
+        (Isa::Scalar, whole(kivi, kivi), 0.04),
+        (Isa::best(), whole(sparse, KvType::Q8), 0.2),
+        (Isa::best(), whole(KvType::F16, sparse), 0.2),
+    ] {
+        let layout = layout(LayerState::Full, form);
+        let one = Exec::new(1, isa, Numerics::Default);
+        let two = Exec::new(2, isa, Numerics::Default);
+        let mut workspace = AttendWorkspace::default();
+        let mut all = context(&layout);
+        let expected = step(vec![(&mut all, tokens)], &one, &mut workspace);
+        let row = |at: usize| &expected[at * HEADS * DIM..(at + 1) * HEADS * DIM];
+        // Two layers, KV heads apart: seven blocks of whole pages, and of the recent ones those that
+        // the pass's first row saw, which is all.
+        let blocks = tokens.div_ceil(64) as u64;
+        let page = |form: KvForm| {
+            let geometry = longview_kernels::page::PageGeometry {
+                head_dim: DIM,
+                v_dim: DIM,
+                k_type: form.k,
+                v_type: form.v,
+            };
+            (geometry.k_bytes() + geometry.v_bytes()) as u64 * 2 * KV_HEADS as u64
+        };
+        assert_eq!(
+            all.kv_bytes(),
+            blocks * (page(form) + page(KvType::F16.into()))
+        );
+
+        let mut first = context(&layout);
+        for at in (0..385).step_by(7) {
+            let out = step(vec![(&mut first, 7)], &two, &mut workspace);
+            for i in 0..7 {
+                assert!(
+                    out[i * HEADS * DIM..].starts_with(row(at + i)),
+                    "{form} row {}",
+                    at + i
+                );
+            }
+        }
+        // What is recent stays bounded: the block of the pass's first row, and 70 + 64 tokens before.
+        let recent = (first.kv_bytes() - 7 * page(form)) / page(KvType::F16.into());
+        assert!(recent <= 4, "{recent} recent blocks");
+        // Back into a block that was whole already, and on, on a fork.
+        let mut fork = first.fork();
+        fork.truncate(330).unwrap();
+        for at in 330..tokens {
+            let out = step(vec![(&mut fork, 1)], &one, &mut workspace);
+            assert_eq!(out, row(at), "{form} alone, row {at}");
+        }
+        let out = step(vec![(&mut first, 15)], &two, &mut workspace);
+        assert!(
+            out.starts_with(row(385)) && out.ends_with(row(399)),
+            "{form} beside a fork"
+        );
+        assert!(matches!(
+            first.truncate(100),
+            Err(KvError::WindowPassed { .. })
+        ));
+
+        // Before anything is whole nothing is rounded, and then by no more than expected.
+        let exact = common::layout(LayerState::Full, KvType::F16);
+        let exact = step(vec![(&mut context(&exact), tokens)], &one, &mut workspace);
+        let (start, rest) = (&exact[..126 * HEADS * DIM], &exact[126 * HEADS * DIM..]);
+        assert!(expected.starts_with(start), "{form}");
+        let off = rest
+            .iter()
+            .zip(&expected[start.len()..])
+            .map(|(a, b)| (a - b).abs());
+        let off = off.fold(0f32, f32::max);
+        assert!(off > 0.0 && off < allowed, "{form}: off by {off}");
     }
 }

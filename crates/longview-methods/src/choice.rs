@@ -3,21 +3,22 @@
 use std::sync::Arc;
 
 use longview_engine::Reuse;
-use longview_kv::KvType;
 use longview_kv::keep::Keep;
+use longview_kv::{KvForms, KvType};
 
 use crate::decode::Decode;
 use crate::error::MethodError;
-use crate::method::{Build, Stage};
+use crate::method::{Build, Method, Stage};
 use crate::registry;
+use crate::store::{self, Chosen};
 
 /// One method a stage, and for decode a chain; the exact path until something else is set.
 #[derive(Clone, Debug)]
 pub struct Methods {
     /// The canonical text of the stages before decode; nothing for the default.
     texts: [Option<String>; 6],
-    kv_type: Option<KvType>,
     keep: Option<Arc<Keep>>,
+    store: Option<Chosen>,
     reuse: Reuse,
     decode: Decode,
 }
@@ -27,8 +28,8 @@ impl Methods {
     pub fn new() -> Methods {
         Methods {
             texts: Default::default(),
-            kv_type: None,
             keep: None,
+            store: None,
             reuse: Reuse::Prefix,
             decode: Decode::greedy(),
         }
@@ -43,6 +44,12 @@ impl Methods {
             self.decode = text.parse()?;
             return Ok(());
         }
+        if stage == Stage::Store {
+            let chosen = store::choose(text)?;
+            self.texts[stage as usize] = Some(chosen.text.clone());
+            self.store = Some(chosen);
+            return Ok(());
+        }
         let resolved = registry::resolve(stage, text)?;
         let [(method, arguments)] = resolved.as_slice() else {
             return Err(MethodError::OneMethod {
@@ -52,11 +59,11 @@ impl Methods {
             });
         };
         match method.build {
-            Build::Store(kv_type) => self.kv_type = Some(kv_type),
             Build::Reuse(build) => self.reuse = build(arguments),
             Build::Keep(build) => self.keep = Some(Arc::new(build(arguments)?)),
             Build::Nothing if stage == Stage::Keep => self.keep = None,
             Build::Nothing
+            | Build::Store(_)
             | Build::Allocate(_)
             | Build::Merge(_)
             | Build::Sampler(_)
@@ -76,9 +83,9 @@ impl Methods {
         &self.decode
     }
 
-    /// The number type of keys and values, if one was asked for.
-    pub fn kv_type(&self) -> Option<KvType> {
-        self.kv_type
+    /// The forms of keys and values, if any were asked for.
+    pub fn kv_forms(&self) -> Option<KvForms> {
+        self.store.as_ref().map(|chosen| chosen.forms)
     }
 
     /// What decides which pairs stay, unless all do.
@@ -99,7 +106,7 @@ impl Methods {
         }
         match (&self.texts[stage as usize], stage) {
             (Some(text), _) => text.clone(),
-            (None, Stage::Store) => store_name(kv_type).to_owned(),
+            (None, Stage::Store) => store::plain_name(kv_type).to_owned(),
             (None, _) => registry::of(stage)
                 .next()
                 .expect("every stage has a default method, as a test of the registry checks")
@@ -111,13 +118,23 @@ impl Methods {
     /// What a user should be told of the methods that change the model's logits.
     pub fn notices(&self) -> Vec<String> {
         let stages = Stage::ALL.iter().zip(&self.texts);
-        stages
-            .filter_map(|(&stage, text)| {
-                let name = text.as_deref()?.split('(').next()?;
-                let method = registry::find(stage, name).ok()?;
-                (!method.exact).then(|| format!("{stage} {name} is approximate: {}", method.doc))
-            })
-            .collect()
+        let alone = stages.filter_map(|(&stage, text)| {
+            let name = text.as_deref()?.split('(').next()?;
+            registry::find(stage, name)
+                .ok()
+                .filter(|_| stage != Stage::Store)
+        });
+        let mut methods: Vec<&Method> = alone.collect();
+        methods.extend(self.store.iter().flat_map(|chosen| &chosen.methods));
+        methods.dedup_by_key(|method| method.name);
+        let approximate = methods.into_iter().filter(|method| !method.exact);
+        let line = |method: &Method| {
+            let Method {
+                stage, name, doc, ..
+            } = method;
+            format!("{stage} {name} is approximate: {doc}")
+        };
+        approximate.map(line).collect()
     }
 
     /// The canonical text of every stage, in order.
@@ -132,13 +149,6 @@ impl Default for Methods {
     fn default() -> Methods {
         Methods::new()
     }
-}
-
-fn store_name(kv_type: KvType) -> &'static str {
-    registry::of(Stage::Store)
-        .find(|method| matches!(method.build, Build::Store(built) if built == kv_type))
-        .expect("every number type of the store is in the registry, as a test checks")
-        .name
 }
 
 #[cfg(test)]
@@ -158,7 +168,7 @@ mod tests {
             ["whole", "dense", "all", "f16", "dense", "prefix", "greedy"]
         );
         assert_eq!(methods.text(Stage::Store, KvType::F32), "f32");
-        assert_eq!(methods.kv_type(), None);
+        assert!(methods.kv_forms().is_none());
     }
 
     #[test]
@@ -176,13 +186,13 @@ mod tests {
     fn stages_are_set_by_text() {
         let mut methods = Methods::new();
         methods.set(Stage::Store, " f32() ").unwrap();
-        assert_eq!(methods.kv_type(), Some(KvType::F32));
+        assert_eq!(methods.kv_forms(), Some(KvType::F32.into()));
         assert_eq!(methods.text(Stage::Store, KvType::F16), "f32");
         for kv_type in KvType::ALL {
-            let name = store_name(kv_type);
+            let name = store::plain_name(kv_type);
             assert_eq!(name, kv_type.to_string());
             methods.set(Stage::Store, name).unwrap();
-            assert_eq!(methods.kv_type(), Some(kv_type));
+            assert_eq!(methods.kv_forms(), Some(kv_type.into()));
         }
         methods
             .set(Stage::Decode, "top-k(4), draw(seed=1)")
@@ -204,7 +214,7 @@ mod tests {
                 .set(Stage::Store, "q3")
                 .unwrap_err()
                 .to_string()
-                .contains("known: f16, f32, bf16, q8, q4")
+                .contains("known: f16, f32, bf16, q8, q4, kivi, mustafar")
         );
     }
 }

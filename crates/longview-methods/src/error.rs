@@ -88,6 +88,14 @@ pub enum MethodError {
     #[error("{flag}: \"{selector}=\" cannot be used here; write the method alone", flag = .stage.flag())]
     Selector { stage: Stage, selector: String },
 
+    /// A selector that the store stage does not know.
+    #[error("--store: \"{key}=\" is neither k=, v= nor layers A-B=")]
+    StoreKey { key: String },
+
+    /// More ranges of layers than a store text may have.
+    #[error("--store: at most 8 ranges of layers can have forms of their own")]
+    StoreLayers,
+
     /// Something follows the method that chooses the token.
     #[error(
         "--decode: {finish} chooses the token, so nothing can follow it; move {after} before it"

@@ -11,9 +11,11 @@ pub mod decode;
 mod error;
 mod keep;
 mod method;
+mod read;
 pub mod registry;
 mod reuse;
 mod stages;
+mod store;
 mod suggest;
 mod text;
 

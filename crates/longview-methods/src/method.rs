@@ -4,7 +4,7 @@ use std::fmt;
 
 use longview_engine::Reuse;
 use longview_engine::sampling::{Finish, Sampler};
-use longview_kv::KvType;
+use longview_kv::KvForm;
 use longview_kv::keep::{Allocate, Keep, Merge};
 use serde::Serialize;
 
@@ -118,8 +118,8 @@ pub enum Role {
 pub(crate) enum Build {
     /// The exact path: nothing to make.
     Nothing,
-    /// The number type of keys and values.
-    Store(KvType),
+    /// The form of keys and values.
+    Store(fn(&Arguments) -> Result<KvForm, MethodError>),
     /// What a request may take over.
     Reuse(fn(&Arguments) -> Reuse),
     /// Which pairs stay.

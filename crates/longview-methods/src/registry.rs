@@ -5,8 +5,10 @@ use crate::decode;
 use crate::error::MethodError;
 use crate::keep;
 use crate::method::{Method, Parameter, Role, Stage};
+use crate::read;
 use crate::reuse;
 use crate::stages;
+use crate::store;
 use crate::suggest::hint;
 use crate::text::{Item, MethodText, Value};
 
@@ -15,7 +17,8 @@ pub fn all() -> impl Iterator<Item = &'static Method> {
     stages::BEFORE_KEEP
         .iter()
         .chain(keep::METHODS)
-        .chain(stages::AFTER_KEEP)
+        .chain(store::METHODS)
+        .chain(read::METHODS)
         .chain(reuse::METHODS)
         .chain(decode::METHODS)
 }
@@ -93,6 +96,15 @@ fn resolve_item(
             selector: key.to_string(),
         });
     }
+    resolve_value(stage, text, item)
+}
+
+/// The method that an item names, whatever stands before its `=`.
+pub(crate) fn resolve_value(
+    stage: Stage,
+    text: &str,
+    item: &Item,
+) -> Result<(&'static Method, Arguments), MethodError> {
     match &item.value {
         Value::Call(call) => {
             let method = find(stage, &call.name)?;
@@ -179,7 +191,7 @@ mod tests {
             message.contains("expected the name of a method, not 4"),
             "{message}"
         );
-        let message = resolve(Stage::Store, "k=f16").unwrap_err().to_string();
+        let message = resolve(Stage::Keep, "k=all").unwrap_err().to_string();
         assert!(message.contains("\"k=\" cannot be used here"), "{message}");
     }
 }

@@ -1,7 +1,4 @@
-//! The stages before reuse: the exact path of each, which is computed when nothing else is asked for,
-//! and the forms that keys and values can be stored in.
-
-use longview_kv::KvType;
+//! The stages before keep: the exact path of each, which is computed when nothing else is asked for.
 
 use crate::method::{Build, Method, Stage};
 
@@ -21,45 +18,6 @@ pub(crate) static BEFORE_KEEP: &[Method] = &[
     ),
 ];
 
-/// The methods of the stages after it, up to reuse.
-pub(crate) static AFTER_KEEP: &[Method] = &[
-    exact(
-        Stage::Store,
-        "f16",
-        "keys and values in half precision, as the default numerics class does",
-        Build::Store(KvType::F16),
-    ),
-    exact(
-        Stage::Store,
-        "f32",
-        "keys and values in single precision, as --numerics f32 does",
-        Build::Store(KvType::F32),
-    ),
-    rounded(
-        "bf16",
-        "keys and values as bfloat16: each rounded by up to 0.4 %, of any size",
-        KvType::BF16,
-    ),
-    rounded(
-        "q8",
-        "keys and values in 8 bits, a scale for every 32 channels of a token: each rounded by up to \
-         0.4 % of the largest of its 32",
-        KvType::Q8,
-    ),
-    rounded(
-        "q4",
-        "keys and values in 4 bits, a scale for every 32 channels of a token: each rounded by up to \
-         6.7 % of the largest of its 32",
-        KvType::Q4,
-    ),
-    exact(
-        Stage::Read,
-        "dense",
-        "every decode step reads every key and value",
-        Build::Nothing,
-    ),
-];
-
 const fn exact(stage: Stage, name: &'static str, doc: &'static str, build: Build) -> Method {
     Method {
         stage,
@@ -69,13 +27,5 @@ const fn exact(stage: Stage, name: &'static str, doc: &'static str, build: Build
         doc,
         parameters: &[],
         build,
-    }
-}
-
-/// Keys and values in fewer bits than the model's numerics class has.
-const fn rounded(name: &'static str, doc: &'static str, kv_type: KvType) -> Method {
-    Method {
-        exact: false,
-        ..exact(Stage::Store, name, doc, Build::Store(kv_type))
     }
 }

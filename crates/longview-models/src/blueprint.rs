@@ -5,7 +5,7 @@
 
 pub use longview_kernels::activation::Activation;
 pub use longview_kernels::recurrent::DeltaShape;
-use longview_kv::{KvLayout, KvType, LayerLayout, LayerState};
+use longview_kv::{KvForms, KvLayout, LayerLayout, LayerState};
 
 use crate::rope::Rope;
 
@@ -203,7 +203,7 @@ impl Blueprint {
     }
 
     /// How the model's keys, values and states are laid out.
-    pub fn kv_layout(&self, kv_type: KvType) -> KvLayout {
+    pub fn kv_layout(&self, forms: impl Into<KvForms>) -> KvLayout {
         let of_layer = |layer: &LayerBlueprint| match &layer.mixer {
             Mixer::Attention(attention) => LayerLayout {
                 state: match attention.window {
@@ -216,9 +216,6 @@ impl Blueprint {
             },
             Mixer::GatedDelta(delta) => LayerLayout::recurrent(delta.state() * size_of::<f32>()),
         };
-        KvLayout::new(
-            &self.layers.iter().map(of_layer).collect::<Vec<_>>(),
-            kv_type,
-        )
+        KvLayout::new(&self.layers.iter().map(of_layer).collect::<Vec<_>>(), forms)
     }
 }

@@ -8,7 +8,7 @@ use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::keep::{AttentionOf, AttentionShape};
 use longview_kv::tier::Origin;
 use longview_kv::{
-    Batch, Context, Identity, KvLayout, KvType, Ledger, Purpose, Reservation, RopeSet, Segment,
+    Batch, Context, Identity, KvForms, KvLayout, Ledger, Purpose, Reservation, RopeSet, Segment,
     Store,
 };
 use longview_weights::{Tensor, WeightFile};
@@ -175,7 +175,7 @@ impl ModelFile {
     pub fn load(
         self,
         exec: &Exec,
-        kv_type: KvType,
+        forms: impl Into<KvForms>,
         ledger: &Ledger,
         on_layer: &mut dyn FnMut(usize, usize),
     ) -> Result<Model, ModelError> {
@@ -197,7 +197,7 @@ impl ModelFile {
             .collect();
         static LOADED: AtomicU64 = AtomicU64::new(0);
         Ok(Model {
-            layout: Arc::new(self.blueprint.kv_layout(kv_type)),
+            layout: Arc::new(self.blueprint.kv_layout(forms)),
             id: LOADED.fetch_add(1, Ordering::Relaxed),
             numerics: exec.numerics,
             isa: exec.isa,
@@ -241,18 +241,18 @@ impl Model {
         Ok(Context::new(layout, ledger.clone(), identity))
     }
 
-    /// The same with keys and values stored as `kv_type`.
+    /// The same with keys and values stored in `forms`.
     ///
     /// # Errors
     /// As [`Model::new_context`].
     pub fn new_context_as(
         &self,
         planned_tokens: usize,
-        kv_type: KvType,
+        forms: KvForms,
         ledger: &Ledger,
     ) -> Result<Context, ModelError> {
         let identity = self.planned_identity(planned_tokens)?;
-        let layout = Arc::new(self.blueprint().kv_layout(kv_type));
+        let layout = Arc::new(self.blueprint().kv_layout(forms));
         Ok(Context::new(layout, ledger.clone(), identity))
     }
 

@@ -84,7 +84,7 @@ impl ModelArgs {
 }
 
 impl EngineArgs {
-    /// What the engine needs to know, the store method's number type included.
+    /// What the engine needs to know, the store method's forms included.
     pub(crate) fn options(
         &self,
         methods: &longview::methods::Methods,
@@ -94,7 +94,7 @@ impl EngineArgs {
             memory_bytes: self.memory,
             threads: self.threads,
             numerics: self.numerics.into(),
-            kv_type: methods.kv_type(),
+            kv_forms: methods.kv_forms(),
             chunk_tokens: self.chunk,
             store: None,
         })

@@ -316,8 +316,8 @@ impl<'a> Evaluation<'a> {
 
     /// Reads `tokens` as `setup` reads them, in a context planned for `planned` tokens.
     fn read(&self, setup: &Setup, tokens: &[u32], planned: usize) -> Result<Reading, EvalError> {
-        let kv_type = setup.methods().kv_type().unwrap_or(self.engine.kv_type());
-        let mut context = self.engine.new_context_as(planned, kv_type)?;
+        let forms = setup.methods().kv_forms().unwrap_or(self.engine.kv_forms());
+        let mut context = self.engine.new_context_as(planned, forms)?;
         let held = || self.engine.ledger().usage().kv;
         let mut peak_bytes = 0;
         let start = Instant::now();

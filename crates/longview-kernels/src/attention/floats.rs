@@ -110,6 +110,9 @@ fn convert(isa: Isa, kv_type: KvType, width: usize, from: &[u8], to: &mut [f32])
         KvType::BF16 => convert!(Brain),
         KvType::Q8 => convert!(Byte),
         KvType::Q4 => convert!(Nibble),
+        KvType::Kivi(_) | KvType::Sparse(_) => {
+            unreachable!("no keep method reads pages that are made whole")
+        }
     }
 }
 

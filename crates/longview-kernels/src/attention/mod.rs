@@ -7,7 +7,9 @@
 //! may not see.
 
 mod element;
+mod expand;
 mod floats;
+mod groups;
 mod partials;
 mod scalar;
 mod scores;
@@ -62,6 +64,8 @@ pub struct AttentionScratch {
     v: AlignedFloats,
     scores: AlignedFloats,
     weights: AlignedFloats,
+    /// Queries times the scales of groups, and the sums with their middles.
+    queries: AlignedFloats,
 }
 
 impl AttentionScratch {
@@ -75,7 +79,8 @@ impl AttentionScratch {
         self.scores.reserve(TILE_ROWS * PAGE_TOKENS);
         let sets = geom.v_type.scales(geom.v_dim);
         self.weights.reserve(sets * TILE_ROWS * PAGE_TOKENS);
-        if rows.div_ceil(TILE_ROWS) >= tiles::TILES_WORTH_CONVERTING {
+        self.queries.reserve(tiles::scaled_queries(geom));
+        if rows.div_ceil(TILE_ROWS) >= tiles::TILES_WORTH_CONVERTING || geom.is_whole() {
             self.k.reserve(geom.head_dim * PAGE_TOKENS);
             let stride = geom.v_dim.next_multiple_of(VALUE_PADDING);
             self.v.reserve(stride * PAGE_TOKENS);
@@ -84,7 +89,7 @@ impl AttentionScratch {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        4 * [&self.k, &self.v, &self.scores, &self.weights]
+        4 * [&self.k, &self.v, &self.scores, &self.weights, &self.queries]
             .map(|b| b.floats().len())
             .iter()
             .sum::<usize>()

@@ -11,17 +11,22 @@
 //!   row does not see are exact neutral elements;
 //! - an output channel is one chain over the visible tokens in order, and over no others; the scales
 //!   of quantised values are multiplied into the weights.
+//!
+//! Kivi pages have their own arithmetic (see `groups`). Sparse ones are always turned into f32 first,
+//! in scratch memory, from the bitmap and the numbers that stayed.
 
 use std::ops::Range;
 
-use super::element::{Brain, Byte, Convert, Half, Nibble, Single};
+use super::element::{Brain, Byte, Convert, Crumb, Half, Nibble, Single};
+use super::expand::Expand;
+use super::groups::{AddMiddles, GroupScoreTile, ScaleQueries};
 use super::partials::AlignedFloats;
 use super::scores::ScoreTile;
 use super::softmax::SoftmaxTile;
 use super::values::{ScaleWeights, Scaled, Unscaled, ValueTile};
 use super::{AttentionScratch, PageRef, Partials, QueryRows, TILE_ROWS, visible_in_page};
 use crate::lanes::Lanes;
-use crate::page::{KvType, PAGE_TOKENS, PageGeometry};
+use crate::page::{KiviBits, KvType, PAGE_TOKENS, PageGeometry};
 
 /// From this many tiles on, converting a page once costs less than converting it in each tile.
 pub(super) const TILES_WORTH_CONVERTING: usize = 3;
@@ -44,7 +49,10 @@ pub(super) fn attend<L: Lanes>(
         v: v_scratch,
         scores,
         weights,
+        queries,
     } = scratch;
+    queries.reserve(scaled_queries(geom));
+    let queries = queries.floats_mut();
     scores.reserve(TILE_ROWS * PAGE_TOKENS);
     let scores = &mut scores.floats_mut()[..TILE_ROWS * PAGE_TOKENS];
     let (acc, max, sum) = out.parts_mut();
@@ -61,9 +69,22 @@ pub(super) fn attend<L: Lanes>(
         let mut k = Stored::new(geom.k_type, page.k, geom.k_codes_bytes());
         let mut v = Stored::new(geom.v_type, page.v, geom.v_codes_bytes());
         let mut next = pages.get(place + 1);
-        if tiles >= TILES_WORTH_CONVERTING {
+        let many = tiles >= TILES_WORTH_CONVERTING;
+        if matches!(k.kv_type, KvType::Sparse(_)) {
+            k = k.expanded(geom.head_dim * PAGE_TOKENS, k_scratch, |from, to| {
+                l.call(Expand::keys(from, to));
+            });
+        } else if many {
             k = k.converted(l, PAGE_TOKENS, k_scratch);
+        }
+        if matches!(v.kv_type, KvType::Sparse(_)) {
+            v = v.expanded(stride * PAGE_TOKENS, v_scratch, |from, to| {
+                l.call(Expand::values(from, geom.v_dim, to));
+            });
+        } else if many {
             v = v.converted(l, stride, v_scratch);
+        }
+        if many {
             next = None;
         }
         for tile in 0..tiles {
@@ -82,7 +103,8 @@ pub(super) fn attend<L: Lanes>(
             let q = &rows.q[first * geom.head_dim..][..height * geom.head_dim];
             let scores = &mut scores[..height * PAGE_TOKENS];
             let next = next.filter(|_| tile + 1 == tiles);
-            score_rows(l, height, q, k, scores, next.map_or(&[], |page| page.k));
+            let next_k = next.map_or(&[][..], |page| page.k);
+            score_rows(l, height, q, k, scores, queries, next_k);
             let mut scale = [1f32; TILE_ROWS];
             let scale = &mut scale[..height];
             l.call(SoftmaxTile {
@@ -102,7 +124,24 @@ pub(super) fn attend<L: Lanes>(
             let next_scales = &next[geom.v_codes_bytes().min(next.len())..];
             let weights = scale_weights(l, scores, v.scales, next_scales, weights);
             add_values(l, slots, weights, scores.len(), scale, v, acc, next);
+            if !v.middles.is_empty() {
+                l.call(AddMiddles {
+                    slots,
+                    weights: scores,
+                    middles: v.middles,
+                    acc,
+                });
+            }
         }
+    }
+}
+
+/// Numbers of a tile's queries once they are scaled for every group of kivi keys, with a sum for each
+/// row and group.
+pub(super) fn scaled_queries(geom: &PageGeometry) -> usize {
+    match geom.k_type {
+        KvType::Kivi(kivi) => PAGE_TOKENS / kivi.group.tokens() * TILE_ROWS * (geom.head_dim + 1),
+        _ => 0,
     }
 }
 
@@ -113,15 +152,60 @@ struct Stored<'a> {
     codes: &'a [u8],
     /// Empty where the form has none.
     scales: &'a [u8],
+    /// As many as scales in kivi pages, else empty.
+    middles: &'a [u8],
+    /// Tokens that share a scale in the keys of kivi pages.
+    group: usize,
 }
 
 impl<'a> Stored<'a> {
     fn new(kv_type: KvType, bytes: &'a [u8], codes_bytes: usize) -> Stored<'a> {
         let (codes, scales) = bytes.split_at(codes_bytes);
+        let (scales, middles, group) = match kv_type {
+            KvType::Kivi(kivi) => {
+                let (scales, middles) = scales.split_at(scales.len() / 2);
+                (scales, middles, kivi.group.tokens())
+            }
+            _ => (scales, &[][..], 0),
+        };
         Stored {
             kv_type,
             codes,
             scales,
+            middles,
+            group,
+        }
+    }
+
+    /// The `numbers` numbers of a sparse page as f32 in `scratch`, where `expand` puts them.
+    #[inline(always)]
+    fn expanded<'s>(
+        self,
+        numbers: usize,
+        scratch: &'s mut AlignedFloats,
+        expand: impl FnOnce(&[u8], &mut [f32]),
+    ) -> Stored<'s>
+    where
+        'a: 's,
+    {
+        scratch.reserve(numbers);
+        expand(self.codes, &mut scratch.floats_mut()[..numbers]);
+        self.as_floats(&scratch.floats()[..numbers])
+    }
+
+    /// The same with `floats` as its numbers or codes.
+    #[inline(always)]
+    fn as_floats<'s>(self, floats: &'s [f32]) -> Stored<'s>
+    where
+        'a: 's,
+    {
+        // SAFETY: floats are plain bytes; the slice covers the same memory.
+        let codes =
+            unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) };
+        Stored {
+            kv_type: KvType::F32,
+            codes,
+            ..self
         }
     }
 
@@ -157,16 +241,13 @@ impl<'a> Stored<'a> {
             KvType::BF16 => convert!(Brain),
             KvType::Q8 => convert!(Byte),
             KvType::Q4 => convert!(Nibble),
+            KvType::Kivi(kivi) => match kivi.bits {
+                KiviBits::Four => convert!(Nibble),
+                KiviBits::Two => convert!(Crumb),
+            },
+            KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
         }
-        let floats = &scratch.floats()[..numbers];
-        // SAFETY: floats are plain bytes; the slice covers the same memory.
-        let codes =
-            unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) };
-        Stored {
-            kv_type: KvType::F32,
-            codes,
-            scales: self.scales,
-        }
+        self.as_floats(&scratch.floats()[..numbers])
     }
 }
 
@@ -199,7 +280,7 @@ impl<'a> Keys<'a> {
     #[inline(always)]
     pub(super) fn score<L: Lanes>(&self, l: L, q: &[f32], scores: &mut [f32]) {
         let rows = scores.len() / PAGE_TOKENS;
-        score_rows(l, rows, q, self.stored, scores, &[]);
+        score_rows(l, rows, q, self.stored, scores, &mut [], &[]);
     }
 }
 
@@ -217,7 +298,8 @@ macro_rules! with_rows {
     };
 }
 
-/// Writes the scores of `rows` rows `q [rows][dim]` against a page, `[rows][64]`.
+/// Writes the scores of `rows` rows `q [rows][dim]` against a page, `[rows][64]`. `queries` has room
+/// for [`scaled_queries`].
 #[inline(always)]
 fn score_rows<L: Lanes>(
     l: L,
@@ -225,8 +307,12 @@ fn score_rows<L: Lanes>(
     q: &[f32],
     k: Stored<'_>,
     scores: &mut [f32],
+    queries: &mut [f32],
     next: &[u8],
 ) {
+    if !k.middles.is_empty() {
+        return score_groups(l, rows, q, k, scores, queries, next);
+    }
     macro_rules! tile {
         ($element:expr, $rows:literal) => {
             l.call(ScoreTile::<_, $rows> {
@@ -245,6 +331,54 @@ fn score_rows<L: Lanes>(
         KvType::BF16 => with_rows!(rows, tile, Brain),
         KvType::Q8 => with_rows!(rows, tile, Byte),
         KvType::Q4 => with_rows!(rows, tile, Nibble),
+        KvType::Kivi(_) => unreachable!("kivi keys have middles"),
+        KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
+    }
+}
+
+/// The same for kivi keys.
+#[inline(always)]
+fn score_groups<L: Lanes>(
+    l: L,
+    rows: usize,
+    q: &[f32],
+    k: Stored<'_>,
+    scores: &mut [f32],
+    queries: &mut [f32],
+    next: &[u8],
+) {
+    let dim = q.len() / rows;
+    let groups = PAGE_TOKENS / k.group;
+    let (scaled, base) = queries.split_at_mut(groups * rows * dim);
+    let base = &mut base[..groups * rows];
+    l.call(ScaleQueries {
+        q,
+        dim,
+        scales: k.scales,
+        middles: k.middles,
+        scaled,
+        base,
+    });
+    macro_rules! tile {
+        ($element:expr, $rows:literal) => {
+            l.call(GroupScoreTile::<_, $rows> {
+                element: $element,
+                q: scaled,
+                base,
+                dim,
+                group: k.group,
+                k: k.codes,
+                scores,
+                next,
+            })
+        };
+    }
+    match k.kv_type {
+        KvType::Kivi(kivi) => match kivi.bits {
+            KiviBits::Four => with_rows!(rows, tile, Nibble),
+            KiviBits::Two => with_rows!(rows, tile, Crumb),
+        },
+        _ => with_rows!(rows, tile, Single),
     }
 }
 
@@ -314,6 +448,11 @@ fn add_values<L: Lanes>(
             KvType::BF16 => with_rows!(rows, tile, Brain, Unscaled),
             KvType::Q8 => with_rows!(rows, tile, Byte, Scaled),
             KvType::Q4 => with_rows!(rows, tile, Nibble, Scaled),
+            KvType::Kivi(kivi) => match kivi.bits {
+                KiviBits::Four => with_rows!(rows, tile, Nibble, Scaled),
+                KiviBits::Two => with_rows!(rows, tile, Crumb, Scaled),
+            },
+            KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
         }
     };
     let start = slots.iter().map(|s| s.start).max().unwrap_or(0);

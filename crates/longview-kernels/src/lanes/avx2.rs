@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes};
-use crate::page::Q4_MIDDLE;
+use crate::page::{CRUMB_MIDDLE, Q4_MIDDLE};
 
 /// Proof that the processor offers AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -86,6 +86,17 @@ impl Lanes for Avx2 {
             let wide = _mm256_srlv_epi32(wide, _mm256_set1_epi32(shift as i32));
             let code = _mm256_and_si256(wide, _mm256_set1_epi32(15));
             _mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(Q4_MIDDLE))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_crumbs_ptr(self, p: *const u8, shift: u32) -> __m256 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            let wide = _mm256_srlv_epi32(wide, _mm256_set1_epi32(shift as i32));
+            let code = _mm256_and_si256(wide, _mm256_set1_epi32(3));
+            _mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(CRUMB_MIDDLE))
         }
     }
 

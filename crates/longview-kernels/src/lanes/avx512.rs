@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes};
-use crate::page::Q4_MIDDLE;
+use crate::page::{CRUMB_MIDDLE, Q4_MIDDLE};
 
 /// What the codes of q4 stand for.
 static Q4_LEVELS: [f32; 16] = {
@@ -11,6 +11,17 @@ static Q4_LEVELS: [f32; 16] = {
     let mut code = 0;
     while code < 16 {
         levels[code] = code as f32 - Q4_MIDDLE;
+        code += 1;
+    }
+    levels
+};
+
+/// What the codes of kivi with two bits stand for, four times over.
+static CRUMB_LEVELS: [f32; 16] = {
+    let mut levels = [0f32; 16];
+    let mut code = 0;
+    while code < 16 {
+        levels[code] = (code % 4) as f32 - CRUMB_MIDDLE;
         code += 1;
     }
     levels
@@ -100,6 +111,26 @@ impl Lanes for Avx512 {
             let wide = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
             // Looks at the lowest four bits of an index only.
             _mm512_permutexvar_ps(wide, _mm512_loadu_ps(Q4_LEVELS.as_ptr()))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_crumbs_ptr(self, p: *const u8, shift: u32) -> __m512 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            let wide = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
+            // The levels come four times over, so the two bits above do not matter.
+            _mm512_permutexvar_ps(wide, _mm512_loadu_ps(CRUMB_LEVELS.as_ptr()))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn expand_f16_ptr(self, p: *const u8, mask: u32) -> __m512 {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let packed = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
+            _mm512_maskz_expand_ps(mask as __mmask16, packed)
         }
     }
 

@@ -14,7 +14,7 @@ mod avx512;
 mod neon;
 
 use crate::Isa;
-use crate::page::Q4_MIDDLE;
+use crate::page::{CRUMB_MIDDLE, Q4_MIDDLE};
 
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
@@ -153,6 +153,39 @@ pub(crate) trait Lanes: Copy {
         let mut whole = [0f32; 16];
         for (x, &b) in whole.iter_mut().zip(bytes) {
             *x = f32::from(b >> shift & 15) - Q4_MIDDLE;
+        }
+        self.load(&whole)
+    }
+    /// Reads 2 bits of each of `WIDTH` bytes from bit `shift` on (0, 2, 4 or 6), as `n - 1.5`.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `WIDTH` bytes.
+    #[inline(always)]
+    unsafe fn load_crumbs_ptr(self, p: *const u8, shift: u32) -> Self::V {
+        // SAFETY: the caller vouches for the memory.
+        let bytes = unsafe { std::slice::from_raw_parts(p, Self::WIDTH) };
+        let mut whole = [0f32; 16];
+        for (x, &b) in whole.iter_mut().zip(bytes) {
+            *x = f32::from(b >> shift & 3) - CRUMB_MIDDLE;
+        }
+        self.load(&whole)
+    }
+    /// Half-precision numbers from `p` on, one for each lane whose bit of `mask` is set, in order; the
+    /// other lanes are 0.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `2 * WIDTH` bytes.
+    #[inline(always)]
+    unsafe fn expand_f16_ptr(self, p: *const u8, mask: u32) -> Self::V {
+        let mut packed = [0f32; 16];
+        // SAFETY: the caller vouches for the memory.
+        self.store(&mut packed, unsafe { self.load_f16_ptr(p) });
+        let mut whole = [0f32; 16];
+        let mut next = packed.iter();
+        for (lane, x) in whole[..Self::WIDTH].iter_mut().enumerate() {
+            if mask >> lane & 1 == 1 {
+                *x = *next.next().expect("no more lanes than numbers");
+            }
         }
         self.load(&whole)
     }

@@ -15,6 +15,10 @@ pub fn copy_slots(
     (to_k, to_v): (&mut [u8], &mut [u8]),
     first: usize,
 ) {
+    assert!(
+        !geom.is_whole(),
+        "tokens do not move out of pages that are made whole"
+    );
     let count = from_slots.len();
     for (k, v) in [(from_k, from_v), (&*to_k, &*to_v)] {
         check(k.len(), geom.k_bytes(), first, count);
@@ -35,6 +39,7 @@ pub fn copy_slots(
             KvType::F32 => copy_numbers::<4>(from, from_slots, to, first),
             KvType::F16 | KvType::BF16 => copy_numbers::<2>(from, from_slots, to, first),
             KvType::Q8 => copy_numbers::<1>(from, from_slots, to, first),
+            KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("checked above"),
         }
     }
     let row = geom.v_row_bytes();

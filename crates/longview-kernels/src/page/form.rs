@@ -10,10 +10,14 @@
 //! | q8 | `s · code`, codes −127..127 | largest magnitude ÷ 127 | `s / 2`: 0.4 % of the block's largest |
 //! | q4 | `s · (code − 7.5)`, codes 0..15 | largest magnitude ÷ 7.5 | `s / 2`: 6.7 % of the block's largest |
 //!
+//! Forms that are made of a whole page at a time, kivi and sparse, are described in `whole`.
+//!
 //! Numbers beyond ±65504 become ±65504 first. A block that holds a NaN becomes NaN whole: it is not
 //! hidden.
 
 use half::{bf16, f16};
+
+use super::whole::{Kivi, KiviBits, KiviGroup, Sparse};
 
 /// Channels of a token that share one scale in the quantised forms.
 pub const QUANT_BLOCK: usize = 32;
@@ -26,6 +30,12 @@ pub(crate) const LARGEST_F16: f32 = 65504.0;
 
 /// The middle of the codes 0..15: a code of q4 stands for `code - Q4_MIDDLE` scales.
 pub(crate) const Q4_MIDDLE: f32 = 7.5;
+
+/// The middle of the codes 0..3 of kivi with 2 bits.
+pub(crate) const CRUMB_MIDDLE: f32 = 1.5;
+
+/// Numbers of a row that lie in the same 16 bytes of 2-bit codes, 16 of them to each two bits.
+const CRUMB_RUN: usize = 64;
 
 /// Numbers of a row that lie in the same 16 bytes of nibbles: the first 16 in the low halves of the
 /// bytes, the next 16 in the high ones.
@@ -47,10 +57,16 @@ pub enum KvType {
     Q8,
     /// 4 bits a number and a scale for every 32 channels of a token: 4.5 bits.
     Q4,
+    /// 4 or 2 bits a number: keys with a scale and a middle for every group of tokens of a channel,
+    /// values with both for every 32 channels of a token. Made of whole pages.
+    Kivi(Kivi),
+    /// The largest numbers of every token in half precision, and where they are. Made of whole
+    /// pages.
+    Sparse(Sparse),
 }
 
 impl KvType {
-    /// Every form.
+    /// Every form that is written token by token.
     pub const ALL: [KvType; 5] = [
         KvType::F32,
         KvType::F16,
@@ -59,9 +75,34 @@ impl KvType {
         KvType::Q4,
     ];
 
-    /// Bytes of a row of `width` numbers, scales not counted.
+    /// Forms that are made of whole pages, some of each kind.
+    pub const WHOLE: [KvType; 5] = [
+        KvType::kivi(KiviBits::Four, KiviGroup::Tokens32),
+        KvType::kivi(KiviBits::Four, KiviGroup::Tokens64),
+        KvType::kivi(KiviBits::Two, KiviGroup::Tokens32),
+        KvType::Sparse(Sparse { percent: 50 }),
+        KvType::Sparse(Sparse { percent: 70 }),
+    ];
+
+    /// Kivi with so many bits, and keys with a scale for so many tokens.
+    pub const fn kivi(bits: KiviBits, group: KiviGroup) -> KvType {
+        KvType::Kivi(Kivi { bits, group })
+    }
+
+    /// Whether it is made of whole pages, with [`pack_page`](super::pack_page), rather than written
+    /// token by token.
+    pub fn is_whole(self) -> bool {
+        matches!(self, KvType::Kivi(_) | KvType::Sparse(_))
+    }
+
+    /// Bytes of a row of `width` numbers, scales not counted; of a sparse form once it is f32.
     pub(crate) fn row_bytes(self, width: usize) -> usize {
         match self {
+            KvType::Kivi(kivi) => match kivi.bits {
+                KiviBits::Four => KvType::Q4.row_bytes(width),
+                KiviBits::Two => width.div_ceil(CRUMB_RUN) * CRUMB_RUN / 4,
+            },
+            KvType::Sparse(_) => width * 4,
             KvType::F32 => width * 4,
             KvType::F16 | KvType::BF16 => width * 2,
             KvType::Q8 => width,
@@ -72,8 +113,8 @@ impl KvType {
     /// The scales a token of `channels` channels has.
     pub(crate) fn scales(self, channels: usize) -> usize {
         match self {
-            KvType::F32 | KvType::F16 | KvType::BF16 => 0,
-            KvType::Q8 | KvType::Q4 => channels.div_ceil(QUANT_BLOCK),
+            KvType::F32 | KvType::F16 | KvType::BF16 | KvType::Sparse(_) => 0,
+            KvType::Q8 | KvType::Q4 | KvType::Kivi(_) => channels.div_ceil(QUANT_BLOCK),
         }
     }
 
@@ -91,6 +132,14 @@ impl KvType {
                 let (byte, shift) = nibble(at);
                 f32::from(row[byte] >> shift & 15) - Q4_MIDDLE
             }
+            KvType::Kivi(kivi) => match kivi.bits {
+                KiviBits::Four => KvType::Q4.get(row, at),
+                KiviBits::Two => {
+                    let (byte, shift) = crumb(at);
+                    f32::from(row[byte] >> shift & 3) - CRUMB_MIDDLE
+                }
+            },
+            KvType::Sparse(_) => unreachable!("a sparse row has no number at a fixed place"),
         }
     }
 
@@ -111,6 +160,14 @@ impl KvType {
                 let (byte, shift) = nibble(at);
                 row[byte] = row[byte] & !(15 << shift) | (x as u8) << shift;
             }
+            KvType::Kivi(kivi) => match kivi.bits {
+                KiviBits::Four => KvType::Q4.put(row, at, x),
+                KiviBits::Two => {
+                    let (byte, shift) = crumb(at);
+                    row[byte] = row[byte] & !(3 << shift) | (x as u8) << shift;
+                }
+            },
+            KvType::Sparse(_) => unreachable!("a sparse row has no number at a fixed place"),
         }
     }
 }
@@ -123,6 +180,14 @@ impl std::fmt::Display for KvType {
             KvType::BF16 => "bf16",
             KvType::Q8 => "q8",
             KvType::Q4 => "q4",
+            KvType::Kivi(kivi) => {
+                let bits = match kivi.bits {
+                    KiviBits::Four => 4,
+                    KiviBits::Two => 2,
+                };
+                return write!(f, "kivi{bits}/{}", kivi.group.tokens());
+            }
+            KvType::Sparse(sparse) => return write!(f, "sparse{}", sparse.percent),
         })
     }
 }
@@ -135,6 +200,12 @@ pub(crate) fn nibble(at: usize) -> (usize, u32) {
         run * half + within % half,
         if within < half { 0 } else { 4 },
     )
+}
+
+/// Where number `at` of a row of 2-bit codes is: its byte and how far up in it.
+pub(crate) fn crumb(at: usize) -> (usize, u32) {
+    let (run, within) = (at / CRUMB_RUN, at % CRUMB_RUN);
+    (run * 16 + within % 16, 2 * (within / 16) as u32)
 }
 
 /// A block of at most [`QUANT_BLOCK`] channels of one token, quantised.
@@ -179,7 +250,7 @@ impl Codes {
 }
 
 /// The smallest half-precision number that is not below `x`, which is finite and not negative.
-fn half_rounded_up(x: f32) -> f16 {
+pub(crate) fn half_rounded_up(x: f32) -> f16 {
     let near = f16::from_f32(x);
     if near.to_f32() < x {
         f16::from_bits(near.to_bits() + 1)
@@ -211,6 +282,19 @@ mod tests {
             // So small that the scale is the smallest half there is.
             assert!(Codes::new(kv_type, &[1e-30]).scale.to_bits() == 1);
         }
+    }
+
+    #[test]
+    fn codes_of_two_bits_lie_four_to_a_byte() {
+        let mut seen = [false; 128];
+        for at in 0..128 {
+            let (byte, shift) = crumb(at);
+            assert!(!std::mem::replace(
+                &mut seen[byte * 4 + shift as usize / 2],
+                true
+            ));
+        }
+        assert_eq!((crumb(3), crumb(19), crumb(67)), ((3, 0), (3, 2), (19, 0)));
     }
 
     #[test]

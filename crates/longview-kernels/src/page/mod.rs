@@ -9,16 +9,19 @@
 
 mod copy;
 mod form;
+mod whole;
 mod write;
 
 use half::f16;
 
 pub use copy::copy_slots;
 pub use form::{KvType, QUANT_BLOCK};
+pub use whole::{Kivi, KiviBits, KiviGroup, Sparse, pack_page};
 pub use write::{StridedRows, write_key, write_tokens, write_value};
 
 use form::SCALE_BYTES;
-pub(crate) use form::{Q4_MIDDLE, nibble};
+pub(crate) use form::{CRUMB_MIDDLE, Q4_MIDDLE, crumb, nibble};
+pub(crate) use whole::{bitmap_words, half_at, word_at};
 
 /// Tokens in a page.
 pub const PAGE_TOKENS: usize = 64;
@@ -42,21 +45,49 @@ pub struct PageGeometry {
 impl PageGeometry {
     /// Bytes of a page's keys, scales included.
     pub fn k_bytes(&self) -> usize {
-        self.k_codes_bytes() + PAGE_TOKENS * SCALE_BYTES * self.k_type.scales(self.head_dim)
+        let scales = match self.k_type {
+            // With every scale a middle.
+            KvType::Kivi(kivi) => 2 * PAGE_TOKENS / kivi.group.tokens() * self.head_dim,
+            KvType::Sparse(sparse) => {
+                return self.head_dim * 8 + sparse.numbers_bytes(self.head_dim);
+            }
+            kv_type => PAGE_TOKENS * kv_type.scales(self.head_dim),
+        };
+        self.k_codes_bytes() + SCALE_BYTES * scales
     }
 
     /// Bytes of a page's values, scales included.
     pub fn v_bytes(&self) -> usize {
-        self.v_codes_bytes() + PAGE_TOKENS * SCALE_BYTES * self.v_type.scales(self.v_dim)
+        let scales = PAGE_TOKENS * self.v_type.scales(self.v_dim);
+        let scales = match self.v_type {
+            KvType::Kivi(_) => 2 * scales,
+            KvType::Sparse(sparse) => {
+                let bitmaps = PAGE_TOKENS * bitmap_words(self.v_dim) * 8;
+                return bitmaps + sparse.numbers_bytes(self.v_dim);
+            }
+            _ => scales,
+        };
+        self.v_codes_bytes() + SCALE_BYTES * scales
+    }
+
+    /// Whether the keys or the values are made of whole pages.
+    pub fn is_whole(&self) -> bool {
+        self.k_type.is_whole() || self.v_type.is_whole()
     }
 
     /// Bytes of the keys without their scales.
     pub(crate) fn k_codes_bytes(&self) -> usize {
+        if matches!(self.k_type, KvType::Sparse(_)) {
+            return self.k_bytes();
+        }
         self.k_type.row_bytes(PAGE_TOKENS) * self.head_dim
     }
 
     /// Bytes of the values without their scales.
     pub(crate) fn v_codes_bytes(&self) -> usize {
+        if matches!(self.v_type, KvType::Sparse(_)) {
+            return self.v_bytes();
+        }
         self.v_row_bytes() * PAGE_TOKENS
     }
 
@@ -93,6 +124,11 @@ pub fn read_value(geom: &PageGeometry, page_v: &[u8], slot: usize, out: &mut [f3
 
 /// Channel `d` of the key in `slot`.
 pub(crate) fn key_number(geom: &PageGeometry, page_k: &[u8], slot: usize, d: usize) -> f32 {
+    match geom.k_type {
+        KvType::Kivi(kivi) => return whole::kivi_key_number(kivi, geom, page_k, slot, d),
+        KvType::Sparse(_) => return whole::sparse_key_number(geom, page_k, slot, d),
+        _ => {}
+    }
     let (codes, scales) = page_k.split_at(geom.k_codes_bytes());
     let row = &codes[d * geom.k_type.row_bytes(PAGE_TOKENS)..];
     scaled(geom.k_type.get(row, slot), scales, slot, d)
@@ -100,6 +136,13 @@ pub(crate) fn key_number(geom: &PageGeometry, page_k: &[u8], slot: usize, d: usi
 
 /// Channel `d` of the value in `slot`.
 pub(crate) fn value_number(geom: &PageGeometry, page_v: &[u8], slot: usize, d: usize) -> f32 {
+    match geom.v_type {
+        KvType::Kivi(_) => return whole::kivi_value_number(geom, page_v, slot, d),
+        KvType::Sparse(sparse) => {
+            return whole::sparse_value_number(sparse, geom, page_v, slot, d);
+        }
+        _ => {}
+    }
     let (codes, scales) = page_v.split_at(geom.v_codes_bytes());
     let row = &codes[slot * geom.v_row_bytes()..];
     scaled(geom.v_type.get(row, d), scales, slot, d)
@@ -161,6 +204,7 @@ mod tests {
             // Half a scale; scales are rounded up to half precision.
             KvType::Q8 => largest / 127.0 * 0.5005 * 1.001 + 3e-8,
             KvType::Q4 => largest / 7.5 * 0.5005 * 1.001 + 3e-8,
+            KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("not written token by token"),
         }
     }
 

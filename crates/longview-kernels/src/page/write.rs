@@ -31,6 +31,11 @@ impl<'a> StridedRows<'a> {
 #[inline(always)]
 pub fn write_key(geom: &PageGeometry, page_k: &mut [u8], slot: usize, k: &[f32]) {
     check(page_k.len(), geom.k_bytes(), slot, 1);
+    assert!(
+        !geom.k_type.is_whole(),
+        "{} is made of whole pages",
+        geom.k_type
+    );
     assert_eq!(k.len(), geom.head_dim, "a key has head_dim numbers");
     let kv_type = geom.k_type;
     let (codes, scales) = page_k.split_at_mut(geom.k_codes_bytes());
@@ -51,6 +56,11 @@ pub fn write_key(geom: &PageGeometry, page_k: &mut [u8], slot: usize, k: &[f32])
 #[inline(always)]
 pub fn write_value(geom: &PageGeometry, page_v: &mut [u8], slot: usize, v: &[f32]) {
     check(page_v.len(), geom.v_bytes(), slot, 1);
+    assert!(
+        !geom.v_type.is_whole(),
+        "{} is made of whole pages",
+        geom.v_type
+    );
     assert_eq!(v.len(), geom.v_dim, "a value has v_dim numbers");
     let kv_type = geom.v_type;
     let (codes, scales) = page_v.split_at_mut(geom.v_codes_bytes());

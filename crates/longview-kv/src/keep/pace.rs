@@ -106,6 +106,11 @@ impl Context {
                        no pairs to drop; use it with --keep all";
             return Err(plan.refused(why.to_owned()));
         }
+        if layout.is_whole() {
+            let why = "keys and values are stored in pages that are made whole (kivi, mustafar), from \
+                       which single pairs cannot leave; store them as f16, bf16, q8 or q4";
+            return Err(plan.refused(why.to_owned()));
+        }
         if layout.full_layers().next().is_none() {
             let why = "every layer of the model has a sliding window, which bounds it already";
             return Err(plan.refused(why.to_owned()));

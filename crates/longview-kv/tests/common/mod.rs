@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use longview_kernels::{Exec, Numerics};
 use longview_kv::{
-    AttendWorkspace, Attention, Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout,
+    AttendWorkspace, Attention, Batch, Context, Identity, KvError, KvForms, KvLayout, LayerLayout,
     LayerState, Ledger, RopeSet, Segment, Wanted,
 };
 
@@ -36,12 +36,12 @@ pub(crate) fn rows(seed: usize, start: usize, count: usize, width: usize) -> Vec
         .collect()
 }
 
-pub(crate) fn layout(state: LayerState, kv_type: KvType) -> Arc<KvLayout> {
-    mixed(&[state, state], kv_type)
+pub(crate) fn layout(state: LayerState, forms: impl Into<KvForms>) -> Arc<KvLayout> {
+    mixed(&[state, state], forms)
 }
 
 /// One layer for each of `states`.
-pub(crate) fn mixed(states: &[LayerState], kv_type: KvType) -> Arc<KvLayout> {
+pub(crate) fn mixed(states: &[LayerState], forms: impl Into<KvForms>) -> Arc<KvLayout> {
     let layer = |&state| LayerLayout {
         state,
         kv_heads: KV_HEADS,
@@ -49,7 +49,7 @@ pub(crate) fn mixed(states: &[LayerState], kv_type: KvType) -> Arc<KvLayout> {
         v_dim: DIM,
     };
     let layers: Vec<LayerLayout> = states.iter().map(layer).collect();
-    Arc::new(KvLayout::new(&layers, kv_type))
+    Arc::new(KvLayout::new(&layers, forms))
 }
 
 pub(crate) fn context(layout: &Arc<KvLayout>) -> Context {

@@ -1,0 +1,156 @@
+//! In what form the layers of a model store keys and values.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use longview_kernels::page::KvType;
+
+/// The most ranges of layers that have forms of their own.
+const MOST_EXCEPTIONS: usize = 8;
+
+/// The forms of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KvForm {
+    /// How keys are stored.
+    pub k: KvType,
+    /// How values are stored.
+    pub v: KvType,
+    /// The latest tokens, at least so many, that are stored in half precision where keys or values
+    /// are made of whole pages; without meaning elsewhere.
+    pub recent_tokens: usize,
+}
+
+/// The forms of all layers: one for most of them, and ranges of layers with their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KvForms {
+    form: KvForm,
+    /// The first and last layer of each range; of those that overlap the last one counts.
+    exceptions: [Option<(u32, u32, KvForm)>; MOST_EXCEPTIONS],
+}
+
+impl KvForm {
+    /// Whether keys or values are made of whole pages.
+    pub fn is_whole(&self) -> bool {
+        self.k.is_whole() || self.v.is_whole()
+    }
+}
+
+/// Keys and values alike, written token by token.
+impl From<KvType> for KvForm {
+    fn from(kv_type: KvType) -> KvForm {
+        KvForm {
+            k: kv_type,
+            v: kv_type,
+            recent_tokens: 0,
+        }
+    }
+}
+
+impl KvForms {
+    /// The same for all layers.
+    pub fn new(form: KvForm) -> KvForms {
+        KvForms {
+            form,
+            exceptions: [None; MOST_EXCEPTIONS],
+        }
+    }
+
+    /// The same with `form` for the layers `layers`; `None` where there are too many ranges already.
+    pub fn with_layers(mut self, layers: RangeInclusive<u32>, form: KvForm) -> Option<KvForms> {
+        let free = self
+            .exceptions
+            .iter_mut()
+            .find(|exception| exception.is_none())?;
+        *free = Some((*layers.start(), *layers.end(), form));
+        Some(self)
+    }
+
+    /// The form of most layers.
+    pub fn form(&self) -> KvForm {
+        self.form
+    }
+
+    /// The form of layer `layer`.
+    pub fn of(&self, layer: usize) -> KvForm {
+        let holds = |(first, last, _): &&(u32, u32, KvForm)| {
+            (*first as usize..=*last as usize).contains(&layer)
+        };
+        let mut exceptions = self.exceptions.iter().flatten();
+        exceptions
+            .rfind(holds)
+            .map_or(self.form, |(.., form)| *form)
+    }
+
+    /// Whether keys or values of some layer are made of whole pages.
+    pub fn is_whole(&self) -> bool {
+        let exceptions = self.exceptions.iter().flatten().map(|(.., form)| form);
+        std::iter::once(&self.form)
+            .chain(exceptions)
+            .any(KvForm::is_whole)
+    }
+}
+
+impl From<KvForm> for KvForms {
+    fn from(form: KvForm) -> KvForms {
+        KvForms::new(form)
+    }
+}
+
+impl From<KvType> for KvForms {
+    fn from(kv_type: KvType) -> KvForms {
+        KvForms::new(kv_type.into())
+    }
+}
+
+impl fmt::Display for KvForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.k == self.v {
+            write!(f, "{}", self.k)?;
+        } else {
+            write!(f, "k={}, v={}", self.k, self.v)?;
+        }
+        if self.is_whole() {
+            write!(f, " after {}", self.recent_tokens)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for KvForms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.form.fmt(f)?;
+        for (first, last, form) in self.exceptions.iter().flatten() {
+            write!(f, ", layers {first}-{last}={form}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longview_kernels::page::Sparse;
+
+    #[test]
+    fn the_last_range_that_holds_a_layer_counts() {
+        let sparse = KvForm {
+            k: KvType::Sparse(Sparse { percent: 50 }),
+            v: KvType::Q8,
+            recent_tokens: 32,
+        };
+        let forms = KvForms::from(KvType::Q8)
+            .with_layers(0..=3, KvType::F16.into())
+            .and_then(|forms| forms.with_layers(2..=2, sparse))
+            .unwrap();
+        let found: Vec<KvType> = (0..5).map(|layer| forms.of(layer).k).collect();
+        assert_eq!(
+            found,
+            [KvType::F16, KvType::F16, sparse.k, KvType::F16, KvType::Q8]
+        );
+        assert!(forms.is_whole() && !KvForms::from(KvType::Q4).is_whole());
+        let text = "q8, layers 0-3=f16, layers 2-2=k=sparse50, v=q8 after 32";
+        assert_eq!(forms.to_string(), text);
+        let many = (0..9).try_fold(forms, |forms, at| forms.with_layers(at..=at, sparse));
+        assert!(many.is_none());
+    }
+}
