@@ -128,6 +128,12 @@ pub enum EvalError {
         /// Tokens of the reference.
         right: usize,
     },
+    /// The engine refuses a setup.
+    #[error("{why}")]
+    Refused {
+        /// What stands in the way.
+        why: String,
+    },
     /// The caller stopped.
     #[error("stopped before the end")]
     Stopped,

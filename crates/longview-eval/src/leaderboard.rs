@@ -44,8 +44,12 @@ pub struct Standing {
 impl Board {
     /// Every keep method with every budget, and every store method, as the registry has them.
     pub fn setups(&self) -> Vec<Setup> {
-        let budgeted = registry::of(Stage::Keep)
-            .filter(|method| method.parameters.iter().any(|parameter| parameter.name == "budget"));
+        let budgeted = registry::of(Stage::Keep).filter(|method| {
+            method
+                .parameters
+                .iter()
+                .any(|parameter| parameter.name == "budget")
+        });
         let kept = budgeted.flat_map(|method| {
             let of = |budget: &u32| format!("keep={}(budget={budget}%)", method.name);
             self.budgets.iter().map(of).collect::<Vec<_>>()
@@ -116,7 +120,10 @@ impl<'a> Leaderboard<'a> {
             evaluation.run(record, on)?;
             let mut rows = evaluation.rows(record);
             let passes = |subject: &&Subject| {
-                let fails = rows.iter().find(|row| row.task == subject.name()).is_none_or(dense_fails);
+                let fails = rows
+                    .iter()
+                    .find(|row| row.task == subject.name())
+                    .is_none_or(dense_fails);
                 !fails
             };
             let solved: Vec<Subject> = tasks.iter().filter(passes).copied().collect();
@@ -170,7 +177,10 @@ pub fn leaderboard_page(standings: &[Standing], about: &[String], remarks: &str)
             ));
         }
         for refusal in refused {
-            text.push_str(&format!("\nNot measured: {} ({}).\n", refusal.setup, refusal.why));
+            text.push_str(&format!(
+                "\nNot measured: {} ({}).\n",
+                refusal.setup, refusal.why
+            ));
         }
         text.push_str("\n<details><summary>Every task</summary>\n\n");
         text.push_str(&markdown_table(&table(rows)));
@@ -204,7 +214,12 @@ mod tests {
             .filter(|method| method.parameters.iter().any(|p| p.name == "budget"));
         for method in budgeted {
             let of_method = |setup: &&String| setup.starts_with(&format!("{}(", method.name));
-            assert_eq!(setups.iter().filter(of_method).count(), 2, "{}: {setups:?}", method.name);
+            assert_eq!(
+                setups.iter().filter(of_method).count(),
+                2,
+                "{}: {setups:?}",
+                method.name
+            );
         }
     }
 
@@ -232,6 +247,9 @@ mod tests {
         ] {
             assert!(page.contains(words), "{words} in {page}");
         }
-        assert!(page.find("| dense | 1024") < page.find("| q4 | 1024"), "best first: {page}");
+        assert!(
+            page.find("| dense | 1024") < page.find("| q4 | 1024"),
+            "best first: {page}"
+        );
     }
 }

@@ -117,17 +117,45 @@ impl Setup {
             .into()
     }
 
+    /// The same with streaming-llm and with random instead of its keep method, at its budget; none
+    /// where it has no keep method with a budget.
+    pub(crate) fn floors(&self) -> Vec<Setup> {
+        let Some(keep) = self.methods.keep() else {
+            return Vec::new();
+        };
+        let Some((_, rest)) = keep.text.split_once("budget=") else {
+            return Vec::new();
+        };
+        let budget = &rest[..rest.find([',', ')']).unwrap_or(rest.len())];
+        let others: Vec<String> = STAGES
+            .into_iter()
+            .filter(|&stage| stage != Stage::Keep)
+            .filter_map(|stage| Some(format!("+{stage}={}", self.chosen(stage)?)))
+            .collect();
+        let floor = |name: &str| {
+            let text = format!("keep={name}(budget={budget}){}", others.concat());
+            Setup::parse(&text).ok()
+        };
+        ["streaming-llm", "random"]
+            .into_iter()
+            .filter_map(floor)
+            .collect()
+    }
+
+    /// The canonical text of a stage, unless it is the default.
+    fn chosen(&self, stage: Stage) -> Option<String> {
+        let text = self.methods.text(stage, KvType::F16);
+        let differs = text != Methods::new().text(stage, KvType::F16);
+        let stored = stage == Stage::Store && self.methods.kv_forms().is_some();
+        (differs || stored).then_some(text)
+    }
+
     /// The methods that differ from the default, joined by `+`.
     fn short(&self) -> String {
-        let kv_type = KvType::F16;
-        let default = Methods::new();
-        let set = |&stage: &Stage| {
-            let text = self.methods.text(stage, kv_type);
-            let chosen = text != default.text(stage, kv_type);
-            let stored = stage == Stage::Store && self.methods.kv_forms().is_some();
-            (chosen || stored).then_some(text)
-        };
-        let texts: Vec<String> = STAGES.iter().filter_map(set).collect();
+        let texts: Vec<String> = STAGES
+            .into_iter()
+            .filter_map(|stage| self.chosen(stage))
+            .collect();
         if texts.is_empty() {
             DENSE.to_owned()
         } else {
@@ -241,6 +269,21 @@ mod tests {
     fn what_stands_in_brackets_is_not_split() {
         assert_eq!(split("a(b, c), d", ','), ["a(b, c)", " d"]);
         assert_eq!(split("a(\",)\", c)+d", '+'), ["a(\",)\", c)", "d"]);
+    }
+
+    #[test]
+    fn floors_have_the_budget_of_what_they_stand_beside() {
+        let setup = Setup::parse("snapkv(budget=12%)+store=q8").unwrap();
+        let floors: Vec<String> = setup.floors().iter().map(Setup::to_string).collect();
+        assert_eq!(floors.len(), 2, "{floors:?}");
+        assert!(floors[0].starts_with("streaming-llm(") && floors[1].starts_with("random("));
+        for floor in &floors {
+            assert!(
+                floor.contains("budget=12%") && floor.ends_with("+q8"),
+                "{floor}"
+            );
+        }
+        assert!(Setup::parse("q8").unwrap().floors().is_empty());
     }
 
     #[test]

@@ -33,7 +33,8 @@ pub(crate) struct EvalTasksArgs {
           value_delimiter = ',')]
     pub(crate) lengths: Vec<usize>,
 
-    /// The methods compared with the dense path. Methods of several stages are joined by +, as in
+    /// The methods compared with the dense path; beside keep methods also streaming-llm and random
+    /// with the same budget. Methods of several stages are joined by +, as in
     /// store=q8 or keep=NAME(budget=10%)+store=q8; the stage may be left out where its name is single
     #[arg(long, value_name = "A,B…")]
     pub(crate) methods: Vec<String>,
@@ -121,6 +122,43 @@ pub(crate) enum EvalTask {
         #[arg(long, value_name = "PATH|NAME")]
         reference: Option<String>,
     },
+    /// Measure every keep and store method on RULER's tasks, and write a page about it
+    Leaderboard(LeaderboardArgs),
+}
+
+/// `longview eval leaderboard`.
+#[derive(Debug, Args)]
+pub(crate) struct LeaderboardArgs {
+    /// Keep every result in this folder, and go on from what it holds
+    #[arg(long, short, value_name = "FOLDER")]
+    pub(crate) output: PathBuf,
+
+    /// The page that is written
+    #[arg(long, value_name = "FILE", default_value = "docs/leaderboard.md")]
+    pub(crate) page: PathBuf,
+
+    /// A page with what there is to say of the results, put before them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) remarks: Option<PathBuf>,
+
+    /// Samples of a task at 4,096 tokens, with budgets of 50, 25, 10 and 5 %
+    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_samples)]
+    pub(crate) samples: usize,
+
+    /// Samples of a task at 16,384 tokens, with a budget of 10 %; 0 leaves that length out
+    #[arg(long, value_name = "N", default_value = "25")]
+    pub(crate) long_samples: usize,
+
+    /// What samples are drawn from
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) seed: u64,
+
+    /// The sentences of the tasks, as for tasks
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) wording: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
 }
 
 /// A text and how it is read.

@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 
 pub(crate) use answers::{AskArgs, ChatArgs, RunArgs};
 pub(crate) use contexts::{ContextsAction, ContextsArgs, Life};
-pub(crate) use eval::{EvalArgs, EvalTask, EvalTasksArgs, EvalTextArgs};
+pub(crate) use eval::{EvalArgs, EvalTask, EvalTasksArgs, EvalTextArgs, LeaderboardArgs};
 pub(crate) use explain::ExplainArgs;
 pub(crate) use generation::{Fallback, GenerationArgs};
 pub(crate) use inspect::{BenchArgs, DoctorArgs, MethodsArgs, TokenizeArgs};

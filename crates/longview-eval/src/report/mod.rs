@@ -160,15 +160,7 @@ pub fn markdown(rows: &[Row], about: &[String]) -> String {
         text.push_str(&format!(
             "## Means\n\nOver the tasks on which the dense path scores at least {DENSE_FAILS_BELOW}.\n\n"
         ));
-        let mut table = vec![
-            [
-                "methods", "length", "question", "score", "dense", "held", "of dense", "tasks",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-        ];
-        table.extend(summaries.iter().map(summary_cells));
-        text.push_str(&markdown_table(&table));
+        text.push_str(&markdown_table(&summary_table(&summaries)));
         text.push('\n');
     }
     text.push_str("## Every task\n\n");
@@ -181,6 +173,16 @@ pub fn markdown(rows: &[Row], about: &[String]) -> String {
             .for_each(|line| text.push_str(&format!("- {line}\n")));
     }
     text
+}
+
+/// Means as a table, the heading first.
+pub(crate) fn summary_table(summaries: &[Summary]) -> Vec<Vec<String>> {
+    let heading = [
+        "methods", "length", "question", "score", "dense", "held", "of dense", "tasks",
+    ];
+    let mut table = vec![heading.map(str::to_owned).to_vec()];
+    table.extend(summaries.iter().map(summary_cells));
+    table
 }
 
 fn summary_cells(of: &Summary) -> Vec<String> {

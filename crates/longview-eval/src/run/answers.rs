@@ -3,7 +3,7 @@
 use longview_engine::{Control, GenerateOptions, Generated};
 use longview_kv::Context;
 
-use super::{Evaluation, Reading, seconds};
+use super::{Evaluation, Lengths, Measured, Reading, all_or_refused, seconds};
 use crate::error::EvalError;
 use crate::outcome::{Case, Measure, Outcome, Sight};
 use crate::prompt::Prompt;
@@ -17,7 +17,7 @@ impl Evaluation<'_> {
         task: &Task,
         case: &Case,
         setups: &[&Setup],
-        add: &mut dyn FnMut(Outcome) -> Result<(), EvalError>,
+        measured: &mut Measured<'_>,
     ) -> Result<(), EvalError> {
         let making = self.making(case.depth);
         let (sample, prompt) = self
@@ -26,11 +26,24 @@ impl Evaluation<'_> {
         let answers: usize = sample.questions.iter().map(|asked| asked.max_tokens).sum();
         let questions: usize = prompt.questions.iter().map(Vec::len).sum();
         let limit = self.engine.model().blueprint().max_positions;
-        let planned = (prompt.document.len() + questions + answers).min(limit);
+        let seen = match case.question {
+            Sight::Unseen => 0,
+            Sight::Seen => prompt.questions[0].len(),
+        };
+        let lengths = Lengths {
+            prompt: prompt.document.len() + seen,
+            planned: (prompt.document.len() + questions + answers).min(limit),
+        };
         for part in self.by_reading(setups) {
-            let reading = self.read(part[0], &prompt.document, planned)?;
+            let reading = self.read(&part, &prompt.document, lengths);
+            let Some(reading) = all_or_refused(reading, &part, measured)? else {
+                continue;
+            };
             for setup in part {
-                add(self.answer(case, setup, &sample, &prompt, &reading)?)?;
+                measured(
+                    setup,
+                    self.answer(case, setup, &sample, &prompt, &reading, lengths),
+                )?;
             }
         }
         Ok(())
@@ -43,7 +56,14 @@ impl Evaluation<'_> {
         sample: &Sample,
         prompt: &Prompt,
         reading: &Reading,
+        lengths: Lengths,
     ) -> Result<Outcome, EvalError> {
+        let mut context = reading.context.fork();
+        match case.question {
+            Sight::Unseen => self.compress(setup, &mut context, lengths)?,
+            // It is compressed when the first question has been read.
+            Sight::Seen => self.put_in_charge(setup, &mut context, lengths)?,
+        }
         let asked = sample.questions.iter().zip(&prompt.questions);
         let mut scores = Vec::new();
         let mut outcome = Outcome {
@@ -54,7 +74,7 @@ impl Evaluation<'_> {
             divergence: None,
             same_until: None,
             tokens: prompt.tokens(),
-            bytes_held: reading.context.kv_bytes(),
+            bytes_held: context.kv_bytes(),
             peak_bytes: reading.peak_bytes,
             prefill_seconds: reading.seconds,
             compression_seconds: 0.0,
@@ -62,18 +82,22 @@ impl Evaluation<'_> {
             decode_seconds: 0.0,
             answers: Vec::new(),
         };
-        let mut context = reading.context.fork();
-        for (question, tokens) in asked {
+        for (index, (question, tokens)) in asked.enumerate() {
             let generated = match case.question {
                 Sight::Unseen => self.generate(&mut context.fork(), tokens, question)?,
                 // A conversation: every question goes on from the answer before it.
                 Sight::Seen => self.generate(&mut context, tokens, question)?,
             };
+            if index == 0 && case.question == Sight::Seen {
+                outcome.bytes_held = context.kv_bytes();
+            }
             scores.push(question.scorer.score(&generated.text, &question.answers));
             outcome.decode_tokens += generated.ids.len().saturating_sub(1);
             outcome.decode_seconds += seconds(generated.decode_time);
             outcome.answers.push(generated.text);
         }
+        let report = context.keep_report();
+        outcome.compression_seconds = report.map_or(0.0, |report| seconds(report.time));
         outcome.score = 100.0 * scores.iter().sum::<f64>() / scores.len() as f64;
         Ok(outcome)
     }

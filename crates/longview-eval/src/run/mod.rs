@@ -4,10 +4,12 @@
 mod answers;
 mod text;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longview_engine::{Control, Engine};
 use longview_kv::Context;
+use longview_kv::keep::{Keep, Needs};
 use longview_methods::Stage;
 
 use crate::draw::seed_of;
@@ -86,6 +88,15 @@ pub struct Evaluation<'a> {
     prompter: Prompter<'a>,
     material: &'a Material,
     plan: &'a Plan,
+}
+
+/// A setup that cannot be used with a model, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The setup's canonical text.
+    pub setup: String,
+    /// What stands in the way.
+    pub why: String,
 }
 
 /// A context that has read a document.
@@ -168,6 +179,23 @@ impl Material {
     }
 }
 
+impl Plan {
+    /// Puts beside every setup with a keep method streaming-llm and random with the same budget, which
+    /// hold as many bytes.
+    pub fn beside_floors(&mut self) {
+        let mut all: Vec<Setup> = Vec::new();
+        for setup in std::mem::take(&mut self.setups) {
+            let floors = setup.floors();
+            for setup in std::iter::once(setup).chain(floors) {
+                if !all.contains(&setup) {
+                    all.push(setup);
+                }
+            }
+        }
+        self.setups = all;
+    }
+}
+
 impl<'a> Evaluation<'a> {
     /// An evaluation of `engine`, checked as far as that is possible without computing.
     ///
@@ -206,6 +234,8 @@ impl<'a> Evaluation<'a> {
     /// Adds to `record` every outcome of the plan that it lacks, length by length, task by task and
     /// sample by sample.
     ///
+    /// A setup that the engine refuses is left out from then on, and returned with the reason.
+    ///
     /// # Errors
     /// [`EvalError::Stopped`] when `on` says so, errors of the engine, and lengths too short for a
     /// task. What was finished is in the record.
@@ -213,16 +243,21 @@ impl<'a> Evaluation<'a> {
         &self,
         record: &mut Record,
         on: &mut dyn FnMut(&RunProgress) -> Control,
-    ) -> Result<(), EvalError> {
+    ) -> Result<Vec<Refusal>, EvalError> {
         let cases = self.cases();
         let setups = self.setups();
+        let mut refused: Vec<Refusal> = Vec::new();
         let mut progress = RunProgress {
             done: 0,
             total: cases.len() * setups.len(),
             doing: String::new(),
         };
         for (subject, case) in &cases {
-            let lacks = |setup: &&Setup| record.find(case, &setup.to_string()).is_none();
+            let lacks = |setup: &&Setup| {
+                let name = setup.to_string();
+                record.find(case, &name).is_none()
+                    && refused.iter().all(|known| known.setup != name)
+            };
             let missing: Vec<&Setup> = setups.iter().filter(lacks).collect();
             progress.done += setups.len() - missing.len();
             progress.doing = format!("{} at {}", case.task, case.length);
@@ -240,13 +275,32 @@ impl<'a> Evaluation<'a> {
             if missing.is_empty() {
                 continue;
             }
+            let mut measured = |setup: &Setup, outcome: Result<Outcome, EvalError>| {
+                match outcome {
+                    Ok(outcome) => return add(outcome),
+                    Err(EvalError::Refused { why }) => refused.push(Refusal {
+                        setup: setup.to_string(),
+                        why,
+                    }),
+                    Err(EvalError::Engine(error))
+                        if error.is_request_error() && !setup.is_dense() =>
+                    {
+                        refused.push(Refusal {
+                            setup: setup.to_string(),
+                            why: error.to_string(),
+                        });
+                    }
+                    Err(error) => return Err(error),
+                }
+                Ok(())
+            };
             match subject {
-                Subject::Task(task) => self.ask(task, case, &missing, &mut add)?,
-                Subject::Continuation => self.continuation(case, &missing, &mut add)?,
-                Subject::Drift => self.drift(case, &missing, &mut add)?,
+                Subject::Task(task) => self.ask(task, case, &missing, &mut measured)?,
+                Subject::Continuation => self.continuation(case, &missing, &mut measured)?,
+                Subject::Drift => self.drift(case, &missing, &mut measured)?,
             }
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// The rows of what `record` has of the plan, in the plan's order.
@@ -314,10 +368,23 @@ impl<'a> Evaluation<'a> {
         )
     }
 
-    /// Reads `tokens` as `setup` reads them, in a context planned for `planned` tokens.
-    fn read(&self, setup: &Setup, tokens: &[u32], planned: usize) -> Result<Reading, EvalError> {
-        let forms = setup.methods().kv_forms().unwrap_or(self.engine.kv_forms());
-        let mut context = self.engine.new_context_as(planned, forms)?;
+    /// Reads `tokens` as all of `setups` read them, of which there is at least one, gathering what
+    /// their keep methods need to know.
+    fn read(
+        &self,
+        setups: &[&Setup],
+        tokens: &[u32],
+        lengths: Lengths,
+    ) -> Result<Reading, EvalError> {
+        let forms = setups[0].methods().kv_forms();
+        let forms = forms.unwrap_or(self.engine.kv_forms());
+        let mut context = self.engine.new_context_as(lengths.planned, forms)?;
+        let keeps = || setups.iter().filter_map(|setup| setup.methods().keep());
+        if let Some(first) = keeps().find(|keep| Reads::of(keep) != Reads::Plainly) {
+            let needs = keeps().fold(Needs::default(), |all, keep| all.and(keep.score.needs()));
+            let engine = self.engine;
+            engine.keep_with(&mut context, first, needs, lengths.prompt)?;
+        }
         let held = || self.engine.ledger().usage().kv;
         let mut peak_bytes = 0;
         let start = Instant::now();
@@ -332,12 +399,45 @@ impl<'a> Evaluation<'a> {
         })
     }
 
+    /// Puts the keep method of `setup` in charge of `context`, a fork of a reading that it shares,
+    /// if it is not already.
+    fn put_in_charge(
+        &self,
+        setup: &Setup,
+        context: &mut Context,
+        lengths: Lengths,
+    ) -> Result<(), EvalError> {
+        match setup.methods().keep() {
+            Some(keep) if context.keep_method() != Some(keep) => {
+                Ok(self.engine.keep(context, keep, lengths.prompt)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Compresses `context`, a document whose questions are not known yet, as `setup` says.
+    fn compress(
+        &self,
+        setup: &Setup,
+        context: &mut Context,
+        lengths: Lengths,
+    ) -> Result<(), EvalError> {
+        self.put_in_charge(setup, context, lengths)?;
+        if context.keep_method().is_some() && !self.engine.compress_document(context)? {
+            // A method that would rather see the question.
+            self.engine.compress(context)?;
+            context.settle();
+        }
+        Ok(())
+    }
+
     /// `setups` parted by how they read a document: those of one part share one reading.
     fn by_reading<'s>(&self, setups: &[&'s Setup]) -> Vec<Vec<&'s Setup>> {
         let key = |setup: &Setup| {
             let mut texts = setup.texts(self.engine.kv_type());
             texts.retain(|(stage, _)| READING.contains(stage));
-            texts
+            let reads = setup.methods().keep().map_or(Reads::Plainly, Reads::of);
+            (texts, reads)
         };
         let mut parts: Vec<Vec<&Setup>> = Vec::new();
         for setup in setups {
@@ -350,8 +450,61 @@ impl<'a> Evaluation<'a> {
     }
 }
 
+/// Takes what a setup gave for a sample.
+type Measured<'m> = dyn FnMut(&Setup, Result<Outcome, EvalError>) -> Result<(), EvalError> + 'm;
+
+/// How many tokens a context is made for.
+#[derive(Clone, Copy)]
+struct Lengths {
+    /// Those that a keep method's budget is a share of.
+    prompt: usize,
+    /// All that it will hold.
+    planned: usize,
+}
+
+/// How a keep method has a document read.
+#[derive(Clone, Debug, PartialEq)]
+enum Reads {
+    /// Like anyone else.
+    Plainly,
+    /// Something is gathered meanwhile.
+    Watching,
+    /// Pairs leave meanwhile, so the reading is the method's own.
+    Alone(String),
+}
+
+impl Reads {
+    fn of(keep: &Arc<Keep>) -> Reads {
+        if keep.when.block.is_some() {
+            Reads::Alone(keep.text.clone())
+        } else if keep.score.needs().is_nothing() {
+            Reads::Plainly
+        } else {
+            Reads::Watching
+        }
+    }
+}
+
 /// The stages that act while a document is read.
 const READING: [Stage; 3] = [Stage::Prompt, Stage::Prefill, Stage::Store];
+
+/// The reading that the setups `part` share; where it was refused every one of them is told so.
+fn all_or_refused(
+    reading: Result<Reading, EvalError>,
+    part: &[&Setup],
+    measured: &mut Measured<'_>,
+) -> Result<Option<Reading>, EvalError> {
+    let error = match reading {
+        Ok(reading) => return Ok(Some(reading)),
+        Err(EvalError::Engine(error)) if error.is_request_error() && !part[0].is_dense() => error,
+        Err(error) => return Err(error),
+    };
+    let why = error.to_string();
+    for setup in part {
+        measured(setup, Err(EvalError::Refused { why: why.clone() }))?;
+    }
+    Ok(None)
+}
 
 /// Seconds as numbers.
 fn seconds(time: Duration) -> f64 {

@@ -7,7 +7,7 @@ use longview_engine::{Control, EndOfText, GenerateOptions};
 use longview_kv::{Context, Segment, Wanted};
 use longview_text::Specials;
 
-use super::{Evaluation, Reading, seconds};
+use super::{Evaluation, Lengths, Measured, Reading, all_or_refused, seconds};
 use crate::divergence::divergence_of;
 use crate::draw::below;
 use crate::error::EvalError;
@@ -27,27 +27,40 @@ impl Evaluation<'_> {
         &self,
         case: &Case,
         setups: &[&Setup],
-        add: &mut dyn FnMut(Outcome) -> Result<(), EvalError>,
+        measured: &mut Measured<'_>,
     ) -> Result<(), EvalError> {
         let piece = self.piece(case)?;
         let predicted = (piece.len() / 8).clamp(1, CONTINUATION_TOKENS);
         let (read, rest) = piece.split_at(piece.len() - predicted);
         let (&last, before) = read.split_last().expect("a piece has several tokens");
         let rows: Vec<u32> = [&[last], &rest[..predicted - 1]].concat();
-        let dense = self.read(&Setup::dense(), before, piece.len())?;
+        let lengths = Lengths {
+            prompt: before.len(),
+            planned: piece.len(),
+        };
+        let dense = self.read(&[&Setup::dense()], before, lengths)?;
         for part in self.by_reading(setups) {
-            let reading = self.read(part[0], before, piece.len())?;
+            let reading = self.read(&part, before, lengths);
+            let Some(reading) = all_or_refused(reading, &part, measured)? else {
+                continue;
+            };
             for setup in part {
                 let mut compared = Compared::default();
-                let mut contexts = [reading.context.fork(), dense.context.fork()];
+                let mut context = reading.context.fork();
+                if let Err(error) = self.compress(setup, &mut context, lengths) {
+                    measured(setup, Err(error))?;
+                    continue;
+                }
+                let held = Held::of(&context);
+                let mut contexts = [context, dense.context.fork()];
                 for (rows, targets) in rows.chunks(PASS_TOKENS).zip(rest.chunks(PASS_TOKENS)) {
                     self.compare(&mut contexts, rows, targets, &mut compared)?;
                 }
-                let mut outcome = compared.outcome(case, setup, &reading, piece.len());
+                let mut outcome = compared.outcome(case, setup, &reading, &held, piece.len());
                 outcome.measure = Measure::Perplexity;
                 outcome.score = (compared.loss / compared.tokens as f64).exp();
                 outcome.same_until = None;
-                add(outcome)?;
+                measured(setup, Ok(outcome))?;
             }
         }
         Ok(())
@@ -59,7 +72,7 @@ impl Evaluation<'_> {
         &self,
         case: &Case,
         setups: &[&Setup],
-        add: &mut dyn FnMut(Outcome) -> Result<(), EvalError>,
+        measured: &mut Measured<'_>,
     ) -> Result<(), EvalError> {
         let piece = self.piece(case)?;
         let limit = self.engine.model().blueprint().max_positions;
@@ -71,7 +84,11 @@ impl Evaluation<'_> {
             });
         }
         let (&last, before) = piece.split_last().expect("a piece has several tokens");
-        let dense = self.read(&Setup::dense(), before, planned)?;
+        let lengths = Lengths {
+            prompt: before.len(),
+            planned,
+        };
+        let dense = self.read(&[&Setup::dense()], before, lengths)?;
         let mut options = GenerateOptions {
             end_of_text: EndOfText::Ignored,
             ..GenerateOptions::greedy(self.plan.generate)
@@ -85,17 +102,26 @@ impl Evaluation<'_> {
         let (_, read) = generated.split_last().unwrap_or((&0, &[]));
         let rows: Vec<u32> = [&[last], read].concat();
         for part in self.by_reading(setups) {
-            let reading = self.read(part[0], before, planned)?;
+            let reading = self.read(&part, before, lengths);
+            let Some(reading) = all_or_refused(reading, &part, measured)? else {
+                continue;
+            };
             for setup in part {
                 let mut compared = Compared::default();
-                let mut contexts = [reading.context.fork(), dense.context.fork()];
+                let mut context = reading.context.fork();
+                if let Err(error) = self.compress(setup, &mut context, lengths) {
+                    measured(setup, Err(error))?;
+                    continue;
+                }
+                let held = Held::of(&context);
+                let mut contexts = [context, dense.context.fork()];
                 for (row, target) in rows.chunks(1).zip(generated.chunks(1)) {
                     self.compare(&mut contexts, row, target, &mut compared)?;
                 }
-                let mut outcome = compared.outcome(case, setup, &reading, piece.len());
+                let mut outcome = compared.outcome(case, setup, &reading, &held, piece.len());
                 outcome.decode_tokens = rows.len();
                 outcome.decode_seconds = compared.seconds;
-                add(outcome)?;
+                measured(setup, Ok(outcome))?;
             }
         }
         Ok(())
@@ -138,7 +164,7 @@ impl Evaluation<'_> {
         let mut logits = Vec::with_capacity(2);
         for (at, context) in contexts.iter_mut().enumerate() {
             let segment = Segment {
-                context,
+                context: &mut *context,
                 tokens: rows,
                 wanted: Wanted::All,
             };
@@ -146,6 +172,9 @@ impl Evaluation<'_> {
             logits.push(self.engine.pass([segment])?.logits().to_vec());
             if at == 0 {
                 compared.seconds += seconds(start.elapsed());
+            }
+            if context.keep_is_due_in_decode() {
+                self.engine.compress(context)?;
             }
         }
         let vocab = logits[0].len() / rows.len();
@@ -156,6 +185,22 @@ impl Evaluation<'_> {
             compared.add(&q, &p, target);
         }
         Ok(())
+    }
+}
+
+/// What a context holds when it has read its text.
+struct Held {
+    bytes: u64,
+    compression_seconds: f64,
+}
+
+impl Held {
+    fn of(context: &Context) -> Held {
+        let report = context.keep_report();
+        Held {
+            bytes: context.kv_bytes(),
+            compression_seconds: report.map_or(0.0, |report| seconds(report.time)),
+        }
     }
 }
 
@@ -185,7 +230,14 @@ impl Compared {
         self.loss -= q[target as usize];
     }
 
-    fn outcome(&self, case: &Case, setup: &Setup, reading: &Reading, tokens: usize) -> Outcome {
+    fn outcome(
+        &self,
+        case: &Case,
+        setup: &Setup,
+        reading: &Reading,
+        held: &Held,
+        tokens: usize,
+    ) -> Outcome {
         Outcome {
             case: case.clone(),
             setup: setup.to_string(),
@@ -194,10 +246,10 @@ impl Compared {
             divergence: Some(self.divergence / self.tokens as f64),
             same_until: Some(self.same_until),
             tokens,
-            bytes_held: reading.context.kv_bytes(),
+            bytes_held: held.bytes,
             peak_bytes: reading.peak_bytes,
             prefill_seconds: reading.seconds,
-            compression_seconds: 0.0,
+            compression_seconds: held.compression_seconds,
             decode_tokens: 0,
             decode_seconds: 0.0,
             answers: Vec::new(),

@@ -70,7 +70,10 @@ pub(super) fn run(args: &LeaderboardArgs, format: Format) -> Result<(), Failure>
     match format {
         Format::Text => output::print(&format!("{}\n", args.page.display())),
         Format::Json => {
-            let rows: Vec<_> = standings.iter().flat_map(|standing| &standing.rows).collect();
+            let rows: Vec<_> = standings
+                .iter()
+                .flat_map(|standing| &standing.rows)
+                .collect();
             let mut object = Map::new();
             object.insert("page".to_owned(), args.page.display().to_string().into());
             object.insert("rows".to_owned(), json!(rows));

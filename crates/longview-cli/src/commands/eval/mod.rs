@@ -1,17 +1,22 @@
 //! `longview eval`: how good a model or a method is.
 
+mod leaderboard;
 mod tasks;
 mod text;
 
 use longview_eval::EvalError;
 
-use crate::args::{EvalArgs, Format};
+use crate::args::{EvalArgs, EvalTask, Format};
 use crate::failure::Failure;
 
 /// Runs one evaluation.
 pub(crate) fn run(args: &EvalArgs, format: Format) -> Result<(), Failure> {
     match &args.task {
-        Some(task) => text::run(task, format),
+        Some(EvalTask::Perplexity(args)) => text::perplexity_of(args, format),
+        Some(EvalTask::Kld { text, reference }) => {
+            text::divergence_of(text, reference.as_ref(), format)
+        }
+        Some(EvalTask::Leaderboard(args)) => leaderboard::run(args, format),
         None => tasks::run(&args.tasks, format),
     }
 }

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use longview::Control;
 use longview_eval::{
-    Evaluation, Haystack, Material, Plan, Record, Row, RunProgress, Setup, Subject, Wording, report,
+    Evaluation, Haystack, Material, Plan, Record, Refusal, Row, RunProgress, Setup, Subject,
+    Wording, report,
 };
 use serde_json::{Map, Value, json};
 
 use super::failed;
-use crate::args::{EvalTasksArgs, Format, MethodArgs};
+use crate::args::{EngineArgs, EvalTasksArgs, Format, MethodArgs};
 use crate::commands::read_text;
 use crate::failure::Failure;
 use crate::interrupt;
@@ -19,7 +20,7 @@ use crate::progress::Progress;
 use crate::session::Session;
 
 /// Every result, one a line, in the folder of a report.
-const RESULTS: &str = "results.jsonl";
+pub(super) const RESULTS: &str = "results.jsonl";
 
 /// Runs tasks and reports on them.
 pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
@@ -45,14 +46,17 @@ pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
             folder.display()
         ));
     }
-    ended.map_err(failed)?;
+    let refused = ended.map_err(failed)?;
+    for Refusal { setup, why } in &refused {
+        note(format!("note: {setup} was not measured: {why}"));
+    }
     // What an earlier run left in the folder for other tasks and setups is kept, not shown.
     let rows = evaluation.rows(&record);
     if let Some(folder) = &args.output {
         write(folder, &rows, &about(&session, args, &material))?;
     }
     match format {
-        Format::Json => output::print_json(&object(&session, args, &material, &rows)?),
+        Format::Json => output::print_json(&object(&session, args, &material, &rows, &refused)?),
         Format::Text => {
             let numbers: Vec<usize> = (3..11).collect();
             let mut text = output::table(&report::table(&rows), &numbers);
@@ -77,7 +81,7 @@ fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
     for text in &args.methods {
         setups.extend(Setup::parse_list(text).map_err(failed)?);
     }
-    Ok(Plan {
+    let mut plan = Plan {
         subjects,
         lengths: args.lengths.clone(),
         setups,
@@ -90,17 +94,13 @@ fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
         question: args.question.into(),
         generate: args.generate,
         seed: args.seed,
-    })
+    };
+    plan.beside_floors();
+    Ok(plan)
 }
 
 fn material(args: &EvalTasksArgs) -> Result<Material, Failure> {
-    let wording = match args.wording.as_deref() {
-        None if args.engine.model.model.is_none() => Wording::needle(),
-        None | Some("general") => Wording::general(),
-        Some("needle") => Wording::needle(),
-        Some(file) => Wording::from_json(file, &read_text(file)?).map_err(failed)?,
-    };
-    let mut material = Material::shipped(wording);
+    let mut material = Material::shipped(wording(args.wording.as_deref(), &args.engine)?);
     if let Some(path) = &args.haystack {
         let text = read_text(&path.display().to_string())?;
         material.haystack = Haystack::new(&text).ok_or_else(|| {
@@ -113,7 +113,18 @@ fn material(args: &EvalTasksArgs) -> Result<Material, Failure> {
     Ok(material)
 }
 
-fn show(bar: &Progress, progress: &RunProgress) -> Control {
+/// The wording called `name`, or the one that suits the model.
+pub(super) fn wording(name: Option<&str>, engine: &EngineArgs) -> Result<Wording, Failure> {
+    match name {
+        None if engine.model.model.is_none() => Ok(Wording::needle()),
+        None | Some("general") => Ok(Wording::general()),
+        Some("needle") => Ok(Wording::needle()),
+        Some(file) => Wording::from_json(file, &read_text(file)?).map_err(failed),
+    }
+}
+
+/// Shows how far an evaluation has come, and whether to go on.
+pub(super) fn show(bar: &Progress, progress: &RunProgress) -> Control {
     let RunProgress { done, total, doing } = progress;
     bar.say(format!("measuring {doing}: {done} of {total} results"));
     if interrupt::pressed() {
@@ -150,6 +161,7 @@ fn object(
     args: &EvalTasksArgs,
     material: &Material,
     rows: &[Row],
+    refused: &[Refusal],
 ) -> Result<Map<String, Value>, Failure> {
     let mut list = Vec::new();
     for row in rows {
@@ -170,5 +182,10 @@ fn object(
     object.insert("seed".to_owned(), args.seed.into());
     object.insert("wording".to_owned(), material.wording.name.clone().into());
     object.extend(session.summary());
+    let not_measured =
+        |Refusal { setup, why }: &Refusal| format!("{setup} was not measured: {why}");
+    let mut notices = session.notices.clone();
+    notices.extend(refused.iter().map(not_measured));
+    object.insert("notices".to_owned(), notices.into());
     Ok(object)
 }

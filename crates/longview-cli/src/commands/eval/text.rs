@@ -5,7 +5,7 @@ use longview_eval::{EvalError, divergence, perplexity};
 use serde_json::{Map, Value, json};
 
 use super::failed;
-use crate::args::{EvalTask, EvalTextArgs, Format, ModelArgs};
+use crate::args::{EvalTextArgs, Format, ModelArgs};
 use crate::commands::read_text;
 use crate::failure::Failure;
 use crate::interrupt;
@@ -13,15 +13,8 @@ use crate::output;
 use crate::progress::Progress;
 use crate::session::{Session, refused};
 
-/// Runs one evaluation.
-pub(super) fn run(task: &EvalTask, format: Format) -> Result<(), Failure> {
-    match task {
-        EvalTask::Perplexity(text) => perplexity_of(text, format),
-        EvalTask::Kld { text, reference } => divergence_of(text, reference.as_ref(), format),
-    }
-}
-
-fn perplexity_of(args: &EvalTextArgs, format: Format) -> Result<(), Failure> {
+/// How well a text is predicted.
+pub(super) fn perplexity_of(args: &EvalTextArgs, format: Format) -> Result<(), Failure> {
     let (session, tokens) = open(args)?;
     let result = with_progress(|on| perplexity(&session.engine, &tokens, args.window, on))?;
     match format {
@@ -44,7 +37,8 @@ fn perplexity_of(args: &EvalTextArgs, format: Format) -> Result<(), Failure> {
     }
 }
 
-fn divergence_of(
+/// How far the predictions are from a reference's.
+pub(super) fn divergence_of(
     args: &EvalTextArgs,
     reference: Option<&String>,
     format: Format,
