@@ -35,6 +35,20 @@ impl DocumentPrompt {
         })
     }
 
+    /// Documents that were read before, `shared` being all tokens up to the question.
+    pub(crate) fn kept(
+        text: &TextSide,
+        vars: &TemplateVars,
+        shared: Vec<u32>,
+    ) -> Result<DocumentPrompt, Failure> {
+        Ok(DocumentPrompt {
+            frame: AskFrame::new(text.template(), vars)?,
+            shared,
+            // Any text that is not empty: see below.
+            documents: "x".to_owned(),
+        })
+    }
+
     /// The tokens from the question on. Documents and question are tokenised apart, so the shared
     /// tokens never depend on the question.
     pub(crate) fn question(&self, text: &TextSide, question: &str) -> Result<Vec<u32>, Failure> {

@@ -22,6 +22,53 @@ pub(crate) struct Entry {
     pub(crate) pieces: Vec<u8>,
 }
 
+/// What a context was made from, which says how it can be gone on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Documents that `ask` has read.
+    Documents,
+    /// A plain text.
+    Text,
+    /// A conversation.
+    Conversation,
+}
+
+impl Kind {
+    /// Of a record, as its pieces say.
+    pub(crate) fn of(record: &Record) -> Kind {
+        match record.pieces.as_slice() {
+            b"" => Kind::Text,
+            pieces if pieces == Kind::Documents.pieces() => Kind::Documents,
+            _ => Kind::Conversation,
+        }
+    }
+
+    /// The pieces of a record of documents or of a text; a conversation has its own.
+    pub(crate) fn pieces(self) -> &'static [u8] {
+        match self {
+            Kind::Documents => b"\"documents\"",
+            Kind::Text | Kind::Conversation => b"",
+        }
+    }
+
+    /// Refuses a record of another kind, with the command that goes on with it.
+    ///
+    /// # Errors
+    /// When it is not of this kind.
+    pub(crate) fn check(self, name: &str, record: &Record) -> Result<(), Failure> {
+        let (what, how) = match Kind::of(record) {
+            kind if kind == self => return Ok(()),
+            Kind::Documents => ("documents", "`longview ask --load` asks about them"),
+            Kind::Text => ("a text", "`longview run --load` continues it"),
+            Kind::Conversation => ("a conversation", "`longview chat --load` goes on with it"),
+        };
+        Err(Failure::wrong(format!(
+            "context {name:?} ({}) is {what}: {how}",
+            record.summary.title
+        )))
+    }
+}
+
 /// The records of one salt in a folder that can be written to.
 pub(crate) struct Saved {
     records: Records,
@@ -34,16 +81,31 @@ impl Saved {
 
     /// The context called `name`, made under `origin`.
     pub(crate) fn open(&self, name: &str, origin: &Origin) -> Result<Record, Failure> {
-        let record = self.records.find(name).map_err(failure)?;
-        record.summary.check_origin(origin).map_err(failure)?;
-        self.records.touch(&record.summary.id);
+        let record = self.find(name)?;
+        self.check(&record, origin)?;
         Ok(record)
     }
 
-    /// Whether a context has this label.
-    pub(crate) fn has_label(&self, label: &str) -> Result<bool, Failure> {
+    /// The context called `name`, of whatever model.
+    pub(crate) fn find(&self, name: &str) -> Result<Record, Failure> {
+        self.records.find(name).map_err(failure)
+    }
+
+    /// Notes that a context is used, which must have been made under `origin`.
+    pub(crate) fn check(&self, record: &Record, origin: &Origin) -> Result<(), Failure> {
+        record.summary.check_origin(origin).map_err(failure)?;
+        self.records.touch(&record.summary.id);
+        Ok(())
+    }
+
+    /// The id of the context with this label.
+    pub(crate) fn labelled(&self, label: &str) -> Result<Option<String>, Failure> {
         let is_it = |summary: &Summary| summary.label.as_deref() == Some(label);
-        Ok(self.summaries()?.iter().any(is_it))
+        Ok(self
+            .summaries()?
+            .into_iter()
+            .find(is_it)
+            .map(|summary| summary.id))
     }
 
     /// Takes the label off a context, which stays.
@@ -104,7 +166,7 @@ impl Saved {
         };
         let alike = self.summaries()?.into_iter().filter(is_alike);
         let mut loaded = alike.filter_map(|summary| self.records.load(&summary.id).ok());
-        Ok(loaded.find(|record| record.tokens == context.tokens()))
+        Ok(loaded.find(|record| context.tokens() == record.tokens))
     }
 
     fn summaries(&self) -> Result<Vec<Summary>, Failure> {

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use longview::methods::{Methods, Stage};
 use longview::models::ModelError;
+use longview::records::Record;
 use longview::text::TextError;
 use longview::weights::WeightFile;
 use longview::{
@@ -262,6 +263,41 @@ impl Session {
                 None
             }
         }
+    }
+
+    /// The saved context called `name`.
+    ///
+    /// # Errors
+    /// When there is none, or nothing is kept.
+    pub(crate) fn find_saved(&self, name: &str) -> Result<Record, Failure> {
+        match &self.saved {
+            Some(saved) => saved.find(name),
+            None => Err(Failure::wrong(format!(
+                "there is no context {name:?}: nothing is kept (see --cache-dir and --cache-max)"
+            ))),
+        }
+    }
+
+    /// Checks that a saved context may be gone on with in `context`; one that was approximate is read
+    /// anew, with a notice.
+    ///
+    /// # Errors
+    /// When it is of another model or other settings.
+    pub(crate) fn check_saved(
+        &mut self,
+        record: &Record,
+        context: &Context,
+    ) -> Result<(), Failure> {
+        if let (Some(saved), Some(origin)) = (&self.saved, context.origin()) {
+            saved.check(record, origin)?;
+        }
+        if !record.summary.methods.is_empty() {
+            self.notices.push(format!(
+                "context {} was approximate ({}) and is read anew, exactly",
+                record.summary.id, record.summary.methods
+            ));
+        }
+        Ok(())
     }
 
     /// Adds what the store has to say to the notices.

@@ -98,8 +98,6 @@ pub(crate) struct Kept {
     origins: [Arc<Origin>; 2],
     /// What the seeds of origins are made of beside the salt.
     ingredients: store::Ingredients,
-    /// Gone with the store, after it.
-    _temporary: Option<tempfile::TempDir>,
 }
 
 /// What the engine itself holds in the ledger.
@@ -136,7 +134,8 @@ impl EngineOptions {
     pub(crate) fn overflow(&self) -> Overflow {
         match self.store {
             None => Overflow::Refused,
-            Some(_) => Overflow::Store,
+            // It is not open yet.
+            Some(_) => Overflow::Store { room: u64::MAX },
         }
     }
 }
@@ -274,8 +273,10 @@ impl Engine {
     /// What a context of `tokens` tokens will need. What the program has taken since the model
     /// was ready (documents, token ids, a tokenizer's own memory) counts as the program's.
     pub fn plan(&self, tokens: usize) -> MemoryPlan {
-        let overflow = match self.store {
-            Some(_) if !self.model.layout().is_whole() => Overflow::Store,
+        let overflow = match &self.store {
+            Some(kept) if !self.model.layout().is_whole() => Overflow::Store {
+                room: kept.store.room(),
+            },
             _ => Overflow::Refused,
         };
         self.plan_as(tokens, self.kv_forms(), overflow)
@@ -412,13 +413,8 @@ impl Engine {
     /// as it was.
     pub fn align(&self, context: &mut Context, tokens: &[u32]) -> Result<usize, EngineError> {
         let usable = &tokens[..tokens.len().saturating_sub(1)];
-        let held = context.tokens();
-        let common = held
-            .iter()
-            .zip(usable)
-            .take_while(|(held, wanted)| held == wanted)
-            .count();
-        if common < held.len() {
+        let common = context.tokens().common_prefix(usable);
+        if common < context.len() {
             // Recurrent layers may go back to some places only.
             context.truncate(context.resumable(common).unwrap_or(common))?;
         }
@@ -499,7 +495,6 @@ impl Kept {
             origins: ingredients.origins(&options.salt),
             ingredients,
             store: Arc::new(Store::new(ledger.clone(), place.tiers)),
-            _temporary: place.temporary,
         })
     }
 

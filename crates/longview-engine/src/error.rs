@@ -34,6 +34,15 @@ pub enum EngineError {
     /// The place where contexts are kept cannot be used.
     #[error("contexts cannot be kept: {0}")]
     Store(#[from] TierError),
+    /// A remote store was asked for that this build cannot reach.
+    #[error(
+        "contexts cannot be kept at {url}: this program was built without remote stores (cargo feature \
+         `remote`)"
+    )]
+    NoRemote {
+        /// The address.
+        url: String,
+    },
     /// No token could be chosen.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
@@ -93,6 +102,7 @@ impl EngineError {
             EngineError::Text { source, .. } => source.is_request_error(),
             EngineError::DoesNotFit(_)
             | EngineError::TextTooLarge { .. }
+            | EngineError::NoRemote { .. }
             | EngineError::EmptyPrompt
             | EngineError::Isa(_) => true,
             EngineError::Store(error) => matches!(

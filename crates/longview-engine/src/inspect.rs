@@ -196,7 +196,10 @@ pub(crate) enum Overflow {
     /// Nowhere: they are refused.
     Refused,
     /// Into a store, to be read back when needed.
-    Store,
+    Store {
+        /// The most bytes it can hold.
+        room: u64,
+    },
 }
 
 pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) -> MemoryPlan {
@@ -219,14 +222,21 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
     };
     let least = |tokens: usize| match overflow {
         Overflow::Refused => kv(tokens),
-        Overflow::Store => kv(tokens).min(layout.least_bytes(chunk_tokens)),
+        Overflow::Store { .. } => kv(tokens).min(layout.least_bytes(chunk_tokens)),
+    };
+    let room = match overflow {
+        Overflow::Refused => 0,
+        Overflow::Store { room } => room,
     };
     let fixed = program + weights + scratch;
     let model_tokens = blueprint.max_positions;
     let longest_context = match limit {
         None => model_tokens,
         Some(limit) => {
-            let fits = |&tokens: &usize| fixed + least(tokens) <= limit;
+            let fits = |&tokens: &usize| {
+                let over = (fixed + kv(tokens)).saturating_sub(limit);
+                fixed + least(tokens) <= limit && over <= room
+            };
             largest(model_tokens, fits)
         }
     };
@@ -237,6 +247,7 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
         weights,
         kv: kv(tokens),
         kv_least: least(tokens),
+        disk_room: room,
         scratch,
         limit,
         longest_context,

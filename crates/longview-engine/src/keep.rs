@@ -171,9 +171,9 @@ impl Engine {
             let mut input = words.map_err(text_error)?;
             if first > prefix {
                 let before = first.saturating_sub(LEAD_TOKENS);
-                input.extend_from_slice(&context.tokens()[before..first]);
+                input.extend(context.tokens().range(before..first));
             }
-            input.extend_from_slice(&context.tokens()[tokens.clone()]);
+            input.extend(context.tokens().range(tokens.clone()));
             let mut fork = context.fork();
             fork.watch_repeat(tokens, prefix);
             for chunk in input.chunks(self.chunk_tokens()) {

@@ -85,8 +85,24 @@ impl Lookup {
         tokens: &[u32],
         planned_tokens: usize,
     ) -> Result<Explanation, EngineError> {
-        let rope: RopeSet = self.file.rope_set(planned_tokens.max(tokens.len()))?;
-        let context = Context::in_store(
+        let context = self.empty(planned_tokens.max(tokens.len()))?;
+        Ok(context.explain(&tokens[..tokens.len().saturating_sub(1)])?)
+    }
+
+    /// A context of what the store has of `tokens`, planned to hold `planned_tokens`. Nothing can be
+    /// computed with it.
+    ///
+    /// # Errors
+    /// When the model cannot read so many.
+    pub fn find(&self, tokens: &[u32], planned_tokens: usize) -> Result<Context, EngineError> {
+        let mut context = self.empty(planned_tokens.max(tokens.len()))?;
+        context.attach(tokens)?;
+        Ok(context)
+    }
+
+    fn empty(&self, planned_tokens: usize) -> Result<Context, EngineError> {
+        let rope: RopeSet = self.file.rope_set(planned_tokens)?;
+        Ok(Context::in_store(
             Arc::clone(&self.layout),
             Arc::clone(&self.kept.store),
             Arc::clone(self.kept.origin(rope)),
@@ -96,7 +112,6 @@ impl Lookup {
                 rope,
                 numerics: self.numerics,
             },
-        );
-        Ok(context.explain(&tokens[..tokens.len().saturating_sub(1)])?)
+        ))
     }
 }

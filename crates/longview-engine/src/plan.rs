@@ -17,6 +17,8 @@ pub struct MemoryPlan {
     pub kv: u64,
     /// Bytes of them that must be in memory at once: all, unless a store can hold the rest.
     pub kv_least: u64,
+    /// Bytes that a store could hold of the rest; `u64::MAX` where that is not known.
+    pub disk_room: u64,
     /// Bytes of the buffers of a forward pass.
     pub scratch: u64,
     /// Bytes allowed; `None` when no limit was given.
@@ -33,8 +35,13 @@ impl MemoryPlan {
 
     /// Whether the plan fits the memory allowed, on disk what memory has no room for.
     pub fn fits(&self) -> bool {
-        self.limit
-            .is_none_or(|limit| self.total() - self.kv + self.kv_least <= limit)
+        self.fits_memory() && self.kv_on_disk() <= self.disk_room
+    }
+
+    /// Whether what must be in memory at once fits there.
+    fn fits_memory(&self) -> bool {
+        let least = self.total() - self.kv + self.kv_least;
+        self.limit.is_none_or(|limit| least <= limit)
     }
 
     /// Bytes of keys and values that will be kept on disk because memory has no room for them.
@@ -70,6 +77,10 @@ impl fmt::Display for MemoryPlan {
         if kv_on_disk > 0 {
             let name = "of which may be on disk";
             writeln!(f, "  {name:32} {:>12}", mebibytes(kv_on_disk))?;
+            if self.kv_on_disk() > self.disk_room {
+                let name = "room for it on disk";
+                writeln!(f, "  {name:32} {:>12}", mebibytes(self.disk_room))?;
+            }
         }
         if let Some(limit) = self.limit {
             writeln!(f, "  {:32} {:>12}", "allowed", mebibytes(limit))?;
@@ -111,6 +122,7 @@ mod tests {
             weights: 10 << 20,
             kv: 100 << 20,
             kv_least: 100 << 20,
+            disk_room: 0,
             scratch: 1 << 20,
             limit: Some(64 << 20),
             longest_context: 2600,
@@ -126,11 +138,21 @@ mod tests {
         }
         let spills = MemoryPlan {
             kv_least: 4 << 20,
+            disk_room: 48 << 20,
             ..plan
         };
         assert!(spills.fits());
         assert_eq!(spills.kv_on_disk(), 48 << 20);
         assert!(spills.to_string().contains("on disk"), "{spills}");
+        let no_disk = MemoryPlan {
+            disk_room: 40 << 20,
+            ..spills
+        };
+        assert!(!no_disk.fits());
+        assert!(
+            no_disk.to_string().contains("room for it on disk"),
+            "{no_disk}"
+        );
         assert!(
             MemoryPlan {
                 limit: None,

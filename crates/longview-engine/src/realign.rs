@@ -75,13 +75,9 @@ impl Engine {
             return Ok(None);
         }
         let usable = &tokens[..tokens.len().saturating_sub(1)];
-        let common = context
-            .tokens()
-            .iter()
-            .zip(usable)
-            .take_while(|(held, wanted)| held == wanted)
-            .count();
-        let (old, new) = (&context.tokens()[common..], &usable[common..]);
+        let common = context.tokens().common_prefix(usable);
+        let old = context.tokens().range(common..context.len());
+        let new = &usable[common..];
         let equal = |op: &DiffOp| match *op {
             DiffOp::Equal {
                 old_index,
@@ -90,7 +86,7 @@ impl Engine {
             } if len >= least_tokens.max(1) => Some((common + old_index, common + new_index, len)),
             _ => None,
         };
-        let spans: Vec<(usize, usize, usize)> = capture_diff_slices(Algorithm::Myers, old, new)
+        let spans: Vec<(usize, usize, usize)> = capture_diff_slices(Algorithm::Myers, &old, new)
             .iter()
             .filter_map(equal)
             .collect();

@@ -9,11 +9,10 @@ use std::time::UNIX_EPOCH;
 
 use longview_kernels::{Exec, Numerics};
 use longview_kv::records::Records;
-use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Tier, TierError};
+use longview_kv::tier::{DiskOptions, DiskTier, Origin, SpillTier, StoreFolder, Tier};
 use longview_kv::{BlockHash, KvForms, RopeSet};
 use longview_weights::{WeightFile, WeightPart, WeightsError};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::error::EngineError;
 
@@ -32,6 +31,9 @@ const READ_BYTES: usize = 1 << 20;
 pub struct StoreOptions {
     /// The place.
     pub place: StorePlace,
+    /// An object store that other machines share, such as `s3://bucket/folder`, beside the place. Needs
+    /// the cargo feature `remote`.
+    pub remote: Option<String>,
     /// The most bytes to keep on disk; what is least worth keeping goes first.
     pub max_bytes: u64,
     /// Keeps apart what must not be shared: contexts are found only under the salt they were
@@ -44,7 +46,7 @@ pub struct StoreOptions {
 pub enum StorePlace {
     /// A folder, which keeps contexts from one run to the next. Made when it does not exist.
     Folder(PathBuf),
-    /// A folder of this engine alone, gone when it is dropped: only for what memory has no room for.
+    /// None: only what memory has no room for is on disk, and gone when the engine is dropped.
     Temporary,
 }
 
@@ -52,48 +54,46 @@ pub enum StorePlace {
 pub(crate) struct OpenPlace {
     /// Its tiers, fastest first.
     pub(crate) tiers: Vec<Arc<dyn Tier>>,
-    /// The folder that keeps contexts; `None` for one that is soon gone.
+    /// The folder that keeps contexts; `None` when nothing is kept.
     pub(crate) folder: Option<PathBuf>,
-    /// Removes a temporary folder when the engine is done with it.
-    pub(crate) temporary: Option<TempDir>,
 }
 
-/// Opens the place where contexts are kept.
+/// Opens the place where contexts are kept. What memory has no room for and that place does not take,
+/// because it can only be read or is full, goes to a folder for temporary files.
 pub(crate) fn open_place(options: &StoreOptions) -> Result<OpenPlace, EngineError> {
-    let (root, temporary) = match &options.place {
-        StorePlace::Folder(folder) => (folder.clone(), None),
-        StorePlace::Temporary => {
-            let made = tempfile::Builder::new().prefix("longview-").tempdir();
-            let made = made.map_err(|source| TierError::Io {
-                place: std::env::temp_dir().display().to_string(),
-                action: "make a folder",
-                source,
-            })?;
-            (made.path().to_owned(), Some(made))
-        }
+    let remote = options.remote.as_deref().map(open_remote).transpose()?;
+    let spill: Arc<dyn Tier> = Arc::new(SpillTier::new(std::env::temp_dir()));
+    let below = remote.into_iter().chain([spill]);
+    let StorePlace::Folder(root) = &options.place else {
+        return Ok(OpenPlace {
+            tiers: below.collect(),
+            folder: None,
+        });
     };
-    let folder = StoreFolder::open(&root)?;
+    let folder = StoreFolder::open(root)?;
+    // Those of every salt are asked for, so it does not matter which is given.
+    let records = Records::open(&folder, &[]);
     let disk = DiskOptions {
         max_bytes: Some(options.max_bytes),
-        sync_every: match temporary {
-            // Nobody looks for it after a power loss.
-            Some(_) => None,
-            None => DiskOptions::default().sync_every,
-        },
-        pinned: match temporary {
-            Some(_) => None,
-            None => {
-                // Those of every salt are asked for, so it does not matter which is given.
-                let records = Records::open(&folder, &[]);
-                Some(Arc::new(move || records.pinned()))
-            }
-        },
+        pinned: Some(Arc::new(move || records.pinned())),
+        ..DiskOptions::default()
     };
-    let tier: Arc<dyn Tier> = Arc::new(DiskTier::open(&folder, disk)?);
+    let disk: Arc<dyn Tier> = Arc::new(DiskTier::open(&folder, disk)?);
     Ok(OpenPlace {
-        tiers: vec![tier],
-        folder: temporary.is_none().then_some(root),
-        temporary,
+        tiers: std::iter::once(disk).chain(below).collect(),
+        folder: Some(root.clone()),
+    })
+}
+
+#[cfg(feature = "remote")]
+fn open_remote(url: &str) -> Result<Arc<dyn Tier>, EngineError> {
+    Ok(Arc::new(longview_kv::tier::RemoteTier::open(url, [])?))
+}
+
+#[cfg(not(feature = "remote"))]
+fn open_remote(url: &str) -> Result<Arc<dyn Tier>, EngineError> {
+    Err(EngineError::NoRemote {
+        url: url.to_owned(),
     })
 }
 

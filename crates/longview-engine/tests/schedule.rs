@@ -85,6 +85,7 @@ fn engine(memory_bytes: Option<u64>) -> Arc<Engine> {
         memory_bytes,
         store: Some(StoreOptions {
             place: StorePlace::Temporary,
+            remote: None,
             max_bytes: 1 << 30,
             salt: String::new(),
         }),

@@ -14,6 +14,7 @@ fn options(folder: &Path) -> EngineOptions {
         threads: Some(2),
         store: Some(StoreOptions {
             place: StorePlace::Folder(folder.to_owned()),
+            remote: None,
             max_bytes: 1 << 30,
             salt: String::new(),
         }),
@@ -112,30 +113,43 @@ fn a_limit_far_below_the_keys_and_values_gives_the_same_bits() {
         read(&engine, &mut context, &tokens[..5999]);
         logits(&engine, &mut context, &tokens[5999..])
     };
-    let unlimited = open(&EngineOptions {
-        store: None,
-        ..options(folder.path())
-    });
     // What the engine takes without any context, and a third of what the context takes.
-    let plan = unlimited.plan(6010);
-    let limit = plan.total() - plan.kv + plan.kv / 3;
-    drop(unlimited);
+    let limit = || {
+        let unlimited = open(&EngineOptions {
+            store: None,
+            ..options(folder.path())
+        });
+        let plan = unlimited.plan(6010);
+        plan.total() - plan.kv + plan.kv / 3
+    };
     let refused = open(&EngineOptions {
         store: None,
-        memory_bytes: Some(limit),
+        memory_bytes: Some(limit()),
         ..options(folder.path())
     });
     assert!(refused.new_context(6010).is_err());
     drop(refused);
-    let engine = open(&EngineOptions {
-        memory_bytes: Some(limit),
-        ..options(folder.path())
-    });
-    let mut context = engine.new_context(6010).unwrap();
-    read(&engine, &mut context, &tokens[..5999]);
-    assert!(context.away_bytes() > context.kv_bytes() / 4);
-    assert_eq!(logits(&engine, &mut context, &tokens[5999..]), expected);
-    assert!(engine.store().unwrap().counts().read_bytes > 0);
+    // With a folder that has room for it, and with one that has room for a block: the rest goes to a
+    // temporary folder then.
+    for max_bytes in [1 << 30, 200 << 10] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut limited = EngineOptions {
+            memory_bytes: Some(limit()),
+            ..options(folder.path())
+        };
+        limited.store.as_mut().unwrap().max_bytes = max_bytes;
+        let engine = open(&limited);
+        let mut context = engine.new_context(6010).unwrap();
+        read(&engine, &mut context, &tokens[..5999]);
+        assert!(context.away_bytes() > context.kv_bytes() / 4);
+        assert_eq!(logits(&engine, &mut context, &tokens[5999..]), expected);
+        let store = engine.store().unwrap();
+        assert!(store.counts().read_bytes > 0);
+        let told = store.take_warnings().join("\n");
+        let spilled = max_bytes < 1 << 30;
+        assert_eq!(told.contains("--cache-max"), spilled, "{told}");
+        assert_eq!(told.contains("until the program ends"), spilled, "{told}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::context::{Context, Home, first_visible};
 use crate::error::KvError;
 use crate::hash::BlockHash;
 use crate::layout::{Group, LayerState};
-use crate::run::Slot;
+use crate::run::{Gap, Slot};
 use crate::sealed::Handle;
 use crate::tier::{BlockKey, Origin};
 
@@ -77,7 +77,7 @@ impl Context {
     /// # Errors
     /// [`KvError::Parted`] when `tokens` do not begin with what the context holds.
     pub fn attach(&mut self, tokens: &[u32]) -> Result<usize, KvError> {
-        if !tokens.starts_with(&self.tokens) {
+        if self.tokens().common_prefix(tokens) < self.len() {
             return Err(KvError::Parted);
         }
         let held = self.len() / BLOCK_TOKENS;
@@ -103,23 +103,16 @@ impl Context {
                 }
                 continue;
             }
-            run.slots.truncate(held.saturating_sub(run.first));
-            if first > run.end() {
-                run.slots.clear();
-                run.first = first;
-            }
-            run.slots.extend(
-                handles
-                    .into_iter()
-                    .map(|handle| Slot::Sealed { handle, pin: None }),
-            );
+            run.truncate(held);
+            run.append(first, Gap::Dropped, handles.into_iter().map(Slot::Sealed));
         }
-        self.tokens
-            .extend_from_slice(&tokens[self.tokens.len()..found.blocks * BLOCK_TOKENS]);
+        let new = &tokens[self.len()..found.blocks * BLOCK_TOKENS];
+        self.tokens.extend(new.iter().copied());
         if let Some(home) = &mut self.home {
             home.chain.extend(found.hashes);
             home.holds.extend(holds.into_iter().map(Arc::new));
         }
+        self.share_full();
         Ok(self.len())
     }
 
@@ -128,7 +121,7 @@ impl Context {
     /// # Errors
     /// [`KvError::Parted`] when `tokens` do not begin with what the context holds.
     pub fn explain(&self, tokens: &[u32]) -> Result<Explanation, KvError> {
-        if !tokens.starts_with(&self.tokens) {
+        if self.tokens().common_prefix(tokens) < self.len() {
             return Err(KvError::Parted);
         }
         let Some(home) = self.home.as_ref().filter(|_| self.is_exact()) else {
@@ -144,7 +137,7 @@ impl Context {
         let found = self.find(home, tokens);
         let slow = found.seconds_to_read > found.seconds_to_compute;
         let usable = if slow { held } else { found.blocks };
-        let mut chain = home.chain[..held].to_vec();
+        let mut chain = home.chain.to_vec(0..held);
         chain.extend(&found.hashes);
         let places = chain[..usable].iter().map(|&hash| {
             let place = home.store.place_of(&BlockKey { hash, group: 0 });
@@ -180,10 +173,7 @@ impl Context {
         // Layers with full attention need every block.
         let mut hashes: Vec<BlockHash> = Vec::new();
         let mut full: Vec<Vec<Arc<Handle>>> = vec![Vec::new(); groups.len()];
-        let mut parent = match held {
-            0 => home.origin.seed,
-            _ => home.chain[held - 1],
-        };
+        let mut parent = home.before(held);
         for block in tokens.chunks_exact(BLOCK_TOKENS).skip(held) {
             let hash = parent.then(block);
             let of_groups: Option<Vec<_>> = groups

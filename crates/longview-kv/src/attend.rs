@@ -325,12 +325,11 @@ impl<'a> Call<'a, '_> {
         tasks: &mut [Task],
         workers: &[Mutex<Worker>],
     ) -> Result<(), KvError> {
-        let (context, _, place) = self.place(segment);
-        let group = context.layout().layers[self.layer].0;
+        let group = self.place(segment).0.layout().layers[self.layer].0;
         let mut from = 0;
         for missing in feed.missing(segment, group) {
             self.wave(tasks, workers, from..missing.span, None);
-            let slices = feed.receive(segment, group, place, missing)?;
+            let slices = feed.receive(missing)?;
             let span = missing.span..missing.span + 1;
             self.wave(tasks, workers, span, Some((missing, &slices)));
             feed.give_back(slices);

@@ -53,17 +53,14 @@ impl Context {
             let key = self.home.as_ref().map(|home| {
                 let index = len / BLOCK_TOKENS - 1;
                 let key = BlockKey {
-                    hash: home.chain[index],
+                    hash: home.before(index + 1),
                     group: place as u16,
                 };
                 let info = BlockInfo {
                     key,
-                    parent: match index {
-                        0 => home.origin.seed,
-                        _ => home.chain[index - 1],
-                    },
+                    parent: home.before(index),
                     index: index as u32,
-                    tokens: self.tokens[len - BLOCK_TOKENS..].into(),
+                    tokens: self.tokens.to_vec(len - BLOCK_TOKENS..len).into(),
                     shape: self.layout.groups[place].shape(),
                     seconds,
                     origin: Arc::clone(&home.origin),

@@ -1,22 +1,22 @@
 //! A context: what a model has read, kept as keys and values.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use longview_kernels::Numerics;
 
 use crate::BLOCK_TOKENS;
-use crate::block::Block;
 use crate::error::KvError;
 use crate::hash::BlockHash;
 use crate::keep::Kept;
 use crate::layout::{Group, KvLayout, LayerState};
 use crate::ledger::Ledger;
 use crate::places::Places;
-use crate::recurrent::{CHECKPOINT_TOKENS, RecurrentState};
+use crate::recurrent::RecurrentState;
 use crate::run::{BlockRun, Slot};
+use crate::shared::SharedList;
 use crate::store::Store;
-use crate::tier::{BlockInfo, BlockKey, BlockShape, Hold, Origin};
+use crate::tier::{BlockKey, BlockShape, Hold, Origin};
+use crate::tokens::{PIECE, Tokens};
 
 /// Which set of rotary frequencies a context was created with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -39,19 +39,20 @@ pub struct Identity {
     pub numerics: Numerics,
 }
 
-/// Stands in a block for a slot whose token was removed.
-const NO_TOKEN: u32 = u32::MAX;
+/// Hashes of blocks that forks share at once.
+const HASHES: usize = 64;
 
 /// What a model has read.
 ///
-/// Blocks are shared between forks and copied when one of them writes, so [`Context::fork`] costs
-/// no keys or values. In a [`Store`], full blocks are sealed under a hash of their tokens and of
-/// all before them, and found again by any context that reads the same.
+/// Blocks are shared between forks and copied when one of them writes, and so are the lists of blocks
+/// and tokens: [`Context::fork`] copies no keys or values, and costs the same for any length. In
+/// a [`Store`], full blocks are sealed under a hash of their tokens and of all before them, and found
+/// again by any context that reads the same.
 pub struct Context {
     pub(crate) layout: Arc<KvLayout>,
     pub(crate) ledger: Ledger,
     identity: Identity,
-    pub(crate) tokens: Vec<u32>,
+    pub(crate) tokens: SharedList<u32, PIECE>,
     /// Where the tokens lie in the blocks.
     pub(crate) places: Places,
     /// The blocks of each layer group; none of recurrent ones.
@@ -69,7 +70,7 @@ pub(crate) struct Home {
     pub(crate) store: Arc<Store>,
     pub(crate) origin: Arc<Origin>,
     /// The hash of every full block so far.
-    pub(crate) chain: Vec<BlockHash>,
+    pub(crate) chain: SharedList<BlockHash, HASHES>,
     /// Keep what was taken over from being evicted while this context or a fork lives.
     pub(crate) holds: Vec<Arc<Hold>>,
 }
@@ -77,14 +78,14 @@ pub(crate) struct Home {
 impl Context {
     /// An empty context.
     pub fn new(layout: Arc<KvLayout>, ledger: Ledger, identity: Identity) -> Context {
-        let groups = vec![BlockRun::default(); layout.groups.len()];
+        let groups = layout.groups.iter().map(|_| BlockRun::default()).collect();
         let of_group = |group: &Group| group.is_recurrent().then(RecurrentState::default);
         let states = layout.groups.iter().map(of_group).collect();
         Context {
             layout,
             ledger,
             identity,
-            tokens: Vec::new(),
+            tokens: SharedList::default(),
             places: Places::default(),
             groups,
             states,
@@ -105,7 +106,7 @@ impl Context {
         context.home = Some(Home {
             store,
             origin,
-            chain: Vec::new(),
+            chain: SharedList::default(),
             holds: Vec::new(),
         });
         context
@@ -118,12 +119,12 @@ impl Context {
 
     /// Whether nothing was read yet.
     pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
+        self.tokens.len() == 0
     }
 
     /// The ids of the tokens read so far.
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+    pub fn tokens(&self) -> Tokens<'_> {
+        Tokens::of(&self.tokens)
     }
 
     /// What the context was made for.
@@ -154,11 +155,11 @@ impl Context {
                     hash,
                     group: place as u16,
                 };
-                let states = home.chain.iter().map(of_edge);
+                let states = home.chain.iter_from(0).map(of_edge);
                 keys.extend(states.filter(|key| home.store.place_of(key).is_some()));
             } else {
-                keys.extend(run.slots.iter().filter_map(|slot| match slot {
-                    Slot::Sealed { handle, .. } => Some(handle.key()),
+                keys.extend(run.slots().filter_map(|(_, slot)| match slot {
+                    Slot::Sealed(handle) => Some(handle.key()),
                     Slot::Open(_) | Slot::Removed => None,
                 }));
             }
@@ -173,15 +174,22 @@ impl Context {
         self.sum_blocks(|slot| !matches!(slot, Slot::Removed)) + self.state_bytes() + streams
     }
 
+    /// Whether some of its blocks are not in memory.
+    pub(crate) fn is_away(&self) -> bool {
+        let mut away = self.groups.iter().flat_map(BlockRun::away);
+        away.any(|(_, handle)| !handle.is_resident())
+    }
+
     /// Bytes of those of its blocks that are not in memory.
     pub fn away_bytes(&self) -> u64 {
         self.sum_blocks(|slot| match slot {
             Slot::Open(_) | Slot::Removed => false,
-            Slot::Sealed { handle, .. } => !handle.is_resident(),
+            Slot::Sealed(handle) => !handle.is_resident(),
         })
     }
 
-    /// A second context with the same content; both grow apart from here.
+    /// A second context with the same content; both grow apart from here. Costs the same for any
+    /// length: what both have read is shared, down to the lists of it.
     pub fn fork(&self) -> Context {
         Context {
             layout: Arc::clone(&self.layout),
@@ -189,7 +197,7 @@ impl Context {
             identity: self.identity,
             tokens: self.tokens.clone(),
             places: self.places.clone(),
-            groups: self.groups.clone(),
+            groups: self.groups.iter().map(BlockRun::fork).collect(),
             states: self
                 .states
                 .iter()
@@ -227,6 +235,7 @@ impl Context {
             home.chain.truncate(slots / BLOCK_TOKENS);
         }
         self.trim();
+        self.share_full();
         Ok(())
     }
 
@@ -240,9 +249,9 @@ impl Context {
     /// is computed again. Returns the tokens that were forgotten; they are to be read again.
     pub fn lose(&mut self, key: &BlockKey) -> Vec<u32> {
         let place = |run: &BlockRun| {
-            let is_it =
-                |slot: &Slot| matches!(slot, Slot::Sealed { handle, .. } if handle.key() == *key);
-            Some(run.first + run.slots.iter().position(is_it)?)
+            let is_it = |slot: &Slot| matches!(slot, Slot::Sealed(handle) if handle.key() == *key);
+            let (index, _) = run.slots().find(|(_, slot)| is_it(slot))?;
+            Some(index)
         };
         let first = self.groups.iter().filter_map(place).min();
         let mut len = first.map_or(self.len(), |index| {
@@ -260,14 +269,15 @@ impl Context {
             len = len.saturating_sub(1);
         }
         len = self.nearest_state(len);
-        let forgotten = self.tokens[len..].to_vec();
+        let forgotten = self.tokens.to_vec(len..self.len());
         if self.truncate(len).is_ok() {
             return forgotten;
         }
         // A window has passed: everything is computed again.
-        let all = std::mem::take(&mut self.tokens);
+        let all = self.tokens.to_vec(0..self.len());
+        self.tokens = SharedList::default();
         self.places = Places::default();
-        self.groups.fill(BlockRun::default());
+        self.groups.fill_with(BlockRun::default);
         if let Some(kept) = &mut self.kept {
             kept.begin_anew();
         }
@@ -275,116 +285,13 @@ impl Context {
             *state = RecurrentState::default();
         }
         if let Some(home) = &mut self.home {
-            home.chain.clear();
+            home.chain = SharedList::default();
         }
         all
     }
 
     pub(crate) fn layout(&self) -> &Arc<KvLayout> {
         &self.layout
-    }
-
-    /// Makes room for `count` more tokens: drops what window layers no longer need, allocates
-    /// blocks, and makes the blocks to be written private.
-    pub(crate) fn make_room(&mut self, count: usize) -> Result<(), KvError> {
-        let made = self.try_make_room(count);
-        if made.is_err() {
-            self.end_pass();
-        }
-        made
-    }
-
-    /// Records that the tokens computed since [`Context::make_room`] are now part of the context,
-    /// and seals the blocks they fill. `seconds` is what computing one block took.
-    pub(crate) fn commit(&mut self, tokens: &[u32], seconds: f32) {
-        self.tokens.extend_from_slice(tokens);
-        if let Some(kept) = &mut self.kept {
-            kept.observed.commit();
-        }
-        let all = seconds / BLOCK_TOKENS as f32 * tokens.len() as f32;
-        for state in self.states.iter_mut().flatten() {
-            state.commit(all);
-        }
-        self.seal(seconds);
-        if self.len().is_multiple_of(CHECKPOINT_TOKENS) && self.layout.is_recurrent() {
-            self.checkpoint();
-        }
-    }
-
-    /// Keeps the blocks in memory that are there, until [`Context::end_pass`].
-    pub(crate) fn pin(&mut self) {
-        if let Some(home) = &self.home {
-            self.groups.iter_mut().for_each(|run| run.pin(&home.store));
-        }
-    }
-
-    /// Gives back room that was not used, and lets blocks leave memory again when it is needed
-    /// elsewhere.
-    pub(crate) fn end_pass(&mut self) {
-        self.trim();
-        // Pins cost nothing where nothing is ever asked to leave.
-        if self.home.is_some() && self.ledger.limit() != u64::MAX {
-            self.groups.iter_mut().for_each(BlockRun::unpin);
-        }
-    }
-
-    /// The block that holds position `position`, unless a window layer has dropped it or it is
-    /// not in memory.
-    pub(crate) fn block(&self, group: usize, index: usize) -> Option<&Block> {
-        self.groups[group].block(index)
-    }
-
-    /// The blocks of a group from block `first` on, to be written. All of them are private since
-    /// [`Context::make_room`].
-    pub(crate) fn blocks_mut(
-        &mut self,
-        group: usize,
-        first: usize,
-    ) -> impl Iterator<Item = &mut Block> {
-        let run = &mut self.groups[group];
-        run.slots
-            .range_mut(first - run.first..)
-            .map(|slot| match slot {
-                Slot::Open(block) => Arc::get_mut(block)
-                    .expect("make_room has replaced every shared block that is written"),
-                Slot::Sealed { .. } | Slot::Removed => {
-                    unreachable!("make_room has replaced every sealed block that is written")
-                }
-            })
-    }
-
-    /// The blocks `blocks` of group `to`, to be written, each after the block of group `from` there. Those of `to` are private since [`Context::make_room`].
-    pub(crate) fn block_pairs(
-        &mut self,
-        from: usize,
-        to: usize,
-        blocks: Range<usize>,
-    ) -> Vec<(&Block, &mut Block)> {
-        let [from, to] = self
-            .groups
-            .get_disjoint_mut([from, to])
-            .expect("a layer's two groups are not one");
-        let from = &*from;
-        let first = blocks.start - to.first;
-        let written = to.slots.range_mut(first..first + blocks.len());
-        written
-            .zip(blocks)
-            .map(|(slot, index)| {
-                let block = from
-                    .block(index)
-                    .expect("a block that a pass fills is among the recent ones");
-                match slot {
-                    Slot::Open(to) => {
-                        let to = Arc::get_mut(to)
-                            .expect("make_room has replaced every shared block that is written");
-                        (block, to)
-                    }
-                    Slot::Sealed { .. } | Slot::Removed => {
-                        unreachable!("make_room has replaced every sealed block that is written")
-                    }
-                }
-            })
-            .collect()
     }
 
     /// Whether windows hold what the token after `len` tokens at `places` sees.
@@ -398,96 +305,15 @@ impl Context {
         Ok(())
     }
 
-    fn try_make_room(&mut self, count: usize) -> Result<(), KvError> {
-        let len = self.len();
-        self.places.go_on(len);
-        let slots = self.places.slot(len);
-        let (first_written, end) = (slots / BLOCK_TOKENS, (slots + count).div_ceil(BLOCK_TOKENS));
-        if let Some(kept) = &mut self.kept {
-            kept.observed.begin(kept.pairs(len), count, &self.ledger)?;
-        }
-        let edge = self.kept.as_ref().map_or(0, |kept| kept.edge());
-        let store = self.home.as_ref().map(|home| &*home.store);
-        let groups = self.groups.iter_mut().zip(&mut self.states);
-        for ((run, state), group) in groups.zip(&self.layout.groups) {
-            if let Some(state) = state {
-                state.begin(group.block_bytes(), &self.ledger, store)?;
-                continue;
-            }
-            let first = first_visible(group, len).max(group.edge(edge));
-            let visible = self.places.slot(first);
-            run.drop_before(visible / BLOCK_TOKENS, store);
-            let bytes = group.block_bytes();
-            run.make_writable(first_written, end, bytes, &self.ledger, store)?;
-        }
-        Ok(())
-    }
-
-    /// Seals every full block that is not sealed yet.
-    /// What a keep method has made of the text is not what its tokens say, and is found by nobody.
-    fn seal(&mut self, seconds: f32) {
-        let derived = self.is_compressed() || self.is_watching();
-        let Some(home) = self.home.as_mut().filter(|_| !derived) else {
-            return;
-        };
-        let end = self.places.slot(self.tokens.len());
-        for index in home.chain.len()..end / BLOCK_TOKENS {
-            let parent = home.chain.last().copied().unwrap_or(home.origin.seed);
-            let slots = index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS;
-            let mut tokens = [NO_TOKEN; BLOCK_TOKENS];
-            for (covered, stretch) in self.places.within(slots.clone(), self.tokens.len()) {
-                let first = covered.start - stretch.slot + stretch.token;
-                tokens[covered.start - slots.start..covered.end - slots.start]
-                    .copy_from_slice(&self.tokens[first..first + covered.len()]);
-            }
-            let hash = parent.then(&tokens);
-            home.chain.push(hash);
-            let tokens: Arc<[u32]> = Arc::new(tokens);
-            for (place, (run, group)) in self.groups.iter_mut().zip(&self.layout.groups).enumerate()
-            {
-                let Some(at) = index.checked_sub(run.first) else {
-                    continue;
-                };
-                let Some(Slot::Open(block)) = run.slots.get(at) else {
-                    continue;
-                };
-                let info = BlockInfo {
-                    key: BlockKey {
-                        hash,
-                        group: place as u16,
-                    },
-                    parent,
-                    index: index as u32,
-                    tokens: Arc::clone(&tokens),
-                    shape: group.shape(),
-                    seconds,
-                    origin: Arc::clone(&home.origin),
-                };
-                let handle = home.store.seal(info, Arc::clone(block));
-                // Equal blocks are held once: this may be another context's.
-                let pin = handle.pin(home.store.now());
-                run.slots[at] = Slot::Sealed { handle, pin };
-            }
-        }
-    }
-
     /// The first position that the token at `position` attends to in blocks of `group`.
     pub(crate) fn first_token(&self, group: &Group, position: usize) -> usize {
         let edge = self.kept.as_ref().map_or(0, |kept| kept.edge());
         first_visible(group, position).max(group.edge(edge))
     }
 
-    /// Drops the blocks beyond the last token.
-    fn trim(&mut self) {
-        let end = self.places.slot(self.len()).div_ceil(BLOCK_TOKENS);
-        for run in &mut self.groups {
-            run.slots.truncate(end.saturating_sub(run.first));
-        }
-    }
-
     fn sum_blocks(&self, counts: impl Fn(&Slot) -> bool) -> u64 {
         let of_run = |(run, group): (&BlockRun, &Group)| {
-            run.slots.iter().filter(|slot| counts(slot)).count() * group.block_bytes()
+            run.slots().filter(|(_, slot)| counts(slot)).count() * group.block_bytes()
         };
         self.groups
             .iter()
@@ -497,10 +323,18 @@ impl Context {
     }
 }
 
+impl Home {
+    /// The hash of everything before block `index`.
+    pub(crate) fn before(&self, index: usize) -> BlockHash {
+        let last = index.checked_sub(1).and_then(|last| self.chain.get(last));
+        last.copied().unwrap_or(self.origin.seed)
+    }
+}
+
 impl Group {
     /// The first token in blocks of this group, when those of full layers begin with token `edge`
     /// because what was before has moved to streams.
-    fn edge(&self, edge: usize) -> usize {
+    pub(crate) fn edge(&self, edge: usize) -> usize {
         match self.kind.state {
             LayerState::Full => edge,
             LayerState::Window { .. } | LayerState::Recurrent { .. } => 0,

@@ -29,6 +29,9 @@ const SPAN_BLOCKS: usize = SPAN_TOKENS / BLOCK_TOKENS;
 /// Buffers of one span and layer each: one being attended to, one ready, one being read.
 const BUFFERS: usize = 3;
 
+/// Bytes that tiers are told of before they are read, so that a disk always has something to do.
+const AHEAD: usize = 16 << 20;
+
 /// The blocks of one span of one context that are away from memory.
 pub(crate) struct Missing {
     /// The span.
@@ -49,16 +52,19 @@ pub(crate) struct Feed {
     /// For every (segment, group): the spans with blocks that are away, ascending.
     missing: Arc<HashMap<(usize, usize), Vec<Missing>>>,
     reader: Mutex<Reader>,
+    store: Arc<Store>,
     _buffers: Option<Reservation>,
 }
 
 struct Reader {
     ready: Option<Receiver<Result<Vec<u8>, TierError>>>,
     empty: Option<SyncSender<Vec<u8>>>,
-    thread: Option<JoinHandle<()>>,
-    /// Blocks that stay in memory after the pass, by (segment, group, place).
-    incoming: HashMap<(usize, usize, usize), (Arc<Handle>, Block)>,
+    /// Returns what it has read to the end.
+    thread: Option<JoinHandle<Incoming>>,
 }
+
+/// Blocks that stay in memory after the pass, by (segment, group, place).
+type Incoming = HashMap<(usize, usize, usize), (Arc<Handle>, Block)>;
 
 /// One read: a layer of a span.
 struct Order {
@@ -85,9 +91,7 @@ impl Feed {
             return Ok(None);
         };
         // Before blocks are pinned, for some may have to leave memory to make space.
-        let away = segments
-            .iter()
-            .any(|segment| segment.context.away_bytes() > 0);
+        let away = segments.iter().any(|segment| segment.context.is_away());
         let mut buffers = match away {
             true => Some(reserve_buffers(segments, &store)?),
             false => None,
@@ -138,29 +142,21 @@ impl Feed {
             // The channel has room for all of them.
             let _ = empty.send(Vec::with_capacity(buffer_bytes));
         }
-        let plan = Arc::clone(&missing);
-        let thread = std::thread::spawn(move || {
-            for order in orders {
-                let Ok(mut buffer) = empty_receiver.recv() else {
-                    return;
-                };
-                buffer.resize(order.bytes, 0);
-                let keys = &plan[&(order.segment, order.group)][order.missing].keys;
-                let read = store.read(keys, order.layer, &mut buffer);
-                let failed = read.is_err();
-                if ready_sender.send(read.map(|()| buffer)).is_err() || failed {
-                    return;
-                }
-            }
-        });
+        let ahead = ReadAhead {
+            orders,
+            plan: Arc::clone(&missing),
+            store: Arc::clone(&store),
+            incoming,
+        };
+        let thread = std::thread::spawn(move || ahead.run(&empty_receiver, &ready_sender));
         Ok(Some(Feed {
             missing,
             reader: Mutex::new(Reader {
                 ready: Some(ready),
                 empty: Some(empty),
                 thread: Some(thread),
-                incoming,
             }),
+            store,
             _buffers: buffers,
         }))
     }
@@ -172,28 +168,18 @@ impl Feed {
             .map_or(&[], |spans| spans)
     }
 
-    /// The next slices in order: those of span `missing` of this segment and layer, `layer` being
-    /// its place in `group`.
+    /// The next slices in order: those of span `missing` of the segment and layer whose turn it is.
     ///
     /// # Errors
     /// [`KvError::Lost`] when a block could not be read; the pass cannot go on then.
-    pub(crate) fn receive(
-        &self,
-        segment: usize,
-        group: usize,
-        layer: usize,
-        missing: &Missing,
-    ) -> Result<Slices, KvError> {
-        let mut reader = self.lock();
-        let received = reader.ready.as_ref().and_then(|ready| ready.recv().ok());
+    pub(crate) fn receive(&self, missing: &Missing) -> Result<Slices, KvError> {
+        let received = self
+            .lock()
+            .ready
+            .as_ref()
+            .and_then(|ready| ready.recv().ok());
         let bytes = received.ok_or(KvError::PassOver)??;
         let layer_bytes = bytes.len() / missing.blocks.len();
-        for (at, &place) in missing.blocks.iter().enumerate() {
-            if let Some((_, block)) = reader.incoming.get_mut(&(segment, group, place)) {
-                block.bytes_mut()[layer * layer_bytes..][..layer_bytes]
-                    .copy_from_slice(&bytes[at * layer_bytes..][..layer_bytes]);
-            }
-        }
         Ok(Slices { bytes, layer_bytes })
     }
 
@@ -207,9 +193,22 @@ impl Feed {
 
     /// After a pass over all layers: what there was room for stays in memory.
     pub(crate) fn finish(self) {
-        for (_, (handle, block)) in self.lock().incoming.drain() {
-            handle.fill(Arc::new(block));
+        for (handle, block) in self.end().into_values() {
+            let block = Arc::new(block);
+            handle.fill(Arc::clone(&block));
+            self.store.bring_nearer(handle.info(), &block);
         }
+    }
+
+    /// Ends the thread. Returns the blocks that it has read whole.
+    fn end(&self) -> Incoming {
+        let mut reader = self.lock();
+        // Closing both channels ends the thread at its next step.
+        (reader.ready, reader.empty) = (None, None);
+        let thread = reader.thread.take();
+        drop(reader);
+        // A panic in it has shown itself as a pass without slices.
+        thread.map_or_else(Incoming::new, |thread| thread.join().unwrap_or_default())
     }
 
     fn lock(&self) -> MutexGuard<'_, Reader> {
@@ -221,14 +220,74 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        let mut reader = self.lock();
-        // Closing both channels ends the thread at its next step.
-        (reader.ready, reader.empty) = (None, None);
-        let thread = reader.thread.take();
-        drop(reader);
-        if let Some(thread) = thread {
-            // A panic in it has shown itself as a pass without slices.
-            let _ = thread.join();
+        self.end();
+    }
+}
+
+/// The work of the thread that reads.
+struct ReadAhead {
+    orders: Vec<Order>,
+    plan: Arc<HashMap<(usize, usize), Vec<Missing>>>,
+    store: Arc<Store>,
+    incoming: Incoming,
+}
+
+impl ReadAhead {
+    /// Reads in order into the buffers that come from `empty`. Returns the blocks that stay, when all
+    /// was read.
+    fn run(
+        mut self,
+        empty: &Receiver<Vec<u8>>,
+        ready: &SyncSender<Result<Vec<u8>, TierError>>,
+    ) -> Incoming {
+        let (mut told, mut ahead) = (0, 0);
+        for at in 0..self.orders.len() {
+            while told < self.orders.len() && (told <= at || ahead < AHEAD) {
+                let order = &self.orders[told];
+                self.store.prefetch(&self.missing(order).keys, order.layer);
+                ahead += order.bytes;
+                told += 1;
+            }
+            let order = &self.orders[at];
+            ahead -= order.bytes;
+            let Ok(mut buffer) = empty.recv() else {
+                return Incoming::new();
+            };
+            buffer.resize(order.bytes, 0);
+            let keys = &self.missing(order).keys;
+            let read = self.store.read(keys, order.layer, &mut buffer);
+            if read.is_ok() {
+                self.keep(at, &buffer);
+            }
+            let failed = read.is_err();
+            if ready.send(read.map(|()| buffer)).is_err() || failed {
+                return Incoming::new();
+            }
+        }
+        self.incoming
+    }
+
+    fn missing(&self, order: &Order) -> &Missing {
+        &self.plan[&(order.segment, order.group)][order.missing]
+    }
+
+    /// Copies the slices of order `at` into the blocks that stay.
+    fn keep(&mut self, at: usize, slices: &[u8]) {
+        let ReadAhead {
+            orders,
+            plan,
+            incoming,
+            ..
+        } = self;
+        let order = &orders[at];
+        let blocks = &plan[&(order.segment, order.group)][order.missing].blocks;
+        let layer_bytes = slices.len() / blocks.len();
+        for (slice, &place) in slices.chunks_exact(layer_bytes).zip(blocks) {
+            let staying = incoming.get_mut(&(order.segment, order.group, place));
+            if let Some((_, block)) = staying {
+                let from = order.layer * layer_bytes;
+                block.bytes_mut()[from..from + layer_bytes].copy_from_slice(slice);
+            }
         }
     }
 }
@@ -282,13 +341,12 @@ fn orders(segments: &[Segment<'_>], missing: &HashMap<(usize, usize), Vec<Missin
 }
 
 /// Blocks for those of `wanted` that memory has room for, beginning with the first.
-#[expect(clippy::type_complexity, reason = "a map from place to block")]
 fn admit(
     wanted: Vec<((usize, usize, usize), Arc<Handle>)>,
     store: &Store,
     keep_free: u64,
-) -> Result<HashMap<(usize, usize, usize), (Arc<Handle>, Block)>, KvError> {
-    let mut incoming = HashMap::new();
+) -> Result<Incoming, KvError> {
+    let mut incoming = Incoming::new();
     for (place, handle) in wanted {
         let shape = handle.info().shape;
         let bytes = shape.layers * shape.layer_bytes;

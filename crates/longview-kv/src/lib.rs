@@ -16,6 +16,7 @@ mod context;
 mod error;
 mod feed;
 mod forms;
+mod growth;
 mod hash;
 pub mod keep;
 mod layout;
@@ -26,8 +27,10 @@ pub mod records;
 mod recurrent;
 mod run;
 mod sealed;
+mod shared;
 mod store;
 pub mod tier;
+mod tokens;
 mod whereabouts;
 
 pub use attach::{Explanation, ReuseEnd};
@@ -43,6 +46,7 @@ pub use ledger::{Ledger, Purpose, Reservation, Usage};
 pub use longview_kernels::page::{KiviBits, KiviGroup, KvType, Sparse};
 pub use recurrent::{CHECKPOINT_TOKENS, RecurrentWorkspace};
 pub use store::{Store, StoreCounts};
+pub use tokens::Tokens;
 
 /// Tokens in a block; also the slots of a page.
 pub const BLOCK_TOKENS: usize = longview_kernels::page::PAGE_TOKENS;

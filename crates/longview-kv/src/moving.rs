@@ -11,7 +11,7 @@ use crate::error::KvError;
 use crate::hash::BlockHash;
 use crate::layout::LayerState;
 use crate::places::Stretch;
-use crate::run::Slot;
+use crate::run::{Gap, Slot};
 
 impl Context {
     /// Removes the tokens `span`; those after it move up. Their keys and values stay as they are:
@@ -48,20 +48,22 @@ impl Context {
         let first = self.places.slot(span.start).div_ceil(BLOCK_TOKENS);
         let end = self.places.slot(span.end) / BLOCK_TOKENS;
         for run in &mut self.groups {
-            for index in first.max(run.first)..end.min(run.end()) {
-                run.slots[index - run.first] = Slot::Removed;
-            }
+            run.remove(first..end);
         }
-        self.tokens.drain(span.clone());
+        let rest = self.tokens.to_vec(span.end..self.len());
+        self.tokens.truncate(span.start);
+        self.tokens.extend(rest);
         self.places = places;
         if let Some(home) = &mut self.home {
             // From the first block that changed on, nothing here is what its tokens alone say.
             let full = home.chain.len();
             let what = format!("without tokens {}..{}", span.start, span.end);
-            let now = home.last().derived(&what).then(&self.tokens);
+            let all = self.tokens.to_vec(0..self.tokens.len());
+            let now = home.last().derived(&what).then(&all);
             home.chain.truncate(span.start / BLOCK_TOKENS);
             home.derive(now, full);
         }
+        self.share_full();
         Ok(())
     }
 
@@ -105,21 +107,14 @@ impl Context {
             if from.places.slot(seen) < kept {
                 return Err(KvError::WindowPassed { wanted: seen, kept });
             }
-            let slot = |index: usize| match index.checked_sub(run.first) {
-                Some(at) => run.slots[at].clone(),
-                None => Slot::Removed,
-            };
+            let slot = |index: usize| run.slot(index).cloned().unwrap_or(Slot::Removed);
             taken.push((first..end).map(slot).collect());
         }
 
         // They follow from the next block on; the slots left in the last one stay empty.
         let place = self.places.slot(self.len()).div_ceil(BLOCK_TOKENS);
         for (run, taken) in self.groups.iter_mut().zip(taken) {
-            if run.slots.is_empty() {
-                run.first = run.first.max(place);
-            }
-            run.slots.resize_with(place - run.first, || Slot::Removed);
-            run.slots.extend(taken);
+            run.append(place, Gap::Empty, taken);
         }
         let len = self.len();
         let slots = from.places.slot(span.start)..from.places.slot(span.end - 1) + 1;
@@ -132,14 +127,16 @@ impl Context {
                 shift: stretch.shift + old as isize - new as isize,
             });
         }
-        self.tokens.extend_from_slice(&from.tokens[span.clone()]);
+        self.tokens.extend(from.tokens.to_vec(span.clone()));
         let full = self.places.slot(self.len()) / BLOCK_TOKENS;
         if let (Some(home), Some(other)) = (&mut self.home, &from.home) {
             let what = format!("and {}..{} of {}", span.start, span.end, other.last());
-            let now = home.last().derived(&what).then(&self.tokens);
+            let all = self.tokens.to_vec(0..self.tokens.len());
+            let now = home.last().derived(&what).then(&all);
             home.holds.extend(other.holds.iter().cloned());
             home.derive(now, full);
         }
+        self.share_full();
         Ok(())
     }
 }
@@ -147,7 +144,7 @@ impl Context {
 impl Home {
     /// The hash of all full blocks.
     fn last(&self) -> BlockHash {
-        self.chain.last().copied().unwrap_or(self.origin.seed)
+        self.before(self.chain.len())
     }
 
     /// Gives the blocks after those whose hashes are known names of their own, up to block `end`.

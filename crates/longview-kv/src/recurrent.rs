@@ -17,6 +17,7 @@ use crate::error::KvError;
 use crate::layout::Group;
 use crate::ledger::Ledger;
 use crate::sealed::Handle;
+use crate::shared::SharedList;
 use crate::store::Store;
 use crate::tier::BlockKey;
 
@@ -24,6 +25,9 @@ use crate::tier::BlockKey;
 /// Each costs the state of all recurrent layers: 75 MiB for Qwen3-Next 80B, whose keys and values
 /// take 96 MiB for as many tokens in f16.
 pub const CHECKPOINT_TOKENS: usize = 4096;
+
+/// Regular checkpoints that forks share at once.
+const REGULAR: usize = 16;
 
 /// Checkpoints at the ends of messages that a context keeps; older ones give way.
 const MESSAGES: usize = 4;
@@ -40,8 +44,10 @@ pub(crate) struct RecurrentState {
     held: Option<Held>,
     /// What the pass that runs writes; a spare one between passes.
     next: Option<Block>,
-    /// Ascending.
-    checkpoints: Vec<Checkpoint>,
+    /// Checkpoints at multiples of [`CHECKPOINT_TOKENS`], ascending.
+    regular: SharedList<Checkpoint, REGULAR>,
+    /// Those at the ends of messages, ascending.
+    messages: Vec<Checkpoint>,
     /// What computing took since the last checkpoint.
     seconds: f32,
 }
@@ -72,7 +78,8 @@ impl RecurrentState {
         RecurrentState {
             held: self.held.clone(),
             next: None,
-            checkpoints: self.checkpoints.clone(),
+            regular: self.regular.clone(),
+            messages: self.messages.clone(),
             seconds: self.seconds,
         }
     }
@@ -125,7 +132,7 @@ impl RecurrentState {
     /// The state that holds and what computing it took since the last checkpoint; `None` where one
     /// is kept already.
     pub(crate) fn to_checkpoint(&self, tokens: usize) -> Option<(Arc<Block>, f32)> {
-        let known = self.checkpoints.iter().any(|known| known.tokens == tokens);
+        let known = self.checkpoints().any(|known| known.tokens == tokens);
         match &self.held {
             Some(Held::Here(block)) if !known => Some((Arc::clone(block), self.seconds)),
             _ => None,
@@ -141,22 +148,12 @@ impl RecurrentState {
         key: Option<BlockKey>,
     ) -> Option<BlockKey> {
         let place = key.map_or(Place::Here(block), Place::Store);
-        let at = self
-            .checkpoints
-            .partition_point(|known| known.tokens < tokens);
-        self.checkpoints.insert(at, Checkpoint { tokens, place });
+        self.add(Checkpoint { tokens, place });
         self.seconds = 0.0;
-        let mut messages = self
-            .checkpoints
-            .iter()
-            .enumerate()
-            .filter(|(_, known)| !known.tokens.is_multiple_of(CHECKPOINT_TOKENS))
-            .map(|(at, _)| at);
-        let oldest = messages.next()?;
-        if messages.count() < MESSAGES {
+        if self.messages.len() <= MESSAGES {
             return None;
         }
-        match self.checkpoints.remove(oldest).place {
+        match self.messages.remove(0).place {
             Place::Store(key) => Some(key),
             Place::Here(_) => None,
         }
@@ -166,7 +163,7 @@ impl RecurrentState {
     pub(crate) fn take_over(&mut self, tokens: usize, handle: Arc<Handle>) {
         let key = handle.key();
         self.held = Some(Held::There(handle));
-        self.checkpoints.push(Checkpoint {
+        self.add(Checkpoint {
             tokens,
             place: Place::Store(key),
         });
@@ -178,19 +175,39 @@ impl RecurrentState {
         if most >= len {
             return len;
         }
-        let mut kept = self.checkpoints.iter().rev();
-        let found = kept.find(|known| known.tokens <= most && known.find(store).is_some());
+        let mut kept: Vec<&Checkpoint> = self.checkpoints().collect();
+        kept.retain(|known| known.tokens <= most);
+        kept.sort_by_key(|known| std::cmp::Reverse(known.tokens));
+        let found = kept.into_iter().find(|known| known.find(store).is_some());
         found.map_or(0, |known| known.tokens)
     }
 
     /// Goes back to the state after `tokens` tokens, which [`RecurrentState::nearest`] has found.
     pub(crate) fn go_back(&mut self, tokens: usize, store: Option<&Store>) {
-        self.checkpoints.retain(|known| known.tokens <= tokens);
-        self.held = match self.checkpoints.last() {
-            Some(known) if known.tokens == tokens => known.find(store),
-            _ => None,
-        };
+        let until = self
+            .regular
+            .iter_from(0)
+            .take_while(|known| known.tokens <= tokens);
+        let kept = until.count();
+        self.regular.truncate(kept);
+        self.messages.retain(|known| known.tokens <= tokens);
+        let known = self.checkpoints().find(|known| known.tokens == tokens);
+        self.held = known.and_then(|known| known.find(store));
         self.seconds = 0.0;
+    }
+
+    fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.regular.iter_from(0).chain(&self.messages)
+    }
+
+    /// Adds a checkpoint after all there are.
+    fn add(&mut self, checkpoint: Checkpoint) {
+        if checkpoint.tokens.is_multiple_of(CHECKPOINT_TOKENS) {
+            self.regular.push(checkpoint);
+            self.regular.settle(self.regular.len());
+        } else {
+            self.messages.push(checkpoint);
+        }
     }
 
     /// Whether the state is the block called `key`, still to be read.
@@ -201,7 +218,7 @@ impl RecurrentState {
     /// Blocks this context refers to: its state, and checkpoints that no store has.
     pub(crate) fn blocks(&self) -> usize {
         let here = |known: &&Checkpoint| matches!(known.place, Place::Here(_));
-        usize::from(self.held.is_some()) + self.checkpoints.iter().filter(here).count()
+        usize::from(self.held.is_some()) + self.checkpoints().filter(here).count()
     }
 }
 

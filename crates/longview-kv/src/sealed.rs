@@ -1,25 +1,29 @@
 //! Sealed blocks as contexts share them: in memory, or away in a tier and read when needed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::block::Block;
-use crate::tier::{BlockInfo, BlockKey};
+use crate::tier::{BlockInfo, BlockKey, Hold};
 
 /// A sealed block that contexts refer to. Whether it is in memory is the same for all of them.
 pub(crate) struct Handle {
     info: BlockInfo,
     block: Mutex<Option<Arc<Block>>>,
-    /// The store's clock when it was last pinned.
+    /// The clock of the memory when it was used last.
     used: AtomicU64,
+    /// Keeps it from being evicted where it is read back from, once its memory was let go.
+    relied_on: OnceLock<Hold>,
 }
 
 impl Handle {
-    pub(crate) fn new(info: BlockInfo, block: Option<Arc<Block>>) -> Handle {
+    /// A block that is not in memory.
+    pub(crate) fn new(info: BlockInfo) -> Handle {
         Handle {
             info,
-            block: Mutex::new(block),
+            block: Mutex::default(),
             used: AtomicU64::new(0),
+            relied_on: OnceLock::new(),
         }
     }
 
@@ -33,20 +37,35 @@ impl Handle {
 
     /// The block, if it is in memory. It stays there for as long as the pin is held.
     pub(crate) fn pin(&self, now: u64) -> Option<Arc<Block>> {
-        self.used.store(now, Ordering::Relaxed);
+        self.touch(now);
         self.lock().clone()
+    }
+
+    /// Notes a use.
+    pub(crate) fn touch(&self, now: u64) {
+        self.used.store(now, Ordering::Relaxed);
     }
 
     pub(crate) fn last_used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Bytes in memory that letting go would free: none while a pass holds the block.
-    pub(crate) fn free_bytes(&self) -> u64 {
-        match &*self.lock() {
-            Some(block) if Arc::strong_count(block) == 1 => block.bytes().len() as u64,
-            _ => 0,
-        }
+    /// Relies on a tier that holds the block, for as long as a context refers to it.
+    pub(crate) fn rely(&self, hold: Hold) {
+        // One hold is as good as another.
+        let _ = self.relied_on.set(hold);
+    }
+
+    /// Whether a tier holds the block for it.
+    pub(crate) fn relies(&self) -> bool {
+        self.relied_on.get().is_some()
+    }
+
+    /// Whether letting go would free memory: not while a pass holds the block.
+    pub(crate) fn is_free(&self) -> bool {
+        let held = self.lock();
+        held.as_ref()
+            .is_some_and(|block| Arc::strong_count(block) == 1)
     }
 
     pub(crate) fn is_resident(&self) -> bool {
@@ -58,16 +77,16 @@ impl Handle {
         self.lock().get_or_insert(block);
     }
 
-    /// Lets go of the memory, unless a pass holds the block. Returns the bytes freed.
-    pub(crate) fn let_go(&self) -> u64 {
+    /// Lets go of the memory, unless a pass holds the block. Returns whether it is not in memory now.
+    pub(crate) fn let_go(&self) -> bool {
         let mut block = self.lock();
-        match block.take() {
-            Some(held) if Arc::strong_count(&held) == 1 => held.bytes().len() as u64,
-            held => {
-                *block = held;
-                0
-            }
+        if block
+            .as_ref()
+            .is_none_or(|held| Arc::strong_count(held) == 1)
+        {
+            *block = None;
         }
+        block.is_none()
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Block>>> {

@@ -1,7 +1,5 @@
 //! The store: sealed blocks of all contexts of a process, in memory and in the tiers below.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::block::Block;
@@ -9,7 +7,7 @@ use crate::error::KvError;
 use crate::hash::BlockHash;
 use crate::ledger::Ledger;
 use crate::sealed::Handle;
-use crate::tier::{BlockInfo, BlockKey, Hold, Tier, TierError};
+use crate::tier::{BlockInfo, BlockKey, Hold, RamTier, Tier, TierError};
 
 /// What a store has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,16 +22,15 @@ pub struct StoreCounts {
 
 /// Sealed blocks of all contexts of a process.
 ///
-/// A block that seals is registered here and put into the first tier that takes it, so it outlives
-/// its context and the process. Memory is given back under pressure: first by blocks that no
-/// context refers to, then by letting go of blocks that a tier holds, the last of a context first,
-/// so that what stays is a prefix.
+/// A block that seals is held in memory and put into every tier that lasts, so it outlives its
+/// context and the process. Memory is given back under pressure: first by blocks that
+/// no context refers to, then by letting go of others, the last of a context first, so that what stays
+/// is a prefix. What no tier holds then is put into one that does not last.
 pub struct Store {
     ledger: Ledger,
+    /// Below memory, fastest first.
     tiers: Vec<Arc<dyn Tier>>,
-    live: Mutex<HashMap<BlockKey, Arc<Handle>>>,
-    /// Counts pins, to tell which blocks were used last.
-    clock: AtomicU64,
+    memory: RamTier,
     counts: Mutex<StoreCounts>,
     warnings: Mutex<Vec<String>>,
 }
@@ -45,11 +42,16 @@ impl Store {
         Store {
             ledger,
             tiers,
-            live: Mutex::default(),
-            clock: AtomicU64::new(1),
+            memory: RamTier::new(),
             counts: Mutex::default(),
             warnings: Mutex::default(),
         }
+    }
+
+    /// The most bytes that the tiers below memory could hold, as far as that is known.
+    pub fn room(&self) -> u64 {
+        let of_tiers = self.tiers.iter().map(|tier| tier.room());
+        of_tiers.fold(0, u64::saturating_add)
     }
 
     /// The tiers below memory, fastest first.
@@ -91,36 +93,16 @@ impl Store {
         if !self.ledger.lacks(wanted) {
             return true;
         }
-        let mut live = lock(&self.live);
-        // What no context refers to: the longest unused first.
-        let mut unused: Vec<Arc<Handle>> = live
-            .values()
-            .filter(|handle| Arc::strong_count(handle) == 1)
-            .cloned()
-            .collect();
-        unused.sort_by_key(|handle| (handle.last_used(), std::cmp::Reverse(handle.info().index)));
-        for handle in unused {
-            if !self.ledger.lacks(wanted) {
-                return true;
-            }
-            handle.let_go();
-            live.remove(&handle.key());
-        }
-        let mut away: Vec<Arc<Handle>> = live
-            .values()
-            .filter(|handle| handle.free_bytes() > 0)
-            .cloned()
-            .collect();
-        drop(live);
-        away.sort_by_key(|handle| std::cmp::Reverse((handle.info().index, handle.key())));
-        for handle in away {
-            if !self.ledger.lacks(wanted) {
-                break;
-            }
-            if self.is_below(&handle.key()) {
-                let freed = handle.let_go();
-                lock(&self.counts).demoted_bytes += freed;
-            }
+        let lacking = || self.ledger.lacks(wanted);
+        // What no context refers to may be lost if it must.
+        self.memory.shed(lacking, |block| {
+            self.put_below(block);
+        });
+        self.demote(lacking);
+        if lacking() {
+            // Blocks that a tier still holds in memory.
+            self.tiers.iter().for_each(|tier| tier.relieve());
+            self.demote(lacking);
         }
         !self.ledger.lacks(wanted)
     }
@@ -128,58 +110,40 @@ impl Store {
     /// Registers a block that sealed, puts it into a tier, and returns how contexts refer to it:
     /// the same handle for equal blocks, so that what two contexts computed alike is held once.
     pub(crate) fn seal(&self, info: BlockInfo, block: Arc<Block>) -> Arc<Handle> {
-        for tier in &self.tiers {
+        for tier in self.tiers.iter().filter(|tier| tier.lasts()) {
             match tier.put(&info, &block) {
-                Ok(()) => break,
+                Ok(()) => {}
                 // The place has told so itself.
                 Err(TierError::ReadOnly { .. }) => {}
                 Err(error) => self.note(error.to_string()),
             }
         }
         lock(&self.counts).sealed_blocks += 1;
-        let mut live = lock(&self.live);
-        let handle = live
-            .entry(info.key)
-            .or_insert_with(|| Arc::new(Handle::new(info, None)));
-        handle.fill(block);
-        Arc::clone(handle)
+        self.memory.refer(&info, Some(block))
     }
 
     /// How contexts refer to the block called `key`, if it is in memory or in a tier.
     pub(crate) fn find(&self, key: &BlockKey) -> Option<Arc<Handle>> {
-        if let Some(handle) = lock(&self.live).get(key)
+        if let Some(handle) = self.memory.handle(key)
             && (handle.is_resident() || self.is_below(key))
         {
-            return Some(Arc::clone(handle));
+            return Some(handle);
         }
-        let known = |tier: &'_ Arc<dyn Tier>| Some((Arc::clone(tier), tier.find(key)?));
-        let (tier, info) = self.tiers.iter().find_map(known)?;
-        let handle = Arc::new(Handle::new(info, tier.resident(key)));
-        let mut live = lock(&self.live);
-        Some(Arc::clone(live.entry(*key).or_insert(handle)))
+        let known = |tier: &'_ Arc<dyn Tier>| Some((tier.find(key)?, tier.resident(key)));
+        let (info, block) = self.tiers.iter().find_map(known)?;
+        Some(self.memory.refer(&info, block))
     }
 
     /// What holds a block: `memory` or a tier's name; `None` when nothing does.
     pub fn place_of(&self, key: &BlockKey) -> Option<&str> {
-        if lock(&self.live)
-            .get(key)
-            .is_some_and(|held| held.is_resident())
-        {
-            return Some("memory");
-        }
-        let tier = self.tiers.iter().find(|tier| tier.find(key).is_some())?;
-        Some(tier.name())
+        let holds = |tier: &&dyn Tier| tier.find(key).is_some();
+        self.levels().find(holds).map(|tier| tier.name())
     }
 
     /// The blocks of group 0 that directly follow `parent`, wherever they are.
     pub fn after(&self, parent: &BlockHash) -> Vec<BlockInfo> {
-        let mut found: Vec<BlockInfo> = lock(&self.live)
-            .values()
-            .map(|handle| handle.info())
-            .filter(|info| info.parent == *parent && info.key.group == 0)
-            .cloned()
-            .collect();
-        for tier in &self.tiers {
+        let mut found: Vec<BlockInfo> = Vec::new();
+        for tier in self.levels() {
             for info in tier.after(parent) {
                 if found.iter().all(|known| known.key != info.key) {
                     found.push(info);
@@ -203,32 +167,79 @@ impl Store {
         (shape.layers * shape.layer_bytes) as f64 / rate
     }
 
-    /// Reads one layer's slice of each of `keys` into `out` from the first tier that can.
+    /// Reads one layer's slice of each of `keys` into `out`, each from the first tier that can.
     pub(crate) fn read(
         &self,
         keys: &[BlockKey],
         layer: usize,
         out: &mut [u8],
     ) -> Result<(), TierError> {
-        let mut result = match keys.first() {
-            None => return Ok(()),
-            Some(&key) => Err(TierError::Missing(key)),
+        let Some(slice) = out.len().checked_div(keys.len()) else {
+            return Ok(());
         };
-        for tier in &self.tiers {
+        let (mut keys, mut out) = (keys, out);
+        while let Some(first) = keys.first() {
+            // What lies in one tier is read together.
+            let holder = self.holder(first);
+            let same = keys.iter().take_while(|key| self.holder(key) == holder);
+            let (run, others) = keys.split_at(same.count());
+            let (into, rest) = out.split_at_mut(run.len() * slice);
+            self.read_run(run, layer, into)?;
+            (keys, out) = (others, rest);
+        }
+        Ok(())
+    }
+
+    fn read_run(&self, keys: &[BlockKey], layer: usize, out: &mut [u8]) -> Result<(), TierError> {
+        let mut result = Err(TierError::Missing(keys[0]));
+        let holds = |tier: &&Arc<dyn Tier>| tier.find(&keys[0]).is_some();
+        for tier in self.tiers.iter().filter(holds) {
             result = tier.read(keys, layer, out);
             if result.is_ok() {
                 lock(&self.counts).read_bytes += out.len() as u64;
                 break;
             }
         }
-        match (result, keys) {
+        match result {
             // Whatever the reason: the block cannot be had from here.
-            (Err(error), [key, ..]) if error.key().is_none() => Err(TierError::Damaged {
+            Err(error) if error.key().is_none() => Err(TierError::Damaged {
                 place: "the store".to_owned(),
-                key: *key,
+                key: keys[0],
                 what: error.to_string(),
             }),
-            (result, _) => result,
+            result => result,
+        }
+    }
+
+    /// The first tier that holds a block.
+    fn holder(&self, key: &BlockKey) -> Option<usize> {
+        self.tiers.iter().position(|tier| tier.find(key).is_some())
+    }
+
+    /// Says that one layer's slices of `keys` are about to be read.
+    pub(crate) fn prefetch(&self, keys: &[BlockKey], layer: usize) {
+        let mut keys = keys;
+        while let Some(first) = keys.first() {
+            let holder = self.holder(first);
+            let same = keys.iter().take_while(|key| self.holder(key) == holder);
+            let (run, others) = keys.split_at(same.count());
+            if let Some(tier) = holder {
+                self.tiers[tier].prefetch(run, layer);
+            }
+            keys = others;
+        }
+    }
+
+    /// Puts a block that was read from far away into the tiers before that which last, so that the
+    /// next process finds it there.
+    pub(crate) fn bring_nearer(&self, info: &BlockInfo, block: &Arc<Block>) {
+        let holds = |tier: &Arc<dyn Tier>| tier.find(&info.key).is_some();
+        let from = self.tiers.iter().position(holds).unwrap_or(0);
+        for tier in self.tiers[..from].iter().filter(|tier| tier.lasts()) {
+            match tier.put(info, block) {
+                Ok(()) | Err(TierError::ReadOnly { .. }) => {}
+                Err(error) => self.note(error.to_string()),
+            }
         }
     }
 
@@ -257,7 +268,8 @@ impl Store {
                 self.note(error.to_string());
             }
         }
-        lock(&self.live).remove(key);
+        // A place in memory always lets go.
+        let _ = self.memory.remove(key);
     }
 
     /// Notes that blocks are taken over by a context, and keeps them from being evicted while what
@@ -281,31 +293,19 @@ impl Store {
             .collect()
     }
 
-    /// Takes back a reference to a block that its context has passed. The memory goes at once when
-    /// no other context refers to it: a window that moves on would fill it otherwise.
+    /// Takes back a reference to a block that its context has passed.
     pub(crate) fn release(&self, handle: Arc<Handle>) {
-        let mut live = lock(&self.live);
-        // The table's own reference and this one.
-        if Arc::strong_count(&handle) == 2 {
-            handle.let_go();
-            live.remove(&handle.key());
-        }
+        self.memory.release(handle);
     }
 
-    /// Lets go of a block that no context needs at hand, unless one refers to it: it stays where a
-    /// tier has it.
+    /// Lets go of a block that no context needs at hand: it stays where a tier below has it.
     pub(crate) fn let_go(&self, key: &BlockKey) {
-        let mut live = lock(&self.live);
-        let unused = |held: &&Arc<Handle>| Arc::strong_count(held) == 1;
-        if let Some(handle) = live.get(key).filter(unused) {
-            handle.let_go();
-            live.remove(key);
-        }
+        self.memory.let_go(key);
     }
 
-    /// The next moment of the store's clock.
+    /// The next moment of the clock by which uses are told apart.
     pub(crate) fn now(&self) -> u64 {
-        self.clock.fetch_add(1, Ordering::Relaxed)
+        self.memory.now()
     }
 
     /// Keeps a warning for whoever asks next, once.
@@ -316,7 +316,59 @@ impl Store {
         }
     }
 
-    /// Whether a tier holds a block.
+    /// Memory and the tiers below it.
+    fn levels(&self) -> impl Iterator<Item = &dyn Tier> {
+        let below = self.tiers.iter().map(|tier| &**tier);
+        std::iter::once(&self.memory as &dyn Tier).chain(below)
+    }
+
+    /// Lets blocks that contexts refer to leave memory while `lacking` says so.
+    fn demote(&self, lacking: impl Fn() -> bool) {
+        if lacking() {
+            let freed = self.memory.demote(lacking, |block| self.rely_below(block));
+            lock(&self.counts).demoted_bytes += freed;
+        }
+    }
+
+    /// Whether a block that leaves memory is below, if need be from now on.
+    fn put_below(&self, handle: &Handle) -> bool {
+        if self.is_below(&handle.key()) {
+            return true;
+        }
+        let Some(block) = handle.pin(handle.last_used()) else {
+            return false;
+        };
+        let mut passing = self.tiers.iter().filter(|tier| !tier.lasts());
+        passing.any(|tier| match tier.put(handle.info(), &block) {
+            Ok(()) => true,
+            Err(error) => {
+                self.note(error.to_string());
+                false
+            }
+        })
+    }
+
+    /// The same for a block that contexts refer to: it is kept from being evicted there.
+    fn rely_below(&self, handle: &Handle) -> bool {
+        if handle.relies() {
+            return true;
+        }
+        let key = handle.key();
+        let hold = || {
+            let mut below = self.tiers.iter().filter(|tier| tier.find(&key).is_some());
+            below.find_map(|tier| tier.hold(&[key]).ok())
+        };
+        let held = hold().or_else(|| match self.put_below(handle) {
+            true => hold(),
+            false => None,
+        });
+        held.is_some_and(|held| {
+            handle.rely(held);
+            true
+        })
+    }
+
+    /// Whether a tier below memory holds a block.
     fn is_below(&self, key: &BlockKey) -> bool {
         self.tiers.iter().any(|tier| tier.find(key).is_some())
     }

@@ -15,11 +15,11 @@ impl Context {
         };
         for (run, group) in self.groups.iter().zip(&self.layout.groups) {
             let bytes = group.block_bytes() as u64;
-            for slot in &run.slots {
+            for (_, slot) in run.slots() {
                 match slot {
                     Slot::Open(_) => add("memory", bytes),
                     Slot::Removed => {}
-                    Slot::Sealed { handle, .. } => {
+                    Slot::Sealed(handle) => {
                         if handle.is_resident() {
                             add("memory", bytes);
                         }

@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex};
 
 use common::*;
 use longview_kernels::{Exec, Isa, Numerics};
-use longview_kv::tier::{BlockInfo, BlockKey, Hold, Origin, Tier, TierError, TierUsage};
+use longview_kv::tier::{
+    BlockInfo, BlockKey, DiskOptions, DiskTier, Hold, Origin, SpillTier, StoreFolder, Tier,
+    TierError, TierUsage,
+};
 use longview_kv::{
     AttendWorkspace, Block, BlockHash, Context, KvError, KvLayout, KvType, LayerState, Ledger,
     ReuseEnd, Store,
@@ -215,6 +218,42 @@ fn within_a_memory_limit_blocks_go_and_come_back_with_the_same_bits() {
         assert_eq!(one, world.read(&mut free, &[5], 1).unwrap());
         assert!(store.ledger().usage().peak <= limit);
     }
+}
+
+#[test]
+fn what_one_context_relies_on_does_not_go_for_another() {
+    let mut world = World::new(&[FULL, FULL]);
+    let texts = [ids(4000), ids(4000).into_iter().map(|id| id + 1).collect()];
+    let expected = texts.each_ref().map(|ids| {
+        let mut free = world.context(&world.store(u64::MAX));
+        world.read(&mut free, ids, 300).unwrap();
+        world.read(&mut free, &[5], 1).unwrap()
+    });
+    // A folder with room for a few blocks, and a place for what it does not take.
+    let home = tempfile::tempdir().unwrap();
+    let folder = StoreFolder::open(&home.path().join("store")).unwrap();
+    let options = DiskOptions {
+        max_bytes: Some(600_000),
+        ..DiskOptions::default()
+    };
+    let disk = DiskTier::open(&folder, options).unwrap();
+    let spill = SpillTier::new(home.path().to_owned());
+    let tiers: Vec<Arc<dyn Tier>> = vec![Arc::new(disk), Arc::new(spill)];
+    let store = Arc::new(Store::new(Ledger::with_limit(1_000_000), tiers));
+    let mut contexts = [world.context(&store), world.context(&store)];
+    for (context, ids) in contexts.iter_mut().zip(&texts) {
+        world.read(context, ids, 300).unwrap();
+    }
+    for (context, expected) in contexts.iter_mut().zip(&expected) {
+        assert!(context.away_bytes() > 0);
+        let mut fork = context.fork();
+        assert_eq!(world.read(&mut fork, &[5], 1).unwrap(), *expected);
+    }
+    let told = store.take_warnings().join("\n");
+    assert!(
+        told.contains("--cache-max") && told.contains("until the program ends"),
+        "{told}"
+    );
 }
 
 #[test]

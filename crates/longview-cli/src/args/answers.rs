@@ -15,8 +15,12 @@ pub(crate) struct AskArgs {
 
     /// A text file, a folder (read recursively, .gitignore honoured), a pattern such as 'src/*.rs',
     /// or - for standard input; may be repeated, read in the order given
-    #[arg(long, short, value_name = "PATH", required = true)]
+    #[arg(long, short, value_name = "PATH", required_unless_present = "load")]
     pub(crate) file: Vec<String>,
+
+    /// Ask about documents that were read before, by their label or the beginning of their id
+    #[arg(long, value_name = "NAME|ID", conflicts_with = "file")]
+    pub(crate) load: Option<String>,
 
     /// A file with one question a line, asked after those on the command line
     #[arg(long = "questions", value_name = "FILE")]
@@ -51,13 +55,17 @@ pub(crate) struct RunArgs {
         long,
         short,
         value_name = "TEXT",
-        required_unless_present = "prompt_file"
+        required_unless_present_any = ["prompt_file", "load"]
     )]
     pub(crate) prompt: Option<String>,
 
     /// A file with the text to continue, or - for standard input
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub(crate) prompt_file: Option<String>,
+
+    /// Continue a saved text, by its label or the beginning of its id; a prompt is put after it
+    #[arg(long, value_name = "NAME|ID", conflicts_with = "print_prompt")]
+    pub(crate) load: Option<String>,
 
     /// Read special tokens written out in the prompt, such as <|user|>, as such
     #[arg(long)]
@@ -67,7 +75,8 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) print_prompt: bool,
 
-    /// A name for the context, the text that was generated included
+    /// A name for the context, the text that was generated included; that of the text loaded goes on
+    /// under it
     #[arg(long, value_name = "NAME")]
     pub(crate) label: Option<String>,
 

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
-use super::{ModelArgs, StoreArgs};
-use crate::size::{parse_bytes, parse_duration};
+use super::{EngineArgs, MethodArgs, ModelArgs, StoreArgs};
+use crate::size::{parse_bytes, parse_duration, parse_tokens};
 
 /// `longview contexts`.
 #[derive(Debug, Args)]
@@ -30,6 +30,12 @@ pub(crate) enum ContextsAction {
         #[command(flatten)]
         model: ModelArgs,
     },
+    /// Read documents or a text and keep them under a name; without either, name the last conversation
+    Save(Box<SaveArgs>),
+    /// Read more text after a saved one
+    Append(Box<AppendArgs>),
+    /// Forget the end of a saved text. What it has in common with others stays
+    Truncate(Box<TruncateArgs>),
     /// Remove contexts whose time is over, then the least valuable blocks until the rest fits
     Gc {
         /// The most the folder may take afterwards [default: --cache-max]
@@ -93,6 +99,87 @@ pub(crate) enum ContextsAction {
         #[arg(value_name = "TIME|never", value_parser = parse_life)]
         life: Life,
     },
+}
+
+/// `longview contexts save`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("text").args(["file", "prompt", "prompt_file"]))]
+pub(crate) struct SaveArgs {
+    /// Its name from now on
+    #[arg(value_name = "NAME")]
+    pub(crate) label: String,
+
+    /// Documents as in `longview ask`, to be asked about with `ask --load`; may be repeated
+    #[arg(long, short, value_name = "PATH")]
+    pub(crate) file: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+}
+
+/// A text as `longview run` takes it.
+#[derive(Debug, Args)]
+pub(crate) struct TextArgs {
+    /// A text, to be continued with `run --load`
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+
+    /// A file with such a text, or - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<String>,
+
+    /// Read special tokens written out in the text, such as <|user|>, as such
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) special_tokens: bool,
+}
+
+/// `longview contexts append`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("more").required(true).args(["prompt", "prompt_file"]))]
+pub(crate) struct AppendArgs {
+    /// A label or the beginning of an id
+    pub(crate) context: String,
+
+    /// The text to add
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+
+    /// A file with it, or - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<String>,
+
+    /// Read special tokens written out in the text, such as <|user|>, as such
+    #[arg(long)]
+    pub(crate) special_tokens: bool,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+}
+
+/// `longview contexts truncate`.
+#[derive(Debug, Args)]
+pub(crate) struct TruncateArgs {
+    /// A label or the beginning of an id
+    pub(crate) context: String,
+
+    /// How many tokens stay
+    #[arg(value_name = "TOKENS", value_parser = parse_tokens)]
+    pub(crate) tokens: usize,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
 }
 
 /// How long a context lives without being used.

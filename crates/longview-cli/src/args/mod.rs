@@ -15,7 +15,7 @@ mod store;
 use clap::{Parser, Subcommand};
 
 pub(crate) use answers::{AskArgs, ChatArgs, RunArgs};
-pub(crate) use contexts::{ContextsAction, ContextsArgs, Life};
+pub(crate) use contexts::{AppendArgs, ContextsAction, ContextsArgs, Life, SaveArgs, TruncateArgs};
 pub(crate) use eval::{EvalArgs, EvalTask, EvalTasksArgs, EvalTextArgs, LeaderboardArgs};
 pub(crate) use explain::ExplainArgs;
 pub(crate) use generation::{Fallback, GenerationArgs};

@@ -22,6 +22,9 @@ const FOLDER_VARIABLE: &str = "LONGVIEW_CACHE_DIR";
 /// Says how large it may become, in place of `--cache-max`.
 const MAX_VARIABLE: &str = "LONGVIEW_CACHE_MAX";
 
+/// Names the store that machines share, in place of `--cache-remote`.
+const REMOTE_VARIABLE: &str = "LONGVIEW_CACHE_REMOTE";
+
 /// The folder of a user's caches gets one of this name.
 const FOLDER: &str = "longview";
 
@@ -38,6 +41,12 @@ pub(crate) struct StoreArgs {
     /// nothing from one run to the next [default: $LONGVIEW_CACHE_MAX, or 10GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_cache_max, global = true)]
     pub(crate) cache_max: Option<u64>,
+
+    /// A store that several machines share, beside the folder: a bucket that speaks the S3 protocol
+    /// (s3://bucket/folder; AWS_ENDPOINT, AWS_ACCESS_KEY_ID and the like say where and who) or a folder
+    /// (file:///folder). Needs a build with the cargo feature `remote` [default: $LONGVIEW_CACHE_REMOTE]
+    #[arg(long, value_name = "URL", global = true)]
+    pub(crate) cache_remote: Option<String>,
 
     /// Keeps apart what must not be shared: contexts are found only under the salt they were made
     /// under
@@ -75,12 +84,14 @@ impl StoreArgs {
     ) -> Result<Kept, Failure> {
         let in_place = |place, max_bytes| StoreOptions {
             place,
+            remote: self.remote(),
             max_bytes,
             salt: self.salt().to_owned(),
         };
         // Whatever does not fit into memory, and it goes when the program ends.
+        let needed = memory.is_some() || self.remote().is_some();
         let temporary = || Kept {
-            options: memory.map(|_| in_place(StorePlace::Temporary, u64::MAX)),
+            options: needed.then(|| in_place(StorePlace::Temporary, u64::MAX)),
             records: None,
         };
         let max = self.max()?;
@@ -130,6 +141,12 @@ impl StoreArgs {
                 .map_err(|error| Failure::wrong(format!("{MAX_VARIABLE}: {error}"))),
             _ => Ok(DEFAULT_MAX),
         }
+    }
+
+    fn remote(&self) -> Option<String> {
+        let variable = env::var(REMOTE_VARIABLE).ok();
+        let variable = variable.filter(|url| !url.is_empty());
+        self.cache_remote.clone().or(variable)
     }
 
     /// The salt that contexts are found under.
@@ -183,6 +200,7 @@ mod tests {
         let named = |path: PathBuf| StoreArgs {
             cache_dir: Some(path),
             cache_max: Some(1 << 20),
+            cache_remote: None,
             salt: Some("a".to_owned()),
         };
         for taken in [file.clone(), folder.path().to_owned()] {

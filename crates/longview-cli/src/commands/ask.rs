@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal};
 use std::time::Instant;
 
 use longview::Context;
+use longview::records::Record;
+use longview::text::TemplateVars;
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, END_OF_TEXT, Edges, Request};
@@ -14,7 +16,7 @@ use crate::input::{self, STDIN};
 use crate::interrupt;
 use crate::output::{self, note};
 use crate::prompt::{DocumentPrompt, template_vars};
-use crate::saved::Entry;
+use crate::saved::{Entry, Kind};
 use crate::session::{Session, check_prompt};
 use crate::taken_over::TakenOver;
 
@@ -26,18 +28,22 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     // Everything that can be wrong with the request is found before the model is loaded.
     args.generation.decode(Fallback::Greedy)?;
     let questions = Questions::of(args, format)?;
-    let documents = Documents::read(&args.file)?;
-    let mut session = if args.print_prompt {
+    let documents = match &args.load {
+        None => Some(Documents::read(&args.file)?),
+        Some(_) => None,
+    };
+    let mut session = if args.print_prompt && args.load.is_none() {
         Session::open(&args.engine, &args.methods)?
     } else {
         Session::open_keeping(&args.engine, &args.methods, &args.store)?
     };
     session.settle_decode(&args.generation, Fallback::Greedy)?;
-    session.notices.extend(documents.notices.iter().cloned());
     let vars = template_vars(session.engine.text(), &mut session.notices);
-    let sizes = documents.list.iter().map(|document| document.text.len());
-    session.engine.check_text(sizes.sum())?;
-    let prompt = DocumentPrompt::new(session.engine.text(), &vars, &documents)?;
+    let source = match (&args.load, documents) {
+        (Some(name), _) => Source::Kept(kept_documents(&session, name)?),
+        (None, documents) => Source::Read(documents.unwrap_or_default()),
+    };
+    let prompt = source.prompt(&mut session, &vars)?;
     if args.print_prompt {
         return print(&prompt, &mut session, &questions, format);
     }
@@ -56,6 +62,9 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     let planned = session.planned_tokens(prompt.shared.len() + longest, &args.generation)?;
     let asked = prompt.shared.len() + longest;
     let mut reader = Reader::open(&mut session, asked, planned, &prompt.shared)?;
+    if let Source::Kept(record) = &source {
+        session.check_saved(record, &reader.context)?;
+    }
     session
         .notices
         .extend(reader.found.sentence(prompt.shared.len()));
@@ -69,8 +78,9 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     }
     reader.read(&session, &prompt.shared)?;
     let entry = Entry {
-        title: documents.title(),
+        title: source.title(),
         label: args.label.clone(),
+        pieces: Kind::Documents.pieces().to_vec(),
         ..Entry::default()
     };
     session.save(&reader.context, None, entry);
@@ -78,6 +88,47 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         Questions::Given(list) => answer_all(args, &mut session, &prompt, reader, &list, format),
         Questions::Terminal => converse(args, &mut session, &prompt, reader),
     }
+}
+
+/// Where the documents come from.
+enum Source {
+    /// Files.
+    Read(Documents),
+    /// A context by name.
+    Kept(Box<Record>),
+}
+
+impl Source {
+    fn prompt(
+        &self,
+        session: &mut Session,
+        vars: &TemplateVars,
+    ) -> Result<DocumentPrompt, Failure> {
+        match self {
+            Source::Read(documents) => {
+                session.notices.extend(documents.notices.iter().cloned());
+                let sizes = documents.list.iter().map(|document| document.text.len());
+                session.engine.check_text(sizes.sum())?;
+                DocumentPrompt::new(session.engine.text(), vars, documents)
+            }
+            Source::Kept(record) => {
+                DocumentPrompt::kept(session.engine.text(), vars, record.tokens.clone())
+            }
+        }
+    }
+
+    fn title(&self) -> String {
+        match self {
+            Source::Read(documents) => documents.title(),
+            Source::Kept(record) => record.summary.title.clone(),
+        }
+    }
+}
+
+fn kept_documents(session: &Session, name: &str) -> Result<Box<Record>, Failure> {
+    let record = session.find_saved(name)?;
+    Kind::Documents.check(name, &record)?;
+    Ok(Box::new(record))
 }
 
 /// Where the questions come from.
@@ -213,7 +264,7 @@ impl Reader {
             &mut fork
         };
         // The same question may have been asked before.
-        let asked = [context.tokens(), tail].concat();
+        let asked = [&context.tokens().to_vec(), tail].concat();
         let usable = session.usable(&asked[..asked.len().saturating_sub(1)]);
         let found = match usable.len() > shared {
             true => TakenOver::take_over(context, usable)?,

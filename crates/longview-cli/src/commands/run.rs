@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use longview::Specials;
+use longview::records::Record;
+use longview::{Specials, TextSide};
 use serde_json::{Map, Value};
 
 use super::read_text;
@@ -11,7 +12,7 @@ use crate::args::{Fallback, Format, RunArgs};
 use crate::failure::Failure;
 use crate::output;
 use crate::prompt::shown;
-use crate::saved::Entry;
+use crate::saved::{Entry, Kind};
 use crate::session::Session;
 use crate::taken_over::TakenOver;
 
@@ -27,7 +28,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         (None, Some(file)) => read_text(file)?,
         (None, None) => String::new(),
     };
-    if prompt.is_empty() {
+    if prompt.is_empty() && args.load.is_none() {
         return Err(Failure::wrong(
             "the prompt is empty; give some text to continue",
         ));
@@ -45,14 +46,29 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         Specials::AsText
     };
     session.engine.check_text(prompt.len())?;
+    let loaded = args
+        .load
+        .as_deref()
+        .map(|name| session.find_saved(name))
+        .transpose()?;
+    if let (Some(name), Some(record)) = (&args.load, &loaded) {
+        Kind::Text.check(name, record)?;
+    }
+    let id = label_to_go_on(args, &session, loaded.as_ref())?;
     let text = session.engine.text();
-    let tokens = text.with_prefix(text.tokenizer().encode(&prompt, specials)?);
+    let tokens = match &loaded {
+        None => text.with_prefix(text.tokenizer().encode(&prompt, specials)?),
+        Some(record) => [&record.tokens[..], &continuation(text, &prompt, specials)?].concat(),
+    };
     if args.print_prompt {
         return print_prompt(&session, &tokens, format);
     }
     let planned = session.planned_tokens(tokens.len(), &args.generation)?;
     let start = Instant::now();
     let mut context = session.new_context(tokens.len(), planned)?;
+    if let Some(record) = &loaded {
+        session.check_saved(record, &context)?;
+    }
     // The last token's logits are wanted, so it is always computed.
     let reuse = TakenOver::take_over(
         &mut context,
@@ -69,14 +85,45 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     };
     let answer = Answer::generate(&session, &mut context, &request, &args.generation, format)?;
     if let Some(label) = &args.label {
+        let title = prompt.chars().take(TITLE_CHARACTERS).collect();
         let entry = Entry {
-            title: prompt.chars().take(TITLE_CHARACTERS).collect(),
+            title: loaded.map_or(title, |record| record.summary.title),
             label: Some(label.clone()),
             ..Entry::default()
         };
-        session.save(&context, None, entry);
+        session.save(&context, id.as_deref(), entry);
     }
     finish(&mut session, answer, args, format)
+}
+
+/// The record that `--label` goes on with: the one that was loaded, if it has the label.
+fn label_to_go_on(
+    args: &RunArgs,
+    session: &Session,
+    loaded: Option<&Record>,
+) -> Result<Option<String>, Failure> {
+    let (Some(saved), Some(label), Some(loaded)) = (&session.saved, &args.label, loaded) else {
+        return Ok(None);
+    };
+    match saved.labelled(label)? {
+        Some(id) if id != loaded.summary.id => Err(Failure::wrong(format!(
+            "there is a context labelled {label:?} already: give --label another name for what begins \
+             with {}",
+            loaded.summary.id
+        ))),
+        known => Ok(known),
+    }
+}
+
+/// The tokens of a text that continues another.
+pub(super) fn continuation(
+    text: &TextSide,
+    more: &str,
+    specials: Specials,
+) -> Result<Vec<u32>, Failure> {
+    // The letter stands for what comes before.
+    let parts = [("x", Specials::AsText), (more, specials)];
+    Ok(text.tokenizer().encode_parts(&parts)?.swap_remove(1))
 }
 
 fn finish(

@@ -74,6 +74,7 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
         .env_remove("HF_HOME")
         .env_remove("HF_HUB_CACHE")
         .env_remove("OLLAMA_MODELS")
+        .env_remove("LONGVIEW_CACHE_REMOTE")
         .env("LONGVIEW_CACHE_DIR", env!("CARGO_TARGET_TMPDIR"))
         .env("LONGVIEW_CACHE_MAX", "0")
         .env("HOME", "/nonexistent")

@@ -17,7 +17,7 @@ use crate::context::Context;
 use crate::error::KvError;
 use crate::layout::LayerState;
 use crate::ledger::Purpose;
-use crate::run::Slot;
+use crate::shared::SharedList;
 
 /// What one compaction did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -185,13 +185,12 @@ impl Context {
         let store = self.home.as_ref().map(|home| &*home.store);
         for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
             if group.kind.state == LayerState::Full {
-                run.drop_before(block + 1, store);
-                run.first = block;
+                run.begin_at(block, store);
             }
         }
         if let Some(home) = &mut self.home {
             // Nothing that is computed from here on is what its tokens alone say.
-            home.chain.clear();
+            home.chain = SharedList::default();
         }
     }
 
@@ -205,13 +204,7 @@ impl Context {
             if group.kind.state != LayerState::Full {
                 continue;
             }
-            run.pin(&store);
-            for slot in &mut run.slots {
-                if let Slot::Sealed { handle, pin: None } = slot {
-                    let block = store.private_copy(handle, group.block_bytes())?;
-                    *slot = Slot::Open(Arc::new(block));
-                }
-            }
+            run.bring_in(group.block_bytes(), &store)?;
         }
         Ok(())
     }

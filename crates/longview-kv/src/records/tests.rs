@@ -1,8 +1,12 @@
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::tier::files::Files;
 use crate::tier::simulated::SimulatedFiles;
 use crate::tier::testing::{Chain, keys};
+use crate::tier::{Fate, Repair, StoreFolder};
 
 fn folder(files: &SimulatedFiles) -> StoreFolder {
     StoreFolder::open_in(Path::new("/store"), Arc::new(files.clone())).unwrap()
@@ -199,7 +203,7 @@ fn bad_files_are_skipped_by_name_and_no_flip_or_cut_is_believed() {
     for at in 0..whole.len() {
         files.tamper(&path, |bytes| bytes[at] ^= 1 << (at % 8));
         assert!(records.load(&one.summary.id).is_err(), "flip at {at}");
-        assert_eq!(records.check().unwrap().len(), 1);
+        assert_eq!(records.check(Repair::Report).unwrap().len(), 1);
         files.tamper(&path, |bytes| *bytes = whole[..at].to_vec());
         assert!(records.load(&one.summary.id).is_err(), "cut at {at}");
         assert!(records.list().unwrap().is_empty(), "cut at {at}");
@@ -214,7 +218,7 @@ fn bad_files_are_skipped_by_name_and_no_flip_or_cut_is_believed() {
         .create(Path::new("/store/contexts/notes.txt"))
         .unwrap();
     assert!(records.list().unwrap().is_empty());
-    assert_eq!(records.check().unwrap().len(), 2);
+    assert_eq!(records.check(Repair::Report).unwrap().len(), 2);
     files.tamper(other, |bytes| bytes[8] = 2);
     assert!(records.list().unwrap().is_empty());
     let notices = folder.notices().take().join("\n");
@@ -225,6 +229,38 @@ fn bad_files_are_skipped_by_name_and_no_flip_or_cut_is_believed() {
     ] {
         assert!(notices.contains(what), "{notices}");
     }
+}
+
+#[test]
+fn a_repair_removes_what_is_lost_and_keeps_what_is_not() {
+    let files = SimulatedFiles::default();
+    let folder = folder(&files);
+    let records = Records::open(&folder, b"");
+    let made: Vec<Record> = (0..4).map(|_| record(None)).collect();
+    for one in &made {
+        records.save(one).unwrap();
+    }
+    let path = |of: usize| records.path_of(&made[of].summary.id).unwrap();
+    files.tamper(&path(0), |bytes| *bytes.last_mut().unwrap() ^= 1);
+    files.tamper(&path(1), |bytes| bytes[8] = 2);
+    files.rename(&path(2), Path::new("/store/contexts/00000000000a.ctx"));
+    let notes = Path::new("/store/contexts/notes.txt");
+    folder.files().create(notes).unwrap();
+    files.tamper(notes, |bytes| bytes.extend([7; 100]));
+    let fates = |repair| {
+        let problems = records.check(repair).unwrap();
+        let mut fates: Vec<_> = problems.iter().map(|problem| problem.fate).collect();
+        fates.sort_by_key(|fate| *fate as u8);
+        fates
+    };
+    assert_eq!(fates(Repair::Report), [Fate::Left; 4]);
+    let done = [Fate::Left, Fate::Removed, Fate::Removed, Fate::Renamed];
+    assert_eq!(fates(Repair::Remove), done);
+    assert_eq!(fates(Repair::Remove), [Fate::Left], "of a newer version");
+    for kept in [2, 3] {
+        assert_eq!(records.load(&made[kept].summary.id).unwrap(), made[kept]);
+    }
+    assert!(files.stat(&path(1)).is_ok() && files.stat(&path(0)).is_err());
 }
 
 #[test]

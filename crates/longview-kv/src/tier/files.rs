@@ -30,6 +30,8 @@ pub(crate) trait Files: Send + Sync {
     fn stat(&self, path: &Path) -> io::Result<Stat>;
     /// Sets the time of last change.
     fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()>;
+    /// Bytes that may still be written to the disk that a folder is on.
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
 }
 
 /// An open file. Dropping the last handle gives up its lock.
@@ -46,6 +48,8 @@ pub(crate) trait OpenFile: Send + Sync {
     fn stat(&self) -> io::Result<Stat>;
     /// Takes the advisory lock; `false` when another open file has it.
     fn try_lock(&self) -> io::Result<bool>;
+    /// Has the system begin to read what will be read soon, where it can.
+    fn will_need(&self, _offset: u64, _len: usize) {}
 
     /// Fills `buffer`.
     fn read_all_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
@@ -172,6 +176,18 @@ impl Files for SystemFiles {
             .open(path)?
             .set_modified(time)
     }
+
+    #[cfg(unix)]
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(folder)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Not asked for elsewhere: writes tell when the disk is full.
+    #[cfg(not(unix))]
+    fn free_bytes(&self, _folder: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }
 
 struct SystemFile(File);
@@ -215,6 +231,13 @@ impl OpenFile for SystemFile {
             Err(TryLockError::WouldBlock) => Ok(false),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn will_need(&self, offset: u64, len: usize) {
+        let len = std::num::NonZeroU64::new(len as u64);
+        // Only a hint: when it is not taken, reading is slower.
+        let _ = rustix::fs::fadvise(&self.0, offset, len, rustix::fs::Advice::WillNeed);
     }
 }
 

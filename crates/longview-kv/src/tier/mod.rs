@@ -15,6 +15,7 @@ mod notices;
 mod ram;
 #[cfg(feature = "remote")]
 mod remote;
+mod spill;
 
 #[cfg(test)]
 mod conformance;
@@ -23,12 +24,13 @@ pub(crate) mod simulated;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use disk::{DiskOptions, DiskTier, Fsck, Problem, Repair};
+pub use disk::{DiskOptions, DiskTier, Fate, Fsck, Problem, Repair};
 pub use folder::StoreFolder;
 pub use notices::Notices;
-pub use ram::RamTier;
+pub(crate) use ram::RamTier;
 #[cfg(feature = "remote")]
 pub use remote::RemoteTier;
+pub use spill::SpillTier;
 
 use crate::block::Block;
 use crate::error::human_bytes;
@@ -99,6 +101,12 @@ pub trait Tier: Send + Sync {
     /// A name for people, such as `disk`.
     fn name(&self) -> &str;
 
+    /// Whether what is put here outlives the process. Other places are given blocks only when memory
+    /// has no room for them.
+    fn lasts(&self) -> bool {
+        true
+    }
+
     /// Takes a block in; it is held when this returns. Does nothing when it is held already.
     ///
     /// # Errors
@@ -125,6 +133,9 @@ pub trait Tier: Send + Sync {
     /// recomputed. `out` may hold anything.
     fn read(&self, keys: &[BlockKey], layer: usize, out: &mut [u8]) -> Result<(), TierError>;
 
+    /// Says that one layer's slices of `keys` are about to be read, so that a slow place may begin.
+    fn prefetch(&self, _keys: &[BlockKey], _layer: usize) {}
+
     /// Notes that blocks were used now.
     fn touch(&self, keys: &[BlockKey]);
 
@@ -147,8 +158,16 @@ pub trait Tier: Send + Sync {
     /// When the system refuses; what was not synced may then be lost.
     fn sync(&self) -> Result<(), TierError>;
 
+    /// Gives back memory in which blocks wait to be put.
+    fn relieve(&self) {}
+
     /// What is held in all.
     fn usage(&self) -> TierUsage;
+
+    /// The most bytes that could be held here, as far as that is known; what is held now counts.
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
 
     /// Calls `visit` with every block held.
     fn for_each(&self, visit: &mut dyn FnMut(&BlockInfo));

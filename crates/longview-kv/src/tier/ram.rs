@@ -1,78 +1,158 @@
-//! Sealed blocks in memory, the same slabs that contexts use.
+//! Sealed blocks in memory, the same slabs that contexts use: the nearest tier of every store.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::extent::{block_bytes, unfit};
 use super::{BlockInfo, BlockKey, Hold, Tier, TierError, TierUsage};
 use crate::block::Block;
 use crate::hash::BlockHash;
+use crate::sealed::Handle;
 
 /// A tier in memory. Its bytes are those of the blocks themselves, which the ledger they were
-/// allocated from accounts for; a block that a context uses as well is held once.
-#[derive(Default)]
-pub struct RamTier {
-    held: Mutex<Held>,
-}
-
-#[derive(Default)]
-struct Held {
-    blocks: HashMap<BlockKey, Entry>,
-    /// Counts uses, to tell which block was used last.
-    clock: u64,
-}
-
-struct Entry {
-    info: BlockInfo,
-    block: Arc<Block>,
-    used: u64,
+/// allocated from accounts for; equal blocks are held once.
+///
+/// Contexts refer to blocks by [`Handle`]s from here. One whose block has left memory stays in the
+/// table for as long as a context refers to it; as a tier, memory holds only what is there.
+pub(crate) struct RamTier {
+    handles: Mutex<HashMap<BlockKey, Arc<Handle>>>,
+    /// Counts uses, to tell which blocks were used last.
+    clock: AtomicU64,
 }
 
 impl RamTier {
     /// An empty tier.
-    pub fn new() -> RamTier {
-        RamTier::default()
+    pub(crate) fn new() -> RamTier {
+        RamTier {
+            handles: Mutex::default(),
+            clock: AtomicU64::new(1),
+        }
     }
 
-    /// Lets go of blocks that nobody else refers to, those not used for longest first, and of
-    /// blocks that were used together the last of a context first, until `bytes` bytes are
-    /// free. Returns the bytes freed.
-    pub fn shed(&self, bytes: u64) -> u64 {
-        let mut held = self.lock();
-        let mut idle: Vec<_> = held
-            .blocks
-            .values()
-            .filter(|entry| Arc::strong_count(&entry.block) == 1)
-            .map(|entry| {
+    /// How contexts refer to a block that is in memory, or that one of them refers to already.
+    pub(crate) fn handle(&self, key: &BlockKey) -> Option<Arc<Handle>> {
+        self.lock().get(key).cloned()
+    }
+
+    /// The handle of a block, the same for all who ask; `block` is held from now on, unless an equal
+    /// one is.
+    pub(crate) fn refer(&self, info: &BlockInfo, block: Option<Arc<Block>>) -> Arc<Handle> {
+        let mut handles = self.lock();
+        let new = || Arc::new(Handle::new(info.clone()));
+        let handle = handles.entry(info.key).or_insert_with(new);
+        if let Some(block) = block {
+            handle.fill(block);
+        }
+        Arc::clone(handle)
+    }
+
+    /// Lets go of blocks that no context refers to, those not used for longest first and the last of a
+    /// context first, while `lacking` says so. Each is shown to `leaving` before.
+    pub(crate) fn shed(&self, lacking: impl Fn() -> bool, leaving: impl Fn(&Handle)) {
+        let mut handles = self.lock();
+        // Whoever asks for one again gets a new one; until then what it relies on is held for nobody.
+        handles.retain(|_, handle| !is_unused(handle) || handle.is_resident());
+        let unused = handles.values().filter(|handle| is_unused(handle));
+        let mut unused: Vec<_> = unused
+            .map(|handle| {
                 (
-                    entry.used,
-                    std::cmp::Reverse(entry.info.index),
-                    entry.info.key,
+                    handle.last_used(),
+                    Reverse(handle.info().index),
+                    handle.key(),
                 )
             })
             .collect();
-        idle.sort_unstable();
-        let mut freed = 0;
-        for (_, _, key) in idle {
-            if freed >= bytes {
+        drop(handles);
+        unused.sort_unstable();
+        for (.., key) in unused {
+            if !lacking() {
                 break;
             }
-            if let Some(entry) = held.blocks.remove(&key) {
-                freed += block_bytes(entry.info.shape);
+            if let Some(handle) = self.handle(&key) {
+                leaving(&handle);
+                self.release(handle);
+            }
+        }
+    }
+
+    /// Lets go of blocks that contexts refer to, the last of a context first, while `lacking` says so:
+    /// those that are held below, as `elsewhere` says. Returns the bytes freed.
+    pub(crate) fn demote(
+        &self,
+        lacking: impl Fn() -> bool,
+        elsewhere: impl Fn(&Handle) -> bool,
+    ) -> u64 {
+        let mut leaving: Vec<Arc<Handle>> = {
+            let handles = self.lock();
+            let free = handles.values().filter(|handle| handle.is_free());
+            free.cloned().collect()
+        };
+        leaving.sort_by_key(|handle| Reverse((handle.info().index, handle.key())));
+        let mut freed = 0;
+        for handle in leaving {
+            if !lacking() {
+                break;
+            }
+            if elsewhere(&handle) && handle.let_go() {
+                freed += block_bytes(handle.info().shape);
             }
         }
         freed
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    /// Takes back a reference to a block that its context has passed. The memory goes at once when
+    /// no other context refers to it: a window that moves on would fill it otherwise.
+    pub(crate) fn release(&self, handle: Arc<Handle>) {
+        let mut handles = self.lock();
+        let key = handle.key();
+        drop(handle);
+        forget_unused(&mut handles, &key);
+    }
+
+    /// Lets go of a block that no context needs at hand, unless one refers to it.
+    pub(crate) fn let_go(&self, key: &BlockKey) {
+        forget_unused(&mut self.lock(), key);
+    }
+
+    /// The next moment of the clock by which uses are told apart.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The handle of a block that is in memory.
+    fn resident_handle(&self, key: &BlockKey) -> Result<Arc<Handle>, TierError> {
+        let handle = self.handle(key).filter(|handle| handle.is_resident());
+        handle.ok_or(TierError::Missing(*key))
+    }
+
+    /// What is in memory.
+    fn infos(&self, wanted: impl Fn(&BlockInfo) -> bool) -> Vec<BlockInfo> {
+        let handles = self.lock();
+        let there = handles.values().filter(|handle| handle.is_resident());
+        let infos = there.map(|handle| handle.info());
+        infos.filter(|info| wanted(info)).cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BlockKey, Arc<Handle>>> {
         // Every change is a single insertion or removal: a panic elsewhere leaves it whole.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Held {
-    fn get(&self, key: &BlockKey) -> Result<&Entry, TierError> {
-        self.blocks.get(key).ok_or(TierError::Missing(*key))
+/// Whether the table alone refers to it.
+fn is_unused(handle: &Arc<Handle>) -> bool {
+    Arc::strong_count(handle) == 1
+}
+
+/// Removes a handle that nobody refers to, and lets go of its memory.
+fn forget_unused(handles: &mut HashMap<BlockKey, Arc<Handle>>, key: &BlockKey) {
+    if handles
+        .get(key)
+        .is_some_and(|handle| is_unused(handle) && handle.let_go())
+    {
+        handles.remove(key);
     }
 }
 
@@ -88,40 +168,28 @@ impl Tier for RamTier {
                 what,
             });
         }
-        let mut held = self.lock();
-        held.clock += 1;
-        let used = held.clock;
-        held.blocks.entry(info.key).or_insert_with(|| Entry {
-            info: info.clone(),
-            block: Arc::clone(block),
-            used,
-        });
+        self.refer(info, Some(Arc::clone(block)));
         Ok(())
     }
 
     fn find(&self, key: &BlockKey) -> Option<BlockInfo> {
-        Some(self.lock().get(key).ok()?.info.clone())
+        Some(self.resident_handle(key).ok()?.info().clone())
     }
 
     fn after(&self, parent: &BlockHash) -> Vec<BlockInfo> {
-        let held = self.lock();
-        let follows = |info: &&BlockInfo| info.key.group == 0 && info.parent == *parent;
-        let infos = held.blocks.values().map(|entry| &entry.info);
-        infos.filter(follows).cloned().collect()
+        self.infos(|info| info.key.group == 0 && info.parent == *parent)
     }
 
     fn resident(&self, key: &BlockKey) -> Option<Arc<Block>> {
-        Some(Arc::clone(&self.lock().get(key).ok()?.block))
+        self.handle(key)?.pin(self.now())
     }
 
     fn read(&self, keys: &[BlockKey], layer: usize, out: &mut [u8]) -> Result<(), TierError> {
         let mut rest = out;
         for key in keys {
-            let (block, layer_bytes) = {
-                let held = self.lock();
-                let entry = held.get(key)?;
-                (Arc::clone(&entry.block), entry.info.shape.layer_bytes)
-            };
+            let handle = self.resident_handle(key)?;
+            let block = handle.pin(self.now()).ok_or(TierError::Missing(*key))?;
+            let layer_bytes = handle.info().shape.layer_bytes;
             let slice = block
                 .bytes()
                 .get(layer * layer_bytes..(layer + 1) * layer_bytes);
@@ -139,27 +207,23 @@ impl Tier for RamTier {
     }
 
     fn touch(&self, keys: &[BlockKey]) {
-        let mut held = self.lock();
-        held.clock += 1;
-        let now = held.clock;
-        for key in keys {
-            if let Some(entry) = held.blocks.get_mut(key) {
-                entry.used = now;
-            }
+        let now = self.now();
+        for handle in keys.iter().filter_map(|key| self.handle(key)) {
+            handle.touch(now);
         }
     }
 
     fn hold(&self, keys: &[BlockKey]) -> Result<Hold, TierError> {
-        let held = self.lock();
-        let blocks: Result<Vec<_>, _> = keys
-            .iter()
-            .map(|key| Ok(Arc::clone(&held.get(key)?.block)))
-            .collect();
+        let pin = |key: &BlockKey| {
+            let block = self.resident(key);
+            block.ok_or(TierError::Missing(*key))
+        };
+        let blocks: Result<Vec<_>, _> = keys.iter().map(pin).collect();
         blocks.map(Hold::new)
     }
 
     fn remove(&self, key: &BlockKey) -> Result<(), TierError> {
-        self.lock().blocks.remove(key);
+        self.lock().remove(key);
         Ok(())
     }
 
@@ -168,26 +232,16 @@ impl Tier for RamTier {
     }
 
     fn usage(&self) -> TierUsage {
-        let held = self.lock();
-        let bytes = held
-            .blocks
-            .values()
-            .map(|entry| block_bytes(entry.info.shape));
+        let infos = self.infos(|_| true);
+        let bytes = infos.iter().map(|info| block_bytes(info.shape));
         TierUsage {
-            blocks: held.blocks.len() as u64,
+            blocks: infos.len() as u64,
             bytes: bytes.sum(),
         }
     }
 
     fn for_each(&self, visit: &mut dyn FnMut(&BlockInfo)) {
-        let infos: Vec<_> = {
-            let held = self.lock();
-            held.blocks
-                .values()
-                .map(|entry| entry.info.clone())
-                .collect()
-        };
-        infos.iter().for_each(visit);
+        self.infos(|_| true).iter().for_each(visit);
     }
 
     fn read_rate(&self) -> Option<f64> {
@@ -197,10 +251,18 @@ impl Tier for RamTier {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
-    use crate::ledger::{Ledger, Purpose};
+    use crate::ledger::Ledger;
     use crate::tier::conformance::{self, Fixture};
-    use crate::tier::testing::{Chain, assert_gone, assert_held, block, put};
+    use crate::tier::testing::{Chain, assert_gone, assert_held, keys, put};
+
+    /// Says so many times that something is lacking.
+    fn lacking(times: usize) -> impl Fn() -> bool {
+        let left = Cell::new(times);
+        move || left.replace(left.get().saturating_sub(1)) > 0
+    }
 
     #[test]
     fn conforms() {
@@ -215,16 +277,44 @@ mod tests {
         let tier = RamTier::new();
         let infos = Chain::new("m").blocks(4, 1);
         put(&tier, &infos);
-        let used = tier.resident(&infos[3].key).unwrap();
+        let used = tier.handle(&infos[3].key).unwrap();
         tier.touch(&[infos[1].key, infos[2].key]);
-        assert_eq!(tier.shed(1), 3000);
+        tier.shed(lacking(1), |_| {});
         assert_gone(&tier, &infos[..1]);
-        assert_eq!(tier.shed(3000), 3000);
-        assert_gone(&tier, &infos[2..3]);
-        assert_eq!(tier.shed(u64::MAX), 3000);
+        let hold = tier.hold(&keys(&infos[2..3])).unwrap();
+        tier.touch(&[infos[1].key]);
+        tier.shed(lacking(1), |_| {});
+        assert_held(&tier, &infos[1..]);
+        drop(hold);
+        let told = Cell::new(0);
+        tier.shed(lacking(9), |_| told.set(told.get() + 1));
+        assert_eq!(told.get(), 2);
+        assert_gone(&tier, &infos[..3]);
         assert_held(&tier, &infos[3..]);
         drop(used);
-        assert_eq!(tier.shed(u64::MAX), 3000);
+        tier.shed(lacking(9), |_| {});
+        assert_eq!(tier.usage(), TierUsage::default());
+    }
+
+    #[test]
+    fn what_contexts_refer_to_leaves_from_the_end_and_only_if_it_is_elsewhere() {
+        let tier = RamTier::new();
+        let infos = Chain::new("m").blocks(4, 1);
+        put(&tier, &infos);
+        let used: Vec<_> = infos.iter().map(|info| tier.handle(&info.key)).collect();
+        let pin = used[2].as_ref().unwrap().pin(tier.now());
+        let elsewhere = |handle: &Handle| handle.key() != infos[3].key;
+        assert_eq!(tier.demote(lacking(2), elsewhere), 3000);
+        assert_held(
+            &tier,
+            &[infos[0].clone(), infos[2].clone(), infos[3].clone()],
+        );
+        assert_gone(&tier, &infos[1..2]);
+        // Whoever asks for it again gets the handle that others have.
+        let again = tier.refer(&infos[1], None);
+        assert!(Arc::ptr_eq(&again, used[1].as_ref().unwrap()));
+        drop(pin);
+        assert_eq!(tier.demote(lacking(9), |_| true), 9000);
         assert_eq!(tier.usage(), TierUsage::default());
     }
 
@@ -236,15 +326,11 @@ mod tests {
         let slab = Block::zeroed(3000, &ledger).unwrap();
         tier.put(&info, &Arc::new(slab)).unwrap();
         assert_eq!(ledger.usage().kv, 3000);
-        assert_eq!(tier.shed(1), 3000);
+        let handle = tier.handle(&info.key).unwrap();
+        tier.let_go(&info.key);
+        assert_eq!(ledger.usage().kv, 3000, "a context refers to it");
+        tier.release(handle);
         assert_eq!(ledger.usage().total(), 0);
-        assert!(ledger.reserve(Purpose::Kv, 1).is_ok());
-        let held = block(&info);
-        tier.put(&info, &held).unwrap();
-        let hold = tier.hold(&[info.key]).unwrap();
-        drop(held);
-        assert_eq!(tier.shed(1), 0);
-        drop(hold);
-        assert_eq!(tier.shed(1), 3000);
+        assert_gone(&tier, &[info]);
     }
 }

@@ -308,6 +308,11 @@ impl Files for SimulatedFiles {
         Ok(disk.stat(disk.inode(path)?))
     }
 
+    fn free_bytes(&self, _folder: &Path) -> io::Result<u64> {
+        let disk = self.disk();
+        Ok(disk.room.map_or(u64::MAX, |room| room - disk.used()))
+    }
+
     fn set_modified(&self, path: &Path, time: SystemTime) -> io::Result<()> {
         let mut disk = self.disk();
         disk.writable()?;

@@ -47,6 +47,7 @@ pub(crate) fn engine(folder: &Path, memory_bytes: Option<u64>) -> Engine {
         memory_bytes: memory_bytes.or(Some(4 << 30)),
         store: Some(StoreOptions {
             place: StorePlace::Folder(folder.to_owned()),
+            remote: None,
             max_bytes: 1 << 30,
             salt: String::new(),
         }),

@@ -2,6 +2,7 @@
 
 mod list;
 mod show;
+mod text;
 mod transfer;
 mod upkeep;
 
@@ -21,8 +22,18 @@ use crate::saved::failure;
 
 /// Does what was asked for.
 pub(crate) fn run(args: &ContextsArgs, format: Format) -> Result<(), Failure> {
+    // What computes opens the store by itself.
+    match &args.action {
+        ContextsAction::Save(save) => return text::save(save, &args.store, format),
+        ContextsAction::Append(append) => return text::append(append, &args.store, format),
+        ContextsAction::Truncate(cut) => return text::truncate(cut, &args.store, format),
+        _ => {}
+    }
     let kept = Kept::open(args)?;
     let result = match &args.action {
+        ContextsAction::Save(_) | ContextsAction::Append(_) | ContextsAction::Truncate(_) => {
+            unreachable!("done above")
+        }
         ContextsAction::Ls => list::ls(&kept, format),
         ContextsAction::Show { context, model } => show::show(&kept, context, model, format),
         ContextsAction::Gc { max } => {

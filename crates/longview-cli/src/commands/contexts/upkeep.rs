@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::SystemTime;
 
 use longview::human_bytes;
-use longview::tier::{BlockKey, Repair, Tier};
+use longview::tier::{BlockKey, Fate, Repair, Tier};
 use serde_json::{Value, json};
 
 use super::Kept;
@@ -39,27 +39,25 @@ pub(super) fn gc(kept: &Kept, max: u64, format: Format) -> Result<(), Failure> {
 /// Checks every byte.
 pub(super) fn fsck(kept: &Kept, how: Repair, format: Format) -> Result<(), Failure> {
     let found = kept.tier.fsck(how).map_err(failure)?;
-    let bad_records = kept.records.check().map_err(failure)?;
+    let records = kept.records.check(how).map_err(failure)?;
     // Told below, each with its file.
     let _ = kept.tier.take_notices();
-    let mut problems: Vec<(String, String, bool)> = found
-        .problems
+    let problems = [&found.problems[..], &records].concat();
+    let left = problems
         .iter()
-        .map(|problem| {
-            let file = problem.file.display().to_string();
-            (file, problem.what.clone(), problem.repaired)
-        })
-        .collect();
-    for (path, error) in &bad_records {
-        problems.push((path.display().to_string(), error.to_string(), false));
-    }
-    let left = problems.iter().filter(|(.., repaired)| !repaired).count();
+        .filter(|problem| problem.fate == Fate::Left)
+        .count();
     match format {
         Format::Json => {
             let problems: Vec<Value> = problems
                 .iter()
-                .map(|(file, what, repaired)| {
-                    json!({ "file": file, "what": what, "repaired": repaired })
+                .map(|problem| {
+                    json!({
+                        "file": problem.file.display().to_string(),
+                        "what": problem.what,
+                        "repaired": problem.fate != Fate::Left,
+                        "fate": word(problem.fate),
+                    })
                 })
                 .collect();
             output::print_json(&json!({
@@ -71,9 +69,13 @@ pub(super) fn fsck(kept: &Kept, how: Repair, format: Format) -> Result<(), Failu
         }
         Format::Text => {
             let mut text = String::new();
-            for (file, what, repaired) in &problems {
-                let done = if *repaired { " (removed)" } else { "" };
-                text.push_str(&format!("{file}: {what}{done}\n"));
+            for problem in &problems {
+                let done = match problem.fate {
+                    Fate::Left => String::new(),
+                    fate => format!(" ({})", word(fate)),
+                };
+                let file = problem.file.display();
+                text.push_str(&format!("{file}: {}{done}\n", problem.what));
             }
             text.push_str(&format!(
                 "{} files, {} whole blocks, {} read; {} problems\n",
@@ -93,6 +95,15 @@ pub(super) fn fsck(kept: &Kept, how: Repair, format: Format) -> Result<(), Failu
         Repair::Report => "--repair removes what is damaged or foreign",
     };
     Err(Failure::failed(format!("{left} problems are left: {hint}")))
+}
+
+/// What became of something wrong.
+fn word(fate: Fate) -> &'static str {
+    match fate {
+        Fate::Left => "left",
+        Fate::Removed => "removed",
+        Fate::Renamed => "renamed",
+    }
 }
 
 /// Removes contexts and the blocks that only they have.

@@ -41,8 +41,19 @@ pub struct Problem {
     pub file: PathBuf,
     /// What is wrong with it.
     pub what: String,
-    /// Whether it was removed.
-    pub repaired: bool,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// What a check did with a file that is not right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing.
+    Left,
+    /// The file, or the block in it, is gone.
+    Removed,
+    /// It has its name again.
+    Renamed,
 }
 
 impl Disk {
@@ -54,7 +65,7 @@ impl Disk {
             found.files += 1;
             let Some(extent) = key_of_file(&path) else {
                 found.problems.push(Problem {
-                    repaired: repair == Repair::Remove && self.files.remove(&path).is_ok(),
+                    fate: fate(repair, || self.files.remove(&path).is_ok()),
                     what: Unreadable::Foreign.to_string(),
                     file: path,
                 });
@@ -67,8 +78,9 @@ impl Disk {
                         Problem {
                             file: path.clone(),
                             what,
-                            repaired: repair == Repair::Remove
-                                && self.clear_slot(&mut writing, &extent, slot).is_ok(),
+                            fate: fate(repair, || {
+                                self.clear_slot(&mut writing, &extent, slot).is_ok()
+                            }),
                         }
                     });
                 }
@@ -80,9 +92,9 @@ impl Disk {
                         Unknown::Unreadable(Unreadable::Future(_)) | Unknown::Io(_)
                     );
                     found.problems.push(Problem {
-                        repaired: ours
-                            && repair == Repair::Remove
-                            && self.remove_unused(&mut writing, &extent, &path),
+                        fate: fate(repair, || {
+                            ours && self.remove_unused(&mut writing, &extent, &path)
+                        }),
                         what: error.to_string(),
                         file: path,
                     });
@@ -162,6 +174,14 @@ impl Disk {
             .open(path, Access::Read)
             .and_then(|file| Ok((file.try_lock()?, file)));
         matches!(locked, Ok((true, _))) && self.unlink(writing, extent).is_ok()
+    }
+}
+
+/// What becomes of something wrong that `remove` may be able to remove.
+fn fate(repair: Repair, remove: impl FnOnce() -> bool) -> Fate {
+    match repair {
+        Repair::Remove if remove() => Fate::Removed,
+        Repair::Remove | Repair::Report => Fate::Left,
     }
 }
 

@@ -26,7 +26,7 @@ use super::folder::StoreFolder;
 use super::{BlockInfo, BlockKey, Hold, Notices, Tier, TierError, TierUsage};
 use crate::block::Block;
 use crate::hash::BlockHash;
-pub use fsck::{Fsck, Problem, Repair};
+pub use fsck::{Fate, Fsck, Problem, Repair};
 use holds::Holds;
 use index::Index;
 use put::Writing;
@@ -183,6 +183,10 @@ impl Tier for DiskTier {
         self.disk.read(keys, layer, out)
     }
 
+    fn prefetch(&self, keys: &[BlockKey], layer: usize) {
+        self.disk.prefetch(keys, layer);
+    }
+
     fn touch(&self, keys: &[BlockKey]) {
         self.disk.touch(keys);
     }
@@ -201,6 +205,16 @@ impl Tier for DiskTier {
 
     fn usage(&self) -> TierUsage {
         self.disk.state().index.usage()
+    }
+
+    fn room(&self) -> u64 {
+        if self.disk.read_only {
+            return 0;
+        }
+        // A disk that does not say tells when it is full.
+        let free = self.disk.files.free_bytes(&self.disk.root);
+        let most = self.usage().bytes.saturating_add(free.unwrap_or(u64::MAX));
+        most.min(self.disk.options.max_bytes.unwrap_or(u64::MAX))
     }
 
     fn for_each(&self, visit: &mut dyn FnMut(&BlockInfo)) {

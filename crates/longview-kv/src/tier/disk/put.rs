@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::index::Place;
 use super::scan::{Unknown, contents};
@@ -36,6 +36,8 @@ pub(super) struct Writing {
     dirty_folders: BTreeSet<PathBuf>,
     /// When room was last counted with what others have written.
     pub(super) counted: Option<SystemTime>,
+    /// When nothing could be evicted although there was no room, and the bytes held then.
+    stuck: Option<(Instant, u64)>,
 }
 
 struct Writer {
@@ -452,13 +454,20 @@ impl Disk {
         // A new extent has a header, too.
         let wanted = wanted + Header::beginning_with(info).payload_offset();
         let held = || self.state().index.usage().bytes;
-        if held() + wanted > limit {
+        // Looking for what may go takes longer than writing a block.
+        let stuck = writing.stuck.is_some_and(|(then, bytes)| {
+            then.elapsed().as_secs_f64() < RECOUNT_SECONDS && held() >= bytes
+        });
+        if held() + wanted > limit && !stuck {
             let target = (limit / 10 * 9).saturating_sub(wanted);
             self.evict(writing, target, &[info.parent])?;
         }
         let held = held();
         if held + wanted <= limit {
             return Ok(());
+        }
+        if !stuck {
+            writing.stuck = Some((Instant::now(), held));
         }
         Err(TierError::Full {
             place: self.root.display().to_string(),

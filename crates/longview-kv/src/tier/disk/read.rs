@@ -107,6 +107,19 @@ impl Disk {
         Ok(())
     }
 
+    /// Has the system begin to read slices. What cannot be had shows when it is read.
+    pub(super) fn prefetch(&self, mut keys: &[BlockKey], layer: usize) {
+        while !keys.is_empty() {
+            let Ok(run) = self.run(keys, layer) else {
+                return;
+            };
+            if let Ok(file) = self.open_extent(&run.first.extent) {
+                file.will_need(run.offset, run.sums.len() * run.layer_bytes);
+            }
+            keys = &keys[run.sums.len()..];
+        }
+    }
+
     /// Notes uses in memory, and now and then on disk for other processes and later ones.
     pub(super) fn touch(&self, keys: &[BlockKey]) {
         let now = SystemTime::now();

@@ -3,9 +3,11 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
@@ -18,6 +20,8 @@ use crate::tier::{BlockInfo, BlockKey, TierError};
 
 /// Read at once from the beginning of an object; most headers and records are shorter.
 const FIRST_READ: u64 = 16 << 10;
+/// A request is tried again for so long.
+const RETRY: Duration = Duration::from_secs(10);
 /// Longer reads are cut into requests that run at once.
 const REQUEST: usize = 4 << 20;
 
@@ -53,8 +57,13 @@ impl Client {
         let options = environment
             .map(|(name, value)| (name.to_lowercase(), value))
             .chain(given);
-        let (store, prefix) = object_store::parse_url_opts(&address, options)
-            .map_err(|error| fail(io::Error::other(error)))?;
+        let (store, prefix) = store_at(&address, options).map_err(|error| {
+            let kind = match &error {
+                object_store::Error::NotFound { .. } => io::ErrorKind::NotFound,
+                _ => io::ErrorKind::Other,
+            };
+            fail(io::Error::new(kind, error))
+        })?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("longview-remote")
@@ -62,7 +71,7 @@ impl Client {
             .build()
             .map_err(fail)?;
         Ok(Client {
-            store: Arc::from(store),
+            store,
             prefix,
             url: url.trim_end_matches('/').to_owned(),
             runtime: Some(runtime),
@@ -291,6 +300,33 @@ impl Drop for Client {
             runtime.shutdown_background();
         }
     }
+}
+
+/// The store at an address, and the path in it. One in the S3 protocol that does not answer is given up
+/// after seconds, not minutes: whatever is not kept there can be computed.
+fn store_at(
+    address: &url::Url,
+    options: impl Iterator<Item = (String, String)>,
+) -> object_store::Result<(Arc<dyn ObjectStore>, Path)> {
+    let (scheme, path) = ObjectStoreScheme::parse(address)?;
+    if scheme != ObjectStoreScheme::AmazonS3 {
+        let (store, path) = object_store::parse_url_opts(address, options)?;
+        return Ok((Arc::from(store), path));
+    }
+    let retry = RetryConfig {
+        max_retries: 3,
+        retry_timeout: RETRY,
+        ..RetryConfig::default()
+    };
+    let mut builder = AmazonS3Builder::new()
+        .with_url(address.as_str())
+        .with_retry(retry);
+    for (name, value) in options {
+        if let Ok(key) = name.parse() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    Ok((Arc::new(builder.build()?), path))
 }
 
 /// The folder of the objects that begin with a block.

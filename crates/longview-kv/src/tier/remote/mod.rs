@@ -1,18 +1,20 @@
 //! Sealed blocks in an object store: a folder, or a bucket that speaks the S3 protocol, which
 //! several machines may share.
 //!
-//! Objects are runs of blocks in the format of extents and never change. A run is put when its
-//! span is complete, when much waits, or at [`Tier::sync`]; until then its blocks are held in
-//! memory, and a process that dies loses them. Nothing is ever evicted here: that is for the rules
-//! of the bucket.
+//! Objects are runs of blocks in the format of extents and never change. A run is put in the
+//! background when its span is complete, at once when much waits, or at [`Tier::sync`]; until then its
+//! blocks are held in memory, and a process that dies loses them. Nothing is ever evicted here: that is
+//! for the rules of the bucket.
 
 mod client;
 mod objects;
 
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::extent::{SPAN_BLOCKS, checksum, unfit};
+use super::extent::{SPAN_BLOCKS, block_bytes, checksum, unfit};
 use super::{BlockInfo, BlockKey, Hold, Notices, Tier, TierError, TierUsage};
 use crate::block::Block;
 use crate::hash::BlockHash;
@@ -23,9 +25,20 @@ use objects::{Object, Objects, Waiting, run_bytes};
 const MOST_WAITING: u64 = 64 << 20;
 /// A block that is not found makes the whole store be listed again, this often at most.
 const RELIST: Duration = Duration::from_secs(30);
+/// A store that did not take what was put is left alone for so long.
+const PAUSE: Duration = Duration::from_secs(30);
+/// Bytes a second expected of a store that was not read from yet: an ordinary connection.
+const UNMEASURED: f64 = 30e6;
 
 /// A tier in an object store.
 pub struct RemoteTier {
+    remote: Arc<Remote>,
+    /// Wakes the thread that puts complete spans, and the thread; it ends with the sender.
+    uploader: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// What the tier shares with its thread.
+struct Remote {
     client: Client,
     notices: Notices,
     state: Mutex<State>,
@@ -38,6 +51,8 @@ struct State {
     waiting: Waiting,
     listed: Instant,
     seconds_per_byte: Option<f64>,
+    /// When something could not be put.
+    failed: Option<Instant>,
 }
 
 /// A run of blocks in one object, to be read with one request.
@@ -59,7 +74,7 @@ impl RemoteTier {
         url: &str,
         options: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<RemoteTier, TierError> {
-        let tier = RemoteTier {
+        let remote = Remote {
             client: Client::open(url, options)?,
             notices: Notices::default(),
             state: Mutex::new(State {
@@ -67,11 +82,25 @@ impl RemoteTier {
                 waiting: Waiting::default(),
                 listed: Instant::now(),
                 seconds_per_byte: None,
+                failed: None,
             }),
             putting: Mutex::default(),
         };
-        tier.refresh()?;
-        Ok(tier)
+        remote.refresh()?;
+        let remote = Arc::new(remote);
+        let (wake, woken) = channel();
+        let shared = Arc::clone(&remote);
+        let thread = std::thread::Builder::new().name("longview-upload".to_owned());
+        let thread = thread.spawn(move || shared.upload(&woken));
+        let thread = thread.map_err(|source| TierError::Io {
+            place: url.to_owned(),
+            action: "start the thread that puts blocks to",
+            source,
+        })?;
+        Ok(RemoteTier {
+            remote,
+            uploader: Some((wake, thread)),
+        })
     }
 
     /// Finds what others have put since.
@@ -79,9 +108,35 @@ impl RemoteTier {
     /// # Errors
     /// When the store does not answer.
     pub fn refresh(&self) -> Result<(), TierError> {
+        self.remote.refresh()
+    }
+}
+
+impl Remote {
+    fn refresh(&self) -> Result<(), TierError> {
         self.state().listed = Instant::now();
         self.take_in(self.client.list(None)?);
         Ok(())
+    }
+
+    /// Puts complete spans whenever there may be some.
+    fn upload(&self, woken: &Receiver<()>) {
+        while woken.recv().is_ok() {
+            // Many may have been told of meanwhile.
+            while woken.try_recv().is_ok() {}
+            let complete = |last: &BlockInfo| last.index % SPAN_BLOCKS == SPAN_BLOCKS - 1;
+            if !self.is_paused()
+                && let Err(error) = self.flush(complete)
+            {
+                self.notices.push(error.to_string());
+            }
+        }
+    }
+
+    /// Whether the store is left alone because it did not take something.
+    fn is_paused(&self) -> bool {
+        let failed = self.state().failed;
+        failed.is_some_and(|then| then.elapsed() < PAUSE)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -134,9 +189,13 @@ impl RemoteTier {
                     }
                 }
                 // What could not be put waits on.
-                Err(error) => outcome = Err(error),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
             }
         }
+        self.state().failed = outcome.is_err().then(Instant::now);
         outcome
     }
 
@@ -266,45 +325,47 @@ impl Tier for RemoteTier {
             });
         }
         let full = {
-            let mut state = self.state();
+            let mut state = self.remote.state();
             if state.holds(&info.key) {
                 return Ok(());
             }
             state.waiting.add(info, block);
             state.waiting.bytes() > MOST_WAITING
         };
-        // A run that cannot be put now is held, and put later.
-        let outcome = if full {
-            self.flush(|_| true)
-        } else if info.index % SPAN_BLOCKS == SPAN_BLOCKS - 1 {
-            self.flush(|last| last.key == info.key)
-        } else {
-            Ok(())
-        };
-        match outcome {
-            Err(error) if full => {
-                self.state().waiting.remove(&info.key);
-                return Err(error);
+        if !full {
+            if let Some((wake, _)) = &self.uploader {
+                // It ends with the tier only.
+                let _ = wake.send(());
             }
-            Err(error) => self.notices.push(error.to_string()),
-            Ok(()) => {}
+            return Ok(());
         }
-        Ok(())
+        let outcome = match self.remote.is_paused() {
+            false => self.remote.flush(|_| true),
+            true => Err(TierError::Full {
+                place: self.remote.client.place(""),
+                wanted: block_bytes(info.shape),
+                what: "much waits to be put, and the store does not take it".to_owned(),
+            }),
+        };
+        if outcome.is_err() {
+            self.remote.state().waiting.remove(&info.key);
+        }
+        outcome
     }
 
     fn find(&self, key: &BlockKey) -> Option<BlockInfo> {
-        self.locate(key);
-        self.state().info(key)
+        self.remote.locate(key);
+        self.remote.state().info(key)
     }
 
     fn after(&self, parent: &BlockHash) -> Vec<BlockInfo> {
-        let mut infos = self.state().infos();
+        let mut infos = self.remote.state().infos();
         infos.retain(|info| info.parent == *parent && info.key.group == 0);
         infos
     }
 
     fn resident(&self, key: &BlockKey) -> Option<Arc<Block>> {
-        let state = self.state();
+        let state = self.remote.state();
         let (_, block) = state.waiting.get(key)?;
         Some(Arc::clone(block))
     }
@@ -312,14 +373,14 @@ impl Tier for RemoteTier {
     fn read(&self, keys: &[BlockKey], layer: usize, out: &mut [u8]) -> Result<(), TierError> {
         let (mut keys, mut out) = (keys, out);
         while let Some(first) = keys.first() {
-            let (blocks, bytes) = match self.run(keys, layer)? {
+            let (blocks, bytes) = match self.remote.run(keys, layer)? {
                 Some(run) => {
                     let bytes = run.sums.len() * run.layer_bytes;
                     let into = out.get_mut(..bytes).ok_or_else(|| short_buffer(first))?;
-                    self.read_run(keys, layer, &run, into)?;
+                    self.remote.read_run(keys, layer, &run, into)?;
                     (run.sums.len(), bytes)
                 }
-                None => match self.read_waiting(first, layer, out)? {
+                None => match self.remote.read_waiting(first, layer, out)? {
                     Some(bytes) => (1, bytes),
                     // Put just now: it is in an object.
                     None => continue,
@@ -341,37 +402,41 @@ impl Tier for RemoteTier {
     }
 
     fn remove(&self, key: &BlockKey) -> Result<(), TierError> {
-        self.locate(key);
-        let _putting = self.putting.lock().unwrap_or_else(PoisonError::into_inner);
-        self.state().waiting.remove(key);
+        self.remote.locate(key);
+        let _putting = self
+            .remote
+            .putting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.remote.state().waiting.remove(key);
         loop {
-            let Some((object, _)) = self.state().objects.place(key) else {
+            let Some((object, _)) = self.remote.state().objects.place(key) else {
                 return Ok(());
             };
             // Objects do not change: what else is in it is put anew first.
             let mut kept = Waiting::default();
             for info in object.infos().filter(|info| info.key != *key) {
-                match self.client.block(&object, &info) {
+                match self.remote.client.block(&object, &info) {
                     Ok(block) => kept.add(&info, &Arc::new(block)),
-                    Err(error) => self.notices.push(error.to_string()),
+                    Err(error) => self.remote.notices.push(error.to_string()),
                 }
             }
             for run in kept.runs(|_| true) {
                 let (header, bytes) = run_bytes(&run);
-                let object = self.client.put(header, bytes)?;
-                self.state().objects.add(object);
+                let object = self.remote.client.put(header, bytes)?;
+                self.remote.state().objects.add(object);
             }
-            self.client.remove(&object.name)?;
-            self.state().objects.forget(&object.name);
+            self.remote.client.remove(&object.name)?;
+            self.remote.state().objects.forget(&object.name);
         }
     }
 
     fn sync(&self) -> Result<(), TierError> {
-        self.flush(|_| true)
+        self.remote.flush(|_| true)
     }
 
     fn usage(&self) -> TierUsage {
-        let state = self.state();
+        let state = self.remote.state();
         TierUsage {
             blocks: state.infos().len() as u64,
             bytes: state.objects.bytes() + state.waiting.bytes(),
@@ -379,23 +444,42 @@ impl Tier for RemoteTier {
     }
 
     fn for_each(&self, visit: &mut dyn FnMut(&BlockInfo)) {
-        let infos = self.state().infos();
+        let infos = self.remote.state().infos();
         infos.iter().for_each(visit);
     }
 
     fn read_rate(&self) -> Option<f64> {
-        self.state().seconds_per_byte.map(f64::recip)
+        let measured = self.remote.state().seconds_per_byte.map(f64::recip);
+        Some(measured.unwrap_or(UNMEASURED))
+    }
+
+    fn relieve(&self) {
+        let waits = self.remote.state().waiting.bytes() > 0;
+        if waits && (self.remote.is_paused() || self.remote.flush(|_| true).is_err()) {
+            self.remote.state().waiting = Waiting::default();
+            self.remote.notices.push(format!(
+                "{} does not take what is put, and memory is needed: it is not kept there",
+                self.remote.client.place("")
+            ));
+        }
     }
 
     fn take_notices(&self) -> Vec<String> {
-        self.notices.take()
+        self.remote.notices.take()
     }
 }
 
 impl Drop for RemoteTier {
     fn drop(&mut self) {
-        // Nobody is left to be told; what is lost is computed again.
-        let _ = self.flush(|_| true);
+        if let Some((wake, thread)) = self.uploader.take() {
+            drop(wake);
+            // It does not panic; were it to, there is nothing left to do here.
+            let _ = thread.join();
+        }
+        if !self.remote.is_paused() {
+            // Nobody is left to be told; what is lost is computed again.
+            let _ = self.remote.flush(|_| true);
+        }
     }
 }
 

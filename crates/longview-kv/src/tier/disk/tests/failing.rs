@@ -7,7 +7,7 @@ use super::open;
 use crate::tier::folder::StoreFolder;
 use crate::tier::simulated::SimulatedFiles;
 use crate::tier::testing::{Chain, assert_held, block, contents, keys, payload, put};
-use crate::tier::{BlockInfo, DiskTier, Repair, Tier, TierError};
+use crate::tier::{BlockInfo, DiskTier, Fate, Repair, Tier, TierError};
 
 /// Reads whatever is held and compares it; damage may be reported, wrong bytes may not be given.
 /// Returns how many blocks are whole.
@@ -208,13 +208,17 @@ fn fsck_names_what_is_wrong_and_removes_it_when_told_to() {
     assert!(what(&path_of(32)).contains("damaged (checksum of the header)"));
     assert!(what(&path_of(48)).contains("newer Longview"));
     assert!(what(&odd).contains("not a file of a Longview store"));
-    assert!(bad.problems.iter().all(|problem| !problem.repaired));
+    assert!(
+        bad.problems
+            .iter()
+            .all(|problem| problem.fate == Fate::Left)
+    );
     let repaired = tier.fsck(Repair::Remove).unwrap();
     assert_eq!(
         repaired
             .problems
             .iter()
-            .filter(|problem| problem.repaired)
+            .filter(|problem| problem.fate == Fate::Removed)
             .count(),
         4
     );

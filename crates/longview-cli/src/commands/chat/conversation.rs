@@ -1,95 +1,21 @@
-//! `longview chat`: a conversation.
+//! The messages of a conversation and the context that holds them.
 
-use std::io::{self, IsTerminal};
 use std::time::Instant;
 
 use longview::text::{Message, TemplateVars};
 use longview::{Context, EngineError, FinishReason, Reuse, Specials};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, Edges, Request};
-use crate::args::{ChatArgs, Fallback, Format};
+use crate::args::{ChatArgs, Format};
 use crate::failure::Failure;
-use crate::input;
-use crate::interrupt;
-use crate::output::{self, note};
 use crate::progress::Progress;
-use crate::prompt::template_vars;
-use crate::saved::Entry;
+use crate::saved::{Entry, Kind};
 use crate::session::{Session, check_prompt};
 use crate::taken_over::TakenOver;
 
-/// Talks with a person, or with the lines of standard input.
-pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
-    args.generation.decode(Fallback::Greedy)?;
-    let mut session = Session::open_keeping(&args.engine, &args.methods, &args.store)?;
-    let recommended = session.recommended(&args.engine);
-    session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
-    let vars = template_vars(session.engine.text(), &mut session.notices);
-    let mut conversation = Conversation::open(args, &mut session, vars)?;
-    let person = io::stdin().is_terminal();
-    if person {
-        note("talk with the model; /reset begins anew, /exit or Ctrl-D ends");
-        session
-            .notices
-            .drain(..)
-            .for_each(|notice| note(format!("note: {notice}")));
-    }
-    let mut answers = Vec::new();
-    let mut stopped = false;
-    while let Some(line) = next_line(person)? {
-        match line.trim() {
-            "" => continue,
-            "/exit" | "/quit" => break,
-            "/reset" => {
-                conversation = conversation.reset(args, &mut session)?;
-                continue;
-            }
-            said => {
-                let mut answer = match conversation.say(said, args, &mut session, format) {
-                    // A person can say something shorter, or begin anew.
-                    Err(Failure::Wrong(error) | Failure::Failed(error)) if person => {
-                        note(format!("{error:#}; the message was not answered"));
-                        interrupt::forget();
-                        continue;
-                    }
-                    answer => answer?,
-                };
-                answer.question = Some(said.to_owned());
-                conversation.save(args, &mut session);
-                let remark = answer.remark(&session, &args.generation);
-                session.notices.extend(remark);
-                session.notices.extend(answer.dropped(&session));
-                session.hear_store();
-                stopped = answer.is_cancelled() && !person;
-                if format == Format::Text {
-                    super::ask::show_notices(&session, &answer);
-                    session.notices.clear();
-                }
-                answers.push(super::ask::fields(&answer)?);
-            }
-        }
-        if stopped {
-            break;
-        }
-        interrupt::forget();
-    }
-    if format == Format::Json {
-        let mut object = Map::new();
-        object.insert("answers".to_owned(), json!(answers));
-        object.extend(session.summary());
-        output::print_json(&Value::Object(object))?;
-    }
-    if stopped {
-        Err(Failure::Stopped)
-    } else {
-        Ok(())
-    }
-}
-
 /// The messages so far and the context that holds them.
-struct Conversation {
+pub(super) struct Conversation {
     vars: TemplateVars,
     messages: Vec<Message>,
     context: Context,
@@ -166,7 +92,7 @@ impl Conversation {
     }
 
     /// The conversation that is to be gone on with, or a new one.
-    fn open(
+    pub(super) fn open(
         args: &ChatArgs,
         session: &mut Session,
         vars: TemplateVars,
@@ -182,7 +108,7 @@ impl Conversation {
             };
         };
         let known = match &args.label {
-            Some(label) if saved.has_label(label)? => Some(label),
+            Some(label) if saved.labelled(label)?.is_some() => Some(label),
             _ => None,
         };
         let name = match (&args.load, known) {
@@ -198,11 +124,10 @@ impl Conversation {
             return Ok(conversation);
         };
         let record = saved.open(name, origin)?;
-        let script: Script = serde_json::from_slice(&record.pieces).map_err(|_| {
-            Failure::wrong(format!(
-                "context {name:?} ({}) is no conversation; `longview explain` and `ask` find its text \
-                 by content",
-                record.summary.title
+        Kind::Conversation.check(name, &record)?;
+        let script: Script = serde_json::from_slice(&record.pieces).map_err(|error| {
+            Failure::failed(format!(
+                "context {name:?} is not as it was written: {error}"
             ))
         })?;
         if args.system.is_some() {
@@ -218,16 +143,18 @@ impl Conversation {
             conversation.held = script.held;
             conversation.unknown = "the last answer ended in a way that is not saved";
         } else {
-            conversation.unknown = "the conversation was approximate and is read anew, exactly";
+            session.notices.push(format!(
+                "the conversation {name:?} was approximate ({}) and is read anew, exactly",
+                record.summary.methods
+            ));
         }
         conversation.messages = script.messages;
         conversation.id = known.map(|_| record.summary.id);
         Ok(conversation)
     }
 
-    /// Saves it under its label.
-    fn save(&mut self, args: &ChatArgs, session: &mut Session) {
-        let Some(label) = &args.label else { return };
+    /// Saves it, under its label where it has one.
+    pub(super) fn save(&mut self, args: &ChatArgs, session: &mut Session) {
         let script = Script {
             messages: self.messages.clone(),
             held: self.held.clone(),
@@ -235,8 +162,8 @@ impl Conversation {
         let said = self.messages.iter().find(|message| message.role == "user");
         let title = said.and_then(|message| message.content.as_ref()?.as_str());
         let entry = Entry {
-            title: title.unwrap_or_default().chars().take(60).collect(),
-            label: Some(label.clone()),
+            title: super::title(title.unwrap_or_default()),
+            label: args.label.clone(),
             pieces: serde_json::to_vec(&script).expect("messages are text"),
             ..Entry::default()
         };
@@ -244,9 +171,14 @@ impl Conversation {
         self.id = id.or(self.id.take());
     }
 
-    fn reset(self, args: &ChatArgs, session: &mut Session) -> Result<Conversation, Failure> {
+    /// Begins anew.
+    pub(super) fn reset(
+        self,
+        args: &ChatArgs,
+        session: &mut Session,
+    ) -> Result<Conversation, Failure> {
         // The old one stays, without the name.
-        if let (Some(saved), Some(id)) = (&session.saved, &self.id) {
+        if let (Some(saved), Some(id), Some(_)) = (&session.saved, &self.id, &args.label) {
             saved.unlabel(id)?;
         }
         let system = self
@@ -263,8 +195,19 @@ impl Conversation {
         })
     }
 
+    /// Takes the last message and its answer back. Returns what had been said.
+    pub(super) fn undo(&mut self) -> Option<String> {
+        let said = |message: &Message| message.role == "user";
+        let last = self.messages.iter().rposition(said)?;
+        let gone = self.messages.split_off(last);
+        self.held = None;
+        self.unknown = "the last message was taken back";
+        let text = gone.first()?.content.as_ref()?.as_str();
+        Some(text.unwrap_or_default().to_owned())
+    }
+
     /// One turn: what was said, and the answer. What is not answered is forgotten.
-    fn say(
+    pub(super) fn say(
         &mut self,
         said: &str,
         args: &ChatArgs,
@@ -393,8 +336,7 @@ impl Conversation {
                 return Ok((moved, Back::Here));
             }
         }
-        let held = self.context.tokens().iter();
-        let common = held.zip(usable).take_while(|(a, b)| a == b).count();
+        let common = self.context.tokens().common_prefix(usable);
         let (common, back) = match self.context.resumable(common) {
             Some(common) => {
                 let gone = self.context.truncate(common);
@@ -456,12 +398,4 @@ fn new_context(args: &ChatArgs, session: &mut Session) -> Result<Context, Failur
     };
     // How long the conversation will get, nobody knows: a budget by share is one of the plan.
     session.new_context(planned, planned)
-}
-
-fn next_line(person: bool) -> Result<Option<String>, Failure> {
-    if person {
-        // The prompt is for the person alone: standard output holds answers.
-        let _ = io::Write::write_all(&mut io::stderr(), b"> ");
-    }
-    input::line()
 }

@@ -1,0 +1,192 @@
+//! Contexts as things with names: saved, asked about, continued, appended to, cut.
+
+mod common;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use common::{Folder, Ran, command, longview, ran, story};
+use serde_json::Value;
+
+const FALCON: &str = "What is the special magic number for amber falcon?";
+
+struct Store {
+    folder: Folder,
+    store: String,
+}
+
+impl Store {
+    fn new() -> Store {
+        let folder = Folder::new();
+        let store = folder.path("store");
+        Store { folder, store }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        let flags = ["--cache-dir", &self.store, "--cache-max", "1GiB"];
+        longview(&[arguments, &flags].concat())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        self.run(&[arguments, &["--json"]].concat()).done().json()
+    }
+
+    fn talk(&self, flags: &[&str], said: &str) -> Value {
+        let arguments = ["chat", "--json", "-n", "6", "--temperature", "0"];
+        let place = ["--cache-dir", &self.store, "--cache-max", "1GiB"];
+        let mut child = command(&[&arguments[..], flags, &place].concat())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(said.as_bytes())
+            .unwrap();
+        ran(child.wait_with_output().unwrap()).done().json()
+    }
+}
+
+fn number(json: &Value, key: &str) -> u64 {
+    json[key]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{key} in {json}"))
+}
+
+#[test]
+fn documents_are_saved_once_and_asked_about_by_name() {
+    let store = Store::new();
+    let book = store.folder.write("book.txt", story(800));
+    let saved = store.json(&["contexts", "save", "the book", "--file", &book]);
+    let tokens = number(&saved, "tokens");
+    assert_eq!(number(&saved, "computed_tokens"), tokens);
+    assert!(
+        saved["title"].as_str().unwrap().ends_with("book.txt"),
+        "{saved}"
+    );
+
+    let asked = store.json(&["ask", "--load", "the book", "-n", "12", FALCON]);
+    let expected = longview(&["ask", "--json", "--file", &book, "-n", "12", FALCON]);
+    let expected = expected.done().json();
+    assert_eq!(asked["generated_ids"], expected["generated_ids"]);
+    assert_eq!(asked["prompt_tokens"], expected["prompt_tokens"]);
+    assert!(number(&asked["reuse"], "disk") + 64 > tokens, "{asked}");
+
+    // Again is the same context; another text does not take its name.
+    let again = store.json(&["contexts", "save", "the book", "--file", &book]);
+    assert_eq!(again["id"], saved["id"]);
+    assert!(number(&again, "computed_tokens") < 64, "{again}");
+    let other = [
+        "contexts",
+        "save",
+        "the book",
+        "--prompt",
+        "Something else.",
+    ];
+    store.run(&other).refused(2, &["the book", "another text"]);
+    // Who wants to continue documents is told how to go on with them.
+    store
+        .run(&["run", "--load", "the book"])
+        .refused(2, &["ask --load"]);
+    store
+        .run(&["chat", "--load", "the book"])
+        .refused(2, &["ask --load"]);
+    store
+        .run(&["ask", "--load", "no book", "x"])
+        .refused(2, &["no book", "contexts ls"]);
+    longview(&["ask", "--load", "x", "y"]).refused(2, &["nothing is kept"]);
+    longview(&["ask", "x"]).refused(2, &["--file"]);
+}
+
+#[test]
+fn texts_are_saved_continued_appended_to_and_cut() {
+    let store = Store::new();
+    let (beginning, more) = (story(400), " And then the rain began.");
+    let greedy = ["-n", "8", "--temperature", "0"];
+    let file = store.folder.write("text.txt", &beginning);
+    let saved = store.json(&["contexts", "save", "tale", "--prompt-file", &file]);
+    let tokens = number(&saved, "tokens");
+    let run = |arguments: &[&str]| store.json(&[&["run"][..], arguments, &greedy].concat());
+
+    let plain = run(&["--prompt", &beginning]);
+    let went_on = run(&["--load", "tale"]);
+    assert_eq!(went_on["generated_ids"], plain["generated_ids"]);
+    assert_eq!(number(&went_on, "prompt_tokens"), tokens);
+
+    let appended = store.json(&["contexts", "append", "tale", "--prompt", more]);
+    assert_eq!(appended["id"], saved["id"]);
+    assert!(number(&appended, "tokens") > tokens && number(&appended, "reused_tokens") > 300);
+    let whole = run(&["--prompt", &format!("{beginning}{more}")]);
+    let by_name = run(&["--load", "tale"]);
+    assert_eq!(by_name["generated_ids"], whole["generated_ids"]);
+    // The same without saving what was added.
+    let extended = run(&["--load", "tale", "--prompt", " It was late."]);
+    assert!(number(&extended, "prompt_tokens") > number(&by_name, "prompt_tokens"));
+
+    let cut = store.json(&["contexts", "truncate", "tale", &tokens.to_string()]);
+    assert_eq!(number(&cut, "tokens"), tokens);
+    assert_eq!(
+        run(&["--load", "tale"])["generated_ids"],
+        plain["generated_ids"]
+    );
+    let shown = store.json(&["contexts", "show", "tale"]);
+    assert_eq!(
+        (&shown["complete"], number(&shown, "blocks")),
+        (&true.into(), tokens / 64)
+    );
+    let beyond = ["contexts", "truncate", "tale", "100000"];
+    store.run(&beyond).refused(2, &["from 1 to 5"]);
+    store
+        .run(&["contexts", "append", "tale", "--prompt", ""])
+        .refused(2, &["empty"]);
+
+    // What is generated goes on under the name that was loaded, or under a new one.
+    let label = ["--load", "tale", "--label", "tale"];
+    let longer = run(&label);
+    let shown = store.json(&["contexts", "show", "tale"]);
+    assert_eq!(
+        number(&shown, "tokens"),
+        tokens + 7,
+        "all but the last: {longer}"
+    );
+    run(&["--load", "tale", "--label", "branch"]);
+    let taken = [&["run", "--load", "tale", "--label", "branch"][..], &greedy].concat();
+    store.run(&taken).refused(2, &["branch", "already"]);
+    assert_eq!(
+        store.json(&["contexts", "ls"])["contexts"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn the_last_conversation_gets_a_name_afterwards_and_a_message_is_taken_back() {
+    let store = Store::new();
+    let save = ["contexts", "save", "our talk"];
+    store.run(&save).refused(2, &["no conversation", "--file"]);
+    let first = story(200);
+    store.talk(&[], &first);
+    let named = store.json(&save);
+    assert!(
+        named["title"].as_str().unwrap().starts_with("The morning"),
+        "{named}"
+    );
+    let whole = store.talk(&[], &format!("{first}\nWhat is it?\n"));
+    let later = store.talk(&["--load", "our talk"], "What is it?\n");
+    let (went_on, expected) = (&later["answers"][0], &whole["answers"][1]);
+    assert_eq!(went_on["generated_ids"], expected["generated_ids"]);
+
+    let undone = store.talk(
+        &[],
+        &format!("{first}\nWho is there?\n/undo\nWhat is it?\n"),
+    );
+    let last = undone["answers"].as_array().unwrap().last().unwrap();
+    assert_eq!(last["prompt_tokens"], expected["prompt_tokens"]);
+    assert_eq!(last["generated_ids"], expected["generated_ids"]);
+    store
+        .run(&["run", "--load", "our talk"])
+        .refused(2, &["chat --load"]);
+}
