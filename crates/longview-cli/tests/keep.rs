@@ -73,6 +73,34 @@ fn a_document_is_compressed_once_and_a_window_forgets() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn the_memory_of_what_leaves_is_given_back_while_a_text_is_read() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(7000));
+    let peak = |keep: &str| {
+        let json = longview(&[
+            "ask",
+            "--json",
+            "--store",
+            "f32",
+            "--threads",
+            "2",
+            "--keep",
+            keep,
+            "--file",
+            &book,
+            FALCON,
+        ])
+        .done()
+        .json();
+        json["peak_memory_bytes"].as_u64().unwrap()
+    };
+    // 4,096 bytes a token in f32: 28 MiB whole, 2 MiB in a window.
+    let (all, window) = (peak("all"), peak("streaming-llm(budget=512)"));
+    assert!(window + (20 << 20) < all, "{window} of {all}");
+}
+
+#[test]
 fn a_budget_for_everything_answers_with_the_same_tokens() {
     let prompt = story(300);
     let run = |keep: &str| {

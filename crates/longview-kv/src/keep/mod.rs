@@ -99,6 +99,9 @@ pub struct Needs {
     /// For every pair the attention that it was given, summed over all rows so far: costs a second
     /// product of queries and keys.
     pub column_sums: Gather,
+    /// For every pair how widely its own token spread its attention: the entropy of its row, averaged
+    /// over the query heads of the group. Gathered with the column sums.
+    pub row_entropies: Gather,
     /// Sums of all queries and of their products, turned back to position 0.
     pub query_moments: Gather,
     /// The first tokens whose queries are left out of them.
@@ -304,6 +307,7 @@ impl Needs {
         Needs {
             last_queries: self.last_queries.max(other.last_queries),
             column_sums: self.column_sums.max(other.column_sums),
+            row_entropies: self.row_entropies.max(other.row_entropies),
             query_moments: self.query_moments.max(other.query_moments),
             moments_from: self.moments_from.max(other.moments_from),
             repeat: self.repeat.max(other.repeat),
@@ -317,7 +321,7 @@ impl Needs {
 
     /// Whether every token must be computed while it watches, so that nothing can be taken over.
     pub fn every_token(&self) -> bool {
-        self.column_sums == Gather::Yes || self.query_moments == Gather::Yes
+        [self.column_sums, self.row_entropies, self.query_moments].contains(&Gather::Yes)
     }
 }
 

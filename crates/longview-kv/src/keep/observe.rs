@@ -47,6 +47,10 @@ pub(crate) struct LayerSeen {
     pub(super) sums: Vec<Vec<f32>>,
     /// The same of the pass that runs.
     new_sums: Vec<Vec<f32>>,
+    /// `[kv heads][pairs]`
+    pub(super) entropies: Vec<Vec<f32>>,
+    /// Of the tokens of the pass that runs.
+    new_entropies: Vec<Vec<f32>>,
     /// `[heads]`
     moments: Vec<Moments>,
     new_moments: Vec<Moments>,
@@ -140,6 +144,7 @@ impl Observed {
         }
         for layer in self.layers_mut() {
             layer.new_sums.iter_mut().for_each(Vec::clear);
+            layer.new_entropies.iter_mut().for_each(Vec::clear);
             layer.new_moments.iter_mut().for_each(Moments::clear);
         }
         Ok(())
@@ -156,6 +161,10 @@ impl Observed {
                 sums.iter_mut()
                     .zip(new.drain(..))
                     .for_each(|(s, n)| *s += n);
+            }
+            let entropies = layer.entropies.iter_mut();
+            for (entropies, new) in entropies.zip(&mut layer.new_entropies) {
+                entropies.append(new);
             }
             for (moments, new) in layer.moments.iter_mut().zip(&mut layer.new_moments) {
                 moments.join(new);
@@ -179,10 +188,12 @@ impl Observed {
         if self.needs().column_sums == Gather::No {
             return;
         }
-        let sums = self.layers_mut()[layer].sums.iter_mut();
-        for (sums, which) in sums.zip(which) {
-            if !sums.is_empty() {
-                *sums = which.iter().map(|&pair| sums[pair as usize]).collect();
+        let layer = &mut self.layers_mut()[layer];
+        for lists in [&mut layer.sums, &mut layer.entropies] {
+            for (list, which) in lists.iter_mut().zip(which) {
+                if !list.is_empty() {
+                    *list = which.iter().map(|&pair| list[pair as usize]).collect();
+                }
             }
         }
     }
@@ -278,6 +289,8 @@ impl LayerSeen {
             held: vec![NOBODY; needs.last_queries],
             sums: vec![Vec::new(); of(needs.column_sums, kv_heads)],
             new_sums: vec![Vec::new(); of(needs.column_sums, kv_heads)],
+            entropies: vec![Vec::new(); of(needs.row_entropies, kv_heads)],
+            new_entropies: vec![Vec::new(); of(needs.row_entropies, kv_heads)],
             moments: vec![Moments::default(); of(needs.query_moments, heads)],
             new_moments: vec![Moments::default(); of(needs.query_moments, heads)],
         }
@@ -325,20 +338,37 @@ impl LayerSeen {
         let (dim, row) = (self.head_dim, self.row);
         let rows = q.len() / row;
         let group = row / dim / view.heads();
-        exec.pool.for_each(&mut self.new_sums, |head, sums, _| {
-            sums.clear();
-            sums.resize(view.pairs(head), 0.0);
-            let mut queries = Vec::with_capacity(rows * group * dim);
-            let mut positions = Vec::with_capacity(rows * group);
-            for at in 0..rows {
-                let from = at * row + head * group * dim;
-                queries.extend_from_slice(&q[from..from + group * dim]);
-                positions.extend(std::iter::repeat_n((start + at) as u32, group));
-            }
-            view.attention(head, &queries, &positions, &mut |_, weights| {
-                view.add(sums, weights);
+        let wants_entropies = self.needs.row_entropies == Gather::Yes;
+        let mut heads: Vec<(&mut Vec<f32>, Vec<f32>)> = self
+            .new_sums
+            .iter_mut()
+            .map(|sums| (sums, Vec::new()))
+            .collect();
+        exec.pool
+            .for_each(&mut heads, |head, (sums, entropies), _| {
+                sums.clear();
+                sums.resize(view.pairs(head), 0.0);
+                let mut queries = Vec::with_capacity(rows * group * dim);
+                let mut positions = Vec::with_capacity(rows * group);
+                for at in 0..rows {
+                    let from = at * row + head * group * dim;
+                    queries.extend_from_slice(&q[from..from + group * dim]);
+                    positions.extend(std::iter::repeat_n((start + at) as u32, group));
+                }
+                if wants_entropies {
+                    entropies.resize(rows, 0.0);
+                }
+                view.attention(head, &queries, &positions, &mut |row, weights| {
+                    view.add(sums, weights);
+                    if wants_entropies {
+                        entropies[row / group] += entropy(weights) / group as f32;
+                    }
+                });
             });
-        });
+        let entropies: Vec<Vec<f32>> = heads.into_iter().map(|(_, entropies)| entropies).collect();
+        if wants_entropies {
+            self.new_entropies = entropies;
+        }
     }
 
     fn note_moments(
@@ -390,10 +420,28 @@ impl Moments {
     }
 }
 
+/// The entropy of weights that add up to 1.
+fn entropy(weights: &[f32]) -> f32 {
+    let part = |&weight: &f32| {
+        if weight > 0.0 {
+            weight * weight.ln()
+        } else {
+            0.0
+        }
+    };
+    -weights.iter().map(part).sum::<f32>()
+}
+
 /// Bytes gathered of `layers` with `pairs` pairs a head.
 fn bytes(layers: &[LayerSeen], pairs: usize) -> u64 {
     let of_layer = |layer: &LayerSeen| {
-        let sums = (layer.sums.len() + layer.new_sums.len()) * pairs;
+        let lists = [
+            &layer.sums,
+            &layer.new_sums,
+            &layer.entropies,
+            &layer.new_entropies,
+        ];
+        let sums = lists.iter().map(|list| list.len()).sum::<usize>() * pairs;
         let moments = 2 * layer.moments.len() * (layer.head_dim + 1) * layer.head_dim;
         4 * (layer.queries.len() + layer.held.len() + sums + moments)
     };

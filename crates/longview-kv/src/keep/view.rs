@@ -180,6 +180,21 @@ impl<'a> LayerView<'a> {
         }
     }
 
+    /// How widely the token of each pair of a head spread its own attention: the entropy of its row.
+    ///
+    /// # Errors
+    /// As [`LayerView::column_sums`].
+    pub fn row_entropies(&self, head: usize) -> Result<&[f32], KvError> {
+        match self.seen.entropies.get(head) {
+            Some(entropies) if self.complete && entropies.len() == self.pairs(head) => {
+                Ok(entropies)
+            }
+            _ => Err(KvError::NotObserved {
+                what: "how every token has spread its attention".to_owned(),
+            }),
+        }
+    }
+
     /// The queries of the last `count` tokens, or of all where they are fewer, of the query heads of
     /// KV head `head`.
     ///
@@ -415,6 +430,9 @@ impl<'a> LayerView<'a> {
     ) {
         let mut pair = 0;
         let mut each = |start: usize, end: usize, page: &mut dyn FnMut(usize) -> PageRef<'a>| {
+            if start == end {
+                return;
+            }
             for index in start / PAGE_TOKENS..end.div_ceil(PAGE_TOKENS) {
                 let base = index * PAGE_TOKENS;
                 let slots = start.max(base) - base..end.min(base + PAGE_TOKENS) - base;

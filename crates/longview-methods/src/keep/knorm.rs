@@ -67,4 +67,17 @@ mod tests {
         toy.compress();
         assert_eq!(toy.positions(0, 0), [1, 3]);
     }
+
+    #[test]
+    fn a_score_that_is_no_number_is_refused_and_nothing_leaves() {
+        let mut toy = Toy::new(1, 1, 2);
+        toy.keep("knorm(budget=2, sinks=0, recent=0)", 3);
+        toy.read_keys(&[[1.0, 0.0], [f32::NAN, 0.0], [0.0, 1.0]]);
+        let message = toy.try_compress().unwrap_err().to_string();
+        assert!(
+            message.contains("token 1 in layer 0, KV head 0"),
+            "{message}"
+        );
+        assert_eq!(toy.positions(0, 0), [0, 1, 2]);
+    }
 }

@@ -7,6 +7,8 @@
 
 mod all;
 mod budgets;
+mod chelsea;
+mod critic;
 mod duo_attention;
 mod expected_attention;
 mod h2o;
@@ -40,6 +42,8 @@ pub(crate) static METHODS: &[Method] = &[
     expected_attention::METHOD,
     keydiff::METHOD,
     kvzip::METHOD,
+    chelsea::METHOD,
+    critic::METHOD,
     duo_attention::METHOD,
     knorm::METHOD,
     random::METHOD,
@@ -51,6 +55,7 @@ pub(crate) static METHODS: &[Method] = &[
     budgets::threshold::METHOD,
     budgets::heads::METHOD,
     merge::d2o::METHOD,
+    merge::chelsea::METHOD,
     merge::look_m::METHOD,
 ];
 

@@ -4,6 +4,7 @@
 //! in who is merged at all and with what weights. Keys are cached rotated to their positions, and
 //! averaging two of them blurs where they were: `keys` says how that is dealt with.
 
+pub(crate) mod chelsea;
 pub(crate) mod d2o;
 pub(crate) mod look_m;
 

@@ -1,0 +1,145 @@
+//! Paper: <https://arxiv.org/abs/2506.11418> (Hu et al., Efficient Long-Context LLM Inference via KV
+//! Cache Clustering, 2025). **Reconstructed**: no code is public, and the details here are ours, after
+//! the abstract and the bipartite matching it extends (<https://arxiv.org/abs/2210.09461>).
+//!
+//! Neighbours in a text are alike. Each chunk of pairs is parted into even and odd places, and every
+//! even one is matched with the odd one whose key is most like its own; the more alike, the sooner it
+//! goes. Who is left is parted again, until one is left of a chunk. With `merge=chelsea` what goes is
+//! averaged into what stays near it. Later rounds match keys as they are, not the averages.
+
+use longview_kv::KvError;
+use longview_kv::keep::{LayerView, Question, Score, Scores};
+
+use super::{keep, parameter};
+use crate::method::{Build, Domain, Method, Parameter, Stage};
+
+/// `chelsea(budget, chunk, sinks, recent, alloc, merge, block, decode)`.
+pub(crate) const METHOD: Method = Method {
+    stage: Stage::Keep,
+    name: "chelsea",
+    exact: false,
+    paper: Some("https://arxiv.org/abs/2506.11418"),
+    doc: "of neighbouring pairs that are alike one stays, into which the others are averaged \
+          (reconstructed)",
+    parameters: &[
+        parameter::budget("25%"),
+        Parameter {
+            name: "chunk",
+            default: "64",
+            unit: "pairs",
+            doc: "neighbours that are matched with each other",
+            domain: Domain::Count,
+        },
+        parameter::sinks("4"),
+        parameter::recent("64"),
+        parameter::alloc("uniform"),
+        Parameter {
+            default: "chelsea",
+            ..parameter::MERGE
+        },
+        parameter::block("never"),
+        parameter::decode("never"),
+    ],
+    build: Build::Keep(|arguments| {
+        let score = Chelsea {
+            chunk: arguments.count("chunk"),
+            sinks: arguments.count("sinks"),
+            recent: arguments.count("recent"),
+        };
+        keep(arguments, Question::Unseen, score)
+    }),
+};
+
+struct Chelsea {
+    chunk: usize,
+    sinks: usize,
+    recent: usize,
+}
+
+impl Score for Chelsea {
+    fn score(&self, layer: &LayerView<'_>, scores: &mut Scores) -> Result<(), KvError> {
+        let dim = layer.head_dim();
+        for head in 0..layer.heads() {
+            let mut keys = vec![0f32; layer.pairs(head) * dim];
+            layer.keys(head, &mut |page| {
+                for (pair, slot) in page.slots.clone().enumerate() {
+                    let to = &mut keys[(page.first + pair) * dim..][..dim];
+                    for (x, row) in to.iter_mut().zip(page.keys.chunks_exact(64)) {
+                        *x = row[slot];
+                    }
+                }
+            });
+            for key in keys.chunks_exact_mut(dim) {
+                let norm = key
+                    .iter()
+                    .map(|x| x * x)
+                    .sum::<f32>()
+                    .sqrt()
+                    .max(f32::MIN_POSITIVE);
+                key.iter_mut().for_each(|x| *x /= norm);
+            }
+            let first = layer.first_from(head, self.sinks);
+            let last = layer
+                .first_from(head, layer.tokens().saturating_sub(self.recent))
+                .max(first);
+            let scores = &mut scores.head_mut(head)[first..last];
+            let keys = keys[first * dim..last * dim].chunks(self.chunk * dim);
+            for (scores, keys) in scores.chunks_mut(self.chunk).zip(keys) {
+                rank(keys, dim, scores);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Scores the pairs of a chunk by how long they stay: the round in which each goes, and within it how
+/// little it is like its match. `keys [pairs][dim]` have length 1.
+fn rank(keys: &[f32], dim: usize, scores: &mut [f32]) {
+    let key = |pair: usize| &keys[pair * dim..(pair + 1) * dim];
+    let cosine = |a: usize, b: usize| key(a).iter().zip(key(b)).map(|(x, y)| x * y).sum::<f32>();
+    let mut left: Vec<usize> = (0..scores.len()).collect();
+    let mut round = 0.0;
+    while left.len() > 1 {
+        let odd: Vec<usize> = left.iter().copied().skip(1).step_by(2).collect();
+        for &even in left.iter().step_by(2) {
+            let like = odd
+                .iter()
+                .map(|&odd| cosine(even, odd))
+                .fold(-1.0, f32::max);
+            scores[even] = round + (1.0 - like).clamp(0.0, 2.0) / 4.0;
+        }
+        left = odd;
+        round += 1.0;
+    }
+    if let Some(&last) = left.first() {
+        scores[last] = round + 1.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Toy;
+    use super::*;
+
+    #[test]
+    fn rounds_by_hand() {
+        // Even places 0 and 2, odd ones 1 and 3: 0 is 1 again, and 2 is 3 again.
+        let keys = [1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0];
+        let mut scores = [0.0; 4];
+        rank(&keys, 2, &mut scores);
+        assert_eq!(scores, [0.0, 1.25, 0.0, 3.0]);
+        let mut single = [9.0];
+        rank(&[1.0, 0.0], 2, &mut single);
+        assert_eq!(single, [1.0]);
+    }
+
+    #[test]
+    fn copies_go_first_and_leave_their_mean() {
+        let mut toy = Toy::new(1, 1, 2);
+        toy.keep("chelsea(budget=2, chunk=4, sinks=0, recent=0)", 4);
+        toy.read_keys(&[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]);
+        toy.compress();
+        assert_eq!(toy.positions(0, 0), [1, 3]);
+        assert_eq!(toy.keys(0), [[1.0, 0.0], [0.0, 1.5]]);
+    }
+}
