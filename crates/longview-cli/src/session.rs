@@ -162,13 +162,39 @@ impl Session {
         &tokens[..tokens.len().saturating_sub(needs.last_queries)]
     }
 
-    /// Refuses a keep method in a command that measures the exact path.
-    pub(crate) fn refuse_keep(&self, command: &str) -> Result<(), Failure> {
-        match self.methods.keep() {
+    /// Lets the prefill method, where one was chosen, say what the first `tokens` tokens of an empty
+    /// context attend to.
+    pub(crate) fn attend_by_pattern(
+        &self,
+        context: &mut Context,
+        tokens: usize,
+    ) -> Result<(), Failure> {
+        match self.methods.prefill() {
             None => Ok(()),
-            Some(keep) => Err(Failure::wrong(format!(
+            Some(prefill) => context
+                .attend_by(prefill, tokens)
+                .map_err(|error| EngineError::from(error).into()),
+        }
+    }
+
+    /// Refuses keep and prefill methods in a command that has no use for them.
+    pub(crate) fn refuse_keep(&self, command: &str) -> Result<(), Failure> {
+        if let Some(keep) = self.methods.keep() {
+            return Err(Failure::wrong(format!(
                 "longview {command} has no use for --keep {}: ask, run and chat have",
                 keep.text
+            )));
+        }
+        self.refuse_prefill(command)
+    }
+
+    /// Refuses a prefill method in a command that does not read a prompt whole.
+    pub(crate) fn refuse_prefill(&self, command: &str) -> Result<(), Failure> {
+        match self.methods.prefill() {
+            None => Ok(()),
+            Some(prefill) => Err(Failure::wrong(format!(
+                "longview {command} has no use for --prefill {}: ask, run and eval's tasks have",
+                prefill.text
             ))),
         }
     }

@@ -239,6 +239,32 @@ fn a_quantised_reference_model_still_answers() {
             "{json}"
         );
     }
+    let sparse = [
+        "ask",
+        "--prefill",
+        "a-shape(sinks=64, local=128)",
+        "--file",
+        &book,
+        "--json",
+        question,
+    ];
+    let json = longview(&sparse).done().json();
+    assert_eq!(json["methods"]["prefill"], "a-shape(sinks=64, local=128)");
+    assert!(
+        json["notices"]
+            .to_string()
+            .contains("a-shape is approximate"),
+        "{json}"
+    );
+    longview(&[
+        "eval",
+        "perplexity",
+        "--file",
+        &book,
+        "--prefill",
+        "a-shape",
+    ])
+    .refused(2, &["no use for --prefill a-shape"]);
     longview(&["ask", "--store", "kivi(bits=3)", "--file", &book, question])
         .refused(2, &["--store", "2 or 4"]);
     longview(&["quantize", &out, &out, "--type", "q4_0", "--force"]).refused(2, &["itself"]);

@@ -111,7 +111,9 @@ impl EngineError {
             ),
             EngineError::Kv(error) => matches!(
                 error,
-                KvError::KeepRefused { .. } | KvError::NotObserved { .. }
+                KvError::KeepRefused { .. }
+                    | KvError::PatternRefused { .. }
+                    | KvError::NotObserved { .. }
             ),
             EngineError::Sampling(_) | EngineError::Pass(_) => false,
         }

@@ -177,6 +177,47 @@ impl PartialEq for Setup {
     }
 }
 
+/// A setup's canonical text without the parameters that have their defaults, for tables.
+pub(crate) fn brief(setup: &str) -> String {
+    let of_part = |part: &str| {
+        let items: Vec<String> = split(part, ',').into_iter().map(brief_item).collect();
+        items.join(",")
+    };
+    let parts: Vec<String> = split(setup, '+').into_iter().map(of_part).collect();
+    parts.join("+")
+}
+
+/// The same of one method, which may stand after `k=` or the like.
+fn brief_item(item: &str) -> String {
+    let Some((head, rest)) = item.split_once('(') else {
+        return item.to_owned();
+    };
+    let name = head.rsplit('=').next().unwrap_or(head).trim();
+    let Some(given) = rest.strip_suffix(')') else {
+        return item.to_owned();
+    };
+    let default = STAGES.into_iter().find_map(|stage| {
+        let resolved = registry::resolve(stage, name).ok()?;
+        Some(resolved.first()?.1.to_string())
+    });
+    let default = default.unwrap_or_default();
+    let default = default
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'));
+    let usual: Vec<&str> = split(default.unwrap_or_default(), ',');
+    let differs = |argument: &&str| !usual.iter().any(|usual| usual.trim() == argument.trim());
+    let kept: Vec<&str> = split(given, ',')
+        .into_iter()
+        .filter(differs)
+        .map(str::trim)
+        .collect();
+    if kept.is_empty() {
+        head.to_owned()
+    } else {
+        format!("{head}({})", kept.join(", "))
+    }
+}
+
 /// The stage a part is for, and the method's text.
 fn stage_of(part: &str) -> Result<(Stage, &str), String> {
     let (head, rest) = part.split_once('=').unwrap_or((part, ""));
@@ -263,6 +304,26 @@ mod tests {
         assert_eq!(setup.methods().kv_forms(), Some(KvType::Q8.into()));
         assert_eq!(setup.texts(KvType::F16)[3], (Stage::Store, "q8".to_owned()));
         assert!(Setup::parse("dense").unwrap().is_dense() && Setup::dense().is_dense());
+    }
+
+    #[test]
+    fn tables_leave_out_what_is_usual() {
+        for (text, shown) in [
+            ("kivi", "kivi"),
+            ("kivi(bits=2)", "kivi(bits=2)"),
+            (
+                "k=kivi(bits=4), v=kivi(residual=64)",
+                "k=kivi, v=kivi(residual=64)",
+            ),
+            ("random(budget=10%)+q8", "random(budget=10%)+q8"),
+            ("dense", "dense"),
+        ] {
+            assert_eq!(
+                brief(&Setup::parse(text).unwrap().to_string()),
+                shown,
+                "{text}"
+            );
+        }
     }
 
     #[test]

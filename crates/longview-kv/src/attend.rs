@@ -16,7 +16,8 @@ use crate::batch::Batch;
 use crate::context::{Context, RopeSet};
 use crate::error::KvError;
 use crate::feed::{Feed, Missing, Slices};
-use crate::layout::{Group, Recent};
+use crate::layout::{Group, LayerState, Recent};
+use crate::pattern::{QueryBlock, Sparse};
 use crate::places::Stretch;
 
 /// Blocks in a key span.
@@ -81,6 +82,8 @@ struct Worker {
     scratch: AttentionScratch,
     queries: Vec<f32>,
     visible: Vec<Range<u32>>,
+    /// What a pattern says.
+    blocks: Vec<Range<usize>>,
     partials: Partials,
 }
 
@@ -405,29 +408,96 @@ impl<'a> Call<'a, '_> {
                         Some(recent) => Seen::Before(recent),
                     },
                 };
-                self.attend_blocks(task, &blocks, covered.clone(), &stretch, read, worker);
-                if let Some(recent) = group.recent {
-                    let blocks = Blocks {
-                        group: recent.group,
-                        place,
-                        seen: Seen::From(recent),
+                let part = Part {
+                    covered,
+                    stretch,
+                    read,
+                };
+                let older = &blocks;
+                let recent = group.recent.map(|recent| Blocks {
+                    group: recent.group,
+                    place,
+                    seen: Seen::From(recent),
+                });
+                let mut attend = |task: &mut Task, chosen: &Chosen<'_>, worker: &mut Worker| {
+                    self.attend_blocks(task, older, &part, chosen, worker);
+                    if let Some(recent) = &recent {
+                        let part = Part {
+                            read: None,
+                            ..part.clone()
+                        };
+                        self.attend_blocks(task, recent, &part, chosen, worker);
+                    }
+                };
+                let full = group.kind.state == LayerState::Full;
+                let Some(sparse) = context.sparse.as_ref().filter(|_| full) else {
+                    let all = Chosen {
+                        rows: task.rows.clone(),
+                        blocks: None,
                     };
-                    self.attend_blocks(task, &blocks, covered, &stretch, None, worker);
-                }
+                    attend(task, &all, worker);
+                    continue;
+                };
+                self.by_pattern(sparse, task, worker, &mut attend);
             }
         }
     }
 
-    /// Goes on with a task over what `blocks` hold of the slots `covered`, which belong to `stretch`.
+    /// Calls `attend` for the rows of a task that a pattern speaks of, one block of queries at a time,
+    /// and for the others.
+    fn by_pattern(
+        &self,
+        sparse: &Sparse,
+        task: &mut Task,
+        worker: &mut Worker,
+        attend: &mut dyn FnMut(&mut Task, &Chosen<'_>, &mut Worker),
+    ) {
+        let context: &Context = self.batch.segments()[task.segment].context;
+        let start = context.len();
+        let tokens = start + task.rows.start..start + task.rows.end;
+        let mut spoken_of = sparse.rows(tokens.clone());
+        let mut blocks = std::mem::take(&mut worker.blocks);
+        while !spoken_of.is_empty() {
+            let block = context.places.slot(spoken_of.start) / PAGE_TOKENS;
+            let same = |token: &usize| context.places.slot(*token) / PAGE_TOKENS == block;
+            let end = spoken_of.clone().take_while(same).last();
+            let end = end.map_or(spoken_of.end, |token| token + 1);
+            let query = QueryBlock {
+                layer: self.layer,
+                block,
+            };
+            sparse.blocks(&query, &mut blocks);
+            let chosen = Chosen {
+                rows: spoken_of.start - start..end - start,
+                blocks: Some(&blocks),
+            };
+            attend(task, &chosen, worker);
+            spoken_of.start = end;
+        }
+        worker.blocks = blocks;
+        let rest = Chosen {
+            rows: spoken_of.end - start..task.rows.end,
+            blocks: None,
+        };
+        if !rest.rows.is_empty() {
+            attend(task, &rest, worker);
+        }
+    }
+
+    /// Goes on with a task's rows `chosen` over what `blocks` hold of a part of the keys.
     fn attend_blocks(
         &self,
         task: &mut Task,
         blocks: &Blocks,
-        covered: Range<usize>,
-        stretch: &Stretch,
-        read: Option<(&Missing, &Slices)>,
+        part: &Part<'_>,
+        chosen: &Chosen<'_>,
         worker: &mut Worker,
     ) {
+        let Part {
+            covered,
+            stretch,
+            read,
+        } = part;
         let context: &Context = self.batch.segments()[task.segment].context;
         let group = &context.layout().groups[blocks.group];
         let layer_group = self.place(task.segment).1;
@@ -437,7 +507,10 @@ impl<'a> Call<'a, '_> {
         let last = covered.end.div_ceil(PAGE_TOKENS);
         let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS * HEADS_PER_TASK];
         let mut used = 0;
-        for index in first..last {
+        // The blocks whose pages are read, as they follow one another there.
+        let mut present = [0; SPAN_BLOCKS];
+        let mut count = 0;
+        for index in (first..last).filter(|&index| chosen.holds(index)) {
             let slice = match context.block(blocks.group, index) {
                 Some(block) => Some(block.layer(group, blocks.place)),
                 None => read.and_then(|(missing, slices)| {
@@ -451,12 +524,20 @@ impl<'a> Call<'a, '_> {
                     pages[used] = group.page(slice, head);
                     used += 1;
                 }
+                present[count] = index;
+                count += 1;
             }
         }
         if used == 0 {
             return;
         }
-        let held = (last - used / task.heads.len()) * PAGE_TOKENS;
+        let present = &present[..count];
+        // How many slots of the pages that are read lie before a slot.
+        let before = |slot: usize| {
+            let whole = present.partition_point(|&index| (index + 1) * PAGE_TOKENS <= slot);
+            let within = present.get(whole) == Some(&(slot / PAGE_TOKENS));
+            whole * PAGE_TOKENS + if within { slot % PAGE_TOKENS } else { 0 }
+        };
         worker.visible.clear();
         for row in task.rows.clone() {
             let position = context.len() + row;
@@ -465,9 +546,13 @@ impl<'a> Call<'a, '_> {
             let slot = |token: usize| {
                 let slot = stretch.slot + token.saturating_sub(stretch.token);
                 let slot = slot.clamp(seen.start, seen.end);
-                (slot.clamp(covered.start.max(held), covered.end.max(held)) - held) as u32
+                before(slot.clamp(covered.start, covered.end)) as u32
             };
-            let range = slot(context.first_token(layer_group, position))..slot(position + 1);
+            let range = if chosen.rows.contains(&row) {
+                slot(context.first_token(layer_group, position))..slot(position + 1)
+            } else {
+                0..0
+            };
             worker
                 .visible
                 .extend(std::iter::repeat_n(range, group_size));
@@ -554,6 +639,34 @@ impl<'a> Call<'a, '_> {
     }
 }
 
+/// A part of the keys: the slots `covered` of a stretch, and what of it was read back.
+#[derive(Clone)]
+struct Part<'r> {
+    covered: Range<usize>,
+    stretch: Stretch,
+    read: Option<(&'r Missing, &'r Slices)>,
+}
+
+/// Rows of a task, and the blocks that they attend to; all where nothing is said.
+struct Chosen<'a> {
+    /// Inside the segment.
+    rows: Range<usize>,
+    /// Ascending.
+    blocks: Option<&'a [Range<usize>]>,
+}
+
+impl Chosen<'_> {
+    /// Whether block `index` is attended to.
+    fn holds(&self, index: usize) -> bool {
+        self.blocks.is_none_or(|blocks| {
+            let after = blocks.partition_point(|range| range.end <= index);
+            blocks
+                .get(after)
+                .is_some_and(|range| range.contains(&index))
+        })
+    }
+}
+
 /// The blocks of a layer in one group, and which of their slots a row sees.
 struct Blocks {
     group: usize,
@@ -596,6 +709,7 @@ impl Worker {
             scratch: AttentionScratch::new(),
             queries: Vec::new(),
             visible: Vec::new(),
+            blocks: Vec::new(),
             partials: Partials::new(0, 0),
         }
     }

@@ -10,6 +10,7 @@ use crate::hash::BlockHash;
 use crate::keep::Kept;
 use crate::layout::{Group, KvLayout, LayerState};
 use crate::ledger::Ledger;
+use crate::pattern::Sparse;
 use crate::places::Places;
 use crate::recurrent::RecurrentState;
 use crate::run::{BlockRun, Slot};
@@ -62,6 +63,8 @@ pub struct Context {
     pub(crate) home: Option<Home>,
     /// Which pairs stay, where a keep method decides that.
     pub(crate) kept: Option<Box<Kept>>,
+    /// What the tokens of a prompt attend to, where it is not everything.
+    pub(crate) sparse: Option<Sparse>,
 }
 
 /// A context's place in a store.
@@ -90,6 +93,7 @@ impl Context {
             groups,
             states,
             home: None,
+            sparse: None,
             kept: None,
         }
     }
@@ -204,6 +208,7 @@ impl Context {
                 .map(|state| state.as_ref().map(RecurrentState::fork))
                 .collect(),
             home: self.home.clone(),
+            sparse: self.sparse.clone(),
             kept: self.kept.clone(),
         }
     }
@@ -242,7 +247,7 @@ impl Context {
     /// Whether the context is what reading its tokens gives; not after a span was removed or taken
     /// over from elsewhere, nor after a keep method has dropped pairs.
     pub fn is_exact(&self) -> bool {
-        self.places.is_plain() && !self.is_compressed()
+        self.sparse.is_none() && self.places.is_plain() && !self.is_compressed()
     }
 
     /// Goes back to before the block called `key`, which turned out not to be readable, so that it

@@ -6,6 +6,14 @@ use crate::tier::TierError;
 /// An error of the store; nothing was changed when one is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum KvError {
+    /// A prefill pattern cannot be used.
+    #[error("--prefill {method}: {why}")]
+    PatternRefused {
+        /// Its canonical text.
+        method: String,
+        /// What stands in the way.
+        why: String,
+    },
     /// The memory limit does not allow it.
     #[error(
         "out of memory: {purpose} needs {} more, but {} of the {} allowed are in use; \

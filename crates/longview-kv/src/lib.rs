@@ -22,6 +22,7 @@ pub mod keep;
 mod layout;
 mod ledger;
 mod moving;
+pub mod pattern;
 mod places;
 pub mod records;
 mod recurrent;

@@ -3,12 +3,22 @@
 
 mod common;
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use common::*;
 use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::pattern::{Pattern, Prefill, QueryBlock};
 use longview_kv::{AttendWorkspace, KvError, KvForm, KvType, LayerState, Sparse};
 
 /// Layer 1's attention of position `position`, computed in f64 from the definition.
 fn oracle(position: usize, window: usize) -> Vec<f64> {
+    let first = (position + 1).saturating_sub(window);
+    oracle_of(position, &|at| at >= first)
+}
+
+/// The same over the positions up to its own that `sees` says.
+fn oracle_of(position: usize, sees: &dyn Fn(usize) -> bool) -> Vec<f64> {
     let row = |seed, at, width, head: usize| -> Vec<f64> {
         let all = rows(seed, at, 1, width);
         all[head * DIM..(head + 1) * DIM]
@@ -16,20 +26,21 @@ fn oracle(position: usize, window: usize) -> Vec<f64> {
             .map(|&x| f64::from(x))
             .collect()
     };
-    let first = (position + 1).saturating_sub(window);
+    let seen: Vec<usize> = (0..=position).filter(|&at| sees(at)).collect();
     (0..HEADS)
         .flat_map(|head| {
             let q = row(31, position, HEADS * DIM, head);
             let kv_head = head / (HEADS / KV_HEADS);
-            let weights: Vec<f64> = (first..=position)
-                .map(|at| {
+            let weights: Vec<f64> = seen
+                .iter()
+                .map(|&at| {
                     let k = row(11, at, KV_HEADS * DIM, kv_head);
                     (0.4 * q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>()).exp()
                 })
                 .collect();
             let total: f64 = weights.iter().sum();
             let mut out = vec![0.0; DIM];
-            for (at, weight) in (first..=position).zip(&weights) {
+            for (&at, weight) in seen.iter().zip(&weights) {
                 let v = row(21, at, KV_HEADS * DIM, kv_head);
                 out.iter_mut()
                     .zip(&v)
@@ -120,6 +131,86 @@ fn rows_are_the_same_bits_however_they_are_batched() {
             }
         }
     }
+}
+
+/// The first block and those from one before a query's own on; or all.
+enum Ends {
+    All,
+    Ends,
+}
+
+impl Pattern for Ends {
+    fn blocks(&self, query: &QueryBlock, seen: &mut Vec<Range<usize>>) {
+        match self {
+            Ends::Ends if query.block > 2 => seen.extend([0..1, query.block - 1..query.block + 1]),
+            _ => seen.push(0..query.block + 1),
+        }
+    }
+}
+
+#[test]
+fn a_pattern_is_what_a_prompt_attends_to_and_nothing_else_is() {
+    let tokens = 1300;
+    let until = 1200;
+    let exec = Exec::new(2, Isa::best(), Numerics::Default);
+    let one = Exec::new(1, Isa::best(), Numerics::Default);
+    let mut workspace = AttendWorkspace::default();
+    let layout = layout(LayerState::Full, KvType::F32);
+    let sparse = |ends: Ends| {
+        let mut context = context(&layout);
+        let prefill = Arc::new(Prefill {
+            text: "ends".to_owned(),
+            pattern: Box::new(ends),
+        });
+        context.attend_by(&prefill, until).unwrap();
+        context
+    };
+    // All blocks are the dense path, bit for bit.
+    let dense = step(vec![(&mut context(&layout), tokens)], &exec, &mut workspace);
+    let all = step(
+        vec![(&mut sparse(Ends::All), tokens)],
+        &exec,
+        &mut workspace,
+    );
+    assert!(dense == all);
+
+    let mut whole = sparse(Ends::Ends);
+    assert!(!whole.is_exact());
+    let expected = step(vec![(&mut whole, tokens)], &one, &mut workspace);
+    let row = |at: usize| &expected[at * HEADS * DIM..(at + 1) * HEADS * DIM];
+    for at in [0, 100, 191, 192, 255, 700, 1199, 1200, 1299] {
+        let block = at / 64;
+        let sees = |key: usize| at >= until || block < 3 || key < 64 || key / 64 + 1 >= block;
+        for (got, exact) in row(at).iter().zip(oracle_of(at, &sees)) {
+            assert!(
+                (f64::from(*got) - exact).abs() < 2e-6,
+                "row {at}: {got} for {exact}"
+            );
+        }
+    }
+    // In chunks of 7, and on a fork token by token, over the prompt's end.
+    let mut chunks = sparse(Ends::Ends);
+    for at in (0..1190).step_by(7) {
+        let out = step(vec![(&mut chunks, 7)], &exec, &mut workspace);
+        for i in 0..7 {
+            assert!(
+                out[i * HEADS * DIM..].starts_with(row(at + i)),
+                "row {}",
+                at + i
+            );
+        }
+    }
+    let mut fork = chunks.fork();
+    for at in 1190..1210 {
+        let out = step(vec![(&mut fork, 1)], &one, &mut workspace);
+        assert_eq!(out, row(at), "alone, row {at}");
+    }
+    let prefill = Arc::clone(fork.prefill_pattern().unwrap());
+    let message = fork.attend_by(&prefill, 2000).unwrap_err().to_string();
+    assert!(
+        message.contains("--prefill ends") && message.contains("read tokens"),
+        "{message}"
+    );
 }
 
 /// Keys in whole pages of `k`, values of `v`, with the last 70 tokens as they were written.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use longview_engine::Reuse;
 use longview_kv::keep::Keep;
+use longview_kv::pattern::Prefill;
 use longview_kv::{KvForms, KvType};
 
 use crate::decode::Decode;
@@ -17,6 +18,7 @@ use crate::store::{self, Chosen};
 pub struct Methods {
     /// The canonical text of the stages before decode; nothing for the default.
     texts: [Option<String>; 6],
+    prefill: Option<Arc<Prefill>>,
     keep: Option<Arc<Keep>>,
     store: Option<Chosen>,
     reuse: Reuse,
@@ -28,6 +30,7 @@ impl Methods {
     pub fn new() -> Methods {
         Methods {
             texts: Default::default(),
+            prefill: None,
             keep: None,
             store: None,
             reuse: Reuse::Prefix,
@@ -62,6 +65,13 @@ impl Methods {
             Build::Reuse(build) => self.reuse = build(arguments),
             Build::Keep(build) => self.keep = Some(Arc::new(build(arguments)?)),
             Build::Nothing if stage == Stage::Keep => self.keep = None,
+            Build::Prefill(build) => {
+                self.prefill = Some(Arc::new(Prefill {
+                    text: arguments.to_string(),
+                    pattern: build(arguments),
+                }));
+            }
+            Build::Nothing if stage == Stage::Prefill => self.prefill = None,
             Build::Nothing
             | Build::Store(_)
             | Build::Allocate(_)
@@ -86,6 +96,11 @@ impl Methods {
     /// The forms of keys and values, if any were asked for.
     pub fn kv_forms(&self) -> Option<KvForms> {
         self.store.as_ref().map(|chosen| chosen.forms)
+    }
+
+    /// What the queries of a prompt attend to, unless it is everything.
+    pub fn prefill(&self) -> Option<&Arc<Prefill>> {
+        self.prefill.as_ref()
     }
 
     /// What decides which pairs stay, unless all do.

@@ -6,6 +6,7 @@ use longview_engine::Reuse;
 use longview_engine::sampling::{Finish, Sampler};
 use longview_kv::KvForm;
 use longview_kv::keep::{Allocate, Keep, Merge};
+use longview_kv::pattern::Pattern;
 use serde::Serialize;
 
 use crate::arguments::Arguments;
@@ -124,6 +125,8 @@ pub(crate) enum Build {
     Reuse(fn(&Arguments) -> Reuse),
     /// Which pairs stay.
     Keep(fn(&Arguments) -> Result<Keep, MethodError>),
+    /// What the queries of a prompt attend to.
+    Prefill(fn(&Arguments) -> Box<dyn Pattern>),
     /// How a keep method's budget is spread.
     Allocate(fn(&Arguments) -> Box<dyn Allocate>),
     /// What evicted pairs leave behind.
@@ -260,6 +263,7 @@ impl fmt::Debug for Build {
             Build::Store(_) => "Store",
             Build::Reuse(_) => "Reuse",
             Build::Keep(_) => "Keep",
+            Build::Prefill(_) => "Prefill",
             Build::Allocate(_) => "Allocate",
             Build::Merge(_) => "Merge",
             Build::Sampler(_) => "Sampler",

@@ -5,17 +5,19 @@ use crate::decode;
 use crate::error::MethodError;
 use crate::keep;
 use crate::method::{Method, Parameter, Role, Stage};
+use crate::prefill;
+use crate::prompt;
 use crate::read;
 use crate::reuse;
-use crate::stages;
 use crate::store;
 use crate::suggest::hint;
 use crate::text::{Item, MethodText, Value};
 
 /// Every method, by stage in the order in which a token meets them.
 pub fn all() -> impl Iterator<Item = &'static Method> {
-    stages::BEFORE_KEEP
+    prompt::METHODS
         .iter()
+        .chain(prefill::METHODS)
         .chain(keep::METHODS)
         .chain(store::METHODS)
         .chain(read::METHODS)

@@ -221,6 +221,7 @@ impl Reader {
     ) -> Result<Reader, Failure> {
         let start = Instant::now();
         let mut context = session.new_context(asked, planned)?;
+        session.attend_by_pattern(&mut context, shared.len())?;
         // Nothing is predicted from it, so it may be held to its last token.
         let found = TakenOver::take_over(&mut context, session.usable(shared))?;
         Ok(Reader {

@@ -3,6 +3,7 @@
 use super::svg::{Axis, Chart, HeatMap, Scale, Series};
 use super::{Summary, summaries};
 use crate::outcome::{Measure, Row};
+use crate::setup::brief;
 
 /// The charts that `rows` have the numbers for, each with the name of its file: score by bytes held
 /// for every length, score by length, and a heat map for every setup.
@@ -38,7 +39,7 @@ pub fn charts(rows: &[Row]) -> Vec<(String, String)> {
             .copied()
             .filter(|row| row.setup == setup)
             .collect();
-        let name = format!("heatmap_{}.svg", file_name(setup));
+        let name = format!("heatmap_{}.svg", file_name(&brief(setup)));
         charts.push((name, heat_map(setup, &of_setup).draw()));
     }
     charts
@@ -48,7 +49,7 @@ pub fn charts(rows: &[Row]) -> Vec<(String, String)> {
 fn by_bytes(summaries: &[&Summary], length: usize) -> Chart {
     let mut series: Vec<Series> = Vec::new();
     for of in summaries {
-        let name = family(&of.setup);
+        let name = family(&brief(&of.setup));
         let point = (of.bytes_held, of.score);
         match series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push(point),
@@ -74,10 +75,11 @@ fn by_length(summaries: &[Summary]) -> Chart {
     let mut series: Vec<Series> = Vec::new();
     for of in summaries {
         let point = (of.length as f64, of.score);
-        match series.iter_mut().find(|series| series.name == of.setup) {
+        let name = brief(&of.setup);
+        match series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push(point),
             None => series.push(Series {
-                name: of.setup.clone(),
+                name,
                 points: vec![point],
             }),
         }
@@ -116,7 +118,7 @@ fn heat_map(setup: &str, rows: &[&Row]) -> HeatMap {
         rows.iter().find(there).map(|row| row.score)
     };
     HeatMap {
-        title: format!("Recall by depth and length: {setup}"),
+        title: format!("Recall by depth and length: {}", brief(setup)),
         x_label: "tokens of prompt and answer".to_owned(),
         y_label: "depth of the fact".to_owned(),
         columns: lengths.iter().map(usize::to_string).collect(),

@@ -8,6 +8,7 @@ pub use charts::charts;
 use std::collections::BTreeMap;
 
 use crate::outcome::{Measure, Row, Sight};
+use crate::setup::brief;
 
 /// Below this score the dense path fails a task: what methods score there says nothing of them, and
 /// it does not enter their means.
@@ -119,7 +120,7 @@ pub fn table(rows: &[Row]) -> Vec<Vec<String>> {
         table.push(vec![
             task,
             row.length.to_string(),
-            row.setup.clone(),
+            brief(&row.setup),
             number(row.score),
             format!("{}–{}", number(low), number(high)),
             dense,
@@ -139,7 +140,9 @@ pub fn remarks(rows: &[Row]) -> Vec<String> {
         let divergence = row.divergence?;
         let mut line = format!(
             "{} at {}, {}: KL divergence from the dense path {divergence:.3e} nats a token",
-            row.task, row.length, row.setup
+            row.task,
+            row.length,
+            brief(&row.setup)
         );
         if let Some(count) = row.same_until {
             line.push_str(&format!(", its text for the first {count:.0} tokens"));
@@ -188,7 +191,7 @@ pub(crate) fn summary_table(summaries: &[Summary]) -> Vec<Vec<String>> {
 fn summary_cells(of: &Summary) -> Vec<String> {
     let share = |share: f64| format!("{:.1} %", 100.0 * share);
     vec![
-        of.setup.clone(),
+        brief(&of.setup),
         of.length.to_string(),
         match of.question {
             Sight::Unseen => "unseen".to_owned(),

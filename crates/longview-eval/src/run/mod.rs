@@ -7,7 +7,7 @@ mod text;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use longview_engine::{Control, Engine};
+use longview_engine::{Control, Engine, EngineError};
 use longview_kv::Context;
 use longview_kv::keep::{Keep, Needs};
 use longview_methods::Stage;
@@ -379,6 +379,11 @@ impl<'a> Evaluation<'a> {
         let forms = setups[0].methods().kv_forms();
         let forms = forms.unwrap_or(self.engine.kv_forms());
         let mut context = self.engine.new_context_as(lengths.planned, forms)?;
+        if let Some(prefill) = setups[0].methods().prefill() {
+            context
+                .attend_by(prefill, tokens.len())
+                .map_err(EngineError::from)?;
+        }
         let keeps = || setups.iter().filter_map(|setup| setup.methods().keep());
         if let Some(first) = keeps().find(|keep| Reads::of(keep) != Reads::Plainly) {
             let needs = keeps().fold(Needs::default(), |all, keep| all.and(keep.score.needs()));

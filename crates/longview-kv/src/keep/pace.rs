@@ -106,6 +106,14 @@ impl Context {
                        no pairs to drop; use it with --keep all";
             return Err(plan.refused(why.to_owned()));
         }
+        if let Some(pattern) = self.prefill_pattern().filter(|_| plan.when.block.is_some()) {
+            let why = format!(
+                "--prefill {} needs the prompt's blocks while it is read; let it decide at the end \
+                 (block=never)",
+                pattern.text
+            );
+            return Err(plan.refused(why));
+        }
         if layout.is_whole() {
             let why = "keys and values are stored in pages that are made whole (kivi, mustafar), from \
                        which single pairs cannot leave; store them as f16, bf16, q8 or q4";
@@ -115,7 +123,7 @@ impl Context {
             let why = "every layer of the model has a sliding window, which bounds it already";
             return Err(plan.refused(why.to_owned()));
         }
-        if self.places.of(self.len()).shift != 0 || !self.is_exact() && self.kept.is_none() {
+        if self.places.of(self.len()).shift != 0 || !self.places.is_plain() && self.kept.is_none() {
             let why = "text in the context was moved or removed; read it anew first";
             return Err(plan.refused(why.to_owned()));
         }

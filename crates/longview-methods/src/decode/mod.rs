@@ -84,6 +84,7 @@ impl Decode {
                 Build::Nothing
                 | Build::Store(_)
                 | Build::Reuse(_)
+                | Build::Prefill(_)
                 | Build::Keep(_)
                 | Build::Allocate(_)
                 | Build::Merge(_) => {}
