@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 
-DOCUMENT = "The code of the harbor is 4711. The sea was grey. " + "The gulls were loud that day. " * 200
+GREY = "The sea was grey and the gulls were loud that day. " * 60
+DOCUMENT = f"{GREY}The code of the harbor is 4711. {GREY}"
 QUESTION = "What is the code of the harbor?"
 ANSWER = "The code of the harbor is 4711."
 

@@ -13,10 +13,13 @@ With --streams N it measures throughput instead: one stream alone, then N with a
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import random
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -215,10 +218,32 @@ def throughput(server, options):
             "together_tokens_per_second": round(together, 1), "times": round(together / alone, 2), "kept": {}}
 
 
+@contextlib.contextmanager
+def started(program, memory):
+    """The URL of a server of its own on the reference model, which ends with the load."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = subprocess.Popen(
+            [program, "--json", "serve", "--port", "0", "--memory", memory, "--cache-dir", folder],
+            stdout=subprocess.PIPE, text=True)
+        try:
+            text = ""
+            while not text.rstrip().endswith("}"):
+                line = server.stdout.readline()
+                if not line:
+                    sys.exit("the server did not start")
+                text += line
+            yield json.loads(text)["urls"][0]
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8080")
     parser.add_argument("--key")
+    parser.add_argument("--program", help="start this longview, on the reference model, for the load")
+    parser.add_argument("--memory", default="600MiB", help="what a program that is started may use")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--documents", type=int, default=6, help="long documents in all, at most")
@@ -231,8 +256,10 @@ def main():
     host = urllib.parse.urlparse(options.url).hostname
     if host not in ("127.0.0.1", "localhost", "::1"):
         sys.exit("load is for a server on this machine only")
-    server = Server(options.url, options.key)
-    report = throughput(server, options) if options.streams else Load(server, options).run()
+    own = started(options.program, options.memory) if options.program else contextlib.nullcontext(options.url)
+    with own as url:
+        server = Server(url, options.key)
+        report = throughput(server, options) if options.streams else Load(server, options).run()
     print(json.dumps(report, indent=1))
     sys.exit(0 if all(report["kept"].values()) else 1)
 

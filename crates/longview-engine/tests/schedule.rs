@@ -122,6 +122,7 @@ fn request(
         start: None,
         planned_tokens: prompt.len() + 64,
         goal: Goal::Write(answers),
+        keep: None,
         priority: Priority::Normal,
         listener: Box::new(ear.clone()),
     }

@@ -1,6 +1,7 @@
 //! What the server offers, as an OpenAPI document made from the types.
 
 use utoipa::OpenApi;
+use utoipa::openapi::ResponseBuilder;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use crate::api;
@@ -51,10 +52,33 @@ use crate::api;
         api::status::metrics,
         api::status::openapi,
     ),
-    modifiers(&Keys),
+    modifiers(&Keys, &Refusals),
     security(("key" = []))
 )]
 struct Api;
+
+/// Whatever is refused or fails is said in one shape.
+struct Refusals;
+
+impl utoipa::Modify for Refusals {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let operations = [
+                &mut item.get,
+                &mut item.post,
+                &mut item.patch,
+                &mut item.delete,
+            ];
+            for operation in operations.into_iter().flatten() {
+                let refusal = ResponseBuilder::new().description(
+                    "A refusal or a failure: `error.message` says what is wrong and what to do",
+                );
+                let responses = &mut operation.responses.responses;
+                responses.insert("default".to_owned(), refusal.build().into());
+            }
+        }
+    }
+}
 
 /// Keys are wanted where the server was started with some.
 struct Keys;

@@ -35,6 +35,8 @@ pub struct ServerOptions {
     pub max_body_bytes: usize,
     /// The most tokens of a prompt, if fewer than the model reads.
     pub max_prompt_tokens: Option<usize>,
+    /// The most tokens of an answer where a request does not say.
+    pub usual_answer_tokens: usize,
     /// How long a request may take in all; `None` for as long as it takes.
     pub request_timeout: Option<Duration>,
     /// How often a stream says that it is alive while there is nothing to say.
@@ -63,6 +65,7 @@ impl Default for ServerOptions {
             queue: 128,
             max_body_bytes: 64 << 20,
             max_prompt_tokens: None,
+            usual_answer_tokens: 8192,
             request_timeout: None,
             keep_alive: Duration::from_secs(10),
             drain: Duration::from_secs(30),

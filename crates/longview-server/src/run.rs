@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use longview::schedule::{Goal, Request, Summary};
+use longview::keep::KeepReport;
+use longview::schedule::{Ended, Goal, Request, Summary};
 use longview::{Context, Explanation, FinishReason, ReuseEnd};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -81,7 +82,7 @@ pub(crate) fn fitted(
         .min(limit - 1);
     if truncate.is_some() {
         // Cut so far that the answer asked for has room.
-        let answer = settings.max_tokens.unwrap_or(1).min(most / 2);
+        let answer = settings.max_tokens.min(most / 2);
         most = most.min(limit - answer).max(2);
     }
     let (tokens, truncated) = prompt::fit(tokens, most, truncate)?;
@@ -128,7 +129,10 @@ pub(crate) fn start(
     for prompt in prompts {
         let count = prompt.tokens.len();
         let planned = settings.planned(count, limit);
-        let plan = engine.plan(planned);
+        let plan = match settings.methods.keep() {
+            None => engine.plan(planned),
+            Some(keep) => engine.plan_keeping(keep, count, planned)?,
+        };
         if !plan.fits() {
             return Err(longview::EngineError::DoesNotFit(Box::new(plan)).into());
         }
@@ -163,6 +167,7 @@ pub(crate) fn start(
             start: prompt.start,
             planned_tokens: planned,
             goal: Goal::Write(own),
+            keep: settings.methods.keep().cloned(),
             priority: settings.priority,
             listener: Box::new(ear),
         });
@@ -192,7 +197,7 @@ impl Running {
         let Collected { texts, ended } = collected;
         let mut total = Total::default();
         for ended in ended {
-            total.add(app, &ended.summary);
+            total.add(app, &ended);
             if let Some(error) = ended.error {
                 return Err(error.into());
             }
@@ -252,17 +257,44 @@ pub(crate) fn timed_out(limit: std::time::Duration) -> ApiError {
     ))
 }
 
+/// What a keep method has dropped.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Kept {
+    pairs_seen: u64,
+    pairs_kept: u64,
+    pairs_dropped: u64,
+    stream_bytes: u64,
+    compactions: usize,
+    seconds: f64,
+}
+
+impl Kept {
+    fn add(&mut self, report: &KeepReport) {
+        self.pairs_seen += report.pairs_seen;
+        self.pairs_kept += report.pairs_kept;
+        self.pairs_dropped += report.pairs_seen - report.pairs_kept;
+        self.stream_bytes += report.stream_bytes;
+        self.compactions += report.compactions;
+        self.seconds += report.time.as_secs_f64();
+    }
+}
+
 /// What was measured of all prompts of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Total {
     pub(crate) sum: Summary,
     seconds_to_first_token: Option<f64>,
+    keep: Option<Kept>,
 }
 
 impl Total {
     /// Adds one prompt's.
-    pub(crate) fn add(&mut self, app: &App, summary: &Summary) {
+    pub(crate) fn add(&mut self, app: &App, ended: &Ended) {
+        let summary = &ended.summary;
         app.metrics().ended(summary);
+        if let Some(report) = &ended.keep {
+            self.keep.get_or_insert_default().add(report);
+        }
         let sum = &mut self.sum;
         sum.prompt_tokens += summary.prompt_tokens;
         sum.reused_tokens += summary.reused_tokens;
@@ -309,6 +341,9 @@ impl Total {
             "methods": meta.methods,
             "notices": meta.notices,
         });
+        if let Some(keep) = &self.keep {
+            report["keep"] = json!(keep);
+        }
         if let Some(explanation) = &meta.explanation {
             report["explain"] = explanation.clone();
         }

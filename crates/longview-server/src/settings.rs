@@ -104,8 +104,8 @@ pub(crate) struct Wishes {
 pub(crate) struct Settings {
     /// Texts to each prompt.
     pub(crate) answers: usize,
-    /// The most tokens of each; `None` for as many as there is room for.
-    pub(crate) max_tokens: Option<usize>,
+    /// The most tokens of each.
+    pub(crate) max_tokens: usize,
     stop: Vec<String>,
     decode: Decode,
     seed: u64,
@@ -164,9 +164,10 @@ impl Wishes {
         let decode = self.decode(app, extras)?;
         Ok(Settings {
             answers,
-            max_tokens: self
-                .max_tokens
-                .map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
+            max_tokens: match self.max_tokens {
+                Some(count) => usize::try_from(count).unwrap_or(usize::MAX),
+                None => app.options().usual_answer_tokens,
+            },
             stop,
             decode,
             seed,
@@ -266,7 +267,7 @@ impl Settings {
             Ok(AnswerOptions {
                 generate: GenerateOptions {
                     chain,
-                    max_tokens: self.max_tokens.unwrap_or(room).min(room).max(1),
+                    max_tokens: self.max_tokens.min(room).max(1),
                     stop: self.stop.clone(),
                     end_of_text: self.end_of_text,
                     specials: self.specials,
@@ -279,10 +280,7 @@ impl Settings {
 
     /// Tokens a context is planned for with a prompt of `prompt` tokens, of at most `limit`.
     pub(crate) fn planned(&self, prompt: usize, limit: usize) -> usize {
-        /// Planned for where a request does not say how long its answer may be.
-        const USUAL_ANSWER: usize = 4096;
-        let answer = self.max_tokens.unwrap_or(USUAL_ANSWER);
-        prompt.saturating_add(answer).min(limit)
+        prompt.saturating_add(self.max_tokens).min(limit)
     }
 
     /// The canonical text of the decode stage.
@@ -311,7 +309,8 @@ fn methods(app: &App, extras: &Extras) -> Result<Methods, ApiError> {
             methods.text(stage, kv_type),
             app.options().methods.text(stage, kv_type),
         );
-        if asked != held {
+        // What stays is each request's own affair; the rest is the engine's.
+        if asked != held && stage != Stage::Keep {
             return Err(ApiError::field(
                 field,
                 format!(

@@ -168,7 +168,7 @@ impl<P: Protocol> State<P> {
                 self.protocol.finished(answer, reason, out);
             }
             Some(News::Ended(ended)) => {
-                self.total.add(&self.app, &ended.summary);
+                self.total.add(&self.app, &ended);
                 if let Some(error) = ended.error {
                     self.error.get_or_insert(error.into());
                 }

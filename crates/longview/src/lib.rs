@@ -31,7 +31,7 @@ pub use longview_engine::{
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{
     Context, Explanation, KvType, Ledger, ReuseEnd, Segment, Store, StoreCounts, Tokens, Usage,
-    Wanted, bundle, human_bytes, records, tier,
+    Wanted, bundle, human_bytes, keep, records, tier,
 };
 pub use longview_methods as methods;
 pub use longview_models as models;

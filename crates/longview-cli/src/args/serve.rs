@@ -115,6 +115,10 @@ pub(crate) struct LimitArgs {
     #[arg(long, value_name = "TOKENS", value_parser = parse_tokens)]
     pub(crate) max_prompt: Option<usize>,
 
+    /// The longest answer in tokens where a request does not say
+    #[arg(long, value_name = "TOKENS", default_value = "8k", value_parser = parse_tokens)]
+    pub(crate) max_answer: usize,
+
     /// How long a request may take in all, in seconds; 0 for as long as it takes
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) timeout: u64,

@@ -29,7 +29,8 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
     let memory = engine.memory.or_else(usual_memory);
     engine.memory = memory;
     let session = Session::open_keeping(&engine, &args.methods, &args.store)?;
-    session.refuse_keep("serve")?;
+    // Prompts are read in slices beside others, whole.
+    session.refuse_prefill("serve")?;
     let recommended = session.recommended(&engine);
     let contexts_folder = match session.store_place() {
         Some(StorePlace::Folder(folder)) => Some(folder.clone()),
@@ -53,6 +54,7 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
         queue: limits.queue as usize,
         max_body_bytes: usize::try_from(limits.max_body).unwrap_or(usize::MAX),
         max_prompt_tokens: limits.max_prompt,
+        usual_answer_tokens: limits.max_answer,
         request_timeout: Some(Duration::from_secs(limits.timeout)).filter(|limit| !limit.is_zero()),
         keep_alive: Duration::from_secs(10),
         drain: Duration::from_secs(limits.drain),

@@ -199,7 +199,7 @@ impl Scheduler {
         let plan = self.plan();
         match self.compute(&plan) {
             Ok(()) => {}
-            Err(error) if error.is_out_of_memory() && self.running.len() > 1 => self.preempt(),
+            Err(error) if error.is_out_of_memory() && self.running.len() > 1 => self.preempt(error),
             Err(error) => self.fail_all(&plan, error),
         }
         Step::Worked
@@ -322,11 +322,7 @@ impl Scheduler {
         let parts = cut(budget, &readers.iter().map(reader).collect::<Vec<_>>());
         let mut plan = vec![1; self.running.len()];
         for (at, part) in readers.into_iter().zip(parts) {
-            let sequence = &self.running[at];
-            plan[at] = match part {
-                0 => 0,
-                part => sequence.context().next_pass(sequence.left_to_read(), part),
-            };
+            plan[at] = self.running[at].next_rows(part);
         }
         plan
     }
@@ -408,6 +404,11 @@ impl Scheduler {
         drop(workspace);
         self.running.retain(|sequence| !sequence.is_done());
         self.running.extend(grown);
+        for sequence in &mut self.running {
+            if let Err(error) = sequence.keep(&engine) {
+                ended.push((sequence.job, Some(error)));
+            }
+        }
         for (id, error) in ended {
             match error {
                 None => self.end(id, None),
@@ -423,8 +424,9 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Takes the memory of the youngest of the lowest rank; it waits until there is room again.
-    fn preempt(&mut self) {
+    /// Takes the memory of the youngest of the lowest rank; it waits until there is room again. Where
+    /// none can give way, the youngest fails with `error`.
+    fn preempt(&mut self, error: EngineError) {
         let order = |at: &usize| {
             let sequence = &self.running[*at];
             (
@@ -433,7 +435,12 @@ impl Scheduler {
                 *at,
             )
         };
-        let Some(at) = (0..self.running.len()).max_by_key(order) else {
+        let all = 0..self.running.len();
+        let can = |at: &usize| self.jobs[&self.running[*at].job].keep.is_none();
+        let Some(at) = all.clone().filter(can).max_by_key(order) else {
+            if let Some(at) = all.max_by_key(order) {
+                self.fail(self.running[at].job, error);
+            }
             return;
         };
         let mut sequence = self.running.remove(at);

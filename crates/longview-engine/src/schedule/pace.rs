@@ -5,8 +5,12 @@ use std::time::Duration;
 /// The fewest tokens that a pass reads when something is to be read, whatever it takes.
 pub(super) const LEAST_SLICE: usize = 16;
 
-/// How fast the past is forgotten: the weight of the newest measurement.
-const NEWEST: f64 = 0.3;
+/// The weight of a measurement that is above the past: a pass that took long is not to be followed by
+/// another.
+const SLOWER: f64 = 0.7;
+
+/// The weight of one below: the machine may be slow again in a moment.
+const FASTER: f64 = 0.1;
 
 /// Chooses the size of the slice of prompts that a pass reads, so that answers being written wait no
 /// longer than a chosen time for it.
@@ -67,7 +71,8 @@ impl Pace {
 fn average(held: &mut Option<f64>, newest: f64) {
     *held = Some(match *held {
         None => newest,
-        Some(held) => held + NEWEST * (newest - held),
+        Some(held) if newest > held => held + SLOWER * (newest - held),
+        Some(held) => held + FASTER * (newest - held),
     });
 }
 
@@ -88,6 +93,9 @@ mod tests {
         assert!((79..=81).contains(&slice), "{slice}");
         assert_eq!(pace.slice(50), 50);
         assert!((pace.tokens_per_second().unwrap() - 1000.0).abs() < 20.0);
+        // One slow pass makes the next slice small at once.
+        pace.learn(80, 4, Duration::from_millis(420));
+        assert!(pace.slice(512) < 24, "{}", pace.slice(512));
     }
 
     #[test]

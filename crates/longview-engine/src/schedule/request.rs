@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longview_kv::Context;
+use longview_kv::keep::{Keep, KeepReport};
 
 use crate::engine::Tenant;
 use crate::error::EngineError;
@@ -35,6 +36,10 @@ pub struct Request {
     pub planned_tokens: usize,
     /// What is to be made of the prompt.
     pub goal: Goal,
+    /// What decides which keys and values of its contexts stay; `None` for all. Deciding takes time
+    /// between two passes. A request with such a method never gives way: what was dropped could not
+    /// be had again.
+    pub keep: Option<Arc<Keep>>,
     /// Its rank among others.
     pub priority: Priority,
     /// Who is told what happens.
@@ -121,6 +126,8 @@ pub struct Ended {
     pub summary: Summary,
     /// The context with what was read of the prompt, for [`Goal::Read`].
     pub context: Option<Context>,
+    /// What the keep method has done to the text that was complete last.
+    pub keep: Option<KeepReport>,
     /// `[hidden]`, for [`Goal::Embed`].
     pub embedding: Option<Vec<f32>>,
 }

@@ -32,12 +32,17 @@ impl Scheduler {
 
     /// Bytes that a sequence will still take.
     fn growth(&self, sequence: &Sequence) -> u64 {
+        let job = &self.jobs[&sequence.job];
+        if let Some(keep) = &job.keep {
+            let answer = job.longest_answer().min(EXPECTED_ANSWER);
+            let bytes = self.engine.keep_bytes(keep, sequence.tokens.len(), answer);
+            // What cannot be told is told when it is opened.
+            let peak = bytes.map_or(0, |bytes| bytes.peak + bytes.scratch);
+            return peak.saturating_sub(sequence.kv_bytes());
+        }
         let (left, texts) = match &sequence.writer {
             Some(writer) => (writer.left(), 1),
-            None => {
-                let job = &self.jobs[&sequence.job];
-                (job.longest_answer(), job.open_answers.max(1))
-            }
+            None => (job.longest_answer(), job.open_answers.max(1)),
         };
         let layout = self.engine.model().layout();
         let chunk = self.engine.chunk_tokens();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use longview_kv::keep::{Keep, KeepReport};
 use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
 
 use super::RequestId;
@@ -10,6 +11,7 @@ use super::request::{AnswerOptions, Ended, Goal, Listener, Priority, Request, Su
 use super::writer::{Writer, Written};
 use crate::engine::{Engine, Tenant};
 use crate::error::EngineError;
+use crate::keep::reusable_tokens;
 
 /// What the sequences of one request share.
 pub(super) struct Job {
@@ -24,6 +26,8 @@ pub(super) struct Job {
     pub(super) arrived: Instant,
     pub(super) started: Option<Instant>,
     pub(super) summary: Summary,
+    pub(super) keep: Option<Arc<Keep>>,
+    report: Option<KeepReport>,
     /// The sum of the hidden states so far, `[hidden]`.
     states: Vec<f64>,
 }
@@ -49,6 +53,8 @@ pub(super) struct Sequence {
     /// Whether it had to give its memory to others and waits for the second time.
     pub(super) gave_way: bool,
     planned_tokens: usize,
+    /// Whether its prompt was read in the last pass.
+    at_end: bool,
     state: State,
 }
 
@@ -80,6 +86,8 @@ impl Job {
             priority: request.priority,
             listener: request.listener,
             kind,
+            keep: request.keep,
+            report: None,
             open_answers: answers.len(),
             answers,
             states: Vec::new(),
@@ -96,6 +104,7 @@ impl Job {
             writer: None,
             gave_way: false,
             planned_tokens: request.planned_tokens,
+            at_end: false,
             state: State::Closed(request.start),
         };
         (job, sequence)
@@ -114,6 +123,7 @@ impl Job {
             error,
             summary: self.summary,
             context,
+            keep: self.report,
             embedding,
         })));
     }
@@ -140,6 +150,13 @@ impl Sequence {
             return Ok(());
         };
         let planned = self.planned_tokens.max(self.tokens.len());
+        if let Some(keep) = &job.keep {
+            let prompt = self.tokens.len();
+            let mut context = engine.new_context_keeping_of(&job.tenant, keep, prompt, planned)?;
+            context.attach(&self.tokens[..reusable_tokens(keep, prompt)])?;
+            self.state = State::Open(context);
+            return Ok(());
+        }
         let mut context = match start.take() {
             Some(start) => start,
             None => engine.new_context_of(&job.tenant, planned)?,
@@ -210,6 +227,39 @@ impl Sequence {
         }
     }
 
+    /// Rows of the next pass, when it may be of `part` rows.
+    pub(super) fn next_rows(&self, part: usize) -> usize {
+        let (context, left) = (self.context(), self.left_to_read());
+        let by_blocks = |keep: &Arc<Keep>| keep.when.block.is_some();
+        let left = match context.keep_method().is_some_and(by_blocks) {
+            // A method that decides on the way does so before the last token.
+            true if left > 1 => left - 1,
+            _ => left,
+        };
+        match part {
+            0 => 0,
+            part => context.next_pass(left, part),
+        }
+    }
+
+    /// Lets the keep method decide what stays, if it is to after the pass that was just computed.
+    pub(super) fn keep(&mut self, engine: &Engine) -> Result<(), EngineError> {
+        let at_end = std::mem::take(&mut self.at_end);
+        let writes = !self.is_reading();
+        let State::Open(context) = &mut self.state else {
+            return Ok(());
+        };
+        let due = match (writes, at_end) {
+            (false, _) => context.keep_is_due(),
+            (true, true) => context.keep_is_due_at_end(),
+            (true, false) => context.keep_is_due_in_decode(),
+        };
+        if due {
+            engine.compress(context)?;
+        }
+        Ok(())
+    }
+
     /// Whether it will have at least a block of `tokens` that it has not read yet.
     pub(super) fn will_have_in_common(&self, tokens: &[u32]) -> bool {
         let held = self.held() / BLOCK_TOKENS * BLOCK_TOKENS;
@@ -271,6 +321,7 @@ impl Sequence {
             return Ok(more);
         }
         let answers = std::mem::take(&mut job.answers);
+        self.at_end = true;
         let count = answers.len();
         for (answer, options) in answers.into_iter().enumerate() {
             let writer = Writer::new(answer, options, engine.tokenizer());
@@ -284,6 +335,7 @@ impl Sequence {
                     writer: Some(writer),
                     gave_way: false,
                     planned_tokens: self.planned_tokens,
+                    at_end: true,
                     state: State::Open(self.context().fork()),
                 };
                 sequence.step(job, logits, engine)?;
@@ -313,6 +365,7 @@ impl Sequence {
         job.listener.hear(Update::Token(token));
         if let Some((reason, rest)) = end {
             summary.kv_bytes += context.kv_bytes();
+            job.report = context.keep_report();
             job.listener.hear(Update::Finished {
                 answer,
                 reason,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
+use longview::methods::Stage;
 use longview::sampling::Sampler;
 use longview::schedule::Token;
 use longview::{FinishReason, ShowSpecials};
@@ -269,11 +270,12 @@ pub(crate) fn prepare(
 /// What runs, so that a client can tell when answers may change.
 pub(crate) fn fingerprint(app: &App) -> String {
     let exec = app.engine().exec();
+    let store = Stage::Store;
     format!(
         "longview-{}-{}-{}",
         env!("CARGO_PKG_VERSION"),
         exec.numerics,
-        app.engine().kv_type()
+        app.options().methods.text(store, app.engine().kv_type())
     )
 }
 

@@ -120,6 +120,7 @@ pub(crate) async fn create(
             prompt: list,
             start: None,
             goal: Goal::Embed,
+            keep: None,
             priority: Priority::Normal,
             listener: Box::new(inbox.ear(Detail::Text, 0, permit)),
         });

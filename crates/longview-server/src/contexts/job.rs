@@ -46,6 +46,8 @@ impl Contexts {
                 prompt: tokens,
                 start: entry.context.take(),
                 goal: Goal::Read,
+                // Named contexts are whole; a question's own method works on its fork.
+                keep: None,
                 priority: Priority::Normal,
                 listener: Box::new(inbox.ear(Detail::Text, 0, permit)),
             };
