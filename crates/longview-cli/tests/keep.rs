@@ -123,6 +123,28 @@ fn a_budget_for_everything_answers_with_the_same_tokens() {
 }
 
 #[test]
+fn a_text_is_repeated_once_and_every_question_finds_its_fact() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(900));
+    let keep = "kvzip(budget=50%, part=300)";
+    let ran = longview(&[
+        "ask", "--json", "--keep", keep, "--file", &book, FALCON, KETTLE,
+    ])
+    .done();
+    let json = ran.json();
+    let answers = json["answers"].as_array().unwrap();
+    assert!(answers[0]["answer"].to_string().contains("48213"), "{json}");
+    assert!(answers[1]["answer"].to_string().contains("5182"), "{json}");
+    for answer in answers {
+        // Nothing of the repetition stays: half of the document, and the question and the answer.
+        assert_eq!(answer["keep"]["compactions"], 1);
+        let (seen, kept) = (&answer["keep"]["pairs_seen"], &answer["keep"]["pairs_kept"]);
+        let share = kept.as_f64().unwrap() / seen.as_f64().unwrap();
+        assert!((0.45..0.58).contains(&share), "{json}");
+    }
+}
+
+#[test]
 fn a_conversation_goes_on_within_its_budget() {
     let said = format!("{} {FALCON}\n{KETTLE}\n", story(400).replace('\n', " "));
     let arguments = [

@@ -1,6 +1,7 @@
 //! The keep stage: when a context's keep method decides, and what memory it will take.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use longview_kv::keep::{Compression, Keep, KeepBytes, Needs, Question};
 use longview_kv::{Context, Segment, Wanted};
@@ -178,6 +179,7 @@ impl Engine {
         let Some(part) = context.repeats() else {
             return Ok(());
         };
+        let begun = Instant::now();
         let end = context.len();
         let prefix = SYSTEM_TOKENS.min(end);
         for first in (prefix..end).step_by(part) {
@@ -211,6 +213,7 @@ impl Engine {
                 context.mark(&marks);
             }
         }
+        context.repeated_for(begun.elapsed());
         Ok(())
     }
 

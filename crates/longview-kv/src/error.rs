@@ -63,8 +63,8 @@ pub enum KvError {
     },
     /// Positions whose pairs a keep method has dropped.
     #[error(
-        "cannot go back to token {wanted}: {method} has dropped pairs of the tokens before {edge}; \
-         read the text again in a new context"
+        "cannot go back to token {wanted} or move text there: {method} decides which pairs stay, and \
+         those before token {edge} are settled; read the text again in a new context"
     )]
     PairsGone {
         /// Length asked for, in tokens.

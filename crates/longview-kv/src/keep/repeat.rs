@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use longview_kernels::Exec;
 use longview_kernels::attention::softmax;
@@ -73,6 +74,13 @@ impl Context {
                 }
                 all[marks.tokens.clone()].copy_from_slice(of_head);
             }
+        }
+    }
+
+    /// Counts `time` that repeating took as the keep method's.
+    pub fn repeated_for(&mut self, time: Duration) {
+        if let Some(kept) = &mut self.kept {
+            kept.done.time += time;
         }
     }
 

@@ -117,3 +117,17 @@ fn keep(
         question,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_lists_every_method_in_the_registrys_words() {
+        let document = include_str!("../../../../docs/keep.md");
+        for method in METHODS {
+            let row = format!("| `{}` | {} |", method.name, method.doc);
+            assert!(document.contains(&row), "docs/keep.md lacks {row}");
+        }
+    }
+}
