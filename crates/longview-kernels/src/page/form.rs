@@ -96,17 +96,25 @@ impl KvType {
     }
 
     /// Bytes of a row of `width` numbers, scales not counted; of a sparse form once it is f32.
+    #[inline(always)]
     pub(crate) fn row_bytes(self, width: usize) -> usize {
         match self {
-            KvType::Kivi(kivi) => match kivi.bits {
-                KiviBits::Four => KvType::Q4.row_bytes(width),
-                KiviBits::Two => width.div_ceil(CRUMB_RUN) * CRUMB_RUN / 4,
-            },
-            KvType::Sparse(_) => width * 4,
             KvType::F32 => width * 4,
             KvType::F16 | KvType::BF16 => width * 2,
             KvType::Q8 => width,
             KvType::Q4 => width.div_ceil(NIBBLE_RUN) * NIBBLE_RUN / 2,
+            KvType::Kivi(_) | KvType::Sparse(_) => self.whole_row_bytes(width),
+        }
+    }
+
+    /// The same of the forms that are made of whole pages, apart so that the others stay small.
+    fn whole_row_bytes(self, width: usize) -> usize {
+        match self {
+            KvType::Kivi(kivi) if kivi.bits == KiviBits::Two => {
+                width.div_ceil(CRUMB_RUN) * CRUMB_RUN / 4
+            }
+            KvType::Kivi(_) => KvType::Q4.row_bytes(width),
+            _ => width * 4,
         }
     }
 
@@ -132,14 +140,19 @@ impl KvType {
                 let (byte, shift) = nibble(at);
                 f32::from(row[byte] >> shift & 15) - Q4_MIDDLE
             }
-            KvType::Kivi(kivi) => match kivi.bits {
-                KiviBits::Four => KvType::Q4.get(row, at),
-                KiviBits::Two => {
-                    let (byte, shift) = crumb(at);
-                    f32::from(row[byte] >> shift & 3) - CRUMB_MIDDLE
-                }
-            },
-            KvType::Sparse(_) => unreachable!("a sparse row has no number at a fixed place"),
+            KvType::Kivi(_) | KvType::Sparse(_) => self.whole_get(row, at),
+        }
+    }
+
+    /// The same of the forms that are made of whole pages.
+    fn whole_get(self, row: &[u8], at: usize) -> f32 {
+        match self {
+            KvType::Kivi(kivi) if kivi.bits == KiviBits::Two => {
+                let (byte, shift) = crumb(at);
+                f32::from(row[byte] >> shift & 3) - CRUMB_MIDDLE
+            }
+            KvType::Kivi(_) => KvType::Q4.get(row, at),
+            _ => unreachable!("a sparse row has no number at a fixed place"),
         }
     }
 
@@ -160,14 +173,19 @@ impl KvType {
                 let (byte, shift) = nibble(at);
                 row[byte] = row[byte] & !(15 << shift) | (x as u8) << shift;
             }
-            KvType::Kivi(kivi) => match kivi.bits {
-                KiviBits::Four => KvType::Q4.put(row, at, x),
-                KiviBits::Two => {
-                    let (byte, shift) = crumb(at);
-                    row[byte] = row[byte] & !(3 << shift) | (x as u8) << shift;
-                }
-            },
-            KvType::Sparse(_) => unreachable!("a sparse row has no number at a fixed place"),
+            KvType::Kivi(_) | KvType::Sparse(_) => self.whole_put(row, at, x),
+        }
+    }
+
+    /// The same of the forms that are made of whole pages.
+    fn whole_put(self, row: &mut [u8], at: usize, x: f32) {
+        match self {
+            KvType::Kivi(kivi) if kivi.bits == KiviBits::Two => {
+                let (byte, shift) = crumb(at);
+                row[byte] = row[byte] & !(3 << shift) | (x as u8) << shift;
+            }
+            KvType::Kivi(_) => KvType::Q4.put(row, at, x),
+            _ => unreachable!("a sparse row has no number at a fixed place"),
         }
     }
 }

@@ -76,19 +76,21 @@ impl PageGeometry {
     }
 
     /// Bytes of the keys without their scales.
+    #[inline]
     pub(crate) fn k_codes_bytes(&self) -> usize {
-        if matches!(self.k_type, KvType::Sparse(_)) {
-            return self.k_bytes();
+        match self.k_type {
+            KvType::Sparse(_) => self.k_bytes(),
+            k_type => k_type.row_bytes(PAGE_TOKENS) * self.head_dim,
         }
-        self.k_type.row_bytes(PAGE_TOKENS) * self.head_dim
     }
 
     /// Bytes of the values without their scales.
+    #[inline]
     pub(crate) fn v_codes_bytes(&self) -> usize {
-        if matches!(self.v_type, KvType::Sparse(_)) {
-            return self.v_bytes();
+        match self.v_type {
+            KvType::Sparse(_) => self.v_bytes(),
+            _ => self.v_row_bytes() * PAGE_TOKENS,
         }
-        self.v_row_bytes() * PAGE_TOKENS
     }
 
     /// Bytes from one token's value to the next.
@@ -123,11 +125,10 @@ pub fn read_value(geom: &PageGeometry, page_v: &[u8], slot: usize, out: &mut [f3
 }
 
 /// Channel `d` of the key in `slot`.
+#[inline]
 pub(crate) fn key_number(geom: &PageGeometry, page_k: &[u8], slot: usize, d: usize) -> f32 {
-    match geom.k_type {
-        KvType::Kivi(kivi) => return whole::kivi_key_number(kivi, geom, page_k, slot, d),
-        KvType::Sparse(_) => return whole::sparse_key_number(geom, page_k, slot, d),
-        _ => {}
+    if geom.k_type.is_whole() {
+        return whole::key_number(geom, page_k, slot, d);
     }
     let (codes, scales) = page_k.split_at(geom.k_codes_bytes());
     let row = &codes[d * geom.k_type.row_bytes(PAGE_TOKENS)..];
@@ -135,13 +136,10 @@ pub(crate) fn key_number(geom: &PageGeometry, page_k: &[u8], slot: usize, d: usi
 }
 
 /// Channel `d` of the value in `slot`.
+#[inline]
 pub(crate) fn value_number(geom: &PageGeometry, page_v: &[u8], slot: usize, d: usize) -> f32 {
-    match geom.v_type {
-        KvType::Kivi(_) => return whole::kivi_value_number(geom, page_v, slot, d),
-        KvType::Sparse(sparse) => {
-            return whole::sparse_value_number(sparse, geom, page_v, slot, d);
-        }
-        _ => {}
+    if geom.v_type.is_whole() {
+        return whole::value_number(geom, page_v, slot, d);
     }
     let (codes, scales) = page_v.split_at(geom.v_codes_bytes());
     let row = &codes[slot * geom.v_row_bytes()..];

@@ -293,14 +293,26 @@ fn put_half<'a>(places: &mut impl Iterator<Item = &'a mut [u8]>, x: f32) {
     place.copy_from_slice(&half.to_le_bytes());
 }
 
+/// Channel `d` of the key in `slot` of a page whose keys are made whole.
+#[inline(never)]
+pub(crate) fn key_number(geom: &PageGeometry, page_k: &[u8], slot: usize, d: usize) -> f32 {
+    match geom.k_type {
+        KvType::Kivi(kivi) => kivi_key_number(kivi, geom, page_k, slot, d),
+        _ => sparse_key_number(geom, page_k, slot, d),
+    }
+}
+
+/// Channel `d` of the value in `slot` of a page whose values are made whole.
+#[inline(never)]
+pub(crate) fn value_number(geom: &PageGeometry, page_v: &[u8], slot: usize, d: usize) -> f32 {
+    match geom.v_type {
+        KvType::Sparse(sparse) => sparse_value_number(sparse, geom, page_v, slot, d),
+        _ => kivi_value_number(geom, page_v, slot, d),
+    }
+}
+
 /// Channel `d` of the key in `slot` of a kivi page.
-pub(crate) fn kivi_key_number(
-    kivi: Kivi,
-    geom: &PageGeometry,
-    page_k: &[u8],
-    slot: usize,
-    d: usize,
-) -> f32 {
+fn kivi_key_number(kivi: Kivi, geom: &PageGeometry, page_k: &[u8], slot: usize, d: usize) -> f32 {
     let (codes, scales) = page_k.split_at(geom.k_codes_bytes());
     let (scales, middles) = scales.split_at(scales.len() / 2);
     let row = &codes[d * geom.k_type.row_bytes(PAGE_TOKENS)..];
@@ -309,7 +321,7 @@ pub(crate) fn kivi_key_number(
 }
 
 /// Channel `d` of the value in `slot` of a kivi page.
-pub(crate) fn kivi_value_number(geom: &PageGeometry, page_v: &[u8], slot: usize, d: usize) -> f32 {
+fn kivi_value_number(geom: &PageGeometry, page_v: &[u8], slot: usize, d: usize) -> f32 {
     let (codes, scales) = page_v.split_at(geom.v_codes_bytes());
     let (scales, middles) = scales.split_at(scales.len() / 2);
     let row = &codes[slot * geom.v_row_bytes()..];
@@ -318,7 +330,7 @@ pub(crate) fn kivi_value_number(geom: &PageGeometry, page_v: &[u8], slot: usize,
 }
 
 /// Channel `d` of the key in `slot` of a sparse page.
-pub(crate) fn sparse_key_number(geom: &PageGeometry, page_k: &[u8], slot: usize, d: usize) -> f32 {
+fn sparse_key_number(geom: &PageGeometry, page_k: &[u8], slot: usize, d: usize) -> f32 {
     let (bitmaps, numbers) = page_k.split_at(geom.head_dim * 8);
     let word = |d: usize| word_at(bitmaps, d);
     if word(d) >> slot & 1 == 0 {
@@ -330,7 +342,7 @@ pub(crate) fn sparse_key_number(geom: &PageGeometry, page_k: &[u8], slot: usize,
 }
 
 /// Channel `d` of the value in `slot` of a sparse page.
-pub(crate) fn sparse_value_number(
+fn sparse_value_number(
     sparse: Sparse,
     geom: &PageGeometry,
     page_v: &[u8],
