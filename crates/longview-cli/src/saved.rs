@@ -1,5 +1,7 @@
 //! Records of contexts: which of them someone wants kept, and under which name.
 
+use std::time::SystemTime;
+
 use longview::records::{Listed, Record, Records, Summary};
 use longview::tier::{Origin, TierError};
 use longview::{Context, EngineError};
@@ -77,6 +79,11 @@ pub(crate) struct Saved {
 impl Saved {
     pub(crate) fn new(records: Records) -> Saved {
         Saved { records }
+    }
+
+    /// Forgets what is over. What cannot be forgotten stays listed.
+    pub(crate) fn expire(&self) {
+        let _ = self.records.expire(SystemTime::now());
     }
 
     /// The context called `name`, made under `origin`.

@@ -69,6 +69,9 @@ impl Session {
         };
         let mut session = Session::load(engine, methods, options, notices)?;
         session.saved = kept.records.map(Saved::new);
+        if let Some(saved) = &session.saved {
+            saved.expire();
+        }
         Ok(session)
     }
 

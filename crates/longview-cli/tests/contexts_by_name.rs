@@ -135,6 +135,29 @@ fn texts_are_saved_continued_appended_to_and_cut() {
         (&shown["complete"], number(&shown, "blocks")),
         (&true.into(), tokens / 64)
     );
+    // What is over is gone, and pinned ones are never over.
+    for name in ["brief", "pinned"] {
+        store.json(&[
+            "contexts",
+            "save",
+            name,
+            "--prompt",
+            &format!("{name} {beginning}"),
+        ]);
+        store.json(&["contexts", "ttl", name, "1s"]);
+    }
+    store.json(&["contexts", "pin", "pinned"]);
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    store
+        .run(&["run", "--load", "brief"])
+        .refused(2, &["no context is called"]);
+    let listed = store.json(&["contexts", "ls"])["contexts"].to_string();
+    assert!(
+        listed.contains("pinned") && !listed.contains("brief"),
+        "{listed}"
+    );
+    store.json(&["contexts", "rm", "pinned"]);
+
     let beyond = ["contexts", "truncate", "tale", "100000"];
     store.run(&beyond).refused(2, &["from 1 to 5"]);
     store

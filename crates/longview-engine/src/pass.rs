@@ -3,12 +3,17 @@
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
+use longview_kv::tier::BlockKey;
 use longview_kv::{Context, Segment, Wanted};
 use longview_models::Workspace;
 use smallvec::SmallVec;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
+
+/// A block that is lost again after it was computed so often is lost for good: the place that should hold
+/// it does not.
+const MOST_LOSSES: usize = 3;
 
 /// The most tokens that one pass of a prefill computes when it reads blocks back.
 const LARGEST_CHUNK: usize = 4096;
@@ -32,17 +37,25 @@ impl Engine {
             Wanted::All => segment.tokens.len(),
         });
         let wanted = wanted.sum::<usize>().max(1);
-        let away = |segment: &Segment<'_>| segment.context.away_bytes() > 0;
-        let pressed = self.ledger.limit() != u64::MAX && segments.iter().any(away);
-        self.settle_memory(rows, wanted, pressed.then_some(&mut *workspace));
+        self.settle_memory(rows, wanted);
         self.has_run.store(true, Ordering::Relaxed);
+        let mut lost: Vec<BlockKey> = Vec::new();
         loop {
             let attempt = segments.iter_mut().map(Segment::reborrow);
             let Err(error) = self.model.forward(&self.exec, attempt, &mut workspace) else {
                 return Ok(workspace);
             };
+            let error = EngineError::from(error);
+            let times = |key| lost.iter().filter(|known| **known == key).count();
+            if error
+                .lost_block()
+                .is_none_or(|key| times(key) >= MOST_LOSSES)
+            {
+                return Err(error);
+            }
+            lost.extend(error.lost_block());
             let contexts = segments.iter_mut().map(|segment| &mut *segment.context);
-            self.recompute(error.into(), contexts, &mut workspace)?;
+            self.recompute(error, contexts, &mut workspace)?;
         }
     }
 
@@ -94,24 +107,26 @@ impl Engine {
     }
 
     /// Tokens that the next pass of a prefill computes. While blocks of the context are away, every
-    /// pass reads all of them: the more it computes the fewer passes there are, but the more scratch
-    /// it takes from what could stay in memory. So many are taken that the bytes read a token are the
-    /// fewest.
+    /// pass reads all of them: then as many as half of the memory for keys, values and scratch has
+    /// scratch for.
     pub(crate) fn chunk_for(&self, context: &Context) -> usize {
         let usage = self.ledger.usage();
         if self.ledger.limit() == u64::MAX || context.away_bytes() == 0 {
             return self.chunk_tokens;
         }
+        let scratch = |rows| {
+            let threads = self.exec.pool.threads();
+            Workspace::predicted_bytes(self.model.blueprint(), rows, 1, threads)
+        };
         let room = self
             .ledger
             .limit()
             .saturating_sub(usage.program + usage.weights);
-        let needed = |chunk| {
-            let threads = self.exec.pool.threads();
-            let scratch = Workspace::predicted_bytes(self.model.blueprint(), chunk, 1, threads);
-            scratch + self.model.layout().least_bytes(chunk)
-        };
-        best_chunk(self.chunk_tokens, context.kv_bytes(), room, needed)
+        let larger = |chunk: &usize| *chunk <= LARGEST_CHUNK && scratch(*chunk) <= room / 2;
+        std::iter::successors(Some(self.chunk_tokens), |chunk| Some(2 * chunk))
+            .take_while(larger)
+            .last()
+            .unwrap_or(self.chunk_tokens)
     }
 
     pub(crate) fn workspace(&self) -> MutexGuard<'_, Workspace> {
@@ -121,10 +136,8 @@ impl Engine {
             .unwrap_or_else(|error| error.into_inner())
     }
 
-    /// Brings the account up to what is measured, and lets blocks leave memory that no longer fit. Of
-    /// buffers in `shrinkable` that are far larger than `rows` rows need, as those of a prefill are for
-    /// the steps after it, the memory is given to blocks.
-    fn settle_memory(&self, rows: usize, wanted: usize, shrinkable: Option<&mut Workspace>) {
+    /// Brings the account up to what is measured, and lets blocks leave memory that no longer fit.
+    fn settle_memory(&self, rows: usize, wanted: usize) {
         let Some(kept) = self
             .store
             .as_ref()
@@ -140,51 +153,10 @@ impl Engine {
             .lock()
             .unwrap_or_else(|error| error.into_inner());
         account.program.resize(self.program_bytes + growth);
-        match shrinkable {
-            Some(workspace) if scratch < account.scratch.bytes() / 2 => {
-                workspace.give_back();
-                account.scratch.resize(scratch);
-            }
-            // Buffers grow to the largest pass and stay.
-            _ => {
-                let scratch = scratch.max(account.scratch.bytes());
-                account.scratch.resize(scratch);
-            }
-        }
+        // Buffers grow to the largest pass and stay.
+        let scratch = scratch.max(account.scratch.bytes());
+        account.scratch.resize(scratch);
         drop(account);
         kept.store.make_space(0);
-    }
-}
-
-/// The multiple of `step` for which a pass over a context of `held` bytes reads the fewest bytes a token,
-/// when it must have `needed` bytes of the `room` there is and what is left of it keeps blocks.
-fn best_chunk(step: usize, held: u64, room: u64, needed: impl Fn(usize) -> u64) -> usize {
-    let chunks = (step..=LARGEST_CHUNK.max(step)).step_by(step);
-    let reads = |chunk: usize| {
-        let kept = room.checked_sub(needed(chunk))?;
-        Some(held.saturating_sub(kept) as f64 / chunk as f64)
-    };
-    chunks
-        .filter_map(|chunk| Some((reads(chunk)?, chunk)))
-        .min_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or(step, |(_, chunk)| chunk)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_grow_with_what_is_away_and_never_beyond_the_room() {
-        let chunk = |held: u64, room: u64| best_chunk(512, held, room, |chunk| 10 * chunk as u64);
-        // 10 bytes of scratch a token: of 30,000 bytes, chunks of 512 leave 24,880 for blocks.
-        assert_eq!(chunk(24_000, 30_000), 512);
-        // Slightly more is still best read in the chunks that leave most of it in memory.
-        assert_eq!(chunk(25_000, 30_000), 512);
-        assert_eq!(chunk(60_000, 30_000), 2560);
-        assert_eq!(chunk(1_000_000, 30_000), 2560);
-        assert_eq!(chunk(3_000_000, 1_000_000), LARGEST_CHUNK);
-        // What does not fit at all is for the plan to refuse.
-        assert_eq!(chunk(1_000_000, 100), 512);
     }
 }

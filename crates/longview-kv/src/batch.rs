@@ -243,6 +243,10 @@ impl<'a> Batch<'a> {
         }
     }
 
+    pub(crate) fn feed_and_segments(&mut self) -> (Option<&Feed>, &mut [Segment<'a>]) {
+        (self.feed.as_ref(), &mut self.segments)
+    }
+
     pub(crate) fn feed(&self) -> Option<&Feed> {
         self.feed.as_ref()
     }

@@ -181,7 +181,9 @@ impl Context {
     /// Whether some of its blocks are not in memory.
     pub(crate) fn is_away(&self) -> bool {
         let mut away = self.groups.iter().flat_map(BlockRun::away);
+        let mut states = self.states.iter().flatten();
         away.any(|(_, handle)| !handle.is_resident())
+            || states.any(|state| state.awaited().is_some())
     }
 
     /// Bytes of those of its blocks that are not in memory.

@@ -17,8 +17,9 @@ use crate::BLOCK_TOKENS;
 use crate::batch::Segment;
 use crate::block::Block;
 use crate::error::KvError;
-use crate::layout::KvLayout;
+use crate::layout::{Group, KvLayout};
 use crate::ledger::{Purpose, Reservation};
+use crate::recurrent::RecurrentState;
 use crate::sealed::Handle;
 use crate::store::Store;
 use crate::tier::{BlockKey, TierError};
@@ -118,6 +119,14 @@ impl Feed {
                     let last = spans.len() - 1;
                     spans[last].blocks.push(place);
                     spans[last].keys.push(handle.key());
+                }
+                let state = segment.context.states[group].as_ref();
+                if let Some(key) = state.and_then(RecurrentState::awaited) {
+                    spans.push(Missing {
+                        span: 0,
+                        blocks: vec![0],
+                        keys: vec![key],
+                    });
                 }
                 if !spans.is_empty() {
                     missing.insert((index, group), spans);
@@ -301,10 +310,12 @@ impl Slices {
 
 /// Bytes of the buffers that blocks of `layout` are read back into.
 pub(crate) fn buffer_bytes(layout: &KvLayout) -> u64 {
-    // States are read whole, when a pass begins.
-    let read = layout.groups.iter().filter(|group| !group.is_recurrent());
-    let slices = read.map(|group| group.layer_bytes());
-    (BUFFERS * SPAN_BLOCKS * slices.max().unwrap_or(0)) as u64
+    let of_group = |group: &Group| match group.is_recurrent() {
+        true => group.layer_bytes(),
+        false => SPAN_BLOCKS * group.layer_bytes(),
+    };
+    let longest = layout.groups.iter().map(of_group).max();
+    (BUFFERS * longest.unwrap_or(0)) as u64
 }
 
 /// Room for the buffers of a pass over `segments`.

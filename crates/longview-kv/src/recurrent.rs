@@ -42,6 +42,8 @@ pub(crate) fn most_checkpoints(tokens: usize) -> usize {
 pub(crate) struct RecurrentState {
     /// The state after all tokens; `None` before the first, when it is zero.
     held: Option<Held>,
+    /// What a pass reads of a state that is elsewhere, layer by layer.
+    arriving: Option<Block>,
     /// What the pass that runs writes; a spare one between passes.
     next: Option<Block>,
     /// Checkpoints at multiples of [`CHECKPOINT_TOKENS`], ascending.
@@ -77,6 +79,7 @@ impl RecurrentState {
     pub(crate) fn fork(&self) -> RecurrentState {
         RecurrentState {
             held: self.held.clone(),
+            arriving: None,
             next: None,
             regular: self.regular.clone(),
             messages: self.messages.clone(),
@@ -84,7 +87,7 @@ impl RecurrentState {
         }
     }
 
-    /// Makes room for a pass: reads the state where it is not in memory, and has another to write.
+    /// Makes room for a pass: for the state where it is to be read back, and for another to write.
     pub(crate) fn begin(
         &mut self,
         bytes: usize,
@@ -92,11 +95,13 @@ impl RecurrentState {
         store: Option<&Store>,
     ) -> Result<(), KvError> {
         if let (Some(Held::There(handle)), Some(store)) = (&self.held, store) {
-            let block = match handle.pin(store.now()) {
-                Some(block) => block,
-                None => Arc::new(store.private_copy(handle, bytes)?),
-            };
-            self.held = Some(Held::Here(block));
+            match handle.pin(store.now()) {
+                Some(block) => self.held = Some(Held::Here(block)),
+                None if self.arriving.is_none() => {
+                    self.arriving = Some(Block::with_space(bytes, ledger, Some(store))?);
+                }
+                None => {}
+            }
         }
         if self.next.is_none() {
             self.next = Some(Block::with_space(bytes, ledger, store)?);
@@ -111,21 +116,40 @@ impl RecurrentState {
         let slice = start..start + group.layer_bytes();
         let held = match &self.held {
             Some(Held::Here(block)) => Some(numbers(&block.bytes()[slice.clone()])),
-            Some(Held::There(_)) => unreachable!("begin has read the state"),
+            Some(Held::There(_)) => {
+                let block = self.arriving.as_ref().expect("begin has made room");
+                Some(numbers(&block.bytes()[slice.clone()]))
+            }
             None => None,
         };
         let next = self.next.as_mut().expect("begin has made room");
         (held, numbers_mut(&mut next.bytes_mut()[slice]))
     }
 
+    /// The state that the pass is to read, where it is not in memory.
+    pub(crate) fn awaited(&self) -> Option<BlockKey> {
+        match &self.held {
+            Some(Held::There(handle)) if self.arriving.is_some() => Some(handle.key()),
+            _ => None,
+        }
+    }
+
+    /// One layer's slice of that state.
+    fn arrive(&mut self, group: &Group, place: usize, bytes: &[u8]) {
+        let block = self.arriving.as_mut().expect("begin has made room");
+        block.bytes_mut()[group.layer_offset(place)..][..bytes.len()].copy_from_slice(bytes);
+    }
+
     /// What the pass wrote holds from now on; `seconds` is what it took.
     pub(crate) fn commit(&mut self, seconds: f32) {
         let next = self.next.take().expect("begin has made room");
         let before = self.held.replace(Held::Here(Arc::new(next)));
-        if let Some(Held::Here(before)) = before {
+        self.next = match before {
             // No checkpoint and no fork refers to it: the next pass writes it.
-            self.next = Arc::into_inner(before);
-        }
+            Some(Held::Here(before)) => Arc::into_inner(before),
+            _ => self.arriving.take(),
+        };
+        self.arriving = None;
         self.seconds += seconds;
     }
 
@@ -193,6 +217,7 @@ impl RecurrentState {
         self.messages.retain(|known| known.tokens <= tokens);
         let known = self.checkpoints().find(|known| known.tokens == tokens);
         self.held = known.and_then(|known| known.find(store));
+        self.arriving = None;
         self.seconds = 0.0;
     }
 
@@ -252,6 +277,9 @@ impl Batch<'_> {
     /// Reads every row into the state of layer `layer`, and writes what the states give to `out`,
     /// `[rows][value_heads][value_dim]`.
     ///
+    /// # Errors
+    /// [`KvError::Lost`] when a state cannot be read back; the pass has to be given up.
+    ///
     /// # Panics
     /// When the layer's state does not have the size that `delta` asks for, or lengths disagree.
     pub fn read_recurrent(
@@ -262,7 +290,8 @@ impl Batch<'_> {
         rows: &DeltaRows<'_>,
         out: &mut [f32],
         workspace: &mut RecurrentWorkspace,
-    ) {
+    ) -> Result<(), KvError> {
+        self.receive_states(layer)?;
         let shape = delta.shape;
         let ranges: Vec<_> = (0..self.segments().len())
             .map(|at| self.rows_of(at))
@@ -322,6 +351,26 @@ impl Batch<'_> {
                 }
             }
         });
+        Ok(())
+    }
+
+    /// Takes in layer `layer` of the states that are read back.
+    fn receive_states(&mut self, layer: usize) -> Result<(), KvError> {
+        let (feed, segments) = self.feed_and_segments();
+        let Some(feed) = feed else {
+            return Ok(());
+        };
+        for (index, segment) in segments.iter_mut().enumerate() {
+            let context = &mut *segment.context;
+            let (place, at) = context.layout.layers[layer];
+            let (group, state) = (&context.layout.groups[place], &mut context.states[place]);
+            if let ([missing], Some(state)) = (feed.missing(index, place), state) {
+                let slices = feed.receive(missing)?;
+                state.arrive(group, at, &slices.bytes);
+                feed.give_back(slices);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{IDENTITY, noise};
 use longview_kernels::recurrent::{DeltaRows, DeltaShape, GatedDelta, HeadOrder};
 use longview_kernels::{Exec, Isa, Numerics};
-use longview_kv::tier::Origin;
+use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder};
 use longview_kv::{
     AttendWorkspace, Attention, BLOCK_TOKENS, Batch, BlockHash, CHECKPOINT_TOKENS, Context,
     KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, RecurrentWorkspace, Segment, Store,
@@ -133,7 +133,7 @@ impl World {
                     beta: &beta,
                 };
                 let states = &mut self.recurrent;
-                batch.read_recurrent(&self.exec, layer, &delta, &rows, &mut out, states);
+                batch.read_recurrent(&self.exec, layer, &delta, &rows, &mut out, states)?;
             }
             last.extend_from_slice(&out[(rows - 1) * width..]);
         }
@@ -297,6 +297,33 @@ fn states_are_kept_at_regular_places_and_at_the_last_messages() {
 
 fn context_bytes(tokens: usize) -> u64 {
     layout(LayerState::Full).context_bytes(tokens, 96)
+}
+
+#[test]
+fn a_state_is_read_back_by_the_pass_that_needs_it() {
+    let (mut world, ids) = (World::new(), ids(330));
+    let folder = tempfile::tempdir().unwrap();
+    let open = || {
+        let folder = StoreFolder::open(folder.path()).unwrap();
+        let disk = DiskTier::open(&folder, DiskOptions::default()).unwrap();
+        Arc::new(Store::new(Ledger::unlimited(), vec![Arc::new(disk)]))
+    };
+    let mut first = in_store(&open());
+    let wanted = world.prefill(&mut first, &ids);
+    drop(first);
+
+    let store = open();
+    let mut again = in_store(&store);
+    assert_eq!(again.attach(&ids[..329]).unwrap(), 320);
+    assert_eq!(store.counts().read_bytes, 0);
+    // A pass that is given up changes nothing, and the next one reads again.
+    world
+        .pass(&mut again, &ids[320..], Control::GiveUp)
+        .unwrap();
+    assert!(world.prefill(&mut again, &ids[320..]) == wanted);
+    let read = store.counts().read_bytes;
+    world.read(&mut again, &[7]);
+    assert_eq!(store.counts().read_bytes, read, "it is in memory now");
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(crate) fn forward(
                 attention(model, exec, batch, index, plan, layer, entry, w)?;
             }
             (Mixer::GatedDelta(shape), load::Mixer::GatedDelta(layer)) => {
-                gated_delta(exec, batch, index, shape, layer, entry, w);
+                gated_delta(exec, batch, index, shape, layer, entry, w)?;
             }
             _ => unreachable!("the loader makes the part that the blueprint names"),
         }

@@ -55,14 +55,6 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Gives the memory of all buffers back; a profile goes on.
-    pub fn give_back(&mut self) {
-        *self = Workspace {
-            profile: self.profile.take(),
-            ..Workspace::default()
-        };
-    }
-
     /// Empty buffers.
     pub fn new() -> Workspace {
         Workspace::default()

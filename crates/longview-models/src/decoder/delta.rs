@@ -7,6 +7,7 @@ use longview_kv::Batch;
 
 use super::entry::{Entry, rms_norm};
 use super::{ROWS_PER_TASK, needs};
+use crate::error::ModelError;
 use crate::load::Delta;
 use crate::profile::Work;
 use crate::workspace::{Workspace, sized};
@@ -20,7 +21,7 @@ pub(super) fn gated_delta(
     layer: &Delta,
     entry: Entry<'_>,
     w: &mut Workspace,
-) {
+) -> Result<(), ModelError> {
     let rows = batch.rows();
     let hidden = entry.norm.len();
     let (heads, values) = (shape.value_heads, shape.value_heads * shape.value_dim);
@@ -56,7 +57,7 @@ pub(super) fn gated_delta(
         beta: &w.k,
     };
     let read = sized(&mut w.gate, rows * values);
-    batch.read_recurrent(exec, index, &delta, &inputs, read, &mut w.recurrent);
+    batch.read_recurrent(exec, index, &delta, &inputs, read, &mut w.recurrent)?;
 
     // The norm of every head's result, times an activation of its gate.
     let per_task = ROWS_PER_TASK * values;
@@ -79,6 +80,7 @@ pub(super) fn gated_delta(
     let out = sized(&mut w.normed, rows * hidden);
     matmul(exec, &w.activations, output, out);
     w.lap(Work::Output);
+    Ok(())
 }
 
 /// `ln(1 + e^x)`

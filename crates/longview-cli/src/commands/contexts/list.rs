@@ -1,5 +1,7 @@
 //! `longview contexts ls`.
 
+use std::time::SystemTime;
+
 use longview::human_bytes;
 use longview::records::Listed;
 use longview::tier::Tier;
@@ -14,6 +16,8 @@ use crate::size::{human_count, human_duration};
 
 /// Prints the contexts, the last used first, and what the folder holds.
 pub(super) fn ls(kept: &Kept, format: Format) -> Result<(), Failure> {
+    // In a folder that can only be read they stay listed.
+    let _ = kept.records.expire(SystemTime::now());
     let (summaries, locked) = kept.summaries()?;
     let mut records = Vec::new();
     for summary in summaries {
