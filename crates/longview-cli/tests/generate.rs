@@ -259,7 +259,7 @@ fn a_conversation_that_cannot_go_back_is_read_again() {
     assert_eq!(stopped["answers"][1]["reused_tokens"], 0, "{stopped}");
     for words in [
         "ended before a stop text",
-        "whole conversation is read again",
+        "the conversation is read again from its start",
     ] {
         assert!(notices.contains(words), "{stopped}");
     }
