@@ -50,6 +50,11 @@ pub(crate) fn forget() {
 /// Runs `read`, during which one Ctrl-C ends the program.
 pub(crate) fn while_waiting<T>(read: impl FnOnce() -> T) -> T {
     WAITING.store(true, Ordering::SeqCst);
+    if pressed() {
+        // After the prompt was shown and before the line was waited for.
+        note("");
+        leave();
+    }
     let result = read();
     WAITING.store(false, Ordering::SeqCst);
     result

@@ -38,8 +38,12 @@ fn wrong_arguments_are_refused_with_two() {
             &["f61", "did you mean", "f16"],
         ),
         (
+            &["run", "--prompt", "x", "--keep", "snapkw"],
+            &["snapkw", "did you mean \"snapkv\"?", "known: all"],
+        ),
+        (
             &["run", "--prompt", "x", "--keep", "snapkv"],
-            &["snapkv", "known: all"],
+            &["keeps nothing", "at least 32"],
         ),
         (
             &["run", "--prompt", "x", "--read", "quest(page=16)"],
