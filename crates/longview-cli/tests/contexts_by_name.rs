@@ -124,6 +124,25 @@ fn texts_are_saved_continued_appended_to_and_cut() {
     let extended = run(&["--load", "tale", "--prompt", " It was late."]);
     assert!(number(&extended, "prompt_tokens") > number(&by_name, "prompt_tokens"));
 
+    // The span that was added leaves again, and what follows it is what a fresh reading gives.
+    let added = number(&store.json(&["contexts", "show", "tale"]), "tokens");
+    store.json(&["contexts", "append", "tale", "--prompt", " The end."]);
+    let span = format!("{tokens}..{added}");
+    let without = store.json(&["contexts", "cut", "tale", &span]);
+    assert!(
+        number(&without, "reused_tokens") >= tokens / 64 * 64,
+        "{without}"
+    );
+    let end = format!("{beginning} The end.");
+    let fresh = longview(&[&["run", "--json", "--prompt", &end][..], &greedy].concat());
+    let cut = run(&["--load", "tale"]);
+    assert_eq!(cut["generated_ids"], fresh.done().json()["generated_ids"]);
+    for wrong in ["5..5", "9..3", "7", "0..100000", "5..100000"] {
+        store
+            .run(&["contexts", "cut", "tale", wrong])
+            .refused(2, &["span"]);
+    }
+
     let cut = store.json(&["contexts", "truncate", "tale", &tokens.to_string()]);
     assert_eq!(number(&cut, "tokens"), tokens);
     assert_eq!(

@@ -1,5 +1,6 @@
 //! `longview contexts`.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
@@ -34,6 +35,8 @@ pub(crate) enum ContextsAction {
     Save(Box<SaveArgs>),
     /// Read more text after a saved one
     Append(Box<AppendArgs>),
+    /// Take a span out of a saved text; what follows it is read again
+    Cut(Box<CutArgs>),
     /// Forget the end of a saved text. What it has in common with others stays
     Truncate(Box<TruncateArgs>),
     /// Remove contexts whose time is over, then the least valuable blocks until the rest fits
@@ -165,6 +168,24 @@ pub(crate) struct AppendArgs {
     pub(crate) methods: MethodArgs,
 }
 
+/// `longview contexts cut`.
+#[derive(Debug, Args)]
+pub(crate) struct CutArgs {
+    /// A label or the beginning of an id
+    pub(crate) context: String,
+
+    /// The tokens that go, counted from 0, the second number not among them, such as 100..250
+    /// (`longview tokenize` numbers a text's tokens)
+    #[arg(value_name = "FROM..TO", value_parser = parse_span)]
+    pub(crate) span: Range<usize>,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) methods: MethodArgs,
+}
+
 /// `longview contexts truncate`.
 #[derive(Debug, Args)]
 pub(crate) struct TruncateArgs {
@@ -193,5 +214,19 @@ fn parse_life(text: &str) -> Result<Life, String> {
     match text.trim() {
         "never" => Ok(Life::Endless),
         time => Ok(Life::Seconds(parse_duration(time)?)),
+    }
+}
+
+/// A span of tokens from text such as `100..250`.
+fn parse_span(text: &str) -> Result<Range<usize>, String> {
+    let (from, to) = text
+        .split_once("..")
+        .ok_or_else(|| format!("{text:?} is not a span of tokens; write 100..250"))?;
+    let span = parse_tokens(from)?..parse_tokens(to)?;
+    match span.is_empty() {
+        true => Err(format!(
+            "the span {text:?} is empty; the second number must be the larger one"
+        )),
+        false => Ok(span),
     }
 }

@@ -15,7 +15,9 @@ mod store;
 use clap::{Parser, Subcommand};
 
 pub(crate) use answers::{AskArgs, ChatArgs, RunArgs};
-pub(crate) use contexts::{AppendArgs, ContextsAction, ContextsArgs, Life, SaveArgs, TruncateArgs};
+pub(crate) use contexts::{
+    AppendArgs, ContextsAction, ContextsArgs, CutArgs, Life, SaveArgs, TruncateArgs,
+};
 pub(crate) use eval::{EvalArgs, EvalTask, EvalTasksArgs, EvalTextArgs, LeaderboardArgs};
 pub(crate) use explain::ExplainArgs;
 pub(crate) use generation::{Fallback, GenerationArgs};

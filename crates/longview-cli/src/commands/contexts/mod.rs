@@ -26,14 +26,16 @@ pub(crate) fn run(args: &ContextsArgs, format: Format) -> Result<(), Failure> {
     match &args.action {
         ContextsAction::Save(save) => return text::save(save, &args.store, format),
         ContextsAction::Append(append) => return text::append(append, &args.store, format),
-        ContextsAction::Truncate(cut) => return text::truncate(cut, &args.store, format),
+        ContextsAction::Cut(cut) => return text::cut(cut, &args.store, format),
+        ContextsAction::Truncate(shorter) => return text::truncate(shorter, &args.store, format),
         _ => {}
     }
     let kept = Kept::open(args)?;
     let result = match &args.action {
-        ContextsAction::Save(_) | ContextsAction::Append(_) | ContextsAction::Truncate(_) => {
-            unreachable!("done above")
-        }
+        ContextsAction::Save(_)
+        | ContextsAction::Append(_)
+        | ContextsAction::Cut(_)
+        | ContextsAction::Truncate(_) => unreachable!("done above"),
         ContextsAction::Ls => list::ls(&kept, format),
         ContextsAction::Show { context, model } => show::show(&kept, context, model, format),
         ContextsAction::Gc { max } => {

@@ -1,4 +1,4 @@
-//! `longview contexts save`, `append` and `truncate`: contexts by name that were made from a text.
+//! `longview contexts save`, `append`, `cut` and `truncate`: contexts by name that were made from a text.
 
 use std::time::Instant;
 
@@ -7,7 +7,9 @@ use longview::{EngineOptions, Lookup, Specials};
 use serde_json::{Value, json};
 
 use super::line;
-use crate::args::{AppendArgs, EngineArgs, Format, MethodArgs, SaveArgs, StoreArgs, TruncateArgs};
+use crate::args::{
+    AppendArgs, CutArgs, EngineArgs, Format, MethodArgs, SaveArgs, StoreArgs, TruncateArgs,
+};
 use crate::commands::read_text;
 use crate::commands::run::continuation;
 use crate::documents::Documents;
@@ -105,6 +107,40 @@ pub(super) fn append(args: &AppendArgs, store: &StoreArgs, format: Format) -> Re
     work.loaded = Some(record);
     let id = work.loaded.as_ref().map(|record| record.summary.id.clone());
     work.read(&tokens, id.as_deref(), entry, format)
+}
+
+/// Takes a span out of a saved text. What follows is read again, for it was read after the span.
+pub(super) fn cut(args: &CutArgs, store: &StoreArgs, format: Format) -> Result<(), Failure> {
+    let mut work = Work::open(&args.engine, &args.methods, store)?;
+    let record = work.records()?.find(&args.context)?;
+    Kind::Text.check(&args.context, &record)?;
+    let (first, end) = (args.span.start, args.span.end);
+    let held = record.tokens.len();
+    let prefix = work.session.engine.text().tokenizer().prefix_ids();
+    let fixed = match record.tokens.starts_with(prefix) {
+        true => prefix.len(),
+        false => 0,
+    };
+    if first < fixed || end > held || end - first == held {
+        return Err(Failure::wrong(format!(
+            "context {:?} has {held} tokens, of which {} may be cut: give a span within \
+             {fixed}..{held}{}",
+            args.context,
+            held - fixed,
+            match fixed {
+                0 => ", but not all of it",
+                _ => " (what stands before is how the model's texts begin)",
+            }
+        )));
+    }
+    let tokens = [&record.tokens[..first], &record.tokens[end..]].concat();
+    let entry = Entry {
+        title: record.summary.title.clone(),
+        ..Entry::default()
+    };
+    let id = record.summary.id.clone();
+    work.loaded = Some(record);
+    work.read(&tokens, Some(&id), entry, format)
 }
 
 /// Forgets the end of a saved text. Loads no weights.
