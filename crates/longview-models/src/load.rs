@@ -170,9 +170,10 @@ impl Loader<'_> {
         }
     }
 
-    /// The tensor with this name, noted as read.
+    /// The tensor with this name, noted as read, which is about to happen.
     fn tensor(&self, name: &str) -> Result<Tensor<'_>, ModelError> {
         let tensor = self.file.tensor(name)?;
+        self.file.read_ahead(name);
         let mut read = self.read.lock().unwrap_or_else(|error| error.into_inner());
         read.insert(name.to_owned());
         Ok(tensor)

@@ -1,7 +1,6 @@
 //! Hugging Face model folders: configuration as JSON, weights in safetensors files.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use ::safetensors::Dtype;
@@ -14,7 +13,6 @@ use crate::safetensors::read_header;
 use crate::source::Source;
 use crate::table::{Entry, Table};
 use crate::tensor::Tensor;
-use crate::weight_file::WeightPart;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -162,18 +160,8 @@ impl HuggingFaceFolder {
         self.tensors.file_bytes()
     }
 
-    pub(crate) fn parts(&self) -> Vec<WeightPart<'_>> {
-        self.tensors.parts()
-    }
-
-    /// Gives the pages of some bytes of a tensor back to the operating system, once they were
-    /// repacked. The tensor stays readable: its pages are loaded again when touched.
-    pub fn release(&self, tensor: &str, bytes: Range<usize>) {
-        self.tensors.release(tensor, bytes);
-    }
-
-    pub(crate) fn can_release(&self, tensor: &str) -> bool {
-        self.tensors.can_release(tensor)
+    pub(crate) fn table(&self) -> &Table {
+        &self.tensors
     }
 
     /// Keeps the tensors that `rename` gives a name, under that name, and returns the names of the

@@ -3,11 +3,15 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::Mmap;
 
 use crate::error::{Result, WeightsError};
 use crate::weight_file::WeightPart;
+
+/// Bytes of a mapped file that the disk is asked for ahead of their use.
+const AHEAD: usize = 128 << 20;
 
 /// The bytes of one file: mapped, part of the program, or in memory.
 #[derive(Debug)]
@@ -15,6 +19,8 @@ pub(crate) struct Source {
     /// The path or name that errors show.
     pub(crate) name: String,
     bytes: Bytes,
+    /// Up to where the disk was asked last.
+    asked: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -54,33 +60,29 @@ impl Source {
         let file = File::open(path).map_err(io("open the file"))?;
         let length = file.metadata().map_err(io("read the file's size"))?.len();
         if length == 0 {
-            return Ok(Source {
-                name,
-                bytes: Bytes::Empty,
-            });
+            return Ok(Source::of(name, Bytes::Empty));
         }
         // SAFETY: the map is read-only and private to this process; what other processes may do to
         // the file while it is mapped is stated in the documentation above.
         let map = unsafe { Mmap::map(&file) }.map_err(io("map the file into memory"))?;
-        Ok(Source {
-            name,
-            bytes: Bytes::Mapped(map),
-        })
+        Ok(Source::of(name, Bytes::Mapped(map)))
     }
 
     /// Bytes that are part of the program.
     pub(crate) fn from_static(name: &str, bytes: &'static [u8]) -> Source {
-        Source {
-            name: name.to_owned(),
-            bytes: Bytes::Static(bytes),
-        }
+        Source::of(name.to_owned(), Bytes::Static(bytes))
     }
 
     /// Bytes in memory.
     pub(crate) fn from_bytes(name: &str, bytes: Vec<u8>) -> Source {
+        Source::of(name.to_owned(), Bytes::Owned(bytes))
+    }
+
+    fn of(name: String, bytes: Bytes) -> Source {
         Source {
-            name: name.to_owned(),
-            bytes: Bytes::Owned(bytes),
+            name,
+            bytes,
+            asked: AtomicUsize::new(0),
         }
     }
 
@@ -124,6 +126,31 @@ impl Source {
                     range.len(),
                 )
             };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
+    /// Asks the disk for `range` and for what lies behind it, as far as it was not asked before. A
+    /// page that is touched first and asked for then costs a wait each time the system's own
+    /// readahead ends. Advice only, like [`Source::release`].
+    pub(crate) fn read_ahead(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = &self.bytes {
+            let asked = self.asked.load(Ordering::Relaxed);
+            let end = range
+                .end
+                .max(range.start.saturating_add(AHEAD))
+                .min(map.len());
+            // What lies before `range` may have been passed over: it is not known to be there.
+            let first = match (range.start..=end).contains(&asked) {
+                true => asked,
+                false => range.start,
+            };
+            if first < end {
+                let _ = map.advise_range(memmap2::Advice::WillNeed, first, end - first);
+                self.asked.store(end, Ordering::Relaxed);
+            }
         }
         #[cfg(not(unix))]
         let _ = range;

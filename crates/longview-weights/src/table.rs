@@ -148,6 +148,14 @@ impl Table {
         }
     }
 
+    /// Lets the disk begin with the tensor and with what lies behind it in its file.
+    pub(crate) fn read_ahead(&self, name: &str) {
+        if let Some(&number) = self.by_name.get(name) {
+            let Placed { source, entry } = &self.tensors[number];
+            self.sources[*source].read_ahead(entry.bytes.clone());
+        }
+    }
+
     fn view<'a>(&'a self, placed: &'a Placed) -> Tensor<'a> {
         let entry = &placed.entry;
         Tensor {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Result, WeightsError};
 use crate::gguf::{GgufFile, is_later_part};
 use crate::huggingface::HuggingFaceFolder;
+use crate::table::Table;
 use crate::tensor::Tensor;
 
 /// One of the files that an open model's weights come from.
@@ -85,18 +86,12 @@ impl WeightFile {
 
     /// The tensor with this name, where a model may do without it.
     pub fn find_tensor(&self, name: &str) -> Option<Tensor<'_>> {
-        match self {
-            WeightFile::Gguf(file) => file.find_tensor(name),
-            WeightFile::HuggingFace(folder) => folder.find_tensor(name),
-        }
+        self.table().get(name)
     }
 
     /// All tensors, in the order of the files.
-    pub fn tensors(&self) -> Box<dyn Iterator<Item = Tensor<'_>> + '_> {
-        match self {
-            WeightFile::Gguf(file) => Box::new(file.tensors()),
-            WeightFile::HuggingFace(folder) => Box::new(folder.tensors()),
-        }
+    pub fn tensors(&self) -> impl Iterator<Item = Tensor<'_>> {
+        self.table().iter()
     }
 
     /// The names of all tensors, in the order of the files.
@@ -106,34 +101,35 @@ impl WeightFile {
 
     /// Bytes of all weight files together.
     pub fn file_bytes(&self) -> u64 {
-        match self {
-            WeightFile::Gguf(file) => file.file_bytes(),
-            WeightFile::HuggingFace(folder) => folder.file_bytes(),
-        }
+        self.table().file_bytes()
     }
 
     /// Where the weights come from, to tell models apart by content.
     pub fn parts(&self) -> Vec<WeightPart<'_>> {
-        match self {
-            WeightFile::Gguf(file) => file.parts(),
-            WeightFile::HuggingFace(folder) => folder.parts(),
-        }
+        self.table().parts()
     }
 
     /// Gives the pages of some bytes of a tensor back to the operating system, once they were
     /// repacked. The tensor stays readable: its pages are loaded again when touched.
     pub fn release(&self, tensor: &str, bytes: Range<usize>) {
-        match self {
-            WeightFile::Gguf(file) => file.release(tensor, bytes),
-            WeightFile::HuggingFace(folder) => folder.release(tensor, bytes),
-        }
+        self.table().release(tensor, bytes);
     }
 
     /// Whether [`WeightFile::release`] has an effect on a tensor: it is mapped from a file.
     pub fn can_release(&self, tensor: &str) -> bool {
+        self.table().can_release(tensor)
+    }
+
+    /// Tells the operating system that a tensor is about to be read, and after it what lies behind it in
+    /// its file, so that the disk is at work while what is there is repacked.
+    pub fn read_ahead(&self, tensor: &str) {
+        self.table().read_ahead(tensor);
+    }
+
+    fn table(&self) -> &Table {
         match self {
-            WeightFile::Gguf(file) => file.can_release(tensor),
-            WeightFile::HuggingFace(folder) => folder.can_release(tensor),
+            WeightFile::Gguf(file) => file.table(),
+            WeightFile::HuggingFace(folder) => folder.table(),
         }
     }
 

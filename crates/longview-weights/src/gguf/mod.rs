@@ -8,14 +8,12 @@ mod value;
 mod write;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::Path;
 
 use crate::error::Result;
 use crate::source::Source;
 use crate::table::Table;
 use crate::tensor::Tensor;
-use crate::weight_file::WeightPart;
 use parse::{Header, Located};
 
 pub(crate) use shards::is_later_part;
@@ -101,18 +99,8 @@ impl GgufFile {
         self.tensors.file_bytes()
     }
 
-    pub(crate) fn parts(&self) -> Vec<WeightPart<'_>> {
-        self.tensors.parts()
-    }
-
-    /// Gives the pages of some bytes of a tensor back to the operating system, once they were
-    /// repacked. The tensor stays readable: its pages are loaded again when touched.
-    pub fn release(&self, tensor: &str, bytes: Range<usize>) {
-        self.tensors.release(tensor, bytes);
-    }
-
-    pub(crate) fn can_release(&self, tensor: &str) -> bool {
-        self.tensors.can_release(tensor)
+    pub(crate) fn table(&self) -> &Table {
+        &self.tensors
     }
 
     /// One model of all its parts, the first of which has the metadata.
