@@ -6,6 +6,7 @@ use longview::{
     Context, Control, EndOfText, Event, FinishReason, GenerateOptions, Generated, ShowSpecials,
 };
 use longview_kv::keep::KeepReport;
+use longview_kv::read::ReadReport;
 use serde::Serialize;
 
 use crate::args::{Format, GenerationArgs};
@@ -80,6 +81,9 @@ pub(crate) struct Answer {
     /// What the keep method has done to the context, where one was chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) keep: Option<KeepCounts>,
+    /// What the read method has read for this answer, where one was chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) read: Option<ReadCounts>,
     /// The most it could have had.
     #[serde(skip)]
     max_tokens: usize,
@@ -102,6 +106,44 @@ pub(crate) struct KeepCounts {
     compactions: usize,
     /// Seconds that took.
     seconds: f64,
+}
+
+/// What the tokens of an answer have read, in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ReadCounts {
+    /// Pages of 64 tokens that were read, of all KV heads of the layers with full attention.
+    pages_read: u64,
+    /// Those that reading everything would have read.
+    pages_present: u64,
+    /// Bytes of what is kept to choose by.
+    index_bytes: u64,
+}
+
+impl ReadCounts {
+    fn new(report: &ReadReport) -> ReadCounts {
+        ReadCounts {
+            pages_read: report.pages_read,
+            pages_present: report.pages_present,
+            index_bytes: report.index_bytes,
+        }
+    }
+
+    /// Adds what another answer has read.
+    pub(crate) fn add(&mut self, other: &ReadCounts) {
+        self.pages_read += other.pages_read;
+        self.pages_present += other.pages_present;
+        self.index_bytes = self.index_bytes.max(other.index_bytes);
+    }
+
+    /// A sentence for people.
+    fn sentence(&self, method: &str) -> String {
+        format!(
+            "{method} read {} of {} pages for the answer ({:.1} %)",
+            human_count(self.pages_read as usize),
+            human_count(self.pages_present as usize),
+            100.0 * self.pages_read as f64 / self.pages_present as f64,
+        )
+    }
 }
 
 impl KeepCounts {
@@ -129,13 +171,15 @@ impl KeepCounts {
 }
 
 impl Answer {
-    /// What the keep method dropped, for people.
+    /// What the keep method dropped or the read method left out, for people.
     pub(crate) fn dropped(&self, session: &Session) -> Option<String> {
-        let counts = self
-            .keep
-            .as_ref()
-            .filter(|counts| counts.pairs_dropped > 0)?;
-        Some(counts.sentence(&session.methods.keep()?.text))
+        let dropped = self.keep.as_ref().filter(|counts| counts.pairs_dropped > 0);
+        let left_out = |counts: &&ReadCounts| counts.pages_read < counts.pages_present;
+        match (dropped, self.read.as_ref().filter(left_out)) {
+            (Some(counts), _) => Some(counts.sentence(&session.methods.keep()?.text)),
+            (None, Some(counts)) => Some(counts.sentence(&session.methods.read()?.text)),
+            (None, None) => None,
+        }
     }
 
     /// Generates from `context` and `request`, printing the text as it comes unless the format is
@@ -224,6 +268,7 @@ impl Answer {
             kv_bytes: context.kv_bytes(),
             kv_bytes_on_disk: context.away_bytes(),
             keep: context.keep_report().map(|report| KeepCounts::new(&report)),
+            read: context.read_report().map(|report| ReadCounts::new(&report)),
             store_read_bytes: request.read_bytes_before + session.store_read_bytes() - store_bytes,
             max_tokens,
             generated: Some(generated),

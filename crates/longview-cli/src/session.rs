@@ -124,80 +124,73 @@ impl Session {
         })
     }
 
-    /// An empty context for a prompt of `prompt` tokens, planned to hold `planned`, with the keep
-    /// method in charge where one was chosen; its memory is told before anything is computed.
+    /// An empty context for a prompt of `prompt` tokens, planned to hold `planned`, with the methods
+    /// chosen in charge; what they take is told before anything is computed.
     pub(crate) fn new_context(
         &mut self,
         prompt: usize,
         planned: usize,
     ) -> Result<Context, Failure> {
-        let Some(keep) = self.methods.keep() else {
-            return Ok(self.engine.new_context(planned)?);
-        };
-        let context = self.engine.new_context_keeping(keep, prompt, planned)?;
-        let bytes = self
-            .engine
-            .keep_bytes(keep, prompt, planned.saturating_sub(prompt))?;
-        let notice = format!(
-            "keep: at most {} of keys and values while reading and writing, {} when the prompt of \
-             {} tokens is read, instead of {}",
-            human_bytes(bytes.peak),
-            human_bytes(bytes.steady),
-            human_count(prompt),
-            human_bytes(self.engine.model().layout().context_bytes(prompt, 1)),
-        );
-        if !self.notices.contains(&notice) {
-            self.notices.push(notice);
+        let methods = self.methods.acting();
+        let context = self.engine.new_context_with(&methods, prompt, planned)?;
+        let layout = self.engine.model().layout();
+        let mut notices = Vec::new();
+        if let Some(keep) = &methods.keep {
+            let bytes = self
+                .engine
+                .keep_bytes(keep, prompt, planned.saturating_sub(prompt))?;
+            notices.push(format!(
+                "keep: at most {} of keys and values while reading and writing, {} when the prompt of \
+                 {} tokens is read, instead of {}",
+                human_bytes(bytes.peak),
+                human_bytes(bytes.steady),
+                human_count(prompt),
+                human_bytes(layout.context_bytes(prompt, 1)),
+            ));
         }
+        if let Some(read) = methods.read.filter(|read| read.bytes(layout, planned) > 0) {
+            notices.push(format!(
+                "read: {} beside the {} of keys and values of {} tokens, to choose by",
+                human_bytes(read.bytes(layout, planned)),
+                human_bytes(layout.context_bytes(planned, 1)),
+                human_count(planned),
+            ));
+        }
+        notices.retain(|notice| !self.notices.contains(notice));
+        self.notices.extend(notices);
         Ok(context)
     }
 
-    /// What of a prompt's `tokens` may be taken over from what was read before: a keep method must see
-    /// some of them computed.
+    /// What of a prompt's `tokens` may be taken over from what was read before, under the methods
+    /// chosen.
     pub(crate) fn usable<'t>(&self, tokens: &'t [u32]) -> &'t [u32] {
-        let Some(keep) = self.methods.keep() else {
-            return tokens;
-        };
-        let needs = keep.score.needs();
-        if needs.every_token() || keep.when.block.is_some() {
-            return &[];
-        }
-        &tokens[..tokens.len().saturating_sub(needs.last_queries)]
+        &tokens[..self.methods.acting().reusable_tokens(tokens.len())]
     }
 
-    /// Lets the prefill method, where one was chosen, say what the first `tokens` tokens of an empty
-    /// context attend to.
-    pub(crate) fn attend_by_pattern(
-        &self,
-        context: &mut Context,
-        tokens: usize,
-    ) -> Result<(), Failure> {
-        match self.methods.prefill() {
+    /// Refuses methods that act on contexts in a command that has no use for them.
+    pub(crate) fn refuse_acting(&self, command: &str) -> Result<(), Failure> {
+        self.refuse_keep(command)?;
+        let acting = self.methods.acting();
+        let prefill = acting
+            .prefill
+            .map(|prefill| ("--prefill", prefill.text.clone()));
+        let read = acting.read.map(|read| ("--read", read.text.clone()));
+        match prefill.or(read) {
             None => Ok(()),
-            Some(prefill) => context
-                .attend_by(prefill, tokens)
-                .map_err(|error| EngineError::from(error).into()),
+            Some((flag, text)) => Err(Failure::wrong(format!(
+                "longview {command} has no use for {flag} {text}: ask, run, chat, serve, batch, bench and \
+                 eval's tasks have"
+            ))),
         }
     }
 
-    /// Refuses keep and prefill methods in a command that has no use for them.
+    /// Refuses a keep method in a command that has no use for it.
     pub(crate) fn refuse_keep(&self, command: &str) -> Result<(), Failure> {
-        if let Some(keep) = self.methods.keep() {
-            return Err(Failure::wrong(format!(
+        match self.methods.keep() {
+            None => Ok(()),
+            Some(keep) => Err(Failure::wrong(format!(
                 "longview {command} has no use for --keep {}: ask, run and chat have",
                 keep.text
-            )));
-        }
-        self.refuse_prefill(command)
-    }
-
-    /// Refuses a prefill method in a command that does not read a prompt whole.
-    pub(crate) fn refuse_prefill(&self, command: &str) -> Result<(), Failure> {
-        match self.methods.prefill() {
-            None => Ok(()),
-            Some(prefill) => Err(Failure::wrong(format!(
-                "longview {command} has no use for --prefill {}: ask, run and eval's tasks have",
-                prefill.text
             ))),
         }
     }
@@ -281,7 +274,11 @@ impl Session {
             return None;
         }
         if !context.is_exact() {
-            entry.methods = self.methods.text(Stage::Reuse, self.engine.kv_type());
+            let approximate = match context.approximate_from() {
+                Some(_) => Stage::Read,
+                None => Stage::Reuse,
+            };
+            entry.methods = self.methods.text(approximate, self.engine.kv_type());
         }
         match self.saved.as_ref()?.save(context, id, entry) {
             Ok(id) => id,

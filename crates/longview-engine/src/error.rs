@@ -113,6 +113,7 @@ impl EngineError {
                 error,
                 KvError::KeepRefused { .. }
                     | KvError::PatternRefused { .. }
+                    | KvError::ReadRefused { .. }
                     | KvError::NotObserved { .. }
             ),
             EngineError::Sampling(_) | EngineError::Pass(_) => false,

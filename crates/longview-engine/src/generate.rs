@@ -103,7 +103,8 @@ impl Generated {
 impl Engine {
     /// Reads `prompt`, the end of what the model is to continue (at least one token), into
     /// `context` and generates what follows. The context's keep method decides what stays when the
-    /// prompt has been read, and then as often as it was told to.
+    /// prompt has been read, and then as often as it was told to; its read method plans what the
+    /// generated tokens read.
     ///
     /// # Errors
     /// [`EngineError::EmptyPrompt`], errors of the prefill, and [`EngineError::Sampling`] when no
@@ -117,6 +118,7 @@ impl Engine {
     ) -> Result<Generated, EngineError> {
         let start = Instant::now();
         let (&last, before) = prompt.split_last().ok_or(EngineError::EmptyPrompt)?;
+        context.answer_from(context.len() + prompt.len());
         let mut generated = Generated {
             text: String::new(),
             ids: Vec::new(),

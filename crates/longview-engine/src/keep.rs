@@ -7,7 +7,7 @@ use longview_kv::keep::{Compression, Keep, KeepBytes, Needs, Question};
 use longview_kv::{Context, Segment, Wanted};
 use longview_text::Specials;
 
-use crate::engine::{Engine, Tenant};
+use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::inspect::largest;
 use crate::plan::MemoryPlan;
@@ -17,58 +17,14 @@ const SYSTEM_TOKENS: usize = 4;
 
 /// Tokens before a part that say where to begin to repeat.
 const LEAD_TOKENS: usize = 8;
-/// Tokens of a prompt of `prompt_tokens` that may be taken over from what was read before under `keep`:
-/// a method must see some of them computed.
-pub(crate) fn reusable_tokens(keep: &Keep, prompt_tokens: usize) -> usize {
-    let needs = keep.score.needs();
-    if needs.every_token() || keep.when.block.is_some() {
-        return 0;
-    }
-    prompt_tokens.saturating_sub(needs.last_queries.max(1))
-}
 
 impl Engine {
-    /// An empty context for a prompt of `prompt_tokens` tokens, planned to hold `planned_tokens`, in
-    /// which `keep` decides what stays.
-    ///
-    /// # Errors
-    /// As [`Engine::new_context`] and [`Engine::keep`]; what must fit is what the method takes at its
-    /// peak.
-    pub fn new_context_keeping(
-        &self,
-        keep: &Arc<Keep>,
-        prompt_tokens: usize,
-        planned_tokens: usize,
-    ) -> Result<Context, EngineError> {
-        self.new_context_keeping_of(&self.tenant(""), keep, prompt_tokens, planned_tokens)
-    }
-
-    /// [`Engine::new_context_keeping`] of a tenant.
-    ///
-    /// # Errors
-    /// As [`Engine::new_context_keeping`].
-    pub fn new_context_keeping_of(
-        &self,
-        tenant: &Tenant,
-        keep: &Arc<Keep>,
-        prompt_tokens: usize,
-        planned_tokens: usize,
-    ) -> Result<Context, EngineError> {
-        let mut context = self.unplanned_context(tenant, planned_tokens)?;
-        self.keep(&mut context, keep, prompt_tokens)?;
-        let plan = self.plan_keeping(keep, prompt_tokens, planned_tokens)?;
-        if !plan.fits() {
-            return Err(EngineError::DoesNotFit(Box::new(plan)));
-        }
-        Ok(context)
-    }
-
     /// What a context of `planned_tokens` tokens will need, `prompt_tokens` of them a prompt, in which
     /// `keep` decides what stays.
     ///
     /// # Errors
     /// As [`Keep::bytes`].
-    pub fn plan_keeping(
+    pub(crate) fn plan_keeping(
         &self,
         keep: &Keep,
         prompt_tokens: usize,

@@ -5,6 +5,7 @@
 //! is stopped; [`Engine::generate`] continues it token by token. A [`schedule::Scheduler`] does both
 //! for many at once.
 
+mod acting;
 mod engine;
 mod error;
 mod generate;
@@ -20,6 +21,7 @@ pub mod schedule;
 mod store;
 mod text_side;
 
+pub use acting::ContextMethods;
 pub use engine::{Engine, EngineOptions, ModelSource, TemplateOrigin, Tenant};
 pub use error::EngineError;
 pub use generate::{EndOfText, Event, FinishReason, GenerateOptions, Generated};

@@ -9,7 +9,8 @@ use longview_engine::schedule::{
     Update,
 };
 use longview_engine::{
-    Control, Engine, EngineOptions, FinishReason, GenerateOptions, StoreOptions, StorePlace, Tenant,
+    ContextMethods, Control, Engine, EngineOptions, FinishReason, GenerateOptions, StoreOptions,
+    StorePlace, Tenant,
 };
 
 /// Memory is measured for the whole process, so tests take turns.
@@ -122,7 +123,7 @@ fn request(
         start: None,
         planned_tokens: prompt.len() + 64,
         goal: Goal::Write(answers),
-        keep: None,
+        methods: ContextMethods::default(),
         priority: Priority::Normal,
         listener: Box::new(ear.clone()),
     }

@@ -42,17 +42,18 @@ pub struct Standing {
 }
 
 impl Board {
-    /// Every keep method with every budget, and every store method, as the registry has them; and those
-    /// that cannot be written without something only a user knows.
+    /// Every keep and read method with every budget, and every store method, as the registry has them;
+    /// and those that cannot be written without something only a user knows.
     pub fn setups(&self) -> (Vec<Setup>, Vec<Refusal>) {
-        let budgeted = registry::of(Stage::Keep).filter(|method| {
-            method
-                .parameters
-                .iter()
-                .any(|parameter| parameter.name == "budget")
+        let budgeted = [Stage::Keep, Stage::Read].into_iter().flat_map(|stage| {
+            registry::of(stage).filter(|method| {
+                let mut parameters = method.parameters.iter();
+                parameters.any(|parameter| parameter.name == "budget")
+            })
         });
         let kept = budgeted.flat_map(|method| {
-            let of = |budget: &u32| format!("keep={}(budget={budget}%)", method.name);
+            let (stage, name) = (method.stage, method.name);
+            let of = |budget: &u32| format!("{stage}={name}(budget={budget}%)");
             self.budgets.iter().map(of).collect::<Vec<_>>()
         });
         let stored = registry::of(Stage::Store)

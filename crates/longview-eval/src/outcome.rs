@@ -65,6 +65,10 @@ pub struct Outcome {
     /// compared.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub same_until: Option<usize>,
+    /// The share of the pages before them that the tokens of answers read, where a read method chose
+    /// them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub read_share: Option<f64>,
     /// Tokens of the prompt.
     pub tokens: usize,
     /// Bytes of keys and values held when the first answer begins.
@@ -115,6 +119,10 @@ pub struct Row {
     /// Mean of the tokens before the text first differs from the dense path's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub same_until: Option<f64>,
+    /// Mean share of the pages before them that the tokens of answers read, where a read method chose
+    /// them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_share: Option<f64>,
     /// Mean bytes held when the answer begins.
     pub bytes_held: u64,
     /// The most bytes held until then, of all samples.
@@ -218,6 +226,7 @@ impl Row {
             samples: outcomes.len(),
             divergence: optional(&|outcome| outcome.divergence),
             same_until: optional(&|outcome| outcome.same_until.map(|count| count as f64)),
+            read_share: optional(&|outcome| outcome.read_share),
             bytes_held: mean(&|outcome| outcome.bytes_held as f64) as u64,
             peak_bytes: outcomes
                 .iter()
@@ -255,6 +264,7 @@ pub(crate) mod tests {
             score,
             divergence: None,
             same_until: None,
+            read_share: None,
             tokens: 1020,
             bytes_held: if setup == "dense" { 2000 } else { 500 },
             peak_bytes: 2000,

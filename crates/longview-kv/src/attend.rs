@@ -1,6 +1,7 @@
 //! Attention of a batch over its contexts, built from partials over fixed key spans: exact over all
-//! that they hold.
+//! that they hold, or over what their methods say.
 
+mod picked;
 mod streams;
 
 use std::ops::Range;
@@ -19,6 +20,8 @@ use crate::feed::{Feed, Missing, Slices};
 use crate::layout::{Group, LayerState, Recent};
 use crate::pattern::{QueryBlock, Sparse};
 use crate::places::Stretch;
+use crate::read::Best;
+use picked::Pick;
 
 /// Blocks in a key span.
 const SPAN_BLOCKS: usize = SPAN_TOKENS / PAGE_TOKENS;
@@ -75,6 +78,8 @@ pub struct AttendWorkspace {
     tasks: Vec<Task>,
     /// One for each segment.
     cuts: Vec<Cuts>,
+    /// What read methods plan.
+    picks: Vec<Pick>,
 }
 
 /// What one thread needs.
@@ -84,7 +89,11 @@ struct Worker {
     visible: Vec<Range<u32>>,
     /// What a pattern says.
     blocks: Vec<Range<usize>>,
+    /// What read methods search with.
+    best: Best,
     partials: Partials,
+    /// Of the spans before one that is read in several parts; of the blocks of a row with a stream.
+    apart: Partials,
 }
 
 /// Query rows of some KV heads over some of the key spans, and their running softmax.
@@ -106,12 +115,18 @@ enum Source {
     Blocks,
     /// In what a keep method left of earlier tokens.
     Stream,
+    /// In the blocks that this pick says.
+    Picked(usize),
 }
 
 /// How the work of a segment is cut: what a keep method left comes before the blocks.
 struct Cuts {
     streams: Cut,
+    /// Of the rows before `picked_from`.
     blocks: Cut,
+    /// The first row whose blocks a read method picks; all after it are such, too.
+    picked_from: usize,
+    picked: Cut,
 }
 
 /// How the work of a segment is cut into tasks, `[parts][row ranges][head ranges]` from `first` on.
@@ -152,20 +167,32 @@ impl Batch<'_> {
             layer,
             attention,
             q,
+            picks: &[],
         };
         let AttendWorkspace {
             workers,
             tasks,
             cuts,
+            picks,
         } = workspace;
         workers.resize_with(threads, || Mutex::new(Worker::new()));
-        let planned = call.plan(tasks, cuts);
+        let (planned, picked) = call.plan(tasks, cuts, picks);
         let tasks = &mut tasks[..planned];
         // All of them now, for it is chance which thread comes to work first.
         workers
             .iter()
             .for_each(|worker| call.reserve(tasks, &mut lock(worker)));
         let workers = &**workers;
+        if picked > 0 {
+            let picks = &mut picks[..picked];
+            exec.pool.for_each(picks, |_, pick, worker| {
+                call.pick(pick, &mut lock(&workers[worker]));
+            });
+        }
+        let call = Call {
+            picks: &picks[..picked],
+            ..call
+        };
         match self.feed() {
             None => call.wave(tasks, workers, 0..usize::MAX, None),
             Some(feed) => {
@@ -208,31 +235,43 @@ fn lock(worker: &Mutex<Worker>) -> MutexGuard<'_, Worker> {
 }
 
 /// The arguments of one [`Batch::attend`].
+#[derive(Clone, Copy)]
 struct Call<'a, 'b> {
     batch: &'a Batch<'b>,
     exec: &'a Exec,
     layer: usize,
     attention: &'a Attention<'a>,
     q: &'a [f32],
+    /// What read methods have planned.
+    picks: &'a [Pick],
 }
 
 impl<'a> Call<'a, '_> {
-    /// Writes the tasks of this call over `tasks` and how they were cut over `cuts`; returns how
-    /// many tasks they are.
-    fn plan(&self, tasks: &mut Vec<Task>, cuts: &mut Vec<Cuts>) -> usize {
-        let mut planned = 0;
+    /// Writes the tasks of this call over `tasks`, how they were cut over `cuts` and what read methods
+    /// are to plan over `picks`; returns how many tasks and picks they are.
+    fn plan(
+        &self,
+        tasks: &mut Vec<Task>,
+        cuts: &mut Vec<Cuts>,
+        picks: &mut Vec<Pick>,
+    ) -> (usize, usize) {
+        let (mut planned, mut picked) = (0, 0);
         cuts.clear();
         for segment in 0..self.batch.segments().len() {
             let (context, group, _) = self.place(segment);
-            let rows = self.batch.rows_of(segment).len();
             let streams = self.plan_streams(segment, tasks, &mut planned);
+            let of_method = self.picked_rows(segment);
+            let rows = of_method.start;
             let start = context.len();
             let places = &context.places;
             let spans_of = |rows: &Range<usize>| {
                 places.slot(context.first_token(group, start + rows.start)) / SPAN_TOKENS
                     ..places.slot(start + rows.end).div_ceil(SPAN_TOKENS)
             };
-            let all_spans = spans_of(&(0..rows));
+            let all_spans = match rows {
+                0 => 0..0,
+                _ => spans_of(&(0..rows)),
+            };
             // Spans that are read back come one after another, so they cannot be split.
             let streamed = self.missing(segment).is_some_and(|spans| !spans.is_empty());
             let parts = if streamed { 1 } else { all_spans.len() };
@@ -256,12 +295,16 @@ impl<'a> Call<'a, '_> {
                     }
                 }
             }
+            let picked_cut =
+                self.plan_picked(segment, &of_method, tasks, &mut planned, picks, &mut picked);
             cuts.push(Cuts {
                 streams,
                 blocks: cut,
+                picked_from: of_method.start,
+                picked: picked_cut,
             });
         }
-        planned
+        (planned, picked)
     }
 
     /// Makes room for any of `tasks` in a worker's buffers.
@@ -291,7 +334,9 @@ impl<'a> Call<'a, '_> {
     fn cut(&self, first: usize, kv_heads: usize, rows: usize, parts: usize) -> Cut {
         let threads = self.exec.pool.threads();
         let group_size = self.attention.heads / kv_heads;
-        let (parts, row_step, head_step) = if rows * group_size <= SPLIT_SPANS_UP_TO {
+        let (parts, row_step, head_step) = if rows == 0 {
+            (0, 1, kv_heads)
+        } else if rows * group_size <= SPLIT_SPANS_UP_TO {
             let head_tasks = (DECODE_TASKS_PER_THREAD * threads)
                 .div_ceil(parts)
                 .min(kv_heads);
@@ -388,8 +433,23 @@ impl<'a> Call<'a, '_> {
         }
         let end = context.len() + task.rows.end;
         let mut turned = 0;
+        // A span's parts are merged before it joins the spans before it: whoever attends to spans in
+        // tasks of their own has no other choice.
+        let in_parts = group.recent.is_some() || !context.places.is_plain();
+        let plan = match task.source {
+            Source::Picked(at) => Some(&self.picks[at].plan),
+            Source::Blocks | Source::Stream => None,
+        };
         for span in spans {
+            let blocks = span * SPAN_BLOCKS..(span + 1) * SPAN_BLOCKS;
+            if plan.is_some_and(|plan| !plan.touches(&blocks)) {
+                continue;
+            }
             let slots = span * SPAN_TOKENS..(span + 1) * SPAN_TOKENS;
+            if in_parts {
+                std::mem::swap(&mut task.partials, &mut worker.apart);
+                task.partials.reset(count, v_dim);
+            }
             for (covered, stretch) in context.places.within(slots, end) {
                 if stretch.shift != turned {
                     self.gather(task, worker);
@@ -429,6 +489,14 @@ impl<'a> Call<'a, '_> {
                         self.attend_blocks(task, recent, &part, chosen, worker);
                     }
                 };
+                if let Some(plan) = plan {
+                    let chosen = Chosen {
+                        rows: task.rows.clone(),
+                        blocks: Some(&plan.blocks),
+                    };
+                    attend(task, &chosen, worker);
+                    continue;
+                }
                 let full = group.kind.state == LayerState::Full;
                 let Some(sparse) = context.sparse.as_ref().filter(|_| full) else {
                     let all = Chosen {
@@ -439,6 +507,10 @@ impl<'a> Call<'a, '_> {
                     continue;
                 };
                 self.by_pattern(sparse, task, worker, &mut attend);
+            }
+            if in_parts {
+                worker.apart.merge(self.exec.isa, &task.partials);
+                std::mem::swap(&mut task.partials, &mut worker.apart);
             }
         }
     }
@@ -614,15 +686,38 @@ impl<'a> Call<'a, '_> {
         let v_dim = self.place(segment).1.kind.v_dim;
         let group_size = out.len() / heads.len() / v_dim;
         for (head, out) in heads.zip(out.chunks_exact_mut(group_size * v_dim)) {
-            let whole = &mut worker.partials;
+            let Worker {
+                partials: whole,
+                apart,
+                ..
+            } = &mut *worker;
             whole.reset(group_size, v_dim);
-            for cut in [&cuts[segment].streams, &cuts[segment].blocks] {
+            let Cuts {
+                streams,
+                blocks,
+                picked_from,
+                picked,
+            } = &cuts[segment];
+            let join = |whole: &mut Partials, cut: &Cut, row_of_cut: usize| {
                 for part in 0..cut.parts {
-                    let task = &tasks[cut.task(part, row, head)];
+                    let task = &tasks[cut.task(part, row_of_cut, head)];
                     let at = (head - task.heads.start) * task.rows.len() + row - task.rows.start;
                     let rows = at * group_size..(at + 1) * group_size;
                     whole.merge_rows(self.exec.isa, &task.partials, rows);
                 }
+            };
+            let (of_blocks, row_of_cut) = match row < *picked_from {
+                true => (blocks, row),
+                false => (picked, row - *picked_from),
+            };
+            join(whole, streams, row);
+            if streams.parts == 0 {
+                join(whole, of_blocks, row_of_cut);
+            } else {
+                // Blocks first among themselves, as one task that walks them all merges them.
+                apart.reset(group_size, v_dim);
+                join(apart, of_blocks, row_of_cut);
+                whole.merge(self.exec.isa, apart);
             }
             let sinks = self.attention.sinks;
             let sinks = sinks.map(|sinks| &sinks[head * group_size..(head + 1) * group_size]);
@@ -710,7 +805,9 @@ impl Worker {
             queries: Vec::new(),
             visible: Vec::new(),
             blocks: Vec::new(),
+            best: Best::default(),
             partials: Partials::new(0, 0),
+            apart: Partials::new(0, 0),
         }
     }
 }

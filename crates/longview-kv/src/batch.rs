@@ -214,10 +214,11 @@ impl<'a> Batch<'a> {
             }
             let filled = first_block..end / BLOCK_TOKENS;
             if recent.is_none() || filled.is_empty() {
+                context.index_blocks(exec.isa, layer, filled);
                 continue;
             }
             let whole = &layout.groups[layer_group];
-            let mut pairs = context.block_pairs(group_index, layer_group, filled);
+            let mut pairs = context.block_pairs(group_index, layer_group, filled.clone());
             exec.pool.for_each(&mut pairs, |_, (from, to), _| {
                 let from = from.layer(group, place);
                 let to = to.layer_mut(whole, place);
@@ -227,6 +228,7 @@ impl<'a> Batch<'a> {
                     page::pack_page(geometry, (from.k, from.v), &whole.geometry, to);
                 }
             });
+            context.index_blocks(exec.isa, layer, filled);
         }
     }
 

@@ -12,6 +12,7 @@ use crate::layout::{Group, KvLayout, LayerState};
 use crate::ledger::Ledger;
 use crate::pattern::Sparse;
 use crate::places::Places;
+use crate::read::Reads;
 use crate::recurrent::RecurrentState;
 use crate::run::{BlockRun, Slot};
 use crate::shared::SharedList;
@@ -65,6 +66,8 @@ pub struct Context {
     pub(crate) kept: Option<Box<Kept>>,
     /// What the tokens of a prompt attend to, where it is not everything.
     pub(crate) sparse: Option<Sparse>,
+    /// Which pages an answer's tokens read, where it is not all.
+    pub(crate) reads: Option<Box<Reads>>,
 }
 
 /// A context's place in a store.
@@ -94,6 +97,7 @@ impl Context {
             states,
             home: None,
             sparse: None,
+            reads: None,
             kept: None,
         }
     }
@@ -171,11 +175,12 @@ impl Context {
         keys
     }
 
-    /// Bytes of the blocks and streams this context refers to, in memory or not; what is shared with
-    /// forks counts in each.
+    /// Bytes of the blocks and streams this context refers to, in memory or not, and of what is kept
+    /// beside them for a read method; what is shared with forks counts in each.
     pub fn kv_bytes(&self) -> u64 {
         let streams = self.kept.as_ref().map_or(0, |kept| kept.bytes());
-        self.sum_blocks(|slot| !matches!(slot, Slot::Removed)) + self.state_bytes() + streams
+        let blocks = self.sum_blocks(|slot| !matches!(slot, Slot::Removed));
+        blocks + self.state_bytes() + streams + self.index_bytes()
     }
 
     /// Whether some of its blocks are not in memory.
@@ -211,6 +216,7 @@ impl Context {
                 .collect(),
             home: self.home.clone(),
             sparse: self.sparse.clone(),
+            reads: self.reads.clone(),
             kept: self.kept.clone(),
         }
     }
@@ -237,6 +243,7 @@ impl Context {
         }
         self.tokens.truncate(len);
         self.places.truncate(len);
+        self.trim_reads(len);
         let slots = self.places.slot(len);
         if let Some(home) = &mut self.home {
             home.chain.truncate(slots / BLOCK_TOKENS);
@@ -247,9 +254,11 @@ impl Context {
     }
 
     /// Whether the context is what reading its tokens gives; not after a span was removed or taken
-    /// over from elsewhere, nor after a keep method has dropped pairs.
+    /// over from elsewhere, nor after a keep method has dropped pairs or a read method has left some
+    /// out.
     pub fn is_exact(&self) -> bool {
-        self.sparse.is_none() && self.places.is_plain() && !self.is_compressed()
+        let whole = self.sparse.is_none() && self.approximate_from().is_none();
+        whole && self.places.is_plain() && !self.is_compressed()
     }
 
     /// Goes back to before the block called `key`, which turned out not to be readable, so that it
@@ -288,6 +297,7 @@ impl Context {
         if let Some(kept) = &mut self.kept {
             kept.begin_anew();
         }
+        self.trim_reads(0);
         for state in self.states.iter_mut().flatten() {
             *state = RecurrentState::default();
         }

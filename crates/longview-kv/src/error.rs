@@ -14,6 +14,14 @@ pub enum KvError {
         /// What stands in the way.
         why: String,
     },
+    /// A read method cannot be used.
+    #[error("--read {method}: {why}")]
+    ReadRefused {
+        /// Its canonical text.
+        method: String,
+        /// What stands in the way.
+        why: String,
+    },
     /// The memory limit does not allow it.
     #[error(
         "out of memory: {purpose} needs {} more, but {} of the {} allowed are in use; \

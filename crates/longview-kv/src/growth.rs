@@ -29,7 +29,9 @@ impl Context {
     /// Records that the tokens computed since [`Context::make_room`] are now part of the context,
     /// and seals the blocks they fill. `seconds` is what computing one block took.
     pub(crate) fn commit(&mut self, tokens: &[u32], seconds: f32) {
+        let before = self.len();
         self.tokens.extend(tokens.iter().copied());
+        self.commit_reads(before);
         if let Some(kept) = &mut self.kept {
             kept.observed.commit();
         }
@@ -70,6 +72,7 @@ impl Context {
     /// elsewhere.
     pub(crate) fn end_pass(&mut self) {
         self.trim();
+        self.trim_reads(self.len());
         // Pins cost nothing where nothing is ever asked to leave.
         if self.home.is_some() && self.ledger.limit() != u64::MAX {
             self.groups.iter_mut().for_each(BlockRun::unpin);
@@ -122,6 +125,7 @@ impl Context {
         if let Some(kept) = &mut self.kept {
             kept.observed.begin(kept.pairs(len), count, &self.ledger)?;
         }
+        self.make_index_room(count)?;
         let edge = self.kept.as_ref().map_or(0, |kept| kept.edge());
         let store = self.home.as_ref().map(|home| &*home.store);
         let groups = self.groups.iter_mut().zip(&mut self.states);
@@ -140,13 +144,14 @@ impl Context {
     }
 
     /// Seals every full block that is not sealed yet. What a keep method has made of the text is not what
-    /// its tokens say, and is found by nobody.
+    /// its tokens say, and is found by nobody; nor is what was computed from less than everything.
     fn seal(&mut self, seconds: f32) {
         let derived = self.is_compressed() || self.is_watching();
+        let exact = self.approximate_from().unwrap_or(self.tokens.len());
         let Some(home) = self.home.as_mut().filter(|_| !derived) else {
             return;
         };
-        let end = self.places.slot(self.tokens.len());
+        let end = self.places.slot(self.tokens.len().min(exact));
         for index in home.chain.len()..end / BLOCK_TOKENS {
             let parent = home.before(index);
             let slots = index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS;

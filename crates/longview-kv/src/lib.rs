@@ -24,6 +24,7 @@ mod ledger;
 mod moving;
 pub mod pattern;
 mod places;
+pub mod read;
 pub mod records;
 mod recurrent;
 mod run;

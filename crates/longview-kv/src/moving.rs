@@ -41,6 +41,7 @@ impl Context {
             return Err(KvError::SpanInState { span });
         }
         self.check_unkept(span.start)?;
+        self.check_unread()?;
         let mut places = self.places.clone();
         places.remove(span.clone());
         self.check_windows(&places, self.len() - span.len())?;
@@ -94,6 +95,8 @@ impl Context {
         }
         self.check_unkept(self.len())?;
         from.check_unkept(span.start)?;
+        self.check_unread()?;
+        from.check_unread()?;
         // What later tokens see of the span in each group, in blocks of `from`.
         let first = from.places.slot(span.start) / BLOCK_TOKENS;
         let end = from.places.slot(span.end - 1) / BLOCK_TOKENS + 1;

@@ -79,6 +79,14 @@ impl Context {
         Ok(())
     }
 
+    /// Says that the prompt goes on to token `until`, where a pattern is in charge: the tokens read
+    /// from here on attend by it up to there, and later ones to everything.
+    pub fn attend_until(&mut self, until: usize) {
+        if let Some(sparse) = &mut self.sparse {
+            sparse.until = until;
+        }
+    }
+
     /// The pattern in charge of the prompt, if there is one.
     pub fn prefill_pattern(&self) -> Option<&Arc<Prefill>> {
         self.sparse.as_ref().map(|sparse| &sparse.prefill)

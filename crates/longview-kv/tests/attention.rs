@@ -11,46 +11,6 @@ use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::pattern::{Pattern, Prefill, QueryBlock};
 use longview_kv::{AttendWorkspace, KvError, KvForm, KvType, LayerState, Sparse};
 
-/// Layer 1's attention of position `position`, computed in f64 from the definition.
-fn oracle(position: usize, window: usize) -> Vec<f64> {
-    let first = (position + 1).saturating_sub(window);
-    oracle_of(position, &|at| at >= first)
-}
-
-/// The same over the positions up to its own that `sees` says.
-fn oracle_of(position: usize, sees: &dyn Fn(usize) -> bool) -> Vec<f64> {
-    let row = |seed, at, width, head: usize| -> Vec<f64> {
-        let all = rows(seed, at, 1, width);
-        all[head * DIM..(head + 1) * DIM]
-            .iter()
-            .map(|&x| f64::from(x))
-            .collect()
-    };
-    let seen: Vec<usize> = (0..=position).filter(|&at| sees(at)).collect();
-    (0..HEADS)
-        .flat_map(|head| {
-            let q = row(31, position, HEADS * DIM, head);
-            let kv_head = head / (HEADS / KV_HEADS);
-            let weights: Vec<f64> = seen
-                .iter()
-                .map(|&at| {
-                    let k = row(11, at, KV_HEADS * DIM, kv_head);
-                    (0.4 * q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>()).exp()
-                })
-                .collect();
-            let total: f64 = weights.iter().sum();
-            let mut out = vec![0.0; DIM];
-            for (&at, weight) in seen.iter().zip(&weights) {
-                let v = row(21, at, KV_HEADS * DIM, kv_head);
-                out.iter_mut()
-                    .zip(&v)
-                    .for_each(|(o, v)| *o += weight / total * v);
-            }
-            out
-        })
-        .collect()
-}
-
 #[test]
 fn attention_follows_the_definition_across_spans_and_windows() {
     let exec = Exec::new(2, Isa::best(), Numerics::Default);
@@ -180,7 +140,8 @@ fn a_pattern_is_what_a_prompt_attends_to_and_nothing_else_is() {
     let row = |at: usize| &expected[at * HEADS * DIM..(at + 1) * HEADS * DIM];
     for at in [0, 100, 191, 192, 255, 700, 1199, 1200, 1299] {
         let block = at / 64;
-        let sees = |key: usize| at >= until || block < 3 || key < 64 || key / 64 + 1 >= block;
+        let sees =
+            |_: usize, key: usize| at >= until || block < 3 || key < 64 || key / 64 + 1 >= block;
         for (got, exact) in row(at).iter().zip(oracle_of(at, &sees)) {
             assert!(
                 (f64::from(*got) - exact).abs() < 2e-6,
@@ -211,6 +172,23 @@ fn a_pattern_is_what_a_prompt_attends_to_and_nothing_else_is() {
         message.contains("--prefill ends") && message.contains("read tokens"),
         "{message}"
     );
+}
+
+#[test]
+fn a_span_of_two_forms_joins_those_before_it_in_one_way() {
+    let kivi = KvType::WHOLE[0];
+    let layout = layout(LayerState::Full, whole(kivi, kivi));
+    let exec = Exec::new(2, Isa::best(), Numerics::Default);
+    let (from, tokens) = (1210, 1240);
+    let mut workspace = AttendWorkspace::default();
+    let mut all = context(&layout);
+    let expected = step(vec![(&mut all, tokens)], &exec, &mut workspace);
+    let mut parts = context(&layout);
+    step(vec![(&mut parts, from)], &exec, &mut workspace);
+    for at in from..tokens {
+        let out = step(vec![(&mut parts, 1)], &exec, &mut workspace);
+        assert_eq!(out, expected[at * HEADS * DIM..][..out.len()], "row {at}");
+    }
 }
 
 /// Keys in whole pages of `k`, values of `v`, with the last 70 tokens as they were written.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use common::*;
 use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::read::{Part, Read, ReadPlan, RowQuery, Select};
 use longview_kv::tier::{
     BlockInfo, BlockKey, DiskOptions, DiskTier, Hold, Origin, SpillTier, StoreFolder, Tier,
     TierError, TierUsage,
@@ -336,4 +337,62 @@ fn several_contexts_in_one_pass_are_read_back_each_in_its_place() {
         world.read(context, &ids[held..], 7).unwrap();
     }
     assert_eq!(step(&mut world, &mut contexts), expected);
+}
+
+/// The two most promising blocks and a row's own.
+struct Best;
+
+impl Select for Best {
+    fn bounds(&self) -> Option<Part> {
+        Some(Part::Tokens64)
+    }
+
+    fn reads_all(&self, _layer: usize, blocks: usize) -> bool {
+        blocks < 3
+    }
+
+    fn select(&self, row: &mut RowQuery<'_>, plan: &mut ReadPlan) {
+        for &block in row.best(0..row.own(), 2) {
+            plan.add(block as usize..block as usize + 1);
+        }
+        plan.add(row.own()..row.own() + 1);
+    }
+}
+
+#[test]
+fn a_read_method_takes_prompts_from_the_store_and_leaves_answers_out_of_it() {
+    let mut world = World::new(&[FULL, FULL]);
+    let (ids, prompt) = (ids(6400), 6016);
+    let read = Arc::new(Read {
+        text: "best".to_owned(),
+        select: Box::new(Best),
+    });
+    let mut free = world.context(&world.store(u64::MAX));
+    free.read_by(&read).unwrap();
+    free.answer_from(prompt);
+    let expected = world.read(&mut free, &ids, 300).unwrap();
+    assert_eq!(free.keys().len(), prompt / 64, "only the prompt is sealed");
+
+    // What was read before is found: from the tier, within a memory limit, with the same bits.
+    let store = world.store(1_000_000);
+    let mut tight = world.context(&store);
+    tight.read_by(&read).unwrap();
+    assert_eq!(tight.attach(&ids).unwrap(), prompt, "the answer is not");
+    tight.answer_from(prompt);
+    let got = world
+        .read(&mut tight, &ids[prompt..prompt + 200], 1)
+        .unwrap();
+    assert_eq!(got, expected[prompt * HEADS * DIM..][..got.len()]);
+    assert!(tight.away_bytes() > 0 && !tight.is_exact());
+    assert!(store.ledger().usage().peak <= 1_000_000);
+    // Back at the prompt it is exact, and goes on into the store.
+    tight.truncate(prompt).unwrap();
+    let mut dense = world.context(&world.store(u64::MAX));
+    world.read(&mut dense, &ids[..prompt + 64], 64).unwrap();
+    tight.answer_from(usize::MAX);
+    world
+        .read(&mut tight, &ids[prompt..prompt + 64], 64)
+        .unwrap();
+    assert!(tight.is_exact());
+    assert_eq!(tight.keys(), dense.keys());
 }

@@ -1,10 +1,10 @@
-//! What keeping less is worth: the time of a decode step's attention over all pairs and over what a
-//! method kept, and the time that deciding took.
+//! What keeping or reading less is worth: the time of a decode step's attention over all pairs and
+//! over what a method kept or chose to read, and the time that deciding took.
 //!
 //! `cargo run --release -p longview-methods --example keep_speed -- [tokens] [share %] [layers] [kv type]`
 //!
 //! The shape is that of a 1B-parameter llama, 32 query and 8 KV heads of 64; keys, values and queries
-//! are noise. Whole and compressed context are read alternately, and the shortest time counts.
+//! are noise. Both contexts are read alternately, and the shortest time counts.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -71,17 +71,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let keep = methods.keep().ok_or("a method that drops pairs")?;
         let mut whole = Context::new(Arc::clone(&layout), Ledger::unlimited(), IDENTITY);
         whole.keep(keep, tokens, &Plain)?;
-        while whole.len() < tokens {
-            let count = CHUNK.min(tokens - whole.len());
-            world.write(&mut whole, count)?;
-        }
+        world.fill(&mut whole, tokens)?;
         let mut less = whole.fork();
         let done = less.compress(&world.exec, &Plain)?;
-        let (mut dense, mut kept) = (f64::INFINITY, f64::INFINITY);
-        for _ in 0..STEPS {
-            dense = dense.min(world.step(&mut whole)?);
-            kept = kept.min(world.step(&mut less)?);
-        }
+        let (dense, kept) = world.alternately(&mut whole, &mut less)?;
         println!(
             "{}: attention of a step {:.3} ms whole ({}), {:.3} ms kept ({}): {:.1} times as fast; \
              deciding took {:.1} ms, {:.3} ms a layer and 1,000 tokens",
@@ -93,6 +86,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             dense / kept,
             done.time.as_secs_f64() * 1e3,
             done.time.as_secs_f64() * 1e6 / layers as f64 / tokens as f64,
+        );
+    }
+    let mut whole = Context::new(Arc::clone(&layout), Ledger::unlimited(), IDENTITY);
+    world.fill(&mut whole, tokens)?;
+    for method in [
+        "quest(budget={}%, page=16, dense=0)",
+        "quest(budget={}%, page=64, dense=0)",
+    ] {
+        let mut methods = Methods::new();
+        methods.set(Stage::Read, &method.replace("{}", &percent.to_string()))?;
+        let read = methods.read().ok_or("a method that leaves pages out")?;
+        let mut less = whole.fork();
+        less.read_by(read)?;
+        less.answer_from(tokens);
+        let (dense, chosen) = world.alternately(&mut whole, &mut less)?;
+        let report = less.read_report().ok_or("a method in charge")?;
+        println!(
+            "{}: attention of a step {:.3} ms over everything, {:.3} ms over what is chosen, choosing \
+             included: {:.1} times as fast; {} to choose by",
+            read.text,
+            dense * 1e3,
+            chosen * 1e3,
+            dense / chosen,
+            human_bytes(report.index_bytes),
         );
     }
     Ok(())
@@ -121,6 +138,24 @@ struct World {
 }
 
 impl World {
+    /// Appends noise up to `tokens` tokens.
+    fn fill(&mut self, context: &mut Context, tokens: usize) -> Result<(), KvError> {
+        while context.len() < tokens {
+            self.write(context, CHUNK.min(tokens - context.len()))?;
+        }
+        Ok(())
+    }
+
+    /// The shortest times of a step of either.
+    fn alternately(&mut self, a: &mut Context, b: &mut Context) -> Result<(f64, f64), KvError> {
+        let (mut of_a, mut of_b) = (f64::INFINITY, f64::INFINITY);
+        for _ in 0..STEPS {
+            of_a = of_a.min(self.step(a)?);
+            of_b = of_b.min(self.step(b)?);
+        }
+        Ok((of_a, of_b))
+    }
+
     /// Appends `count` tokens of noise.
     fn write(&mut self, context: &mut Context, count: usize) -> Result<(), KvError> {
         let tokens = vec![0; count];

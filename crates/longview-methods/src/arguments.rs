@@ -342,6 +342,9 @@ fn bind_value(method: &Method, parameter: &Parameter, value: &Value) -> Result<B
             }
             Domain::Whole => whole(number).map(Bound::Whole),
             Domain::Budget => budget(number),
+            Domain::Reading => {
+                budget(number).filter(|bound| !matches!(bound, Bound::Budget(Budget::Bytes(_), _)))
+            }
             Domain::Word(_) | Domain::Part(_) | Domain::Path => None,
             Domain::Seed => whole(number).map(Bound::Whole),
             domain => real(number, domain).map(Bound::Number),

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use longview_engine::Reuse;
+use longview_engine::{ContextMethods, Reuse};
 use longview_kv::keep::Keep;
 use longview_kv::pattern::Prefill;
+use longview_kv::read::Read;
 use longview_kv::{KvForms, KvType};
 
 use crate::decode::Decode;
@@ -21,6 +22,7 @@ pub struct Methods {
     prefill: Option<Arc<Prefill>>,
     keep: Option<Arc<Keep>>,
     store: Option<Chosen>,
+    read: Option<Arc<Read>>,
     reuse: Reuse,
     decode: Decode,
 }
@@ -33,6 +35,7 @@ impl Methods {
             prefill: None,
             keep: None,
             store: None,
+            read: None,
             reuse: Reuse::Prefix,
             decode: Decode::greedy(),
         }
@@ -72,6 +75,13 @@ impl Methods {
                 }));
             }
             Build::Nothing if stage == Stage::Prefill => self.prefill = None,
+            Build::Read(build) => {
+                self.read = Some(Arc::new(Read {
+                    text: arguments.to_string(),
+                    select: build(arguments)?,
+                }));
+            }
+            Build::Nothing if stage == Stage::Read => self.read = None,
             Build::Nothing
             | Build::Store(_)
             | Build::Allocate(_)
@@ -106,6 +116,20 @@ impl Methods {
     /// What decides which pairs stay, unless all do.
     pub fn keep(&self) -> Option<&Arc<Keep>> {
         self.keep.as_ref()
+    }
+
+    /// What the tokens of an answer read, unless it is everything.
+    pub fn read(&self) -> Option<&Arc<Read>> {
+        self.read.as_ref()
+    }
+
+    /// The methods that act on a context.
+    pub fn acting(&self) -> ContextMethods {
+        ContextMethods {
+            prefill: self.prefill.clone(),
+            keep: self.keep.clone(),
+            read: self.read.clone(),
+        }
     }
 
     /// What requests may take over from what was read before.

@@ -7,6 +7,7 @@ use longview_engine::sampling::{Finish, Sampler};
 use longview_kv::KvForm;
 use longview_kv::keep::{Allocate, Keep, Merge};
 use longview_kv::pattern::Pattern;
+use longview_kv::read::Select;
 use serde::Serialize;
 
 use crate::arguments::Arguments;
@@ -91,6 +92,8 @@ pub enum Domain {
     Every,
     /// How much stays: pairs a head, a share of the prompt as `10%`, or bytes as `64MiB`.
     Budget,
+    /// How much a step reads: tokens, or a share of those before it as `10%`.
+    Reading,
     /// One of these words.
     Word(&'static [&'static str]),
     /// A method with this role, or `none` where the role allows that.
@@ -127,6 +130,8 @@ pub(crate) enum Build {
     Keep(fn(&Arguments) -> Result<Keep, MethodError>),
     /// What the queries of a prompt attend to.
     Prefill(fn(&Arguments) -> Box<dyn Pattern>),
+    /// Which pages the tokens of an answer read.
+    Read(fn(&Arguments) -> Result<Box<dyn Select>, MethodError>),
     /// How a keep method's budget is spread.
     Allocate(fn(&Arguments) -> Box<dyn Allocate>),
     /// What evicted pairs leave behind.
@@ -243,6 +248,9 @@ impl Domain {
                 "a budget above nothing: a whole number of pairs a head as 4096, a share of the prompt \
                  up to 100% as 10%, or bytes as 64MiB"
             }
+            Domain::Reading => {
+                "a whole number of tokens of at least 1 as 2048, or a share up to 100% as 10%"
+            }
             Domain::Word(words) => return format!("one of {}", words.join(", ")),
             Domain::Part(role) => {
                 return format!(
@@ -264,6 +272,7 @@ impl fmt::Debug for Build {
             Build::Reuse(_) => "Reuse",
             Build::Keep(_) => "Keep",
             Build::Prefill(_) => "Prefill",
+            Build::Read(_) => "Read",
             Build::Allocate(_) => "Allocate",
             Build::Merge(_) => "Merge",
             Build::Sampler(_) => "Sampler",

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use longview::keep::KeepReport;
+use longview::read::ReadReport;
 use longview::schedule::{Ended, Goal, Request, Summary};
-use longview::{Context, Explanation, FinishReason, ReuseEnd};
+use longview::{Context, ContextMethods, Explanation, FinishReason, ReuseEnd};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -124,15 +125,13 @@ pub(crate) fn start(
             meta.truncated
         ));
     }
+    let methods = acting(settings, extras, &mut meta)?;
     let mut requests = Vec::with_capacity(prompts.len());
     let mut answers = 0;
     for prompt in prompts {
         let count = prompt.tokens.len();
         let planned = settings.planned(count, limit);
-        let plan = match settings.methods.keep() {
-            None => engine.plan(planned),
-            Some(keep) => engine.plan_keeping(keep, count, planned)?,
-        };
+        let plan = engine.plan_with(&methods, count, planned)?;
         if !plan.fits() {
             return Err(longview::EngineError::DoesNotFit(Box::new(plan)).into());
         }
@@ -167,7 +166,7 @@ pub(crate) fn start(
             start: prompt.start,
             planned_tokens: planned,
             goal: Goal::Write(own),
-            keep: settings.methods.keep().cloned(),
+            methods: methods.clone(),
             priority: settings.priority,
             listener: Box::new(ear),
         });
@@ -180,6 +179,37 @@ pub(crate) fn start(
         answers,
         meta,
     })
+}
+
+/// The methods that act on the context of a request. A context that it names was read already.
+fn acting(
+    settings: &Settings,
+    extras: &Extras,
+    meta: &mut Meta,
+) -> Result<ContextMethods, ApiError> {
+    let mut methods = settings.methods.acting();
+    let Some(name) = extras.context.as_ref() else {
+        return Ok(methods);
+    };
+    let Some(prefill) = methods.prefill.take() else {
+        return Ok(methods);
+    };
+    if extras.prefill.is_some() {
+        return Err(ApiError::field(
+            "longview.prefill",
+            format!(
+                "the context {name:?} was read already, so {} cannot say how; leave one of the two out",
+                prefill.text
+            ),
+        )
+        .code("method_not_available"));
+    }
+    meta.methods.insert("prefill".to_owned(), "dense".into());
+    meta.notices.push(format!(
+        "the context was read before, exactly: prefill {} does not act on it",
+        prefill.text
+    ));
+    Ok(methods)
 }
 
 impl Running {
@@ -279,12 +309,29 @@ impl Kept {
     }
 }
 
+/// What a read method has read.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Reading {
+    pages_read: u64,
+    pages_present: u64,
+    index_bytes: u64,
+}
+
+impl Reading {
+    fn add(&mut self, report: &ReadReport) {
+        self.pages_read += report.pages_read;
+        self.pages_present += report.pages_present;
+        self.index_bytes = self.index_bytes.max(report.index_bytes);
+    }
+}
+
 /// What was measured of all prompts of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Total {
     pub(crate) sum: Summary,
     seconds_to_first_token: Option<f64>,
     keep: Option<Kept>,
+    read: Option<Reading>,
 }
 
 impl Total {
@@ -294,6 +341,9 @@ impl Total {
         app.metrics().ended(summary);
         if let Some(report) = &ended.keep {
             self.keep.get_or_insert_default().add(report);
+        }
+        if let Some(report) = &ended.read {
+            self.read.get_or_insert_default().add(report);
         }
         let sum = &mut self.sum;
         sum.prompt_tokens += summary.prompt_tokens;
@@ -343,6 +393,9 @@ impl Total {
         });
         if let Some(keep) = &self.keep {
             report["keep"] = json!(keep);
+        }
+        if let Some(read) = &self.read {
+            report["read"] = json!(read);
         }
         if let Some(explanation) = &meta.explanation {
             report["explain"] = explanation.clone();

@@ -309,8 +309,9 @@ fn methods(app: &App, extras: &Extras) -> Result<Methods, ApiError> {
             methods.text(stage, kv_type),
             app.options().methods.text(stage, kv_type),
         );
-        // What stays is each request's own affair; the rest is the engine's.
-        if asked != held && stage != Stage::Keep {
+        // What acts on its context is each request's own affair; the rest is the engine's.
+        let own = [Stage::Prefill, Stage::Keep, Stage::Read].contains(&stage);
+        if asked != held && !own {
             return Err(ApiError::field(
                 field,
                 format!(

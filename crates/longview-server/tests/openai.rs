@@ -191,8 +191,8 @@ fn a_keep_method_is_a_requests_own_and_does_what_it_does_alone() {
     let wanted = methods.map(|text| {
         let mut chosen = longview::methods::Methods::new();
         chosen.set(longview::methods::Stage::Keep, text).unwrap();
-        let (keep, count) = (chosen.keep().unwrap(), tokens.len());
-        let mut context = alone.new_context_keeping(keep, count, count + 24).unwrap();
+        let (methods, count) = (chosen.acting(), tokens.len());
+        let mut context = alone.new_context_with(&methods, count, count + 24).unwrap();
         let mut options = GenerateOptions::greedy(24);
         let go_on = &mut |_: longview::Event<'_>| Control::Continue;
         let generated = alone.generate(&mut context, &tokens, &mut options, go_on);

@@ -23,15 +23,15 @@
 //! decoder, `longview-methods` names what can be chosen at every stage.
 
 pub use longview_engine::{
-    Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason, GenerateOptions,
-    Generated, Lookup, MemoryPlan, ModelDescription, ModelSource, PrefillProgress, Realigned,
-    Reuse, StoreOptions, StorePlace, TemplateOrigin, Tenant, TextSide, inspect, open_tokenizer,
-    plan, sampling, schedule,
+    ContextMethods, Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason,
+    GenerateOptions, Generated, Lookup, MemoryPlan, ModelDescription, ModelSource, PrefillProgress,
+    Realigned, Reuse, StoreOptions, StorePlace, TemplateOrigin, Tenant, TextSide, inspect,
+    open_tokenizer, plan, sampling, schedule,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{
     Context, Explanation, KvType, Ledger, ReuseEnd, Segment, Store, StoreCounts, Tokens, Usage,
-    Wanted, bundle, human_bytes, keep, records, tier,
+    Wanted, bundle, human_bytes, keep, pattern, read, records, tier,
 };
 pub use longview_methods as methods;
 pub use longview_models as models;

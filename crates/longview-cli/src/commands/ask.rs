@@ -221,7 +221,8 @@ impl Reader {
     ) -> Result<Reader, Failure> {
         let start = Instant::now();
         let mut context = session.new_context(asked, planned)?;
-        session.attend_by_pattern(&mut context, shared.len())?;
+        // Questions attend to all of the documents.
+        context.attend_until(shared.len());
         // Nothing is predicted from it, so it may be held to its last token.
         let found = TakenOver::take_over(&mut context, session.usable(shared))?;
         Ok(Reader {
@@ -443,6 +444,9 @@ fn object(session: &Session, answers: &[Answer]) -> Result<Map<String, Value>, F
             total.kv_bytes = total.kv_bytes.max(answer.kv_bytes);
             total.kv_bytes_on_disk = total.kv_bytes_on_disk.max(answer.kv_bytes_on_disk);
             total.store_read_bytes += answer.store_read_bytes;
+            if let (Some(all), Some(read)) = (&mut total.read, &answer.read) {
+                all.add(read);
+            }
         }
         // One that did not end by itself is the news.
         total.finish = answers

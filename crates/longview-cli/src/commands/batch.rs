@@ -45,8 +45,6 @@ pub(crate) fn run(args: &BatchArgs, format: Format) -> Result<(), Failure> {
     let mut engine = args.engine.clone();
     engine.memory = engine.memory.or_else(usual_memory);
     let session = Session::open_keeping(&engine, &args.methods, &args.store)?;
-    // Prompts are read in slices beside others, whole.
-    session.refuse_prefill("batch")?;
     let recommended = session.recommended(&engine);
     let options = ServerOptions {
         methods: session.methods.clone(),

@@ -69,7 +69,6 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     if let Some(record) = &loaded {
         session.check_saved(record, &context)?;
     }
-    session.attend_by_pattern(&mut context, tokens.len())?;
     // The last token's logits are wanted, so it is always computed.
     let reuse = TakenOver::take_over(
         &mut context,

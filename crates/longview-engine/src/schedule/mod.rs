@@ -257,9 +257,17 @@ impl Scheduler {
 
     /// Whether a prompt that is being read begins like this one, beyond what is read of it.
     fn is_held_back(&self, waiting: &Sequence) -> bool {
-        let tenant = &self.jobs[&waiting.job].tenant;
+        let Job {
+            tenant, methods, ..
+        } = &self.jobs[&waiting.job];
+        // What a prefill method has read is found by nobody.
+        if methods.prefill.is_some() {
+            return false;
+        }
         self.running.iter().any(|running| {
-            self.jobs[&running.job].tenant.id() == tenant.id()
+            let job = &self.jobs[&running.job];
+            job.methods.prefill.is_none()
+                && job.tenant.id() == tenant.id()
                 && running.is_reading()
                 && running.will_have_in_common(&waiting.tokens)
         })
@@ -436,7 +444,7 @@ impl Scheduler {
             )
         };
         let all = 0..self.running.len();
-        let can = |at: &usize| self.jobs[&self.running[*at].job].keep.is_none();
+        let can = |at: &usize| self.jobs[&self.running[*at].job].methods.keep.is_none();
         let Some(at) = all.clone().filter(can).max_by_key(order) else {
             if let Some(at) = all.max_by_key(order) {
                 self.fail(self.running[at].job, error);

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longview_kv::Context;
-use longview_kv::keep::{Keep, KeepReport};
+use longview_kv::keep::KeepReport;
+use longview_kv::read::ReadReport;
 
+use crate::acting::ContextMethods;
 use crate::engine::Tenant;
 use crate::error::EngineError;
 use crate::generate::{FinishReason, GenerateOptions};
@@ -36,10 +38,10 @@ pub struct Request {
     pub planned_tokens: usize,
     /// What is to be made of the prompt.
     pub goal: Goal,
-    /// What decides which keys and values of its contexts stay; `None` for all. Deciding takes time
-    /// between two passes. A request with such a method never gives way: what was dropped could not
-    /// be had again.
-    pub keep: Option<Arc<Keep>>,
+    /// What acts on its contexts. A keep method takes time between two passes, and a request with one
+    /// never gives way: what was dropped could not be had again. Under a keep or a prefill method the
+    /// prompt is read in a context of its own, whatever `start` is.
+    pub methods: ContextMethods,
     /// Its rank among others.
     pub priority: Priority,
     /// Who is told what happens.
@@ -128,6 +130,8 @@ pub struct Ended {
     pub context: Option<Context>,
     /// What the keep method has done to the text that was complete last.
     pub keep: Option<KeepReport>,
+    /// What the read method has read for all texts that were completed.
+    pub read: Option<ReadReport>,
     /// `[hidden]`, for [`Goal::Embed`].
     pub embedding: Option<Vec<f32>>,
 }

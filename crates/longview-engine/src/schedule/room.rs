@@ -33,7 +33,7 @@ impl Scheduler {
     /// Bytes that a sequence will still take.
     fn growth(&self, sequence: &Sequence) -> u64 {
         let job = &self.jobs[&sequence.job];
-        if let Some(keep) = &job.keep {
+        if let Some(keep) = &job.methods.keep {
             let answer = job.longest_answer().min(EXPECTED_ANSWER);
             let bytes = self.engine.keep_bytes(keep, sequence.tokens.len(), answer);
             // What cannot be told is told when it is opened.
@@ -50,7 +50,11 @@ impl Scheduler {
         let read = bytes(sequence.tokens.len()).saturating_sub(bytes(sequence.held()));
         let end = sequence.tokens.len() + left.min(EXPECTED_ANSWER);
         let text = bytes(end).saturating_sub(bytes(sequence.tokens.len())) + layout.fork_bytes(1);
-        read + texts as u64 * text
+        let index = job.methods.read.as_ref().map_or(0, |read| {
+            let all = self.engine.index_bytes(read, end);
+            all.saturating_sub(read.bytes(layout, sequence.held()))
+        });
+        read + texts as u64 * text + index
     }
 }
 

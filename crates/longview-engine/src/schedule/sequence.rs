@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use longview_kv::keep::{Keep, KeepReport};
+use longview_kv::read::ReadReport;
 use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
 
 use super::RequestId;
 use super::request::{AnswerOptions, Ended, Goal, Listener, Priority, Request, Summary, Update};
 use super::writer::{Writer, Written};
+use crate::acting::ContextMethods;
 use crate::engine::{Engine, Tenant};
 use crate::error::EngineError;
-use crate::keep::reusable_tokens;
 
 /// What the sequences of one request share.
 pub(super) struct Job {
@@ -26,8 +27,9 @@ pub(super) struct Job {
     pub(super) arrived: Instant,
     pub(super) started: Option<Instant>,
     pub(super) summary: Summary,
-    pub(super) keep: Option<Arc<Keep>>,
+    pub(super) methods: ContextMethods,
     report: Option<KeepReport>,
+    read: Option<ReadReport>,
     /// The sum of the hidden states so far, `[hidden]`.
     states: Vec<f64>,
 }
@@ -86,8 +88,9 @@ impl Job {
             priority: request.priority,
             listener: request.listener,
             kind,
-            keep: request.keep,
+            methods: request.methods,
             report: None,
+            read: None,
             open_answers: answers.len(),
             answers,
             states: Vec::new(),
@@ -124,8 +127,17 @@ impl Job {
             summary: self.summary,
             context,
             keep: self.report,
+            read: self.read,
             embedding,
         })));
+    }
+
+    /// Takes in what a text has read that is complete.
+    fn add_read(&mut self, report: Option<ReadReport>) {
+        match (&mut self.read, report) {
+            (Some(all), Some(report)) => all.add(&report),
+            (all, report) => *all = all.take().or(report),
+        }
     }
 
     /// Takes in the hidden state of one token.
@@ -150,10 +162,12 @@ impl Sequence {
             return Ok(());
         };
         let planned = self.planned_tokens.max(self.tokens.len());
-        if let Some(keep) = &job.keep {
-            let prompt = self.tokens.len();
-            let mut context = engine.new_context_keeping_of(&job.tenant, keep, prompt, planned)?;
-            context.attach(&self.tokens[..reusable_tokens(keep, prompt)])?;
+        let (methods, prompt) = (&job.methods, job.summary.prompt_tokens);
+        if methods.keep.is_some() || methods.prefill.is_some() {
+            let mut context = engine.new_context_with_of(&job.tenant, methods, prompt, planned)?;
+            let reusable = methods.reusable_tokens(prompt).min(prompt - 1);
+            context.attach(&self.tokens[..reusable])?;
+            context.answer_from(prompt);
             self.state = State::Open(context);
             return Ok(());
         }
@@ -174,6 +188,8 @@ impl Sequence {
             context = engine.new_context_of(&job.tenant, planned)?;
             engine.align(&mut context, &self.tokens)?;
         }
+        engine.put_in_charge(&mut context, methods, prompt)?;
+        context.answer_from(prompt);
         self.state = State::Open(context);
         Ok(())
     }
@@ -366,6 +382,7 @@ impl Sequence {
         if let Some((reason, rest)) = end {
             summary.kv_bytes += context.kv_bytes();
             job.report = context.keep_report();
+            job.add_read(context.read_report());
             job.listener.hear(Update::Finished {
                 answer,
                 reason,

@@ -134,20 +134,33 @@ pub fn table(rows: &[Row]) -> Vec<Vec<String>> {
     table
 }
 
-/// What the text tasks measure beside their score, one line a row; nothing for other tasks.
+/// What the text tasks measure beside their score, and what read methods read, one line a row; nothing
+/// for others.
 pub fn remarks(rows: &[Row]) -> Vec<String> {
     let of_row = |row: &Row| {
-        let divergence = row.divergence?;
-        let mut line = format!(
-            "{} at {}, {}: KL divergence from the dense path {divergence:.3e} nats a token",
-            row.task,
-            row.length,
-            brief(&row.setup)
-        );
-        if let Some(count) = row.same_until {
-            line.push_str(&format!(", its text for the first {count:.0} tokens"));
+        let mut parts = Vec::new();
+        if let Some(divergence) = row.divergence {
+            parts.push(format!(
+                "KL divergence from the dense path {divergence:.3e} nats a token"
+            ));
         }
-        Some(line)
+        if let Some(count) = row.same_until {
+            parts.push(format!("its text for the first {count:.0} tokens"));
+        }
+        if let Some(share) = row.read_share {
+            parts.push(format!(
+                "answers read {:.1} % of the pages before them",
+                100.0 * share
+            ));
+        }
+        let (task, length) = (&row.task, row.length);
+        (!parts.is_empty()).then(|| {
+            format!(
+                "{task} at {length}, {}: {}",
+                brief(&row.setup),
+                parts.join(", ")
+            )
+        })
     };
     rows.iter().filter_map(of_row).collect()
 }

@@ -3,7 +3,7 @@
 use longview_engine::{Control, GenerateOptions, Generated};
 use longview_kv::Context;
 
-use super::{Evaluation, Lengths, Measured, Reading, all_or_refused, seconds};
+use super::{Evaluation, Lengths, Measured, Reading, all_or_refused, read_share, seconds};
 use crate::error::EvalError;
 use crate::outcome::{Case, Measure, Outcome, Sight};
 use crate::prompt::Prompt;
@@ -65,7 +65,7 @@ impl Evaluation<'_> {
             Sight::Seen => self.put_in_charge(setup, &mut context, lengths)?,
         }
         let asked = sample.questions.iter().zip(&prompt.questions);
-        let mut scores = Vec::new();
+        let (mut scores, mut shares) = (Vec::new(), Vec::new());
         let mut outcome = Outcome {
             case: case.clone(),
             setup: setup.to_string(),
@@ -73,8 +73,9 @@ impl Evaluation<'_> {
             score: 0.0,
             divergence: None,
             same_until: None,
+            read_share: None,
             tokens: prompt.tokens(),
-            bytes_held: context.kv_bytes(),
+            bytes_held: self.held(setup, &context),
             peak_bytes: reading.peak_bytes,
             prefill_seconds: reading.seconds,
             compression_seconds: 0.0,
@@ -83,11 +84,17 @@ impl Evaluation<'_> {
             answers: Vec::new(),
         };
         for (index, (question, tokens)) in asked.enumerate() {
-            let generated = match case.question {
-                Sight::Unseen => self.generate(&mut context.fork(), tokens, question)?,
+            let mut fork;
+            let asked = match case.question {
+                Sight::Unseen => {
+                    fork = context.fork();
+                    &mut fork
+                }
                 // A conversation: every question goes on from the answer before it.
-                Sight::Seen => self.generate(&mut context, tokens, question)?,
+                Sight::Seen => &mut context,
             };
+            let generated = self.generate(asked, tokens, question)?;
+            shares.extend(read_share(asked));
             if index == 0 && case.question == Sight::Seen {
                 outcome.bytes_held = context.kv_bytes();
             }
@@ -98,6 +105,9 @@ impl Evaluation<'_> {
         }
         let report = context.keep_report();
         outcome.compression_seconds = report.map_or(0.0, |report| seconds(report.time));
+        if !shares.is_empty() {
+            outcome.read_share = Some(shares.iter().sum::<f64>() / shares.len() as f64);
+        }
         outcome.score = 100.0 * scores.iter().sum::<f64>() / scores.len() as f64;
         Ok(outcome)
     }

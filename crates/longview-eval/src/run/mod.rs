@@ -404,8 +404,8 @@ impl<'a> Evaluation<'a> {
         })
     }
 
-    /// Puts the keep method of `setup` in charge of `context`, a fork of a reading that it shares,
-    /// if it is not already.
+    /// Puts the keep and the read method of `setup` in charge of `context`, a fork of a reading that it
+    /// shares, if they are not already.
     fn put_in_charge(
         &self,
         setup: &Setup,
@@ -414,10 +414,14 @@ impl<'a> Evaluation<'a> {
     ) -> Result<(), EvalError> {
         match setup.methods().keep() {
             Some(keep) if context.keep_method() != Some(keep) => {
-                Ok(self.engine.keep(context, keep, lengths.prompt)?)
+                self.engine.keep(context, keep, lengths.prompt)?;
             }
-            _ => Ok(()),
+            _ => {}
         }
+        if let Some(read) = setup.methods().read() {
+            context.read_by(read).map_err(EngineError::from)?;
+        }
+        Ok(())
     }
 
     /// Compresses `context`, a document whose questions are not known yet, as `setup` says.
@@ -434,6 +438,13 @@ impl<'a> Evaluation<'a> {
             context.settle();
         }
         Ok(())
+    }
+
+    /// Bytes that `context` holds under `setup`, with what its read method will keep to choose by.
+    fn held(&self, setup: &Setup, context: &Context) -> u64 {
+        let layout = self.engine.model().layout();
+        let read = setup.methods().read();
+        context.kv_bytes() + read.map_or(0, |read| read.bytes(layout, context.len()))
     }
 
     /// `setups` parted by how they read a document: those of one part share one reading.
@@ -509,6 +520,13 @@ fn all_or_refused(
         measured(setup, Err(EvalError::Refused { why: why.clone() }))?;
     }
     Ok(None)
+}
+
+/// The share of the pages before them that the tokens of the answer that came last have read, where a
+/// read method chose them.
+fn read_share(context: &Context) -> Option<f64> {
+    let report = context.read_report()?;
+    (report.pages_present > 0).then(|| report.pages_read as f64 / report.pages_present as f64)
 }
 
 /// Seconds as numbers.

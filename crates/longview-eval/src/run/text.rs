@@ -7,7 +7,7 @@ use longview_engine::{Control, EndOfText, GenerateOptions};
 use longview_kv::{Context, Segment, Wanted};
 use longview_text::Specials;
 
-use super::{Evaluation, Lengths, Measured, Reading, all_or_refused, seconds};
+use super::{Evaluation, Lengths, Measured, Reading, all_or_refused, read_share, seconds};
 use crate::divergence::divergence_of;
 use crate::draw::below;
 use crate::error::EvalError;
@@ -51,12 +51,18 @@ impl Evaluation<'_> {
                     measured(setup, Err(error))?;
                     continue;
                 }
-                let held = Held::of(&context);
+                // What is predicted is read as an answer is.
+                context.answer_from(before.len() + 1);
+                let held = Held {
+                    bytes: self.held(setup, &context),
+                    ..Held::of(&context)
+                };
                 let mut contexts = [context, dense.context.fork()];
                 for (rows, targets) in rows.chunks(PASS_TOKENS).zip(rest.chunks(PASS_TOKENS)) {
                     self.compare(&mut contexts, rows, targets, &mut compared)?;
                 }
                 let mut outcome = compared.outcome(case, setup, &reading, &held, piece.len());
+                outcome.read_share = read_share(&contexts[0]);
                 outcome.measure = Measure::Perplexity;
                 outcome.score = (compared.loss / compared.tokens as f64).exp();
                 outcome.same_until = None;
@@ -113,12 +119,17 @@ impl Evaluation<'_> {
                     measured(setup, Err(error))?;
                     continue;
                 }
-                let held = Held::of(&context);
+                context.answer_from(before.len() + 1);
+                let held = Held {
+                    bytes: self.held(setup, &context),
+                    ..Held::of(&context)
+                };
                 let mut contexts = [context, dense.context.fork()];
                 for (row, target) in rows.chunks(1).zip(generated.chunks(1)) {
                     self.compare(&mut contexts, row, target, &mut compared)?;
                 }
                 let mut outcome = compared.outcome(case, setup, &reading, &held, piece.len());
+                outcome.read_share = read_share(&contexts[0]);
                 outcome.decode_tokens = rows.len();
                 outcome.decode_seconds = compared.seconds;
                 measured(setup, Ok(outcome))?;
@@ -245,6 +256,7 @@ impl Compared {
             score: 100.0 * self.same as f64 / self.tokens as f64,
             divergence: Some(self.divergence / self.tokens as f64),
             same_until: Some(self.same_until),
+            read_share: None,
             tokens,
             bytes_held: held.bytes,
             peak_bytes: reading.peak_bytes,

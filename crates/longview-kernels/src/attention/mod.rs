@@ -6,6 +6,7 @@
 //! result has the same bits alone or among hundreds of rows, and whatever the slots hold that it
 //! may not see.
 
+mod bounds;
 mod element;
 mod expand;
 mod floats;
@@ -19,6 +20,7 @@ mod values;
 
 use std::ops::Range;
 
+pub use bounds::{BoundsGeometry, enclose_bounds, score_bounds, set_bounds};
 pub use floats::{exp_below, key_floats, score_page, softmax, value_floats, value_stride};
 pub use partials::Partials;
 

@@ -114,6 +114,13 @@ impl Context {
             );
             return Err(plan.refused(why));
         }
+        if let Some(read) = self.read_method() {
+            let why = format!(
+                "--read {} plans over all pairs, and what is kept is read whole; choose one of the two",
+                read.text
+            );
+            return Err(plan.refused(why));
+        }
         if layout.is_whole() {
             let why = "keys and values are stored in pages that are made whole (kivi, mustafar), from \
                        which single pairs cannot leave; store them as f16, bf16, q8 or q4";

@@ -112,3 +112,43 @@ pub(crate) fn try_step(
     batch.commit();
     Ok(out)
 }
+
+/// Layer 1's attention of position `position`, computed in f64 from the definition.
+pub(crate) fn oracle(position: usize, window: usize) -> Vec<f64> {
+    let first = (position + 1).saturating_sub(window);
+    oracle_of(position, &|_, at| at >= first)
+}
+
+/// The same over the positions up to its own that `sees` says of each KV head.
+pub(crate) fn oracle_of(position: usize, sees: &dyn Fn(usize, usize) -> bool) -> Vec<f64> {
+    let row = |seed, at, width, head: usize| -> Vec<f64> {
+        let all = rows(seed, at, 1, width);
+        all[head * DIM..(head + 1) * DIM]
+            .iter()
+            .map(|&x| f64::from(x))
+            .collect()
+    };
+    (0..HEADS)
+        .flat_map(|head| {
+            let q = row(31, position, HEADS * DIM, head);
+            let kv_head = head / (HEADS / KV_HEADS);
+            let seen: Vec<usize> = (0..=position).filter(|&at| sees(kv_head, at)).collect();
+            let weights: Vec<f64> = seen
+                .iter()
+                .map(|&at| {
+                    let k = row(11, at, KV_HEADS * DIM, kv_head);
+                    (0.4 * q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>()).exp()
+                })
+                .collect();
+            let total: f64 = weights.iter().sum();
+            let mut out = vec![0.0; DIM];
+            for (&at, weight) in seen.iter().zip(&weights) {
+                let v = row(21, at, KV_HEADS * DIM, kv_head);
+                out.iter_mut()
+                    .zip(&v)
+                    .for_each(|(o, v)| *o += weight / total * v);
+            }
+            out
+        })
+        .collect()
+}

@@ -85,6 +85,7 @@ impl Decode {
                 | Build::Store(_)
                 | Build::Reuse(_)
                 | Build::Prefill(_)
+                | Build::Read(_)
                 | Build::Keep(_)
                 | Build::Allocate(_)
                 | Build::Merge(_) => {}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::keep::{AttentionOf, AttentionShape, Keep, KeepBytes, LayerRows};
+use longview_kv::read::Read;
 use longview_kv::{
     AttendWorkspace, Attention, Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout,
     LayerState, Ledger, RopeSet, Segment, Wanted,
@@ -122,6 +123,13 @@ impl World {
 
     pub(crate) fn dense_bytes(&self, tokens: usize) -> u64 {
         layout(LayerState::Window { tokens: 70 }, self.kv_type).context_bytes(tokens, 64)
+    }
+
+    pub(crate) fn index_bytes(&self, read: &Read, tokens: usize) -> u64 {
+        read.bytes(
+            &layout(LayerState::Window { tokens: 70 }, self.kv_type),
+            tokens,
+        )
     }
 
     /// Reads `count` tokens in passes of at most `chunk`, compressing where that is due on the way.

@@ -7,6 +7,7 @@
 use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
+use longview::ContextMethods;
 use longview::schedule::{Goal, Priority, Request};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -120,7 +121,7 @@ pub(crate) async fn create(
             prompt: list,
             start: None,
             goal: Goal::Embed,
-            keep: None,
+            methods: ContextMethods::default(),
             priority: Priority::Normal,
             listener: Box::new(inbox.ear(Detail::Text, 0, permit)),
         });

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use longview::ContextMethods;
 use longview::schedule::{Goal, Priority, Request};
 use tokio::sync::{Notify, watch};
 
@@ -47,7 +48,7 @@ impl Contexts {
                 start: entry.context.take(),
                 goal: Goal::Read,
                 // Named contexts are whole; a question's own method works on its fork.
-                keep: None,
+                methods: ContextMethods::default(),
                 priority: Priority::Normal,
                 listener: Box::new(inbox.ear(Detail::Text, 0, permit)),
             };

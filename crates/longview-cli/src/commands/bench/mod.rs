@@ -69,7 +69,10 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
             "depth {deepest} and {longest} tokens are more than the model's context of {limit}"
         )));
     }
-    let fits = session.engine.plan(deepest + longest);
+    let methods = session.methods.acting();
+    let fits = session
+        .engine
+        .plan_with(&methods, deepest + longest, deepest + longest)?;
     if !fits.fits() {
         return Err(longview::EngineError::DoesNotFit(Box::new(fits)).into());
     }
@@ -137,7 +140,9 @@ impl Bench<'_> {
     fn at_depth(&mut self, args: &BenchArgs, depth: usize) -> Result<(), Failure> {
         let engine = &self.session.engine;
         let longest = longest(args);
-        let mut base = engine.new_context(depth + longest)?;
+        let methods = self.session.methods.acting();
+        let all = depth + longest;
+        let mut base = engine.new_context_with(&methods, all, all)?;
         if depth > 0 && args.synthetic_kv {
             synthetic::fill(engine, &mut base, depth)?;
         } else if depth > 0 {
@@ -156,13 +161,14 @@ impl Bench<'_> {
             let prompt = tokens(self.session, count);
             let run = || prefill(self.session, &base, &prompt);
             let (time, profile) = (self.best(&run)?, self.profile(args, &run)?);
-            let work = Work::prefill(engine, depth, count);
+            let work = Work::prefill(engine, depth, count, methods.prefill.as_deref());
             measured.push(("prefill", count, time, work, profile));
         }
         if args.generate > 0 {
             let run = || decode(self.session, &base, args.generate);
-            let ((time, count), profile) = (self.best(&run)?, self.profile(args, &run)?);
-            let work = Work::decode(engine, depth, count);
+            let (best, profile) = (self.best(&run)?, self.profile(args, &run)?);
+            let Decoded { time, count, read } = best;
+            let work = Work::decode(engine, depth, count, &read);
             measured.push(("decode", count, time, work, profile));
         }
         // Before and after the runs: memory that others slow down for seconds would make a limit
@@ -242,9 +248,39 @@ fn prefill(session: &Session, base: &Context, prompt: &[u32]) -> Result<Duration
     Ok(start.elapsed())
 }
 
-/// The time of `count` steps, and how many there were.
-fn decode(session: &Session, base: &Context, count: usize) -> Result<(Duration, usize), Failure> {
+/// Some steps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Decoded {
+    /// What they took.
+    time: Duration,
+    /// How many there were.
+    count: usize,
+    /// What they read.
+    read: Pages,
+}
+
+/// Pages that steps read, of those that were there; none of either where all were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Pages {
+    read: u64,
+    present: u64,
+}
+
+impl Pages {
+    /// The share that was read.
+    fn share(&self) -> f64 {
+        match self.present {
+            0 => 1.0,
+            present => self.read as f64 / present as f64,
+        }
+    }
+}
+
+/// The time of `count` steps.
+fn decode(session: &Session, base: &Context, count: usize) -> Result<Decoded, Failure> {
     let mut context = base.fork();
+    // What is generated attends to everything, whatever the prompts did.
+    context.attend_until(context.len());
     // The first token comes with the prompt's pass and is not part of the time.
     let mut options = GenerateOptions::greedy(count + 1);
     options.end_of_text = EndOfText::Ignored;
@@ -260,7 +296,15 @@ fn decode(session: &Session, base: &Context, count: usize) -> Result<(Duration, 
             },
         )?;
     interrupt::check()?;
-    Ok((generated.decode_time, generated.ids.len().saturating_sub(1)))
+    let read = context.read_report().map(|report| Pages {
+        read: report.pages_read,
+        present: report.pages_present,
+    });
+    Ok(Decoded {
+        time: generated.decode_time,
+        count: generated.ids.len().saturating_sub(1),
+        read: read.unwrap_or_default(),
+    })
 }
 
 /// Ordinary tokens, the same ones every time.

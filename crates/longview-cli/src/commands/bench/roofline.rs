@@ -1,8 +1,14 @@
 //! The least work a pass can do: what the shares of the limit are shares of.
 
+use std::ops::Range;
+
 use longview::limits::Limits;
 use longview::models::blueprint::{LayerBlueprint, Mixer, MlpBlueprint, OutputGate};
+use longview::pattern::{Prefill, QueryBlock};
 use longview::{Engine, Format, Numerics};
+use longview_kv::BLOCK_TOKENS;
+
+use super::Pages;
 
 /// What some tokens cost at the very least.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -17,31 +23,48 @@ pub(super) struct Work {
 
 impl Work {
     /// Reading `count` tokens at `depth`: weights once, every product for every token, attention
-    /// over everything before. Logits are not computed.
-    pub(super) fn prefill(engine: &Engine, depth: usize, count: usize) -> Work {
+    /// over everything before, or over what `pattern` says. Logits are not computed.
+    pub(super) fn prefill(
+        engine: &Engine,
+        depth: usize,
+        count: usize,
+        pattern: Option<&Prefill>,
+    ) -> Work {
         let blueprint = engine.model().blueprint();
         let layers = &blueprint.layers;
         let attention: f64 = layers
             .iter()
-            .map(|layer| attention_ops(layer, depth, count))
+            .enumerate()
+            .map(|(index, layer)| {
+                let share = match pattern.filter(|_| is_full(layer)) {
+                    None => 1.0,
+                    Some(pattern) => seen_share(pattern, index, depth..depth + count),
+                };
+                share * attention_ops(layer, depth, count)
+            })
             .sum();
         let products = 2.0 * layer_parameters(engine) * count as f64;
         let bytes = weights_read(engine) as f64 * layer_share(engine);
         Work::new(engine, bytes, products, attention)
     }
 
-    /// Generating `count` tokens one by one from `depth`: weights and cache are read for each.
-    pub(super) fn decode(engine: &Engine, depth: usize, count: usize) -> Work {
+    /// Generating `count` tokens one by one from `depth`: weights are read for each, and the cache, or
+    /// what is `read` of its pages.
+    pub(super) fn decode(engine: &Engine, depth: usize, count: usize, read: &Pages) -> Work {
         let blueprint = engine.model().blueprint();
         let output = (blueprint.hidden * blueprint.vocab) as f64;
         let mut total = Work::default();
         let layout = engine.model().layout();
+        let share_of = |layer: &LayerBlueprint| match is_full(layer) {
+            true => read.share(),
+            false => 1.0,
+        };
         for step in 0..count {
             let position = depth + 1 + step;
             let layers = &blueprint.layers;
             let attention = layers
                 .iter()
-                .map(|layer| attention_ops(layer, position, 1))
+                .map(|layer| share_of(layer) * attention_ops(layer, position, 1))
                 .sum();
             let cache: f64 = layers
                 .iter()
@@ -49,7 +72,7 @@ impl Work {
                 .map(|(index, layer)| match &layer.mixer {
                     Mixer::Attention(shape) => {
                         let seen = shape.window.map_or(position, |window| position.min(window));
-                        seen as f64 * layout.token_bytes(index)
+                        share_of(layer) * seen as f64 * layout.token_bytes(index)
                     }
                     // A state is read and written.
                     Mixer::GatedDelta(shape) => (2 * size_of::<f32>() * shape.state()) as f64,
@@ -89,6 +112,29 @@ impl Work {
             self.int8 / (limits.int8_tops * 1e12) + self.f32 / (limits.f32_gflops * 1e9);
         memory.max(arithmetic)
     }
+}
+
+/// Whether a layer attends to everything before a token.
+fn is_full(layer: &LayerBlueprint) -> bool {
+    layer
+        .attention()
+        .is_some_and(|attention| attention.window.is_none())
+}
+
+/// The share of what is before them that the tokens `tokens` attend to by `pattern` in a layer, in
+/// blocks.
+fn seen_share(pattern: &Prefill, layer: usize, tokens: Range<usize>) -> f64 {
+    let (mut seen, mut all) = (0, 0);
+    let mut blocks = Vec::new();
+    for block in tokens.start / BLOCK_TOKENS..tokens.end.div_ceil(BLOCK_TOKENS) {
+        blocks.clear();
+        pattern
+            .pattern
+            .blocks(&QueryBlock { layer, block }, &mut blocks);
+        seen += blocks.iter().map(Range::len).sum::<usize>();
+        all += block + 1;
+    }
+    seen as f64 / all as f64
 }
 
 /// Bytes of weights that generating a token reads: all but the experts that are not used.

@@ -257,6 +257,7 @@ impl Conversation {
             read_bytes_before: 0,
             edges: Edges::Trim,
         };
+        self.context.attend_until(self.context.len() + tail.len());
         // Until the answer is there, nobody knows what the context holds.
         self.held = None;
         self.unknown = "the last message was not answered";

@@ -19,7 +19,6 @@ use crate::session::Session;
 pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
     args.generation.decode(Fallback::Greedy)?;
     let mut session = Session::open_keeping(&args.engine, &args.methods, &args.store)?;
-    session.refuse_prefill("chat")?;
     let recommended = session.recommended(&args.engine);
     session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
     let vars = template_vars(session.engine.text(), &mut session.notices);

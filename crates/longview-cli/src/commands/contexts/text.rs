@@ -234,7 +234,7 @@ struct Work {
 impl Work {
     fn open(engine: &EngineArgs, methods: &MethodArgs, store: &StoreArgs) -> Result<Work, Failure> {
         let session = Session::open_keeping(engine, methods, store)?;
-        session.refuse_keep("contexts save and append")?;
+        session.refuse_acting("contexts save and append")?;
         Ok(Work {
             session,
             loaded: None,

@@ -83,7 +83,7 @@ pub(super) fn divergence_of(
 fn open(args: &EvalTextArgs) -> Result<(Session, Vec<u32>), Failure> {
     let text = read_text(&args.file.display().to_string())?;
     let session = Session::open(&args.engine, &args.methods)?;
-    session.refuse_keep("eval of a text")?;
+    session.refuse_acting("eval of a text")?;
     session.engine.check_text(text.len())?;
     let mut tokens = session.engine.tokenizer().encode(&text, Specials::AsText)?;
     if let Some(count) = args.tokens {

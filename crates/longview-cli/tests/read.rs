@@ -1,0 +1,159 @@
+//! `--read` and `--prefill`: every command that writes text takes them, and says what they did.
+
+mod common;
+
+use common::{Folder, longview, longview_reading, story};
+
+const FALCON: &str = "What is the special magic number for amber falcon?";
+const KETTLE: &str = "What is the code of the silver kettle?";
+
+#[test]
+fn documents_are_kept_whole_and_answers_read_a_part_of_them() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(1500));
+    let store = folder.path("store");
+    let ask = |read: &str| {
+        let fixed = [
+            "ask",
+            "--json",
+            "--cache-dir",
+            &store,
+            "--cache-max",
+            "1GiB",
+        ];
+        let rest = ["--read", read, "--file", &book, FALCON, KETTLE];
+        longview(&[&fixed[..], &rest[..]].concat()).done().json()
+    };
+    let read = ask("quest(budget=512, dense=0)");
+    let reused = |json: &serde_json::Value| json["answers"][0]["reused_tokens"].as_u64().unwrap();
+    assert_eq!(reused(&read), 0, "{read}");
+    let answers = ["48213", "5182"];
+    for (answer, number) in read["answers"].as_array().unwrap().iter().zip(answers) {
+        assert!(answer["answer"].to_string().contains(number), "{read}");
+        let count = |key: &str| answer["read"][key].as_u64().unwrap();
+        // Eight blocks of about 25, of every step but the first, which is the prompt's.
+        let steps = answer["generated_tokens"].as_u64().unwrap() - 1;
+        assert_eq!(count("pages_read"), steps * 8 * 8, "{read}");
+        assert!(
+            count("pages_read") * 5 < count("pages_present") * 2,
+            "{read}"
+        );
+        assert!(count("index_bytes") > 0);
+    }
+    assert_eq!(
+        read["methods"]["read"],
+        "quest(budget=512, page=16, dense=0)"
+    );
+    let notices = read["notices"].to_string();
+    for words in [
+        "read quest is approximate",
+        "to choose by",
+        "pages for the answer",
+    ] {
+        assert!(notices.contains(words), "{words}: {notices}");
+    }
+
+    // What was read of the documents is exact, and found by any method; a budget for all is one.
+    let (dense, all) = (ask("dense"), ask("quest(budget=100%, dense=0)"));
+    for json in [&dense, &all] {
+        assert!(reused(json) > 1400, "{json}");
+    }
+    let ids = |json: &serde_json::Value| json["generated_ids"].clone();
+    assert_eq!(ids(&all), ids(&dense));
+    let first = &all["answers"][0]["read"];
+    assert_eq!(first["pages_read"], first["pages_present"]);
+    assert!(dense.get("read").is_none());
+}
+
+#[test]
+fn every_command_that_writes_takes_both_stages() {
+    let prompt = story(500);
+    let (prefill, read) = ("a-shape(sinks=64, local=128)", "quest(budget=192, dense=0)");
+    let methods = ["--prefill", prefill, "--read", read, "--json"];
+    let canonical = |json: &serde_json::Value| {
+        assert_eq!(json["methods"]["prefill"], prefill, "{json}");
+        assert_eq!(
+            json["methods"]["read"], "quest(budget=192, page=16, dense=0)",
+            "{json}"
+        );
+    };
+    let run = [
+        "run",
+        "--prompt",
+        &prompt,
+        "--max-tokens",
+        "6",
+        "--ignore-eos",
+    ];
+    let json = longview(&[&run[..], &methods].concat()).done().json();
+    canonical(&json);
+    let pages = |json: &serde_json::Value| json["read"]["pages_read"].as_u64();
+    // Five steps, four layers with two KV heads each, three blocks.
+    assert_eq!(pages(&json), Some(5 * 8 * 3), "{json}");
+
+    let said = format!("{prompt} {FALCON}\n{KETTLE}\n");
+    let chat = ["chat", "--max-tokens", "4", "--ignore-eos"];
+    let json = longview_reading(&[&chat[..], &methods].concat(), said.as_bytes())
+        .done()
+        .json();
+    canonical(&json);
+    for turn in json["answers"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{json}"))
+    {
+        // Each turn's own steps are counted.
+        assert_eq!(pages(turn), Some(3 * 8 * 3), "{json}");
+    }
+
+    let bench = [
+        "bench",
+        "--prompt",
+        "64",
+        "--generate",
+        "4",
+        "--depth",
+        "1024",
+    ];
+    let more = ["--synthetic-kv", "--rounds", "1"];
+    let json = longview(&[&bench[..], &more, &methods].concat())
+        .done()
+        .json();
+    canonical(&json);
+    assert_eq!(json["runs"].as_array().unwrap().len(), 2, "{json}");
+
+    let folder = Folder::new();
+    let line = serde_json::json!({
+        "custom_id": "a", "method": "POST", "url": "/v1/completions",
+        "body": { "prompt": prompt, "max_tokens": 6, "ignore_eos": true }
+    });
+    let file = folder.write("requests.jsonl", line.to_string());
+    let answers = folder.path("answers.jsonl");
+    let batch = ["batch", &file, "--output", &answers];
+    longview(&[&batch[..], &methods].concat()).done();
+    let answer: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&answers).unwrap()).unwrap();
+    let report = &answer["response"]["body"]["longview"];
+    canonical(report);
+    assert_eq!(pages(report), Some(5 * 8 * 3), "{answer}");
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_before_anything_is_read() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(300));
+    let ask =
+        |arguments: &[&str]| longview(&[&["ask", "--file", &book, FALCON], arguments].concat());
+    ask(&["--read", "quest", "--keep", "snapkv(budget=100)"])
+        .refused(2, &["--read quest(budget=2048", "--keep snapkv"]);
+    ask(&["--read", "quset"]).refused(2, &["did you mean \"quest\"?"]);
+    ask(&["--read", "quest(budget=0)"]).refused(2, &["budget = 0"]);
+    ask(&[
+        "--prefill",
+        "a-shape",
+        "--keep",
+        "knorm(budget=100, block=64)",
+    ])
+    .refused(2, &["--prefill a-shape", "block=never"]);
+    longview(&["eval", "perplexity", "--file", &book, "--read", "quest"])
+        .refused(2, &["no use for --read quest(budget=2048"]);
+}

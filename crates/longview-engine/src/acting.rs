@@ -1,0 +1,145 @@
+//! The methods that act on a context while it is read and written, and what memory they take.
+
+use std::sync::Arc;
+
+use longview_kv::Context;
+use longview_kv::keep::Keep;
+use longview_kv::pattern::Prefill;
+use longview_kv::read::Read;
+
+use crate::engine::{Engine, Tenant};
+use crate::error::EngineError;
+use crate::inspect::largest;
+use crate::plan::MemoryPlan;
+
+/// What acts on one context; nothing by default.
+#[derive(Clone, Debug, Default)]
+pub struct ContextMethods {
+    /// What the tokens of a prompt attend to, where it is not everything.
+    pub prefill: Option<Arc<Prefill>>,
+    /// Which keys and values stay, where not all do.
+    pub keep: Option<Arc<Keep>>,
+    /// What the tokens of an answer read, where it is not everything.
+    pub read: Option<Arc<Read>>,
+}
+
+impl ContextMethods {
+    /// Whether none acts.
+    pub fn is_nothing(&self) -> bool {
+        self.prefill.is_none() && self.keep.is_none() && self.read.is_none()
+    }
+
+    /// Tokens of a prompt of `prompt_tokens` that may be taken over from what was read before: none
+    /// under a prefill method, which reads otherwise, and a keep method must see some of them computed.
+    pub fn reusable_tokens(&self, prompt_tokens: usize) -> usize {
+        if self.prefill.is_some() {
+            return 0;
+        }
+        let Some(keep) = &self.keep else {
+            return prompt_tokens;
+        };
+        let needs = keep.score.needs();
+        if needs.every_token() || keep.when.block.is_some() {
+            return 0;
+        }
+        prompt_tokens.saturating_sub(needs.last_queries)
+    }
+}
+
+impl Engine {
+    /// An empty context for a prompt of `prompt_tokens` tokens, planned to hold `planned_tokens`, with
+    /// `methods` in charge.
+    ///
+    /// # Errors
+    /// As [`Engine::new_context`] and [`Engine::put_in_charge`]; what must fit is what the methods take
+    /// at their peak.
+    pub fn new_context_with(
+        &self,
+        methods: &ContextMethods,
+        prompt_tokens: usize,
+        planned_tokens: usize,
+    ) -> Result<Context, EngineError> {
+        self.new_context_with_of(&self.tenant(""), methods, prompt_tokens, planned_tokens)
+    }
+
+    /// [`Engine::new_context_with`] of a tenant.
+    ///
+    /// # Errors
+    /// As [`Engine::new_context_with`].
+    pub fn new_context_with_of(
+        &self,
+        tenant: &Tenant,
+        methods: &ContextMethods,
+        prompt_tokens: usize,
+        planned_tokens: usize,
+    ) -> Result<Context, EngineError> {
+        let mut context = self.unplanned_context(tenant, planned_tokens)?;
+        self.put_in_charge(&mut context, methods, prompt_tokens)?;
+        let plan = self.plan_with(methods, prompt_tokens, planned_tokens)?;
+        if !plan.fits() {
+            return Err(EngineError::DoesNotFit(Box::new(plan)));
+        }
+        Ok(context)
+    }
+
+    /// Puts `methods` in charge of an empty context whose prompt will have `prompt_tokens` tokens. A
+    /// read method may be put in charge of a context that has read something, too.
+    ///
+    /// # Errors
+    /// When one of them cannot be used, alone or beside the others.
+    pub fn put_in_charge(
+        &self,
+        context: &mut Context,
+        methods: &ContextMethods,
+        prompt_tokens: usize,
+    ) -> Result<(), EngineError> {
+        if let Some(prefill) = &methods.prefill {
+            context.attend_by(prefill, prompt_tokens)?;
+        }
+        if let Some(keep) = &methods.keep {
+            self.keep(context, keep, prompt_tokens)?;
+        }
+        if let Some(read) = &methods.read {
+            context.read_by(read)?;
+        }
+        Ok(())
+    }
+
+    /// What a context of `planned_tokens` tokens will need, `prompt_tokens` of them a prompt, with
+    /// `methods` in charge.
+    ///
+    /// # Errors
+    /// As [`longview_kv::keep::Keep::bytes`].
+    pub fn plan_with(
+        &self,
+        methods: &ContextMethods,
+        prompt_tokens: usize,
+        planned_tokens: usize,
+    ) -> Result<MemoryPlan, EngineError> {
+        let mut plan = match &methods.keep {
+            Some(keep) => self.plan_keeping(keep, prompt_tokens, planned_tokens)?,
+            None => self.plan(planned_tokens),
+        };
+        if let Some(read) = &methods.read {
+            let with = |mut plan: MemoryPlan| {
+                let index = self.index_bytes(read, plan.tokens);
+                plan.kv += index;
+                plan.kv_least += index;
+                plan
+            };
+            let fits = |&tokens: &usize| with(self.plan(tokens)).fits();
+            if plan.limit.is_some() {
+                plan.longest_context = largest(plan.longest_context, fits);
+            }
+            plan = with(plan);
+        }
+        Ok(plan)
+    }
+
+    /// Bytes that `read` keeps beside the keys and values of a context of `tokens` tokens and of a
+    /// fork that is written.
+    pub(crate) fn index_bytes(&self, read: &Read, tokens: usize) -> u64 {
+        let layout = self.model().layout();
+        read.bytes(layout, tokens) + read.bytes(layout, longview_kv::BLOCK_TOKENS)
+    }
+}

@@ -1,0 +1,530 @@
+//! Bounds of the keys of full blocks, kept beside them, and the search for the best blocks by them.
+//!
+//! The bounds of a key span (16 blocks) of all layers of a group lie in one slab, `[layers][KV
+//! heads][head_dim][smallest, largest][parts]`. When a span is full, bounds of the whole span join
+//! those of 15 neighbours in a slab of the level above. Forks share slabs until one writes.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use longview_kernels::Isa;
+use longview_kernels::attention::{
+    BoundsGeometry, SPAN_TOKENS, enclose_bounds, key_floats, score_bounds, set_bounds,
+};
+use longview_kernels::page::{PAGE_TOKENS, read_key};
+
+use super::Part;
+use crate::block::Block;
+use crate::error::KvError;
+use crate::layout::Group;
+use crate::ledger::Ledger;
+use crate::shared::SharedList;
+use crate::store::Store;
+
+/// Blocks of a key span.
+const SPAN_BLOCKS: usize = SPAN_TOKENS / PAGE_TOKENS;
+
+/// Spans that share a slab of the level above.
+const SLAB_SPANS: usize = 16;
+
+/// Slabs that forks share at once.
+const SLABS: usize = 16;
+
+/// The bounds of one layer group.
+#[derive(Clone)]
+pub(crate) struct Bounds {
+    part: Part,
+    shape: Shape,
+    /// One slab a span.
+    spans: SharedList<Arc<Block>, SLABS>,
+    /// One slab for [`SLAB_SPANS`] spans.
+    above: SharedList<Arc<Block>, SLABS>,
+    /// The first so many blocks have bounds, in every layer.
+    blocks: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    layers: usize,
+    heads: usize,
+    /// Of a span's parts.
+    parts: BoundsGeometry,
+    /// Of spans.
+    spans: BoundsGeometry,
+}
+
+/// The bounds of one layer and KV head.
+pub(crate) struct HeadBounds<'a> {
+    bounds: &'a Bounds,
+    /// Its place among the heads of all layers.
+    place: usize,
+}
+
+/// Buffers of the search, kept between calls.
+#[derive(Default)]
+pub(crate) struct Best {
+    /// `[queries][lanes]`
+    scores: Vec<f32>,
+    /// What each span promises at most.
+    spans: Vec<(f32, usize)>,
+    /// The best blocks so far, the worst of them first.
+    found: BinaryHeap<Reverse<Candidate>>,
+    blocks: Vec<u32>,
+}
+
+/// A block and what it promises. The greater is the better: of equal promises the earlier block.
+#[derive(Clone, Copy, PartialEq)]
+struct Candidate {
+    promise: f32,
+    block: u32,
+}
+
+impl Bounds {
+    /// None yet, of layers like those of `group`.
+    pub(crate) fn new(group: &Group, part: Part) -> Bounds {
+        Bounds {
+            part,
+            shape: Shape {
+                layers: group.layers,
+                heads: group.kind.kv_heads,
+                parts: BoundsGeometry::new(&group.geometry, SPAN_TOKENS / part.tokens()),
+                spans: BoundsGeometry::new(&group.geometry, SLAB_SPANS),
+            },
+            spans: SharedList::default(),
+            above: SharedList::default(),
+            blocks: 0,
+        }
+    }
+
+    /// Bytes of the bounds of `blocks` blocks.
+    pub(crate) fn bytes_for(&self, blocks: usize) -> u64 {
+        let spans = blocks.div_ceil(SPAN_BLOCKS);
+        let slabs = blocks.div_ceil(SPAN_BLOCKS * SLAB_SPANS);
+        let bytes =
+            spans * self.shape.slab(&self.shape.parts) + slabs * self.shape.slab(&self.shape.spans);
+        bytes as u64
+    }
+
+    /// Bytes held; what is shared with forks counts in each.
+    pub(crate) fn bytes(&self) -> u64 {
+        let bytes = self.spans.len() * self.shape.slab(&self.shape.parts)
+            + self.above.len() * self.shape.slab(&self.shape.spans);
+        bytes as u64
+    }
+
+    /// The first so many blocks have bounds.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Makes room for the bounds of blocks up to `end`, those after the ones that have bounds apart from
+    /// forks.
+    pub(crate) fn make_writable(
+        &mut self,
+        end: usize,
+        ledger: &Ledger,
+        store: Option<&Store>,
+    ) -> Result<(), KvError> {
+        if end <= self.blocks {
+            return Ok(());
+        }
+        let (shape, first) = (self.shape, self.blocks / SPAN_BLOCKS);
+        let end = end.div_ceil(SPAN_BLOCKS);
+        let bytes = shape.slab(&shape.parts);
+        make_writable(&mut self.spans, first, end, bytes, ledger, store)?;
+        let (first, end) = (first / SLAB_SPANS, end.div_ceil(SLAB_SPANS));
+        let bytes = shape.slab(&shape.spans);
+        make_writable(&mut self.above, first, end, bytes, ledger, store)
+    }
+
+    /// Notes the bounds of one layer's keys in block `index`, for which there is room. `layer` is the
+    /// layer's slice of the block, `place` its place in the group; blocks come in order.
+    pub(crate) fn note(
+        &mut self,
+        isa: Isa,
+        group: &Group,
+        place: usize,
+        index: usize,
+        layer: &[u8],
+    ) {
+        let Shape {
+            heads,
+            parts,
+            spans,
+            ..
+        } = self.shape;
+        let span = index / SPAN_BLOCKS;
+        let slab = own(&mut self.spans, span);
+        let per_block = PAGE_TOKENS / self.part.tokens();
+        let mut keys = vec![0.0; group.kind.head_dim * PAGE_TOKENS];
+        let of_layer = place * heads * parts.bytes();
+        for (head, bounds) in slab[of_layer..][..heads * parts.bytes()]
+            .chunks_exact_mut(parts.bytes())
+            .enumerate()
+        {
+            floats(isa, group, group.page(layer, head).k, &mut keys);
+            let lane = index % SPAN_BLOCKS * per_block;
+            set_bounds(&parts, bounds, lane, self.part.tokens(), &keys);
+        }
+        if (index + 1).is_multiple_of(SPAN_BLOCKS) {
+            let slab = &self.spans.get(span).expect("just written").bytes()[of_layer..];
+            let above = own(&mut self.above, span / SLAB_SPANS);
+            let above = &mut above[place * heads * spans.bytes()..];
+            let heads = slab.chunks_exact(parts.bytes()).take(heads);
+            for (bounds, above) in heads.zip(above.chunks_exact_mut(spans.bytes())) {
+                enclose_bounds(&parts, bounds, &spans, above, span % SLAB_SPANS);
+            }
+        }
+    }
+
+    /// All layers have noted the bounds of blocks before `end`.
+    pub(crate) fn complete(&mut self, end: usize) {
+        self.blocks = self.blocks.max(end);
+        self.spans.settle(self.blocks / SPAN_BLOCKS);
+        self.above.settle(self.blocks / SPAN_BLOCKS / SLAB_SPANS);
+    }
+
+    /// Forgets the bounds from block `end` on, and gives back room that was not used.
+    pub(crate) fn truncate(&mut self, end: usize) {
+        self.blocks = self.blocks.min(end);
+        let spans = self.blocks.div_ceil(SPAN_BLOCKS);
+        self.spans.truncate(spans.min(self.spans.len()));
+        let slabs = spans.div_ceil(SLAB_SPANS);
+        self.above.truncate(slabs.min(self.above.len()));
+    }
+
+    /// Those of KV head `head` of the layer at `place` in the group.
+    pub(crate) fn head(&self, place: usize, head: usize) -> HeadBounds<'_> {
+        HeadBounds {
+            bounds: self,
+            place: place * self.shape.heads + head,
+        }
+    }
+}
+
+impl Shape {
+    /// Bytes of a slab of bounds of `of`.
+    fn slab(&self, of: &BoundsGeometry) -> usize {
+        self.layers * self.heads * of.bytes()
+    }
+}
+
+impl HeadBounds<'_> {
+    /// See [`super::RowQuery::best`]. `queries` is `[queries][head_dim]`.
+    pub(crate) fn best<'b>(
+        &self,
+        isa: Isa,
+        queries: &[f32],
+        among: Range<usize>,
+        count: usize,
+        best: &'b mut Best,
+    ) -> &'b [u32] {
+        best.blocks.clear();
+        best.found.clear();
+        if count >= among.len() {
+            best.blocks.extend(among.map(|block| block as u32));
+            return &best.blocks;
+        }
+        if count == 0 {
+            return &best.blocks;
+        }
+        self.promises(isa, queries, &among, best);
+        // From the most promising span on; of equal ones the earlier.
+        best.spans
+            .sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let spans = std::mem::take(&mut best.spans);
+        for &(promise, span) in &spans {
+            let worst = best.found.peek().map(|worst| worst.0.promise);
+            // A block that promises as much as the worst may be earlier than it.
+            if best.found.len() == count && worst.is_some_and(|worst| promise < worst) {
+                break;
+            }
+            self.descend(isa, queries, span, &among, count, best);
+        }
+        best.spans = spans;
+        let found = best.found.drain().map(|candidate| candidate.0.block);
+        best.blocks.extend(found);
+        best.blocks.sort_unstable();
+        &best.blocks
+    }
+
+    /// What every span with blocks of `among` promises at most, in `best.spans`.
+    fn promises(&self, isa: Isa, queries: &[f32], among: &Range<usize>, best: &mut Best) {
+        let Shape { spans: geom, .. } = self.bounds.shape;
+        best.spans.clear();
+        // Spans that end before `among` does are full, whatever the pass has come to.
+        let full = among.end / SPAN_BLOCKS;
+        let first = among.start / SPAN_BLOCKS;
+        for slab in first / SLAB_SPANS..full.div_ceil(SLAB_SPANS) {
+            let bounds = self.slab(&self.bounds.above, slab, &geom);
+            let promises = promised(isa, &geom, bounds, queries, &mut best.scores);
+            let of_slab = promises.iter().enumerate();
+            let spans = of_slab.map(|(lane, &promise)| (promise, slab * SLAB_SPANS + lane));
+            let within = spans.filter(|(_, span)| (first..full).contains(span));
+            best.spans.extend(within);
+        }
+        let rest = full.max(first)..among.end.div_ceil(SPAN_BLOCKS);
+        best.spans.extend(rest.map(|span| (f32::INFINITY, span)));
+    }
+
+    /// Lets the blocks of a span join the best.
+    fn descend(
+        &self,
+        isa: Isa,
+        queries: &[f32],
+        span: usize,
+        among: &Range<usize>,
+        count: usize,
+        best: &mut Best,
+    ) {
+        let Shape { parts: geom, .. } = self.bounds.shape;
+        let bounds = self.slab(&self.bounds.spans, span, &geom);
+        let promises = promised(isa, &geom, bounds, queries, &mut best.scores);
+        let per_block = PAGE_TOKENS / self.bounds.part.tokens();
+        for (at, parts) in promises.chunks_exact(per_block).enumerate() {
+            let block = span * SPAN_BLOCKS + at;
+            if !among.contains(&block) {
+                continue;
+            }
+            let candidate = Candidate {
+                promise: parts.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x)),
+                block: block as u32,
+            };
+            if best.found.len() < count {
+                best.found.push(Reverse(candidate));
+            } else if let Some(mut worst) = best.found.peek_mut()
+                && candidate > worst.0
+            {
+                *worst = Reverse(candidate);
+            }
+        }
+    }
+
+    fn slab<'s>(
+        &self,
+        list: &'s SharedList<Arc<Block>, SLABS>,
+        at: usize,
+        geom: &BoundsGeometry,
+    ) -> &'s [u8] {
+        let slab = list.get(at).expect("full blocks have bounds");
+        &slab.bytes()[self.place * geom.bytes()..][..geom.bytes()]
+    }
+}
+
+/// The most that any of the queries can score in each lane, `[lanes]`. What is no number promises
+/// everything, so that it is read.
+fn promised<'s>(
+    isa: Isa,
+    geom: &BoundsGeometry,
+    bounds: &[u8],
+    queries: &[f32],
+    scores: &'s mut Vec<f32>,
+) -> &'s [f32] {
+    let lanes = geom.lanes;
+    scores.clear();
+    scores.resize(queries.len() / geom.head_dim * lanes, 0.0);
+    score_bounds(isa, geom, bounds, queries, scores);
+    let (most, others) = scores.split_at_mut(lanes);
+    let number = |x: f32| if x.is_nan() { f32::INFINITY } else { x };
+    most.iter_mut().for_each(|x| *x = number(*x));
+    for other in others.chunks_exact(lanes) {
+        for (most, &x) in most.iter_mut().zip(other) {
+            *most = most.max(number(x));
+        }
+    }
+    most
+}
+
+/// A page's keys as numbers, `[head_dim][64]`.
+fn floats(isa: Isa, group: &Group, page_k: &[u8], keys: &mut [f32]) {
+    let geom = &group.geometry;
+    if !geom.k_type.is_whole() {
+        return key_floats(isa, geom, page_k, keys);
+    }
+    let mut key = vec![0.0; geom.head_dim];
+    for slot in 0..PAGE_TOKENS {
+        read_key(geom, page_k, slot, &mut key);
+        for (d, &x) in key.iter().enumerate() {
+            keys[d * PAGE_TOKENS + slot] = x;
+        }
+    }
+}
+
+/// Makes room for slabs up to `end`, those from `first` on apart from forks.
+fn make_writable(
+    list: &mut SharedList<Arc<Block>, SLABS>,
+    first: usize,
+    end: usize,
+    bytes: usize,
+    ledger: &Ledger,
+    store: Option<&Store>,
+) -> Result<(), KvError> {
+    while list.len() < end {
+        list.push(Arc::new(Block::with_space(bytes, ledger, store)?));
+    }
+    for slab in list.private(first) {
+        if Arc::get_mut(slab).is_none() {
+            let mut copy = Block::with_space(bytes, ledger, store)?;
+            copy.bytes_mut().copy_from_slice(slab.bytes());
+            *slab = Arc::new(copy);
+        }
+    }
+    Ok(())
+}
+
+/// A slab that [`make_writable`] has made this context's own.
+fn own(list: &mut SharedList<Arc<Block>, SLABS>, at: usize) -> &mut [u8] {
+    let slab = Arc::get_mut(&mut list.private(at)[0]);
+    slab.expect("make_writable has parted it from forks")
+        .bytes_mut()
+}
+
+impl Eq for Candidate {}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Candidate) -> std::cmp::Ordering {
+        let promise = self.promise.total_cmp(&other.promise);
+        promise.then(other.block.cmp(&self.block))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Candidate) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use longview_kernels::page::{KvType, StridedRows, write_tokens};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::layout::{KvLayout, LayerLayout, LayerState};
+
+    const HEADS: usize = 2;
+    const DIM: usize = 8;
+
+    fn group(kv_type: KvType) -> Group {
+        let layer = LayerLayout {
+            state: LayerState::Full,
+            kv_heads: HEADS,
+            head_dim: DIM,
+            v_dim: DIM,
+        };
+        KvLayout::new(&[layer, layer], kv_type).groups[0].clone()
+    }
+
+    /// Numbers of a few sizes, so that some blocks stand out and some are equal.
+    fn number(state: &mut u64) -> f32 {
+        *state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let x = (*state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        (x * 4.0).round() / 4.0
+    }
+
+    /// Notes `blocks` blocks of keys; every so often a block is like the one before.
+    fn filled(group: &Group, part: Part, blocks: usize, seed: u64) -> Bounds {
+        let mut bounds = Bounds::new(group, part);
+        let ledger = Ledger::unlimited();
+        let mut state = seed | 1;
+        let mut layer = vec![0; group.layer_bytes()];
+        for index in 0..blocks {
+            if index % 5 != 4 {
+                let size = if index % 7 == 0 { 2.0 } else { 0.5 };
+                for page in layer.chunks_exact_mut(group.page_bytes()) {
+                    let keys: Vec<f32> = (0..64 * DIM).map(|_| size * number(&mut state)).collect();
+                    let (k, v) = page.split_at_mut(group.geometry.k_bytes());
+                    let rows = || StridedRows {
+                        data: &keys,
+                        stride: DIM,
+                    };
+                    write_tokens(Isa::best(), &group.geometry, k, v, 0, 64, rows(), rows());
+                }
+            }
+            bounds.make_writable(index + 1, &ledger, None).unwrap();
+            for place in 0..2 {
+                bounds.note(Isa::best(), group, place, index, &layer);
+            }
+            bounds.complete(index + 1);
+        }
+        bounds
+    }
+
+    /// The definition: all blocks by their promises, of equal ones the earlier first.
+    fn all_scored(
+        head: &HeadBounds<'_>,
+        queries: &[f32],
+        among: Range<usize>,
+        count: usize,
+    ) -> Vec<u32> {
+        let mut best = Best::default();
+        for span in among.start / SPAN_BLOCKS..among.end.div_ceil(SPAN_BLOCKS) {
+            head.descend(Isa::best(), queries, span, &among, usize::MAX, &mut best);
+        }
+        let mut all: Vec<Candidate> = best.found.drain().map(|found| found.0).collect();
+        all.sort_by(|a, b| b.cmp(a));
+        all.truncate(count);
+        let mut blocks: Vec<u32> = all.iter().map(|candidate| candidate.block).collect();
+        blocks.sort_unstable();
+        blocks
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn going_from_the_top_finds_what_scoring_all_finds(
+            part in proptest::sample::select(vec![Part::Tokens16, Part::Tokens32, Part::Tokens64]),
+            kv_type in proptest::sample::select(vec![KvType::F16, KvType::F32, KvType::Q4]),
+            blocks in 1usize..300,
+            count in 0usize..40,
+            start in 0usize..3,
+            seed in any::<u64>(),
+        ) {
+            let group = group(kv_type);
+            let bounds = filled(&group, part, blocks, seed);
+            let mut state = seed ^ 99;
+            let queries: Vec<f32> = (0..3 * DIM).map(|_| number(&mut state)).collect();
+            let mut best = Best::default();
+            for end in [blocks, blocks / 2, blocks.saturating_sub(17)] {
+                let among = start.min(end)..end;
+                let head = bounds.head(1, 1);
+                let expected = all_scored(&head, &queries, among.clone(), count);
+                let got = head.best(Isa::best(), &queries, among, count, &mut best);
+                prop_assert_eq!(got, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn bounds_after_going_on_and_back_are_those_made_at_once_and_forks_do_not_disturb() {
+        let group = group(KvType::F16);
+        let whole = filled(&group, Part::Tokens16, 40, 7);
+        let mut back = whole.clone();
+        back.truncate(21);
+        assert_eq!(back.bytes(), whole.bytes_for(21));
+        assert_eq!(whole.bytes(), whole.bytes_for(40));
+        let ledger = Ledger::unlimited();
+        back.make_writable(22, &ledger, None).unwrap();
+        let noise = vec![0x11; group.layer_bytes()];
+        for place in 0..2 {
+            back.note(Isa::best(), &group, place, 21, &noise);
+        }
+        // The span of block 21 was parted from the others', the first one was not.
+        assert_eq!(ledger.usage().kv, whole.bytes_for(1));
+        let same = |at: usize| {
+            let of = |bounds: &Bounds| bounds.spans.get(at).unwrap().bytes().to_vec();
+            of(&back) == of(&whole)
+        };
+        assert!(same(0) && !same(1));
+        let again = filled(&group, Part::Tokens16, 40, 7);
+        for at in 0..3 {
+            let of = |bounds: &Bounds| bounds.spans.get(at).unwrap().bytes().to_vec();
+            assert!(of(&again) == of(&whole), "a fork changed its origin");
+        }
+    }
+}
