@@ -20,6 +20,13 @@ pub enum WeightsError {
         source: io::Error,
     },
 
+    /// A file was overwritten while its weights were in use.
+    #[error(
+        "{path}: the file was changed while its weights were in use, so that answers would be of neither \
+         model; start again, and replace a model by renaming the new file over the old one"
+    )]
+    Changed { path: String },
+
     /// A folder with nothing in it.
     #[error(
         "{path}: the folder is empty; a model folder holds config.json, tokenizer.json and \
@@ -224,7 +231,9 @@ impl WeightsError {
                     | io::ErrorKind::PermissionDenied
                     | io::ErrorKind::IsADirectory
             ),
-            WeightsError::Write { .. } | WeightsError::WriterMisuse { .. } => false,
+            WeightsError::Write { .. }
+            | WeightsError::WriterMisuse { .. }
+            | WeightsError::Changed { .. } => false,
             _ => true,
         }
     }

@@ -1,6 +1,6 @@
 //! Where the bytes of a weight file are.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,17 +27,26 @@ pub(crate) struct Source {
 enum Bytes {
     /// A file of no bytes: it cannot be mapped.
     Empty,
-    Mapped(Mmap),
+    Mapped(Mapped),
     Static(&'static [u8]),
     Owned(Vec<u8>),
+}
+
+/// A mapped file, and what it was like when it was mapped.
+#[derive(Debug)]
+struct Mapped {
+    map: Mmap,
+    file: File,
+    was: Metadata,
 }
 
 impl Source {
     /// Maps a file read-only.
     ///
     /// The map stays true to the file: a program that overwrites a file in place changes the weights
-    /// under us, and one that shortens it makes later reads fail with SIGBUS. Replacing a file by
-    /// renaming another over it, as well-behaved programs do, is safe.
+    /// under us, which [`Source::check_unchanged`] tells of, and one that shortens it makes later reads
+    /// fail with SIGBUS. Replacing a file by renaming another over it, as well-behaved programs do, is
+    /// safe.
     pub(crate) fn map(path: &Path) -> Result<Source> {
         let name = path.display().to_string();
         let io = |action| {
@@ -58,14 +67,15 @@ impl Source {
             return Err(WeightsError::NotWeights { path: name, why });
         }
         let file = File::open(path).map_err(io("open the file"))?;
-        let length = file.metadata().map_err(io("read the file's size"))?.len();
-        if length == 0 {
+        let was = file.metadata().map_err(io("read the file's size"))?;
+        if was.len() == 0 {
             return Ok(Source::of(name, Bytes::Empty));
         }
         // SAFETY: the map is read-only and private to this process; what other processes may do to
         // the file while it is mapped is stated in the documentation above.
         let map = unsafe { Mmap::map(&file) }.map_err(io("map the file into memory"))?;
-        Ok(Source::of(name, Bytes::Mapped(map)))
+        let mapped = Mapped { map, file, was };
+        Ok(Source::of(name, Bytes::Mapped(mapped)))
     }
 
     /// Bytes that are part of the program.
@@ -86,6 +96,26 @@ impl Source {
         }
     }
 
+    /// Refuses a file that was written to since it was mapped.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let Bytes::Mapped(mapped) = &self.bytes else {
+            return Ok(());
+        };
+        let io = |source| WeightsError::Io {
+            path: self.name.clone(),
+            action: "look at the open file",
+            source,
+        };
+        let is = mapped.file.metadata().map_err(io)?;
+        let facts = |of: &Metadata| (of.len(), of.modified().ok());
+        match facts(&is) == facts(&mapped.was) {
+            true => Ok(()),
+            false => Err(WeightsError::Changed {
+                path: self.name.clone(),
+            }),
+        }
+    }
+
     pub(crate) fn part(&self) -> WeightPart<'_> {
         match &self.bytes {
             Bytes::Empty => WeightPart::Memory(&[]),
@@ -98,7 +128,7 @@ impl Source {
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Empty => &[],
-            Bytes::Mapped(map) => map,
+            Bytes::Mapped(mapped) => &mapped.map,
             Bytes::Static(bytes) => bytes,
             Bytes::Owned(bytes) => bytes,
         }
@@ -113,7 +143,7 @@ impl Source {
     /// Advice only: where it is not offered, nothing happens.
     pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Bytes::Mapped(map) = &self.bytes
+        if let Bytes::Mapped(Mapped { map, .. }) = &self.bytes
             && range.end <= map.len()
             && !range.is_empty()
         {
@@ -136,7 +166,7 @@ impl Source {
     /// readahead ends. Advice only, like [`Source::release`].
     pub(crate) fn read_ahead(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if let Bytes::Mapped(map) = &self.bytes {
+        if let Bytes::Mapped(Mapped { map, .. }) = &self.bytes {
             let asked = self.asked.load(Ordering::Relaxed);
             let end = range
                 .end

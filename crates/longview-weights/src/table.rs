@@ -120,6 +120,11 @@ impl Table {
         self.tensors.iter().map(|placed| self.view(placed))
     }
 
+    /// Refuses files that were written to since they were mapped.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.sources.iter().try_for_each(Source::check_unchanged)
+    }
+
     pub(crate) fn parts(&self) -> Vec<WeightPart<'_>> {
         self.sources.iter().map(Source::part).collect()
     }

@@ -109,6 +109,16 @@ impl WeightFile {
         self.table().parts()
     }
 
+    /// Refuses files that were written to since they were opened. What is read of such a file is neither
+    /// what it was nor surely what it is.
+    ///
+    /// # Errors
+    ///
+    /// [`WeightsError::Changed`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.table().check_unchanged()
+    }
+
     /// Gives the pages of some bytes of a tensor back to the operating system, once they were
     /// repacked. The tensor stays readable: its pages are loaded again when touched.
     pub fn release(&self, tensor: &str, bytes: Range<usize>) {
