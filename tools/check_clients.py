@@ -9,28 +9,14 @@ Ends with 1 and says what differs when something does; a missing package is said
 """
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
+
+from serving import serving
 
 DOCUMENT = "The code of the harbor is 4711. The sea was grey."
 QUESTION = "What is the code of the harbor?"
 ANSWER = "The code of the harbor is 4711."
-
-
-def start(program, folder):
-    environment = {**os.environ, "LONGVIEW_API_KEYS": "test=a-key-for-tests"}
-    server = subprocess.Popen(
-        [program, "--json", "serve", "--port", "0", "--cache-dir", folder],
-        stdout=subprocess.PIPE, env=environment, text=True)
-    text = ""
-    while not text.rstrip().endswith("}"):
-        line = server.stdout.readline()
-        if not line:
-            sys.exit("the server did not start")
-        text += line
-    return server, json.loads(text)["urls"][0]
 
 
 def check(what, got, wanted):
@@ -81,6 +67,18 @@ def with_openai(url):
     check("openai responses", response.output_text, ANSWER)
     with client.responses.stream(model=model, instructions=DOCUMENT, input=QUESTION, max_output_tokens=24, temperature=0) as stream:
         check("openai responses stream", stream.get_final_response().output_text, ANSWER)
+    went_on = client.responses.create(
+        model=model, previous_response_id=response.id, input="What is the code of the harbor?", max_output_tokens=24,
+        temperature=0)
+    check("openai responses going on", went_on.usage.input_tokens > response.usage.output_tokens, True)
+    check("openai responses stored", client.responses.retrieve(response.id).output_text, ANSWER)
+    check("openai responses items", len(client.responses.input_items.list(response.id).data), 1)
+    client.responses.delete(response.id)
+    try:
+        client.responses.retrieve(response.id)
+        sys.exit("openai: a deleted response is shown")
+    except openai.NotFoundError as error:
+        check("openai responses deleted", error.code, "response_not_found")
     try:
         client.chat.completions.create(model="gpt-9", messages=messages)
         sys.exit("openai: an unknown model is answered")
@@ -126,15 +124,11 @@ def with_curl(url):
 
 def main():
     program = sys.argv[1] if len(sys.argv) > 1 else "target/release/longview"
-    with tempfile.TemporaryDirectory() as folder:
-        server, url = start(program, folder)
-        try:
-            with_curl(url)
-            with_openai(url)
-            with_anthropic(url)
-        finally:
-            server.terminate()
-            check("the server ends well", server.wait(60), 0)
+    with serving(program, keys="test=a-key-for-tests") as server:
+        with_curl(server.url)
+        with_openai(server.url)
+        with_anthropic(server.url)
+        check("the server ends well", server.end(), 0)
 
 
 if __name__ == "__main__":

@@ -10,32 +10,17 @@ Playwright drives the browser that is installed; it downloads none.
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
+
+from serving import serving
 
 GREY = "The sea was grey and the gulls were loud that day. " * 60
 DOCUMENT = f"{GREY}The code of the harbor is 4711. {GREY}"
 QUESTION = "What is the code of the harbor?"
 ANSWER = "The code of the harbor is 4711."
-
-
-def start(program, folder):
-    environment = {name: value for name, value in os.environ.items() if name != "LONGVIEW_API_KEYS"}
-    server = subprocess.Popen(
-        [program, "--json", "serve", "--port", "0", "--cache-dir", folder],
-        stdout=subprocess.PIPE, env=environment, text=True)
-    text = ""
-    while not text.rstrip().endswith("}"):
-        line = server.stdout.readline()
-        if not line:
-            sys.exit("the server did not start")
-        text += line
-    return server, json.loads(text)["urls"][0]
 
 
 def drive(url, browser, pictures):
@@ -70,6 +55,21 @@ def drive(url, browser, pictures):
     expect(answer.locator(".numbers")).to_contain_text(re.compile(r"tokens taken over, .* computed · first token after"))
     if pictures:
         page.screenshot(path=os.path.join(pictures, "page-light.png"))
+
+    # A method of the question's own, and one that there is not.
+    page.get_by_text("Methods", exact=True).click()
+    page.locator("#keep").fill("streaming-llm(budget=256)")
+    page.locator("#question").fill(QUESTION)
+    page.keyboard.press("Enter")
+    answer = page.locator("#turns li.assistant").nth(1)
+    expect(answer.locator(".numbers")).to_contain_text(re.compile(r"[\d,]+ of [\d,]+ pairs dropped"), timeout=30_000)
+    page.locator("#keep").fill("snapvk")
+    page.locator("#question").fill(QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator("#turns li.assistant").nth(2).locator(".numbers")).to_contain_text("snapkv", timeout=30_000)
+    # The browser tells of every refusal.
+    errors.clear()
+    page.locator("#keep").fill("")
 
     page.get_by_role("button", name="Fork harbor.txt").first.click()
     expect(page.locator("#contexts li")).to_have_count(2)
@@ -117,16 +117,10 @@ def main():
     if not chromium:
         print("skipped: chromium or playwright is not installed")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        server, url = start(options.program, folder)
-        try:
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-                drive(url, browser, options.pictures)
-                browser.close()
-        finally:
-            server.terminate()
-            server.wait(60)
+    with serving(options.program) as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        drive(server.url, browser, options.pictures)
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ import contextlib
 import http.client
 import json
 import random
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.parse
+
+from serving import serving
 
 
 class Server:
@@ -188,54 +188,46 @@ class Load:
         }
 
 
+def streams(server, bodies):
+    """Asks for all streams at once: tokens a second from the first token of any to the last of all, and tokens of
+    the prompts."""
+    results = [None] * len(bodies)
+
+    def one(at):
+        results[at] = server.stream(bodies[at])
+
+    threads = [threading.Thread(target=one, args=(at,)) for at in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for status, _, times, last in results:
+        if status != 200 or not times or not last:
+            sys.exit(f"a stream was not answered whole: {status}")
+    first = min(times[0] for _, _, times, _ in results)
+    end = max(times[-1] for _, _, times, _ in results)
+    usage = [last["usage"] for _, _, _, last in results]
+    # The first token of the first stream is where the time begins.
+    written = sum(one["completion_tokens"] for one in usage) - 1
+    return {"tokens_per_second": written / (end - first), "prompt_tokens": sum(one["prompt_tokens"] for one in usage)}
+
+
 def throughput(server, options):
     """Tokens a second of one stream, and of several whose prompts begin alike."""
     rng = random.Random(options.seed)
     shared = words(rng, options.document_tokens // 2)
 
-    def streams(count):
-        results = [None] * count
+    def rate(count):
         bodies = [{"prompt": f"{shared} {words(rng, 6)}", "max_tokens": options.tokens, "ignore_eos": True,
                    "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
                   for _ in range(count)]
+        return streams(server, bodies)["tokens_per_second"]
 
-        def one(at):
-            results[at] = server.stream(bodies[at])
-
-        threads = [threading.Thread(target=one, args=(at,)) for at in range(count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        first = min(result[2][0] for result in results)
-        last = max(result[2][-1] for result in results)
-        return sum(result[3]["usage"]["completion_tokens"] for result in results) / (last - first)
-
-    streams(1)  # the shared beginning is read
-    alone, together = streams(1), streams(options.streams)
+    rate(1)  # the shared beginning is read
+    alone, together = rate(1), rate(options.streams)
     return {"streams": options.streams, "shared_tokens": options.document_tokens, "tokens": options.tokens,
             "one_stream_tokens_per_second": round(alone, 1),
             "together_tokens_per_second": round(together, 1), "times": round(together / alone, 2), "kept": {}}
-
-
-@contextlib.contextmanager
-def started(program, memory):
-    """The URL of a server of its own on the reference model, which ends with the load."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = subprocess.Popen(
-            [program, "--json", "serve", "--port", "0", "--memory", memory, "--cache-dir", folder],
-            stdout=subprocess.PIPE, text=True)
-        try:
-            text = ""
-            while not text.rstrip().endswith("}"):
-                line = server.stdout.readline()
-                if not line:
-                    sys.exit("the server did not start")
-                text += line
-            yield json.loads(text)["urls"][0]
-        finally:
-            server.terminate()
-            server.wait(60)
 
 
 def main():
@@ -256,8 +248,10 @@ def main():
     host = urllib.parse.urlparse(options.url).hostname
     if host not in ("127.0.0.1", "localhost", "::1"):
         sys.exit("load is for a server on this machine only")
-    own = started(options.program, options.memory) if options.program else contextlib.nullcontext(options.url)
-    with own as url:
+    with contextlib.ExitStack() as own:
+        url = options.url
+        if options.program:
+            url = own.enter_context(serving(options.program, "--memory", options.memory)).url
         server = Server(url, options.key)
         report = throughput(server, options) if options.streams else Load(server, options).run()
     print(json.dumps(report, indent=1))

@@ -8,8 +8,8 @@ use longview::records::Record;
 use longview::text::TextError;
 use longview::weights::WeightFile;
 use longview::{
-    Context, Control, Engine, EngineError, EngineOptions, ModelSource, PrefillProgress, StorePlace,
-    human_bytes,
+    Context, Control, Engine, EngineError, EngineOptions, ModelSource, PrefillProgress, Reuse,
+    StorePlace, human_bytes,
 };
 use longview_kv::BLOCK_TOKENS;
 use serde_json::{Map, Value, json};
@@ -191,6 +191,17 @@ impl Session {
             Some(keep) => Err(Failure::wrong(format!(
                 "longview {command} has no use for --keep {}: ask, run and chat have",
                 keep.text
+            ))),
+        }
+    }
+
+    /// Refuses to move text in a command that takes over beginnings only.
+    pub(crate) fn refuse_shift(&self, command: &str) -> Result<(), Failure> {
+        match self.methods.reuse() {
+            Reuse::Prefix => Ok(()),
+            Reuse::Shift { .. } => Err(Failure::wrong(format!(
+                "longview {command} has no use for --reuse {}: chat has",
+                self.methods.text(Stage::Reuse, self.engine.kv_type())
             ))),
         }
     }

@@ -65,6 +65,7 @@ impl Listener for Ear {
                 answer,
                 reason,
                 rest,
+                ..
             } => {
                 if let Some(text) = heard.texts.get_mut(answer) {
                     text.push_str(&rest);

@@ -3,17 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use longview::schedule::Priority;
 use longview::tier::StoreFolder;
 use longview::{Engine, Tenant};
 
-use crate::api::batches::Offline;
+use crate::api::responses::Responses;
 use crate::contexts::Contexts;
 use crate::error::{ApiError, ServerError};
 use crate::grammar::Vocabulary;
 use crate::metrics::Metrics;
+use crate::offline::Offline;
 use crate::options::ServerOptions;
 use crate::prompt;
 use crate::queue::{Permit, Queue};
@@ -30,12 +31,15 @@ struct Inner {
     options: ServerOptions,
     tenants: HashMap<String, Arc<Tenancy>>,
     names: Vec<String>,
+    /// What whoever has started it should know.
+    notices: Vec<String>,
     /// Texts of the vocabulary's special tokens, the longest first.
     specials: Vec<String>,
     /// Whether the chat template shows tools to the model.
     takes_tools: bool,
     started: Instant,
-    created: u64,
+    /// When that was, by the system's clock.
+    started_at: SystemTime,
     stopping: AtomicBool,
     metrics: Metrics,
     vocabulary: Vocabulary,
@@ -46,6 +50,7 @@ pub(crate) struct Tenancy {
     pub(crate) tenant: Arc<Tenant>,
     pub(crate) contexts: Arc<Contexts>,
     pub(crate) offline: Offline,
+    pub(crate) responses: Responses,
 }
 
 /// A request that was let in, and for whom.
@@ -81,18 +86,26 @@ impl App {
                 .map(str::to_owned)
                 .collect(),
         };
-        let tenants = salts.into_iter().map(|salt| {
+        let requests = folder.as_ref().filter(|folder| !folder.read_only());
+        let requests = requests.map(StoreFolder::requests);
+        let mut notices: Vec<String> = Vec::new();
+        let mut tenants = HashMap::new();
+        for salt in salts {
             let tenant = Arc::new(engine.tenant(&salt));
             let contexts = Arc::new(Contexts::new(Arc::clone(&tenant), folder.as_ref(), &salt));
+            let (offline, notice) = Offline::open(requests.as_deref(), &salt);
+            notices.extend(notice.filter(|notice| !notices.contains(notice)));
             let tenancy = Tenancy {
                 tenant,
                 contexts,
-                offline: Offline::default(),
+                offline,
+                responses: Responses::default(),
             };
-            (salt, Arc::new(tenancy))
-        });
+            tenants.insert(salt, Arc::new(tenancy));
+        }
         Ok(App(Arc::new(Inner {
-            tenants: tenants.collect(),
+            notices,
+            tenants,
             queue: Arc::new(Queue::new(options.queue)),
             specials: prompt::special_texts(&engine),
             takes_tools: prompt::template_takes_tools(&engine),
@@ -101,7 +114,7 @@ impl App {
             options,
             names,
             started: Instant::now(),
-            created: unix_seconds(),
+            started_at: SystemTime::now(),
             stopping: AtomicBool::new(false),
             metrics: Metrics::default(),
             vocabulary: Vocabulary::default(),
@@ -150,7 +163,17 @@ impl App {
 
     /// When it was started, in seconds since 1970.
     pub(crate) fn created(&self) -> u64 {
-        self.0.created
+        seconds_since_1970(self.0.started_at)
+    }
+
+    /// What it surely is later than, however the system's clock is set meanwhile: what has an end is not
+    /// ended because the clock was set ahead.
+    pub(crate) fn surely_now(&self) -> SystemTime {
+        surely_now(
+            SystemTime::now(),
+            self.0.started_at,
+            self.0.started.elapsed(),
+        )
     }
 
     /// The name the model is listed under.
@@ -184,6 +207,11 @@ impl App {
         self.0.tenants.get(salt)
     }
 
+    /// What whoever has started it should know.
+    pub(crate) fn notices(&self) -> &[String] {
+        &self.0.notices
+    }
+
     /// All tenancies.
     pub(crate) fn tenancies(&self) -> impl Iterator<Item = &Arc<Tenancy>> {
         self.0.tenants.values()
@@ -196,12 +224,20 @@ impl App {
                 "the server is shutting down; ask again in a moment",
             ));
         }
+        self.check_weights()?;
         let queue = self.queue();
         // The last eighth of the line is kept from those that can come back any time.
         if priority == Priority::Low && queue.waiting() >= queue.limit() - queue.limit() / 8 {
             return Err(self.full());
         }
         queue.enter(tokens).ok_or_else(|| self.full())
+    }
+
+    /// Refuses to go on with weights that somebody has overwritten.
+    pub(crate) fn check_weights(&self) -> Result<(), ApiError> {
+        let file = self.engine().model().file().weight_file();
+        file.check_unchanged()
+            .map_err(|error| ApiError::unavailable(error.to_string()).code("model_changed"))
     }
 
     fn full(&self) -> ApiError {
@@ -230,8 +266,19 @@ impl App {
 
 /// Now, in seconds since 1970.
 pub(crate) fn unix_seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    seconds_since_1970(SystemTime::now())
+}
+
+/// Seconds from 1970 to `time`; 0 before.
+pub(crate) fn seconds_since_1970(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
+}
+
+/// The earlier of what the system's clock says and what has passed since the start: clocks are set, and
+/// machines sleep.
+fn surely_now(now: SystemTime, started_at: SystemTime, passed: Duration) -> SystemTime {
+    now.min(started_at.checked_add(passed).unwrap_or(now))
 }
 
 /// An id that no other answer of this server has.
@@ -243,4 +290,41 @@ pub(crate) fn new_id(prefix: &str) -> String {
         a.hash_one(prefix),
         b.hash_one(1) as u32
     )
+}
+
+/// Does what may take a while beside the tasks that serve connections.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ApiError::failed("the server has met a bug, which its log tells of"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_ends_nothing_early() {
+        let day = Duration::from_secs(86_400);
+        let started = UNIX_EPOCH + day * 20_000;
+        let passed = Duration::from_secs(600);
+        assert_eq!(
+            surely_now(started + passed, started, passed),
+            started + passed
+        );
+        // Set ahead by a year, and back by one.
+        assert_eq!(
+            surely_now(started + day * 365, started, passed),
+            started + passed
+        );
+        assert_eq!(
+            surely_now(started - day * 365, started, passed),
+            started - day * 365
+        );
+        // A machine that slept for a day has seen less pass than the clock.
+        assert_eq!(surely_now(started + day, started, passed), started + passed);
+        assert_eq!(seconds_since_1970(UNIX_EPOCH - day), 0);
+    }
 }

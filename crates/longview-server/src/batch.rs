@@ -76,7 +76,7 @@ struct Line {
 
 /// A line that can be asked, or why it cannot.
 pub(crate) struct Job {
-    custom_id: Value,
+    pub(crate) custom_id: Value,
     asked: Result<(String, Value), String>,
 }
 
@@ -110,7 +110,7 @@ pub fn run_batch(
     let begun = Instant::now();
     let mut summary = BatchSummary::of(jobs.len());
     let done = runtime.block_on(async {
-        let mut answers = submit(router, order(jobs), most_at_once);
+        let mut answers = submit(router, order(jobs), most_at_once, || false);
         while let Some(answer) = answers.recv().await {
             summary.add(&answer);
             summary.seconds = begun.elapsed().as_secs_f64();
@@ -246,8 +246,14 @@ fn longest_answer(job: &Job) -> u64 {
     said.unwrap_or(USUAL_ANSWER).saturating_mul(texts)
 }
 
-/// Asks all requests, so many at once; answers come as they are done.
-pub(crate) fn submit(router: Router, jobs: Vec<Job>, most_at_once: usize) -> mpsc::Receiver<Value> {
+/// Asks all requests, so many at once; answers come as they are done. When `is_stopping`, no more are
+/// asked, and one that cannot be answered for that reason has no answer.
+pub(crate) fn submit(
+    router: Router,
+    jobs: Vec<Job>,
+    most_at_once: usize,
+    is_stopping: impl Fn() -> bool + Clone + Send + Sync + 'static,
+) -> mpsc::Receiver<Value> {
     let (sender, receiver) = mpsc::channel(16);
     let permits = Arc::new(Semaphore::new(most_at_once.max(1)));
     tokio::spawn(async move {
@@ -255,25 +261,28 @@ pub(crate) fn submit(router: Router, jobs: Vec<Job>, most_at_once: usize) -> mps
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                 return;
             };
-            if sender.is_closed() {
+            if sender.is_closed() || is_stopping() {
                 return;
             }
-            let (router, sender) = (router.clone(), sender.clone());
+            let (router, sender, is_stopping) =
+                (router.clone(), sender.clone(), is_stopping.clone());
             tokio::spawn(async move {
                 let answer = tokio::select! {
-                    answer = answer(router, job) => answer,
+                    answer = answer(router, job, is_stopping) => answer,
                     // Whoever wanted it has gone.
                     () = sender.closed() => return,
                 };
                 drop(permit);
-                let _ = sender.send(answer).await;
+                if let Some(answer) = answer {
+                    let _ = sender.send(answer).await;
+                }
             });
         }
     });
     receiver
 }
 
-async fn answer(router: Router, job: Job) -> Value {
+async fn answer(router: Router, job: Job, is_stopping: impl Fn() -> bool) -> Option<Value> {
     let (status, body) = match job.asked {
         Err(message) => (
             StatusCode::BAD_REQUEST,
@@ -292,22 +301,28 @@ async fn answer(router: Router, job: Job) -> Value {
                 if response.status() != StatusCode::TOO_MANY_REQUESTS {
                     break response;
                 }
+                if is_stopping() {
+                    return None;
+                }
                 // Others are before it.
                 tokio::time::sleep(FULL_QUEUE_PAUSE).await;
             };
             let status = response.status();
+            if status == StatusCode::SERVICE_UNAVAILABLE && is_stopping() {
+                return None;
+            }
             let body = to_bytes(response.into_body(), MOST_BYTES)
                 .await
                 .unwrap_or_default();
             (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
         }
     };
-    json!({
+    Some(json!({
         "id": new_id("batch_req_"),
         "custom_id": job.custom_id,
         "response": { "status_code": status.as_u16(), "request_id": new_id("req_"), "body": body },
         "error": null,
-    })
+    }))
 }
 
 impl BatchSummary {

@@ -31,6 +31,15 @@ pub enum ServerError {
     /// The API keys given make no sense.
     #[error("API keys: {0}")]
     Keys(String),
+    /// The certificate or the key of TLS cannot be used.
+    #[cfg(feature = "tls")]
+    #[error("{file}: {what}")]
+    Tls {
+        /// The file that is wrong.
+        file: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A setting makes no sense.
     #[error("{0}")]
     Setting(String),
@@ -132,6 +141,11 @@ impl ApiError {
     /// It took too long.
     pub(crate) fn timeout(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::GATEWAY_TIMEOUT, "api_error", message).code("timeout")
+    }
+
+    /// There is no room left on a disk.
+    pub(crate) fn disk_full(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "api_error", message).code("disk_full")
     }
 
     /// Something failed that the request is not to blame for.

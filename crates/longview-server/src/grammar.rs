@@ -102,12 +102,12 @@ impl Grammar {
     }
 
     /// What forbids tokens of one text.
-    pub(crate) fn sampler(&self) -> Result<Box<dyn Sampler>, ApiError> {
-        Ok(Box::new(Follow {
+    pub(crate) fn sampler(&self) -> Box<dyn Sampler> {
+        Box::new(Follow {
             matcher: self.start.deep_clone(),
             ends: self.ends.clone(),
             seen: None,
-        }))
+        })
     }
 }
 

@@ -10,9 +10,13 @@ use serde::de::DeserializeOwned;
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::settings;
 
 /// Names the fields of a request that mean nothing here.
 pub(crate) const IGNORED: HeaderName = HeaderName::from_static("x-longview-ignored-fields");
+
+/// How names of fields begin that no other server has.
+const EXTRAS: &str = "longview.";
 
 /// The most names that header holds.
 const MOST_NAMES: usize = 32;
@@ -67,10 +71,14 @@ impl<T: DeserializeOwned> Input<T> {
         let value = serde_ignored::deserialize(tracked, &mut note);
         let value = value.and_then(|value| json.end().map(|()| value));
         match value {
-            Ok(value) => Ok(Input {
-                value,
-                ignored: Ignored(names),
-            }),
+            Ok(value) => match names.iter().find_map(|name| name.strip_prefix(EXTRAS)) {
+                // What only this server knows was meant for it.
+                Some(name) => Err(settings::unknown_extra(name)),
+                None => Ok(Input {
+                    value,
+                    ignored: Ignored(names),
+                }),
+            },
             Err(error) if error.is_data() => {
                 let path = track.path().to_string();
                 let param = (path != ".").then_some(path);

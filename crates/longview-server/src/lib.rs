@@ -12,6 +12,7 @@ mod api;
 mod app;
 mod batch;
 mod contexts;
+mod conversation;
 mod edges;
 mod error;
 mod grammar;
@@ -20,15 +21,19 @@ mod input;
 mod keys;
 mod listen;
 mod metrics;
+mod offline;
 mod openapi;
 mod options;
 mod outbox;
 mod page;
 mod prompt;
 mod queue;
+mod reading;
 mod run;
 mod settings;
 mod sse;
+#[cfg(feature = "tls")]
+mod tls;
 mod tools;
 mod worker;
 
@@ -38,3 +43,5 @@ pub use keys::ApiKeys;
 pub use listen::{Server, Stopper};
 pub use openapi::document as openapi_document;
 pub use options::ServerOptions;
+#[cfg(feature = "tls")]
+pub use tls::Tls;

@@ -7,23 +7,33 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use longview::Engine;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
 use crate::api;
 use crate::app::App;
 use crate::error::ServerError;
+use crate::offline;
 use crate::options::ServerOptions;
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 /// Connections at once; more wait to be accepted.
 const MOST_CONNECTIONS: usize = 16_384;
 
+/// Files that may be open beside connections: the store's, those being sent and taken in.
+const OTHER_FILES: u64 = 512;
+
 /// How long the head of a request may take to arrive, and a connection may idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often contexts are looked through whose time may be over.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// Pause after the system has refused a connection, usually for want of file descriptors.
 const BREATH: Duration = Duration::from_millis(50);
@@ -94,6 +104,11 @@ impl Server {
             })
     }
 
+    /// What whoever has started it should know.
+    pub fn notices(&self) -> &[String] {
+        self.app.notices()
+    }
+
     /// What stops it, from any thread.
     pub fn stopper(&self) -> Stopper {
         Stopper(self.stop.clone())
@@ -137,9 +152,12 @@ impl Server {
     /// Answers requests until it is stopped; then lets those that run finish within the time of
     /// [`ServerOptions::drain`], keeps what was read, and returns.
     ///
+    /// `tell` hears what the store has to say meanwhile: what cannot be written or read, and why.
+    ///
     /// # Errors
     /// When what was read could not be kept.
-    pub fn run(self) -> Result<(), ServerError> {
+    pub fn run(self, tell: impl Fn(&str) + Send + Sync + 'static) -> Result<(), ServerError> {
+        let tell: Arc<Tell> = Arc::new(tell);
         let Server {
             app,
             runtime,
@@ -149,12 +167,14 @@ impl Server {
         let router = api::router(&app);
         runtime.block_on(async {
             let graceful = Arc::new(GracefulShutdown::new());
-            let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+            let permits = Arc::new(Semaphore::new(most_connections()));
             let accepting: Vec<_> = listeners
                 .into_iter()
                 .map(|listener| {
                     tokio::spawn(accept(
                         listener,
+                        #[cfg(feature = "tls")]
+                        app.options().tls.clone(),
                         router.clone(),
                         Arc::clone(&graceful),
                         Arc::clone(&permits),
@@ -162,7 +182,8 @@ impl Server {
                     ))
                 })
                 .collect();
-            let sweeping = tokio::spawn(sweep(app.clone()));
+            let sweeping = tokio::spawn(sweep(app.clone(), Arc::clone(&tell)));
+            offline::resume_all(&app);
             let mut stage = stop.subscribe();
             // It is only an error when nobody can stop it any more; then it goes on.
             let stopped = stage.wait_for(|stage| *stage >= Stage::Drains).await;
@@ -196,10 +217,12 @@ impl Server {
         for tenancy in app.tenancies() {
             tenancy.contexts.save_all(&app);
         }
-        match app.engine().store() {
-            Some(store) => Ok(store.sync().map_err(longview::EngineError::from)?),
+        let synced = match app.engine().store() {
+            Some(store) => store.sync().map_err(longview::EngineError::from),
             None => Ok(()),
-        }
+        };
+        tell_of_store(&app, &*tell);
+        Ok(synced?)
     }
 }
 
@@ -217,6 +240,7 @@ impl Stopper {
 
 async fn accept(
     listener: TcpListener,
+    #[cfg(feature = "tls")] tls: Option<Tls>,
     router: Router,
     graceful: Arc<GracefulShutdown>,
     permits: Arc<Semaphore>,
@@ -234,39 +258,80 @@ async fn accept(
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
-        let connection = serve(stream, router.clone());
-        let watched = graceful.watch(connection);
+        let (router, watcher) = (router.clone(), graceful.watcher());
+        #[cfg(feature = "tls")]
+        let (tls, mut stopping) = (tls.clone(), stage.clone());
         tokio::spawn(async move {
-            // A connection that breaks is the client's affair.
-            let _ = watched.await;
-            drop(permit);
+            let _permit = permit;
+            // Tokens are small and must not wait for one another.
+            let _ = stream.set_nodelay(true);
+            #[cfg(feature = "tls")]
+            if let Some(tls) = tls {
+                // Whoever has not said anything yet is not waited for.
+                let shaken = tokio::select! {
+                    shaken = tls.accept(stream) => shaken,
+                    _ = stopping.wait_for(|stage| *stage >= Stage::Drains) => return,
+                };
+                if let Ok(stream) = shaken {
+                    serve(stream, router, watcher).await;
+                }
+                return;
+            }
+            serve(stream, router, watcher).await;
         });
     }
 }
 
-fn serve(
-    stream: TcpStream,
+/// Connections at once, of the files that the process may have open.
+fn most_connections() -> usize {
+    #[cfg(unix)]
+    if let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+        let left = limit.saturating_sub(OTHER_FILES).max(limit / 2);
+        return usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .clamp(1, MOST_CONNECTIONS);
+    }
+    MOST_CONNECTIONS
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     router: Router,
-) -> http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>> {
-    // Tokens are small and must not wait for one another.
-    let _ = stream.set_nodelay(true);
-    http1::Builder::new()
+    watcher: Watcher,
+) {
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(100)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // A connection that breaks is the client's affair.
+    let _ = watcher.watch(connection).await;
 }
 
-/// Lets go of contexts whose time is over.
-async fn sweep(app: App) {
+/// Hears what whoever has started the server should know.
+type Tell = dyn Fn(&str) + Send + Sync;
+
+/// Lets go of contexts whose time is over, and tells what the store has to say.
+async fn sweep(app: App, tell: Arc<Tell>) {
     loop {
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        let app = app.clone();
+        tokio::time::sleep(SWEEP).await;
+        let (app, tell) = (app.clone(), Arc::clone(&tell));
         let swept = tokio::task::spawn_blocking(move || {
             for tenancy in app.tenancies() {
-                tenancy.contexts.expire();
+                tenancy.contexts.expire(app.surely_now());
             }
+            tell_of_store(&app, &*tell);
         });
         let _ = swept.await;
+    }
+}
+
+fn tell_of_store(app: &App, tell: &Tell) {
+    let Some(store) = app.engine().store() else {
+        return;
+    };
+    for warning in store.take_warnings() {
+        app.metrics().warned();
+        tell(&warning);
     }
 }

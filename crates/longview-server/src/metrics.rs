@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     refused: AtomicU64,
     by_status: [AtomicU64; 6],
     cancelled: AtomicU64,
+    warnings: AtomicU64,
     first_token: Histogram,
     queued: Histogram,
     gap: Histogram,
@@ -47,6 +48,11 @@ impl Metrics {
     /// A client has left before its answer was complete.
     pub(crate) fn cancelled(&self) {
         self.cancelled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The store has warned of something.
+    pub(crate) fn warned(&self) {
+        self.warnings.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A request has ended.
@@ -181,6 +187,12 @@ pub(crate) fn text(app: &App) -> String {
         counter,
         "Requests whose client left.",
         app.metrics().cancelled.load(Ordering::Relaxed) as f64,
+    );
+    number(
+        "store_warnings_total",
+        counter,
+        "Times that something could not be written to the store or read from it.",
+        app.metrics().warnings.load(Ordering::Relaxed) as f64,
     );
     number(
         "longest_pass_seconds",

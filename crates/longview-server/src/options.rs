@@ -8,12 +8,17 @@ use longview::methods::{Methods, Sampling};
 use longview::schedule::ScheduleOptions;
 
 use crate::keys::ApiKeys;
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 /// How a server is run.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     /// Where it listens.
     pub addresses: Vec<SocketAddr>,
+    /// What it shows to clients that connect by TLS; without it plain HTTP is spoken.
+    #[cfg(feature = "tls")]
+    pub tls: Option<Tls>,
     /// Further names of hosts that it may be asked for under, when there are no keys.
     pub hosts: Vec<String>,
     /// Who may come in.
@@ -55,6 +60,8 @@ impl Default for ServerOptions {
     fn default() -> ServerOptions {
         ServerOptions {
             addresses: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            #[cfg(feature = "tls")]
+            tls: None,
             hosts: Vec::new(),
             keys: ApiKeys::none(),
             cors: Vec::new(),

@@ -35,7 +35,12 @@ pub(crate) enum News {
         tokens: Vec<Token>,
     },
     /// A text is complete.
-    Finished { answer: usize, reason: FinishReason },
+    Finished {
+        answer: usize,
+        reason: FinishReason,
+        /// The stop string that ended it.
+        stop: Option<String>,
+    },
     /// A request is over.
     Ended(Box<Ended>),
 }
@@ -168,6 +173,7 @@ impl Listener for Ear {
             Update::Finished {
                 answer,
                 reason,
+                stop,
                 rest,
             } => {
                 let answer = answer + self.first_answer;
@@ -178,7 +184,11 @@ impl Listener for Ear {
                         tokens: Vec::new(),
                     });
                 }
-                News::Finished { answer, reason }
+                News::Finished {
+                    answer,
+                    reason,
+                    stop,
+                }
             }
             Update::Ended(ended) => News::Ended(ended),
         };
@@ -234,6 +244,8 @@ pub(crate) struct Text {
     pub(crate) text: String,
     pub(crate) tokens: Vec<Token>,
     pub(crate) reason: Option<FinishReason>,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
 }
 
 /// Everything that became of the requests of an inbox.
@@ -263,9 +275,14 @@ impl Inbox {
                         into.tokens.extend(tokens);
                     }
                 }
-                News::Finished { answer, reason } => {
+                News::Finished {
+                    answer,
+                    reason,
+                    stop,
+                } => {
                     if let Some(into) = collected.texts.get_mut(answer) {
                         into.reason = Some(reason);
+                        into.stop = stop;
                     }
                 }
                 News::Ended(ended) => collected.ended.push(*ended),

@@ -10,11 +10,13 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use crate::app::{App, Tenancy};
+use crate::app::{App, Tenancy, blocking};
 use crate::error::ApiError;
+use crate::grammar::Grammar;
 use crate::outbox::{Collected, Inbox, Text};
 use crate::prompt::{self, Truncate};
-use crate::settings::{Extras, Restrict, Settings};
+use crate::settings::{Extras, Settings};
+use crate::tools::Toolbox;
 
 /// A prompt ready to be read.
 pub(crate) struct Prompt {
@@ -94,14 +96,66 @@ pub(crate) fn fitted(
     })
 }
 
+/// Everything that is checked before the engine is asked.
+pub(crate) struct Prepared {
+    pub(crate) prompts: Vec<Prompt>,
+    pub(crate) settings: Settings,
+    /// Functions that may be called.
+    pub(crate) toolbox: Option<Toolbox>,
+    /// What the texts must look like.
+    pub(crate) grammar: Option<Grammar>,
+}
+
+impl Prepared {
+    /// Tokens of all prompts.
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.prompts.iter().map(|prompt| prompt.tokens.len()).sum()
+    }
+}
+
+/// A request under way, and what its protocol needs to tell of it.
+pub(crate) struct Begun<T> {
+    pub(crate) running: Running,
+    pub(crate) toolbox: Option<Toolbox>,
+    /// What was found out beside the prompts while they were made.
+    pub(crate) more: T,
+}
+
+/// Makes the prompts of a request beside the tasks that serve connections, and hands them to the
+/// engine: the way that every protocol goes.
+pub(crate) async fn begin<T: Send + 'static>(
+    app: &App,
+    tenancy: &Arc<Tenancy>,
+    extras: Extras,
+    prepare: impl FnOnce(&App, &Tenancy, &Extras) -> Result<(Prepared, T), ApiError> + Send + 'static,
+) -> Result<Begun<T>, ApiError> {
+    let (app, tenancy) = (app.clone(), Arc::clone(tenancy));
+    blocking(move || {
+        let (prepared, more) = prepare(&app, &tenancy, &extras)?;
+        Ok(Begun {
+            running: start(
+                &app,
+                &tenancy,
+                prepared.prompts,
+                &prepared.settings,
+                &extras,
+                prepared.grammar.as_ref(),
+            )?,
+            toolbox: prepared.toolbox,
+            more,
+        })
+    })
+    .await
+}
+
 /// Hands prompts to the engine.
-pub(crate) fn start(
+fn start(
     app: &App,
     tenancy: &Tenancy,
     prompts: Vec<Prompt>,
     settings: &Settings,
     extras: &Extras,
-    restrict: Restrict<'_>,
+    grammar: Option<&Grammar>,
 ) -> Result<Running, ApiError> {
     let engine = app.engine();
     let limit = engine.model().blueprint().max_positions;
@@ -158,7 +212,7 @@ pub(crate) fn start(
         }
         let permit = app.enter(count, settings.priority)?;
         let ear = inbox.ear(settings.detail, answers, permit);
-        let own = settings.answers(limit - count, restrict)?;
+        let own = settings.answers(limit - count, grammar);
         answers += own.len();
         requests.push(Request {
             tenant: Arc::clone(&tenancy.tenant),

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use longview::methods::{Decode, MethodError, Methods, Sampling, Stage, fresh_seed};
-use longview::sampling::Sampler;
+use longview::methods::{Decode, MethodError, Methods, Sampling, Stage, fresh_seed, nearest};
 use longview::schedule::{AnswerOptions, Priority};
 use longview::{EndOfText, GenerateOptions, ShowSpecials};
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::grammar::Grammar;
 use crate::outbox::Detail;
 use crate::prompt::Truncate;
 
@@ -117,9 +118,6 @@ pub(crate) struct Settings {
     pub(crate) priority: Priority,
     pub(crate) methods: Methods,
 }
-
-/// Makes what forbids tokens, one for each text.
-pub(crate) type Restrict<'a> = &'a dyn Fn() -> Result<Option<Box<dyn Sampler>>, ApiError>;
 
 impl Wishes {
     /// Checks everything and settles what is left open.
@@ -253,18 +251,14 @@ impl Wishes {
 impl Settings {
     /// The settings of each text to one prompt, with room for `room` tokens. Texts differ by their
     /// seeds, which count up from the one asked for.
-    pub(crate) fn answers(
-        &self,
-        room: usize,
-        restrict: Restrict<'_>,
-    ) -> Result<Vec<AnswerOptions>, ApiError> {
+    pub(crate) fn answers(&self, room: usize, grammar: Option<&Grammar>) -> Vec<AnswerOptions> {
         let one = |answer: usize| {
             let seed = self.seed.wrapping_add(answer as u64);
             let mut chain = self.decode.clone().with_open_seed(seed).chain();
-            if let Some(first) = restrict()? {
-                chain = chain.after(first);
+            if let Some(grammar) = grammar {
+                chain = chain.after(grammar.sampler());
             }
-            Ok(AnswerOptions {
+            AnswerOptions {
                 generate: GenerateOptions {
                     chain,
                     max_tokens: self.max_tokens.min(room).max(1),
@@ -273,7 +267,7 @@ impl Settings {
                     specials: self.specials,
                 },
                 top_logprobs: self.top_logprobs,
-            })
+            }
         };
         (0..self.answers).map(one).collect()
     }
@@ -287,6 +281,25 @@ impl Settings {
     pub(crate) fn decode_text(&self) -> String {
         self.decode.clone().with_open_seed(self.seed).to_string()
     }
+}
+
+/// Refuses a field that [`Extras`] does not have, with the nearest that it has.
+pub(crate) fn unknown_extra(name: &str) -> ApiError {
+    let known = match Extras::schema() {
+        RefOr::T(Schema::Object(object)) => object.properties.into_keys().collect(),
+        _ => Vec::new(),
+    };
+    let names = || known.iter().map(String::as_str);
+    let hint = nearest(name, names())
+        .map_or_else(String::new, |near| format!(" (did you mean {near:?}?)"));
+    ApiError::field(
+        format!("longview.{name}"),
+        format!(
+            "longview has no field {name:?}{hint}; known: {}",
+            names().collect::<Vec<_>>().join(", ")
+        ),
+    )
+    .code("unknown_field")
 }
 
 /// The methods of a request: the server's, and what it says itself.

@@ -8,7 +8,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream;
 use longview::FinishReason;
 use longview::schedule::Token;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use crate::app::App;
@@ -36,8 +36,14 @@ pub(crate) trait Protocol: Send + 'static {
     /// More of a text.
     fn text(&mut self, answer: usize, text: &str, tokens: &[Token], out: &mut Vec<Message>);
 
-    /// A text is complete.
-    fn finished(&mut self, answer: usize, reason: FinishReason, out: &mut Vec<Message>);
+    /// A text is complete; `stop` is the stop string that ended it.
+    fn finished(
+        &mut self,
+        answer: usize,
+        reason: FinishReason,
+        stop: Option<&str>,
+        out: &mut Vec<Message>,
+    );
 
     /// Everything is.
     fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>);
@@ -160,12 +166,16 @@ impl<P: Protocol> State<P> {
                 text,
                 tokens,
             }) => self.protocol.text(answer, &text, &tokens, out),
-            Some(News::Finished { answer, reason }) => {
+            Some(News::Finished {
+                answer,
+                reason,
+                stop,
+            }) => {
                 self.open -= 1;
                 if reason == FinishReason::Cancelled {
                     self.error.get_or_insert_with(stopping);
                 }
-                self.protocol.finished(answer, reason, out);
+                self.protocol.finished(answer, reason, stop.as_deref(), out);
             }
             Some(News::Ended(ended)) => {
                 self.total.add(&self.app, &ended);
@@ -201,4 +211,9 @@ impl<P> Drop for State<P> {
 
 fn stopping() -> ApiError {
     ApiError::unavailable("the server is shutting down; what was read is kept")
+}
+
+/// How far a prompt is read, as every protocol says it.
+pub(crate) fn progress(reused: usize, done: usize, total: usize) -> Value {
+    json!({ "reused_tokens": reused, "done_tokens": done, "total_tokens": total })
 }

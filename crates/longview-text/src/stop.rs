@@ -6,7 +6,8 @@
 pub struct StopMatcher {
     stops: Vec<String>,
     held: String,
-    stopped: bool,
+    /// Which of them was found.
+    found: Option<usize>,
 }
 
 /// What [`StopMatcher::push`] lets through.
@@ -25,13 +26,13 @@ impl StopMatcher {
         Self {
             stops,
             held: String::new(),
-            stopped: false,
+            found: None,
         }
     }
 
     /// Takes the next piece of text. After a stop nothing more comes out.
     pub fn push(&mut self, text: &str) -> Emit {
-        if self.stopped {
+        if self.found.is_some() {
             return Emit {
                 text: String::new(),
                 stopped: true,
@@ -39,17 +40,23 @@ impl StopMatcher {
         }
         self.held.push_str(text);
         let first = earliest(&self.stops, &self.held);
-        self.stopped = first.is_some();
-        let certain = first.unwrap_or_else(|| self.held.len() - self.partial());
+        self.found = first.map(|(_, stop)| stop);
+        let certain = match first {
+            Some((start, _)) => start,
+            None => self.held.len() - self.partial(),
+        };
         let rest = self.held.split_off(certain);
         let text = std::mem::replace(&mut self.held, rest);
-        if self.stopped {
+        let stopped = self.found.is_some();
+        if stopped {
             self.held.clear();
         }
-        Emit {
-            text,
-            stopped: self.stopped,
-        }
+        Emit { text, stopped }
+    }
+
+    /// The stop string that has ended the text.
+    pub fn found(&self) -> Option<&str> {
+        self.found.map(|stop| self.stops[stop].as_str())
     }
 
     /// Ends the text: what was held back was no stop string after all.
@@ -70,14 +77,15 @@ impl StopMatcher {
     }
 }
 
-/// Where the stop string that is complete first begins; of several complete at once, the one
-/// that begins first. Completion decides, so the result does not depend on the pieces.
-fn earliest(stops: &[String], text: &str) -> Option<usize> {
-    let span = |stop: &String| {
+/// Where the stop string that is complete first begins, and which it is; of several complete at once,
+/// the one that begins first. Completion decides, so the result does not depend on the pieces.
+fn earliest(stops: &[String], text: &str) -> Option<(usize, usize)> {
+    let span = |(at, stop): (usize, &String)| {
         text.find(stop.as_str())
-            .map(|start| (start + stop.len(), start))
+            .map(|start| (start + stop.len(), start, at))
     };
-    stops.iter().filter_map(span).min().map(|(_, start)| start)
+    let first = stops.iter().enumerate().filter_map(span).min();
+    first.map(|(_, start, at)| (start, at))
 }
 
 #[cfg(test)]
@@ -110,6 +118,10 @@ mod tests {
 
     #[test]
     fn the_earliest_of_several_wins_and_multibyte_is_safe() {
+        let mut matcher = StopMatcher::new(["zz", "é!", ""].map(str::to_owned).into());
+        assert_eq!(matcher.found(), None);
+        matcher.push("é!bzz");
+        assert_eq!(matcher.found(), Some("é!"));
         let (texts, stopped, _) = run(&["zz", "é!", ""], &["aé", "é!bzz"]);
         assert_eq!(texts, ["a", "é"]);
         assert!(stopped);

@@ -22,6 +22,10 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) access: AccessArgs,
 
+    #[cfg(feature = "tls")]
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
+
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
 
@@ -89,6 +93,26 @@ pub(crate) struct AccessArgs {
     /// be repeated
     #[arg(long = "allowed-host", value_name = "NAME")]
     pub(crate) hosts: Vec<String>,
+}
+
+/// HTTPS.
+#[cfg(feature = "tls")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Access")]
+pub(crate) struct TlsArgs {
+    /// The server's certificate, and those between it and a root, in a PEM file; with it HTTPS is spoken
+    /// and plain HTTP is not
+    #[arg(long = "tls-cert", value_name = "FILE", requires = "key")]
+    pub(crate) certificate: Option<PathBuf>,
+
+    /// The certificate's private key, in a PEM file
+    #[arg(
+        id = "key",
+        long = "tls-key",
+        value_name = "FILE",
+        requires = "certificate"
+    )]
+    pub(crate) key: Option<PathBuf>,
 }
 
 /// How much at a time.

@@ -45,6 +45,7 @@ pub(crate) fn run(args: &BatchArgs, format: Format) -> Result<(), Failure> {
     let mut engine = args.engine.clone();
     engine.memory = engine.memory.or_else(usual_memory);
     let session = Session::open_keeping(&engine, &args.methods, &args.store)?;
+    session.refuse_shift("batch")?;
     let recommended = session.recommended(&engine);
     let options = ServerOptions {
         methods: session.methods.clone(),

@@ -24,19 +24,28 @@ const KEYS_VARIABLE: &str = "LONGVIEW_API_KEYS";
 pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
     let keys = keys(args)?;
     let addresses = addresses(args, &keys)?;
+    #[cfg(feature = "tls")]
+    let tls = tls(args)?;
     let mut engine = args.engine.clone();
     // Many users on one number: without one, most of what the machine has to give.
     let memory = engine.memory.or_else(usual_memory);
     engine.memory = memory;
     let session = Session::open_keeping(&engine, &args.methods, &args.store)?;
+    session.refuse_shift("serve")?;
     let recommended = session.recommended(&engine);
     let contexts_folder = match session.store_place() {
         Some(StorePlace::Folder(folder)) => Some(folder.clone()),
         _ => None,
     };
     let limits = &args.limits;
+    #[cfg(feature = "tls")]
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    #[cfg(not(feature = "tls"))]
+    let scheme = "http";
     let options = ServerOptions {
         addresses,
+        #[cfg(feature = "tls")]
+        tls,
         hosts: [&args.access.hosts[..], std::slice::from_ref(&args.host)].concat(),
         keys,
         cors: args.access.cors.clone(),
@@ -66,15 +75,16 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
     } = session;
     let name = engine.describe().name;
     let tokens = engine.plan(1).longest_context;
+    allow_many_connections();
     let server = Server::bind(engine, options)?;
     server.stop_on_signals()?;
-    for notice in notices {
+    for notice in notices.iter().chain(server.notices()) {
         note(format!("note: {notice}"));
     }
     let urls: Vec<String> = server
         .addresses()?
         .iter()
-        .map(|address| format!("http://{address}"))
+        .map(|address| format!("{scheme}://{address}"))
         .collect();
     note(format!("longview serves {name} on {}", urls.join(" and ")));
     if let Some(bytes) = memory {
@@ -92,9 +102,24 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
         // For programs that start it: where it is, once it answers.
         print_json(&json!({ "model": name, "urls": urls, "longest_context": tokens }))?;
     }
-    server.run()?;
+    server.run(|warning| note(format!("note: {warning}")))?;
     note("longview has stopped; what was read is kept");
     Ok(())
+}
+
+/// Asks for as many open files as the system lets this process have: each connection is one.
+fn allow_many_connections() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        let most = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        // Where it is refused there are fewer connections at once, and the others wait.
+        let _ = setrlimit(Resource::Nofile, most);
+    }
 }
 
 /// Most of the memory that the machine has to give now.
@@ -117,6 +142,17 @@ fn keys(args: &ServeArgs) -> Result<ApiKeys, Failure> {
         return Err(Failure::wrong("--api-keys: the file holds no keys"));
     }
     Ok(keys)
+}
+
+#[cfg(feature = "tls")]
+fn tls(args: &ServeArgs) -> Result<Option<longview_server::Tls>, Failure> {
+    match (&args.tls.certificate, &args.tls.key) {
+        (Some(certificate), Some(key)) => {
+            Ok(Some(longview_server::Tls::from_files(certificate, key)?))
+        }
+        // The arguments want each other.
+        _ => Ok(None),
+    }
 }
 
 /// Where to listen. Beyond this machine, somebody has to say that anyone may come in.

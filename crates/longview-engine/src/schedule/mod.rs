@@ -161,6 +161,7 @@ impl Scheduler {
                 job.hear(Update::Finished {
                     answer: writer.answer,
                     reason: FinishReason::Cancelled,
+                    stop: None,
                     rest,
                 });
             }

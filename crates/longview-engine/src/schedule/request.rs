@@ -98,6 +98,8 @@ pub enum Update {
         answer: usize,
         /// Why.
         reason: FinishReason,
+        /// The stop string that ended it, if one did.
+        stop: Option<String>,
         /// Text that was held back until now.
         rest: String,
     },

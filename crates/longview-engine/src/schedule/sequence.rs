@@ -380,12 +380,14 @@ impl Sequence {
         self.tokens.push(token.id);
         job.listener.hear(Update::Token(token));
         if let Some((reason, rest)) = end {
+            let stop = writer.stop();
             summary.kv_bytes += context.kv_bytes();
             job.report = context.keep_report();
             job.add_read(context.read_report());
             job.listener.hear(Update::Finished {
                 answer,
                 reason,
+                stop,
                 rest,
             });
             job.open_answers -= 1;

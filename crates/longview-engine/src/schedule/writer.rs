@@ -110,6 +110,11 @@ impl Writer {
         Ok(Written { token, end })
     }
 
+    /// The stop string that has ended the text.
+    pub(super) fn stop(&self) -> Option<String> {
+        self.stops.found().map(str::to_owned)
+    }
+
     /// Ends the text early; returns what was held back.
     pub(super) fn finish(&mut self) -> String {
         let emit = self.stops.push(&self.stream.finish());

@@ -15,6 +15,8 @@ pub(crate) const TEMPORARY: &str = "tmp";
 pub(crate) const HOLDS: &str = "holds";
 /// Where the records of contexts lie.
 pub(crate) const CONTEXTS: &str = "contexts";
+/// Where a server keeps files of requests and their answers.
+const REQUESTS: &str = "requests";
 /// Locked while extents are evicted or begin to be held.
 pub(crate) const LOCK: &str = "LOCK";
 /// The file that says that a folder is a store.
@@ -77,6 +79,12 @@ impl StoreFolder {
         &self.root
     }
 
+    /// The folder in it for files of requests and their answers, which is the server's affair and may
+    /// not exist.
+    pub fn requests(&self) -> PathBuf {
+        self.root.join(REQUESTS)
+    }
+
     /// Whether it can only be read.
     pub fn read_only(&self) -> bool {
         self.read_only
@@ -103,7 +111,7 @@ impl StoreFolder {
                 let ours = |path: &PathBuf| {
                     let name = path.file_name().unwrap_or_default();
                     name.to_string_lossy().starts_with(MARKER)
-                        || [EXTENTS, TEMPORARY, HOLDS, CONTEXTS, LOCK]
+                        || [EXTENTS, TEMPORARY, HOLDS, CONTEXTS, REQUESTS, LOCK]
                             .iter()
                             .any(|own| name == *own)
                 };

@@ -5,25 +5,24 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
-use longview::methods::Stage;
-use longview::sampling::Sampler;
+use longview::FinishReason;
 use longview::schedule::Token;
-use longview::{FinishReason, ShowSpecials};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use crate::app::{App, Guest, new_id, unix_seconds};
-use crate::edges::Trimmer;
+use super::openai::{Frame, Head, StreamOptions, logprobs};
+use crate::app::{App, Guest};
+use crate::conversation::Conversation;
 use crate::error::ApiError;
-use crate::grammar;
 use crate::input::Input;
 use crate::outbox::Text;
-use crate::prompt::{ChatMessage, TemplateExtras, Truncate, chat};
-use crate::run::{self, Finished, Meta, Total, Usage, finish_reason};
-use crate::settings::{Extras, Settings, Stop, Wishes};
+use crate::prompt::{ChatMessage, Truncate};
+use crate::reading::Reading;
+use crate::run::{self, Begun, Finished, Meta, Total, Usage, finish_reason};
+use crate::settings::{Extras, Stop, Wishes};
 use crate::sse::{self, Message, Protocol};
-use crate::tools::{Piece, Reader, Toolbox};
+use crate::tools::{Piece, Toolbox};
 
 /// A conversation to be gone on with.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -79,13 +78,6 @@ pub(crate) struct ChatRequest {
     pub(crate) longview: Option<Extras>,
 }
 
-/// How a stream is to be.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
-pub(crate) struct StreamOptions {
-    /// Whether a last chunk says what was used.
-    pub(crate) include_usage: Option<bool>,
-}
-
 /// An answer.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ChatResponse {
@@ -124,48 +116,21 @@ pub(crate) async fn create(
     Input { value, ignored }: Input<ChatRequest>,
 ) -> Result<Response, ApiError> {
     app.check_model(value.model.as_deref())?;
-    let stream = value.stream.unwrap_or(false);
-    let include_usage = value
-        .stream_options
-        .as_ref()
-        .and_then(|options| options.include_usage)
-        .unwrap_or(false);
     let extras = value.longview.clone().unwrap_or_default();
-    let prepared = {
-        let (app, value, extras) = (app.clone(), value.clone(), extras.clone());
-        let tenancy = tenancy.clone();
-        // Rendering and tokenising a long conversation takes a while.
-        tokio::task::spawn_blocking(move || prepare(&app, &tenancy, &value, &extras))
-            .await
-            .map_err(|_| ApiError::failed("the prompt could not be made"))??
-    };
-    let Prepared {
-        prompt,
-        settings,
-        toolbox,
-        grammar,
-    } = prepared;
-    let restrict = || -> Result<Option<Box<dyn Sampler>>, ApiError> {
-        match &grammar {
-            Some(grammar) => Ok(Some(grammar.sampler()?)),
-            None => Ok(None),
-        }
-    };
-    let running = run::start(&app, &tenancy, vec![prompt], &settings, &extras, &restrict)?;
-    let head = Head {
-        id: new_id("chatcmpl-"),
-        created: unix_seconds(),
-        model: app.model().to_owned(),
-        fingerprint: fingerprint(&app),
-    };
-    if stream {
+    let conversation = value.clone().conversation()?;
+    let Begun {
+        running, toolbox, ..
+    } = run::begin(&app, &tenancy, extras, move |app, tenancy, extras| {
+        Ok((conversation.prepare(app, tenancy, extras)?, ()))
+    })
+    .await?;
+    let head = Head::new(&app, "chatcmpl-");
+    if value.stream.unwrap_or(false) {
+        let (options, extras) = (value.stream_options.as_ref(), value.longview.as_ref());
         let protocol = Chunks {
-            head,
-            include_usage,
-            report: value.longview.is_some(),
-            progress: extras.progress,
+            frame: Frame::new("chat.completion.chunk", head, options, extras),
             logprobs: value.logprobs.unwrap_or(false),
-            readers: (0..running.answers)
+            readings: (0..running.answers)
                 .map(|_| Reading::new(toolbox.as_ref()).at_most(value.parallel_tool_calls))
                 .collect(),
             app: app.clone(),
@@ -191,92 +156,44 @@ pub(crate) async fn create(
     Ok(ignored.on(Json(response)))
 }
 
-/// Everything that is checked before the engine is asked.
-pub(crate) struct Prepared {
-    pub(crate) prompt: run::Prompt,
-    pub(crate) settings: Settings,
-    pub(crate) toolbox: Option<Toolbox>,
-    pub(crate) grammar: Option<grammar::Grammar>,
-}
-
-/// Checks a request and makes its prompt.
-pub(crate) fn prepare(
-    app: &App,
-    tenancy: &crate::app::Tenancy,
-    request: &ChatRequest,
-    extras: &Extras,
-) -> Result<Prepared, ApiError> {
-    let toolbox = Toolbox::new(request.tools.as_deref(), request.tool_choice.as_ref())?;
-    let grammar = grammar::of_request(app, request.response_format.as_ref(), toolbox.as_ref())?;
-    let settings = Wishes {
-        answers: request.n,
-        max_tokens: request.max_completion_tokens.or(request.max_tokens),
-        stop: request.stop.clone(),
-        temperature: request.temperature,
-        top_p: request.top_p,
-        top_k: request.top_k,
-        min_p: request.min_p,
-        seed: request.seed.map(i64::cast_unsigned),
-        presence_penalty: request.presence_penalty,
-        frequency_penalty: request.frequency_penalty,
-        repetition_penalty: request.repetition_penalty,
-        logit_bias: request.logit_bias.clone(),
-        ignore_eos: request.ignore_eos.unwrap_or(false),
-        logprobs: request.logprobs.unwrap_or(false),
-        top_logprobs: request.top_logprobs.unwrap_or(0),
-        // Some models mark calls with special tokens.
-        specials: toolbox.as_ref().map(|_| ShowSpecials::Show),
-    }
-    .settle(app, extras)?;
-    if request.top_logprobs.unwrap_or(0) > 0 && !request.logprobs.unwrap_or(false) {
-        return Err(ApiError::field(
-            "top_logprobs",
-            "top_logprobs needs \"logprobs\": true",
-        ));
-    }
-    let mut template = TemplateExtras {
-        tools: None,
-        variables: request.chat_template_kwargs.clone().unwrap_or_default(),
-    };
-    let mut messages = request.messages.clone();
-    if let Some(toolbox) = &toolbox {
-        toolbox.show(app, &mut messages, &mut template);
-    }
-    let engine = app.engine();
-    let (held, start) = match &extras.context {
-        None => (None, None),
-        Some(name) => {
-            let held = tenancy.contexts.for_request(app, name)?;
-            (Some(held.tokens), held.context)
+impl ChatRequest {
+    /// The same in the words that all protocols share.
+    fn conversation(self) -> Result<Conversation, ApiError> {
+        let logprobs = self.logprobs.unwrap_or(false);
+        let top_logprobs = self.top_logprobs.unwrap_or(0);
+        if top_logprobs > 0 && !logprobs {
+            return Err(ApiError::field(
+                "top_logprobs",
+                "top_logprobs needs \"logprobs\": true",
+            ));
         }
-    };
-    let tokens = chat(
-        engine,
-        app.specials(),
-        &messages,
-        &template,
-        held.as_ref().map(|held| held.as_slice()),
-    )?;
-    let truncate = request.truncate.or(extras.truncate);
-    let prompt = run::fitted(app, tokens, start, truncate, &settings)?;
-    Ok(Prepared {
-        prompt,
-        settings,
-        toolbox,
-        grammar,
-    })
-}
-
-/// What runs, so that a client can tell when answers may change.
-pub(crate) fn fingerprint(app: &App) -> String {
-    let exec = app.engine().exec();
-    let store = Stage::Store;
-    format!(
-        "longview-{}-{}-{}",
-        env!("CARGO_PKG_VERSION"),
-        exec.numerics,
-        app.options().methods.text(store, app.engine().kv_type())
-    )
+        Ok(Conversation {
+            messages: self.messages,
+            wishes: Wishes {
+                answers: self.n,
+                max_tokens: self.max_completion_tokens.or(self.max_tokens),
+                stop: self.stop,
+                temperature: self.temperature,
+                top_p: self.top_p,
+                top_k: self.top_k,
+                min_p: self.min_p,
+                seed: self.seed.map(i64::cast_unsigned),
+                presence_penalty: self.presence_penalty,
+                frequency_penalty: self.frequency_penalty,
+                repetition_penalty: self.repetition_penalty,
+                logit_bias: self.logit_bias,
+                ignore_eos: self.ignore_eos.unwrap_or(false),
+                logprobs,
+                top_logprobs,
+                specials: None,
+            },
+            tools: self.tools,
+            tool_choice: self.tool_choice,
+            format: self.response_format,
+            variables: self.chat_template_kwargs.unwrap_or_default(),
+            truncate: self.truncate,
+        })
+    }
 }
 
 fn choice(
@@ -288,10 +205,8 @@ fn choice(
 ) -> Choice {
     let reason = text.reason.unwrap_or(FinishReason::Length);
     let mut reading = Reading::new(toolbox).at_most(request.parallel_tool_calls);
-    let mut pieces = reading.push(&text.text);
-    pieces.extend(reading.finish());
     let (mut content, mut calls) = (String::new(), Vec::new());
-    for piece in pieces {
+    for piece in reading.whole(&text.text) {
         match piece {
             Piece::Text(text) => content.push_str(&text),
             Piece::Call(call) => calls.push(call.openai()),
@@ -320,135 +235,22 @@ fn choice(
     }
 }
 
-/// Probabilities of tokens, as OpenAI writes them.
-pub(crate) fn logprobs(app: &App, tokens: &[Token]) -> Vec<Value> {
-    let one = |id: u32, logprob: f32| {
-        let bytes = app.engine().tokenizer().token_bytes(id).unwrap_or_default();
-        json!({
-            "token": String::from_utf8_lossy(&bytes),
-            "logprob": finite(logprob),
-            "bytes": bytes,
-        })
-    };
-    let with_top = |token: &Token| {
-        let mut value = one(token.id, token.logprob);
-        let top = token.top.iter().map(|&(id, logprob)| one(id, logprob));
-        value["top_logprobs"] = top.collect();
-        value
-    };
-    tokens.iter().map(with_top).collect()
-}
-
-/// JSON knows no infinity; a token that cannot be has −9999, as clients expect.
-pub(crate) fn finite(logprob: f32) -> f32 {
-    logprob.max(-9999.0)
-}
-
-/// What every chunk begins with.
-#[derive(Clone)]
-pub(crate) struct Head {
-    pub(crate) id: String,
-    pub(crate) created: u64,
-    pub(crate) model: String,
-    pub(crate) fingerprint: String,
-}
-
-/// A text on its way to a client: calls are taken out, and spaces around it.
-pub(crate) struct Reading {
-    reader: Option<Reader>,
-    trimmer: Trimmer,
-    pub(crate) calls: usize,
-    most_calls: usize,
-}
-
-impl Reading {
-    pub(crate) fn new(toolbox: Option<&Toolbox>) -> Reading {
-        Reading {
-            reader: toolbox.map(Toolbox::reader),
-            trimmer: Trimmer::default(),
-            calls: 0,
-            most_calls: usize::MAX,
-        }
-    }
-
-    /// The same, of which one call is the most.
-    pub(crate) fn at_most(mut self, several: Option<bool>) -> Reading {
-        if several == Some(false) {
-            self.most_calls = 1;
-        }
-        self
-    }
-
-    pub(crate) fn push(&mut self, text: &str) -> Vec<Piece> {
-        match &mut self.reader {
-            None => self.trim(vec![Piece::Text(text.to_owned())]),
-            Some(reader) => {
-                let pieces = reader.push(text);
-                self.trim(pieces)
-            }
-        }
-    }
-
-    pub(crate) fn finish(&mut self) -> Vec<Piece> {
-        match &mut self.reader {
-            None => Vec::new(),
-            Some(reader) => {
-                let pieces = reader.finish();
-                self.trim(pieces)
-            }
-        }
-    }
-
-    fn trim(&mut self, pieces: Vec<Piece>) -> Vec<Piece> {
-        let mut out = Vec::new();
-        for piece in pieces {
-            match piece {
-                Piece::Text(text) => {
-                    let text = self.trimmer.push(&text);
-                    if !text.is_empty() {
-                        out.push(Piece::Text(text));
-                    }
-                }
-                Piece::Call(_) if self.calls == self.most_calls => {}
-                Piece::Call(call) => {
-                    self.calls += 1;
-                    out.push(Piece::Call(call));
-                }
-            }
-        }
-        out
-    }
-}
-
 /// The stream of chunks.
 struct Chunks {
-    head: Head,
-    include_usage: bool,
-    report: bool,
-    progress: bool,
+    frame: Frame,
     logprobs: bool,
-    readers: Vec<Reading>,
+    /// One a text.
+    readings: Vec<Reading>,
     app: App,
 }
 
 impl Chunks {
-    fn chunk(&self, choices: Value) -> Value {
-        json!({
-            "id": self.head.id,
-            "object": "chat.completion.chunk",
-            "created": self.head.created,
-            "model": self.head.model,
-            "system_fingerprint": self.head.fingerprint,
-            "choices": choices,
-        })
-    }
-
     fn delta(&self, index: usize, delta: &Value, logprobs: Option<Value>) -> Message {
         let mut choice = json!({ "index": index, "delta": delta, "finish_reason": null });
         if self.logprobs {
             choice["logprobs"] = logprobs.unwrap_or(Value::Null);
         }
-        Message::data(&self.chunk(json!([choice])))
+        Message::data(&self.frame.chunk(json!([choice])))
     }
 
     fn pieces(
@@ -460,7 +262,7 @@ impl Chunks {
     ) {
         let mut logprobs = (self.logprobs && !tokens.is_empty())
             .then(|| json!({ "content": logprobs(&self.app, tokens) }));
-        let before = self.readers[answer].calls;
+        let before = self.readings[answer].calls;
         let count = pieces
             .iter()
             .filter(|piece| matches!(piece, Piece::Call(_)))
@@ -486,65 +288,49 @@ impl Chunks {
 
 impl Protocol for Chunks {
     fn begin(&mut self, out: &mut Vec<Message>) {
-        for index in 0..self.readers.len() {
+        for index in 0..self.readings.len() {
             let delta = json!({ "role": "assistant", "content": "" });
             out.push(self.delta(index, &delta, None));
         }
     }
 
     fn progress(&mut self, reused: usize, done: usize, total: usize, out: &mut Vec<Message>) {
-        if self.progress {
-            let mut chunk = self.chunk(json!([]));
-            chunk["longview"] = json!({
-                "progress": { "reused_tokens": reused, "done_tokens": done, "total_tokens": total }
-            });
-            out.push(Message::data(&chunk));
-        }
+        self.frame.progress(reused, done, total, out);
     }
 
     fn text(&mut self, answer: usize, text: &str, tokens: &[Token], out: &mut Vec<Message>) {
-        let Some(reading) = self.readers.get_mut(answer) else {
+        let Some(reading) = self.readings.get_mut(answer) else {
             return;
         };
         let pieces = reading.push(text);
         self.pieces(answer, pieces, tokens, out);
     }
 
-    fn finished(&mut self, answer: usize, reason: FinishReason, out: &mut Vec<Message>) {
-        let Some(reading) = self.readers.get_mut(answer) else {
+    fn finished(
+        &mut self,
+        answer: usize,
+        reason: FinishReason,
+        _stop: Option<&str>,
+        out: &mut Vec<Message>,
+    ) {
+        let Some(reading) = self.readings.get_mut(answer) else {
             return;
         };
         let pieces = reading.finish();
         self.pieces(answer, pieces, &[], out);
-        let reason = match self.readers[answer].calls {
+        let reason = match self.readings[answer].calls {
             0 => finish_reason(reason),
             _ => "tool_calls",
         };
         let choice = json!({ "index": answer, "delta": {}, "finish_reason": reason });
-        out.push(Message::data(&self.chunk(json!([choice]))));
+        out.push(Message::data(&self.frame.chunk(json!([choice]))));
     }
 
     fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>) {
-        // Who has asked for none of it may not expect a chunk without choices.
-        if self.include_usage || self.report {
-            let mut chunk = self.chunk(json!([]));
-            chunk["usage"] = json!(total.usage(meta));
-            chunk["longview"] = total.report(meta);
-            out.push(Message::data(&chunk));
-        }
-        out.push(done());
+        self.frame.end(total, meta, out);
     }
 
     fn failed(&mut self, error: &ApiError, out: &mut Vec<Message>) {
-        out.push(Message::data(&error.openai()));
-        out.push(done());
-    }
-}
-
-/// The last line of OpenAI's streams.
-pub(crate) fn done() -> Message {
-    Message {
-        event: None,
-        data: "[DONE]".to_owned(),
+        self.frame.failed(error, out);
     }
 }

@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::chat::{Head, StreamOptions, done, fingerprint, finite};
-use crate::app::{App, Guest, Tenancy, new_id, unix_seconds};
+use super::openai::{Frame, Head, StreamOptions, finite};
+use crate::app::{App, Guest, Tenancy};
 use crate::error::ApiError;
 use crate::input::Input;
 use crate::prompt::{self, Truncate};
-use crate::run::{self, Finished, Meta, Prompt, Total, Usage, finish_reason};
-use crate::settings::{Extras, Settings, Stop, Wishes};
+use crate::run::{self, Begun, Finished, Meta, Prepared, Prompt, Total, Usage, finish_reason};
+use crate::settings::{Extras, Stop, Wishes};
 use crate::sse::{self, Message, Protocol};
 
 /// The most prompts in one request.
@@ -118,43 +118,24 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     app.check_model(value.model.as_deref())?;
     let extras = value.longview.clone().unwrap_or_default();
-    let stream = value.stream.unwrap_or(false);
-    let (prompts, settings) = {
-        let (app, value, extras) = (app.clone(), value.clone(), extras.clone());
-        let tenancy = tenancy.clone();
-        tokio::task::spawn_blocking(move || prepare(&app, &tenancy, &value, &extras))
-            .await
-            .map_err(|_| ApiError::failed("the prompt could not be made"))??
-    };
-    let echoed: Vec<String> = match value.echo.unwrap_or(false) {
-        false => Vec::new(),
-        true => {
-            let tokenizer = app.engine().tokenizer();
-            let text = |prompt: &Prompt| tokenizer.decode(&prompt.tokens).unwrap_or_default();
-            prompts.iter().map(text).collect()
-        }
-    };
-    let running = run::start(&app, &tenancy, prompts, &settings, &extras, &|| Ok(None))?;
-    let head = Head {
-        id: new_id("cmpl-"),
-        created: unix_seconds(),
-        model: app.model().to_owned(),
-        fingerprint: fingerprint(&app),
-    };
+    let request = value.clone();
+    let Begun {
+        running,
+        more: Layout { per_prompt, echoed },
+        ..
+    } = run::begin(&app, &tenancy, extras, move |app, tenancy, extras| {
+        prepare(app, tenancy, &request, extras)
+    })
+    .await?;
+    let head = Head::new(&app, "cmpl-");
     let logprobs = value.logprobs.is_some();
-    if stream {
+    if value.stream.unwrap_or(false) {
+        let (options, extras) = (value.stream_options.as_ref(), value.longview.as_ref());
         let protocol = Chunks {
-            head,
-            include_usage: value
-                .stream_options
-                .as_ref()
-                .and_then(|options| options.include_usage)
-                .unwrap_or(false),
-            report: value.longview.is_some(),
-            progress: extras.progress,
+            frame: Frame::new("text_completion", head, options, extras),
             logprobs,
             offsets: vec![0; running.answers],
-            per_prompt: settings.answers,
+            per_prompt,
             echoed,
             app: app.clone(),
         };
@@ -162,7 +143,7 @@ pub(crate) async fn create(
     }
     let Finished { texts, total, meta } = running.finish(&app).await?;
     let choices = texts.into_iter().enumerate().map(|(index, text)| {
-        let lead = echoed.get(index / settings.answers);
+        let lead = echoed.get(index / per_prompt);
         CompletionChoice {
             index,
             logprobs: logprobs.then(|| {
@@ -186,12 +167,20 @@ pub(crate) async fn create(
     Ok(ignored.on(Json(response)))
 }
 
+/// Which texts belong to which prompt.
+struct Layout {
+    /// Texts to each prompt.
+    per_prompt: usize,
+    /// The prompts as text, where they are to stand before the texts.
+    echoed: Vec<String>,
+}
+
 fn prepare(
     app: &App,
     tenancy: &Tenancy,
     request: &CompletionRequest,
     extras: &Extras,
-) -> Result<(Vec<Prompt>, Settings), ApiError> {
+) -> Result<(Prepared, Layout), ApiError> {
     if request
         .suffix
         .as_ref()
@@ -272,7 +261,27 @@ fn prepare(
             .and_then(|held| held.context.as_ref().map(longview::Context::fork));
         run::fitted(app, tokens, start, truncate, &settings)
     });
-    Ok((prompts.collect::<Result<_, _>>()?, settings))
+    let prompts: Vec<Prompt> = prompts.collect::<Result<_, _>>()?;
+    let text = |prompt: &Prompt| {
+        engine
+            .tokenizer()
+            .decode(&prompt.tokens)
+            .unwrap_or_default()
+    };
+    let layout = Layout {
+        per_prompt: settings.answers,
+        echoed: match request.echo.unwrap_or(false) {
+            false => Vec::new(),
+            true => prompts.iter().map(text).collect(),
+        },
+    };
+    let prepared = Prepared {
+        prompts,
+        settings,
+        toolbox: None,
+        grammar: None,
+    };
+    Ok((prepared, layout))
 }
 
 fn check_count(count: usize) -> Result<(), ApiError> {
@@ -311,11 +320,9 @@ fn legacy_logprobs(app: &App, tokens: &[Token], offset: &mut usize) -> Value {
 
 /// The stream of chunks.
 struct Chunks {
-    head: Head,
-    include_usage: bool,
-    report: bool,
-    progress: bool,
+    frame: Frame,
     logprobs: bool,
+    /// Characters of each text so far.
     offsets: Vec<usize>,
     per_prompt: usize,
     echoed: Vec<String>,
@@ -323,17 +330,6 @@ struct Chunks {
 }
 
 impl Chunks {
-    fn chunk(&self, choices: Value) -> Value {
-        json!({
-            "id": self.head.id,
-            "object": "text_completion",
-            "created": self.head.created,
-            "model": self.head.model,
-            "system_fingerprint": self.head.fingerprint,
-            "choices": choices,
-        })
-    }
-
     fn choice(
         &self,
         index: usize,
@@ -341,7 +337,7 @@ impl Chunks {
         logprobs: Option<Value>,
         reason: Option<&str>,
     ) -> Message {
-        Message::data(&self.chunk(json!([{
+        Message::data(&self.frame.chunk(json!([{
             "index": index,
             "text": text,
             "logprobs": logprobs,
@@ -361,13 +357,7 @@ impl Protocol for Chunks {
     }
 
     fn progress(&mut self, reused: usize, done: usize, total: usize, out: &mut Vec<Message>) {
-        if self.progress {
-            let mut chunk = self.chunk(json!([]));
-            chunk["longview"] = json!({
-                "progress": { "reused_tokens": reused, "done_tokens": done, "total_tokens": total }
-            });
-            out.push(Message::data(&chunk));
-        }
+        self.frame.progress(reused, done, total, out);
     }
 
     fn text(&mut self, answer: usize, text: &str, tokens: &[Token], out: &mut Vec<Message>) {
@@ -385,22 +375,21 @@ impl Protocol for Chunks {
         out.push(self.choice(answer, text, logprobs, None));
     }
 
-    fn finished(&mut self, answer: usize, reason: FinishReason, out: &mut Vec<Message>) {
+    fn finished(
+        &mut self,
+        answer: usize,
+        reason: FinishReason,
+        _stop: Option<&str>,
+        out: &mut Vec<Message>,
+    ) {
         out.push(self.choice(answer, "", None, Some(finish_reason(reason))));
     }
 
     fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>) {
-        if self.include_usage || self.report {
-            let mut chunk = self.chunk(json!([]));
-            chunk["usage"] = json!(total.usage(meta));
-            chunk["longview"] = total.report(meta);
-            out.push(Message::data(&chunk));
-        }
-        out.push(done());
+        self.frame.end(total, meta, out);
     }
 
     fn failed(&mut self, error: &ApiError, out: &mut Vec<Message>) {
-        out.push(Message::data(&error.openai()));
-        out.push(done());
+        self.frame.failed(error, out);
     }
 }

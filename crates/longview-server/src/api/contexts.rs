@@ -2,10 +2,9 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path as FilePath, PathBuf};
 
-use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -16,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::app::{App, Guest};
+use super::download;
+use crate::app::{App, Guest, blocking};
 use crate::contexts::{Change, Draft, Form, Shown, Status};
 use crate::error::ApiError;
 use crate::input::Input;
@@ -24,9 +24,6 @@ use crate::prompt;
 
 /// Characters of a text that tell it from others in a list.
 const TITLE_CHARACTERS: usize = 60;
-
-/// Bytes of a bundle sent or taken at a time.
-const PIECE: usize = 1 << 18;
 
 /// A context to be made.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -351,31 +348,12 @@ pub(crate) async fn export(
     Path(id): Path<String>,
 ) -> Answer {
     let (id, file, bytes) = blocking(move || tenancy.contexts.export(&app, &id)).await?;
-    let pieces = stream::unfold(Some(file), |file| async move {
-        let mut file = file?;
-        let read = tokio::task::spawn_blocking(move || {
-            let mut piece = vec![0; PIECE];
-            let count = file.read(&mut piece)?;
-            piece.truncate(count);
-            Ok::<_, std::io::Error>((piece, file))
-        });
-        match read.await {
-            Ok(Ok((piece, _))) if piece.is_empty() => None,
-            Ok(Ok((piece, file))) => Some((Ok(Bytes::from(piece)), Some(file))),
-            Ok(Err(error)) => Some((Err(error), None)),
-            Err(error) => Some((Err(std::io::Error::other(error)), None)),
-        }
-    });
-    let mut response = Body::from_stream(pieces).into_response();
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/x-tar"),
-    );
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
+    let mut response = download::respond(file, bytes, "application/x-tar");
     let name = format!("attachment; filename=\"{id}.longview\"");
     if let Ok(name) = HeaderValue::from_str(&name) {
-        headers.insert(header::CONTENT_DISPOSITION, name);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_DISPOSITION, name);
     }
     Ok(response)
 }
@@ -524,15 +502,6 @@ fn file_text(folders: &[PathBuf], name: &str) -> Result<String, String> {
             error.utf8_error().valid_up_to()
         )
     })
-}
-
-/// Does what may take a while beside the tasks that serve connections.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ApiError::failed("the server has met a bug, which its log tells of"))?
 }
 
 #[cfg(test)]

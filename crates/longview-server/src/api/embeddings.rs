@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::app::{App, Guest};
+use crate::app::{App, Guest, blocking};
 use crate::error::ApiError;
 use crate::input::Input;
 use crate::outbox::{Detail, Inbox};
@@ -106,9 +106,7 @@ pub(crate) async fn create(
     };
     let lists = {
         let app = app.clone();
-        tokio::task::spawn_blocking(move || tokens(&app, value.input))
-            .await
-            .map_err(|_| ApiError::failed("the texts could not be tokenised"))??
+        blocking(move || tokens(&app, value.input)).await?
     };
     let mut inboxes = Vec::with_capacity(lists.len());
     let mut requests = Vec::with_capacity(lists.len());

@@ -4,9 +4,12 @@ pub(crate) mod batches;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod contexts;
+mod download;
 pub(crate) mod embeddings;
+pub(crate) mod files;
 pub(crate) mod messages;
 pub(crate) mod models;
+mod openai;
 pub(crate) mod responses;
 pub(crate) mod status;
 pub(crate) mod tokens;
@@ -49,6 +52,14 @@ pub(crate) fn routes(app: &App) -> Router {
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/responses", post(responses::create))
+        .route(
+            "/v1/responses/{id}",
+            get(responses::show).delete(responses::delete),
+        )
+        .route(
+            "/v1/responses/{id}/input_items",
+            get(responses::input_items),
+        )
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/messages", post(messages::create))
         .route("/v1/messages/count_tokens", post(messages::count))
@@ -56,12 +67,9 @@ pub(crate) fn routes(app: &App) -> Router {
         // Names of models may have slashes.
         .route("/v1/models/{*name}", get(models::show))
         .nest("/v1/contexts", contexts)
-        .route("/v1/files", get(batches::list_files).post(batches::upload))
-        .route(
-            "/v1/files/{id}",
-            get(batches::show_file).delete(batches::delete_file),
-        )
-        .route("/v1/files/{id}/content", get(batches::content))
+        .route("/v1/files", get(files::list).post(files::create))
+        .route("/v1/files/{id}", get(files::show).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
         .route("/v1/batches", get(batches::list).post(batches::create))
         .route("/v1/batches/{id}", get(batches::show))
         .route("/v1/batches/{id}/cancel", post(batches::cancel))

@@ -24,11 +24,14 @@ pub(crate) async fn health() -> Json<Value> {
     get, path = "/ready", tag = "Status",
     responses(
         (status = 200, description = "Requests are taken"),
-        (status = 503, description = "The server is shutting down, or the queue is full")
+        (status = 503, description = "The server is shutting down, the queue is full, or the model's file was overwritten")
     )
 )]
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     let queue = app.queue();
+    if let Err(error) = app.check_weights() {
+        return error.into_response();
+    }
     if app.is_stopping() {
         return ApiError::unavailable("the server is shutting down").into_response();
     }

@@ -7,7 +7,7 @@ use longview::Specials;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::app::App;
+use crate::app::{App, blocking};
 use crate::error::ApiError;
 use crate::input::Input;
 use crate::prompt::{self, ChatMessage, TemplateExtras};
@@ -70,10 +70,7 @@ pub(crate) async fn tokenize(
     State(app): State<App>,
     Input { value, ignored }: Input<TokenizeRequest>,
 ) -> Result<Response, ApiError> {
-    let done = tokio::task::spawn_blocking(move || tokens(&app, &value));
-    let response = done
-        .await
-        .map_err(|_| ApiError::failed("the text could not be tokenised"))??;
+    let response = blocking(move || tokens(&app, &value)).await?;
     Ok(ignored.on(Json(response)))
 }
 

@@ -11,6 +11,7 @@ mod saved;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
 
 use longview::records::Records;
 use longview::tier::StoreFolder;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use crate::app::{App, unix_seconds};
+use crate::app::{App, seconds_since_1970, unix_seconds};
 use crate::error::ApiError;
 
 use job::Job;
@@ -360,9 +361,9 @@ impl Contexts {
         Ok(id)
     }
 
-    /// Lets go of those whose time is over.
-    pub(crate) fn expire(&self) {
-        let now = unix_seconds();
+    /// Lets go of those whose time is over, when it is `time`.
+    pub(crate) fn expire(&self, time: SystemTime) {
+        let now = seconds_since_1970(time);
         let over = |entry: &Entry| {
             let unused = now.saturating_sub(entry.used);
             !entry.pinned
@@ -372,7 +373,7 @@ impl Contexts {
         self.lock().retain(|_, entry| !over(entry));
         if let Some(records) = &self.records {
             // What cannot be removed now is tried again soon.
-            let _ = records.expire(std::time::SystemTime::now());
+            let _ = records.expire(time);
         }
     }
 

@@ -181,6 +181,24 @@ function turn(role, text) {
   return { said, numbers };
 }
 
+// What was chosen of the stages that a question may choose.
+function methods() {
+  const chosen = {};
+  for (const stage of ["keep", "prefill", "read"]) {
+    const text = $(stage).value.trim();
+    if (text) chosen[stage] = text;
+  }
+  return chosen;
+}
+
+// What methods have dropped or passed over.
+function touched(report) {
+  const words = [];
+  if (report.keep) words.push(`${count(report.keep.pairs_dropped)} of ${count(report.keep.pairs_seen)} pairs dropped`);
+  if (report.read) words.push(`${count(report.read.pages_read)} of ${count(report.read.pages_present)} pages read`);
+  return words;
+}
+
 async function ask() {
   const question = $("question").value.trim();
   if (!question || running) return;
@@ -196,7 +214,7 @@ async function ask() {
     const answer = await call("POST", "v1/chat/completions", {
       messages: turns, stream: true, stream_options: { include_usage: true },
       max_tokens: Number($("max").value) || 512,
-      longview: { progress: true, ...(asked ? { context: asked.id } : {}) },
+      longview: { progress: true, ...(asked ? { context: asked.id } : {}), ...methods() },
     }, running.signal);
     for await (const { data } of events(answer)) {
       if (data === "[DONE]") break;
@@ -235,7 +253,7 @@ async function ask() {
     const rate = written > 1 && total > first ? ` · ${((written - 1) / (total - first)).toFixed(1)} tokens a second` : "";
     numbers.textContent = `${count(report.reused_tokens)} tokens taken over, ${count(report.computed_tokens)} computed · ` +
       `first token after ${seconds(first)} · ${count(written)} written${rate}` +
-      report.notices.map((notice) => ` · ${notice}`).join("");
+      [...touched(report), ...report.notices].map((words) => ` · ${words}`).join("");
   }
   running = null;
   $("send").disabled = false; $("stop").disabled = true;

@@ -1,15 +1,20 @@
 //! A server on the reference model, and a client that speaks plain HTTP to it over a socket.
-#![allow(dead_code, reason = "every test file uses another part")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use longview::{Engine, EngineOptions, StoreOptions, StorePlace};
 use longview_server::{Server, ServerOptions, Stopper};
-use serde_json::Value;
+use serde_json::{Value, json};
+
+/// What questions are asked about.
+pub(crate) const DOCUMENT: &str =
+    "The code of the harbor is 4711. The sea was grey. The code of the tower is 88.";
+pub(crate) const QUESTION: &str = "What is the code of the harbor?";
+pub(crate) const ANSWER: &str = "The code of the harbor is 4711.";
 
 /// A running server; it ends when dropped.
 pub(crate) struct Running {
@@ -37,6 +42,43 @@ pub(crate) struct Events {
 pub(crate) struct Event {
     pub(crate) name: Option<String>,
     pub(crate) data: String,
+}
+
+/// A text of so many words that do not repeat themselves.
+pub(crate) fn words(seed: u32, count: usize) -> String {
+    let mut x = seed;
+    let mut next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let word: String = (0..4)
+            .map(|at| char::from(b'a' + ((x >> (8 + 5 * at)) % 26) as u8))
+            .collect();
+        word
+    };
+    (0..count).map(|_| next() + " ").collect()
+}
+
+/// A question about the document.
+pub(crate) fn ask(question: &str) -> Value {
+    json!({
+        "messages": [
+            { "role": "system", "content": DOCUMENT },
+            { "role": "user", "content": question }
+        ],
+        "max_tokens": 24
+    })
+}
+
+/// A body with further fields.
+pub(crate) fn with(mut value: Value, more: Value) -> Value {
+    for (name, field) in more.as_object().unwrap() {
+        value[name] = field.clone();
+    }
+    value
+}
+
+/// The text of a chat's first answer.
+pub(crate) fn text(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap()
 }
 
 /// An engine whose contexts are kept in `folder`.
@@ -76,7 +118,8 @@ impl Running {
         let server = Server::bind(engine, options).unwrap();
         let address = server.addresses().unwrap()[0];
         let stopper = server.stopper();
-        let run = move || server.run().map_err(|error| error.to_string());
+        let tell = |warning: &str| println!("{warning}");
+        let run = move || server.run(tell).map_err(|error| error.to_string());
         let thread = std::thread::spawn(run);
         Running {
             address,
@@ -123,6 +166,27 @@ impl Running {
             status,
             headers,
             body,
+        }
+    }
+
+    /// The value of a counter.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let answer = self.get("/metrics");
+        assert_eq!(answer.status, 200);
+        let text = String::from_utf8(answer.body).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.split(' ').next() == Some(name));
+        let value = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+        value.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Waits until nothing is computed.
+    pub(crate) fn rest(&self) {
+        let begun = Instant::now();
+        while self.metric("longview_sequences_running") > 0.0 {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 

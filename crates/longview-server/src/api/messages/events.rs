@@ -1,0 +1,203 @@
+//! Answers of Anthropic's protocol as events.
+
+use longview::FinishReason;
+use longview::schedule::Token;
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+use crate::reading::Reading;
+use crate::run::{Meta, Total};
+use crate::sse::{Message, Protocol, progress};
+use crate::tools::Piece;
+
+/// The stream of events.
+pub(super) struct Events {
+    id: String,
+    model: String,
+    counts: Counts,
+    reading: Reading,
+    block: Block,
+    index: usize,
+    reason: Option<FinishReason>,
+    /// The stop string that ended the text.
+    stop: Option<String>,
+    progress: bool,
+}
+
+/// Tokens of a prompt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    pub(super) prompt: usize,
+    /// Those up to the last cache breakpoint.
+    pub(super) breakpoint: usize,
+}
+
+/// The content block that is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Block {
+    None,
+    Text,
+}
+
+impl Events {
+    /// Of the answer `id`.
+    pub(super) fn new(
+        id: String,
+        model: String,
+        counts: Counts,
+        reading: Reading,
+        progress: bool,
+    ) -> Events {
+        Events {
+            id,
+            model,
+            counts,
+            reading,
+            block: Block::None,
+            index: 0,
+            reason: None,
+            stop: None,
+            progress,
+        }
+    }
+
+    fn close(&mut self, out: &mut Vec<Message>) {
+        if self.block == Block::Text {
+            let stop = json!({ "type": "content_block_stop", "index": self.index });
+            out.push(Message::typed("content_block_stop", &stop));
+            self.block = Block::None;
+            self.index += 1;
+        }
+    }
+
+    fn pieces(&mut self, pieces: Vec<Piece>, out: &mut Vec<Message>) {
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => {
+                    if self.block == Block::None {
+                        self.start(&json!({ "type": "text", "text": "" }), out);
+                        self.block = Block::Text;
+                    }
+                    self.delta(&json!({ "type": "text_delta", "text": text }), out);
+                }
+                Piece::Call(call) => {
+                    self.close(out);
+                    let block = json!({
+                        "type": "tool_use", "id": call.id, "name": call.name, "input": {}
+                    });
+                    self.start(&block, out);
+                    let delta = json!({
+                        "type": "input_json_delta", "partial_json": call.arguments
+                    });
+                    self.delta(&delta, out);
+                    self.block = Block::Text;
+                    self.close(out);
+                }
+            }
+        }
+    }
+
+    fn start(&self, block: &Value, out: &mut Vec<Message>) {
+        let start = json!({
+            "type": "content_block_start", "index": self.index, "content_block": block
+        });
+        out.push(Message::typed("content_block_start", &start));
+    }
+
+    fn delta(&self, delta: &Value, out: &mut Vec<Message>) {
+        let delta = json!({ "type": "content_block_delta", "index": self.index, "delta": delta });
+        out.push(Message::typed("content_block_delta", &delta));
+    }
+}
+
+impl Protocol for Events {
+    fn begin(&mut self, out: &mut Vec<Message>) {
+        let start = json!({
+            "type": "message_start",
+            "message": {
+                "id": self.id,
+                "type": "message",
+                "role": "assistant",
+                "model": self.model,
+                "content": [],
+                "stop_reason": null,
+                "stop_sequence": null,
+                "usage": { "input_tokens": self.counts.prompt, "output_tokens": 0 },
+            },
+        });
+        out.push(Message::typed("message_start", &start));
+        out.push(Message::typed("ping", &json!({ "type": "ping" })));
+    }
+
+    fn progress(&mut self, reused: usize, done: usize, total: usize, out: &mut Vec<Message>) {
+        if self.progress {
+            let ping = json!({
+                "type": "ping",
+                "longview": { "progress": progress(reused, done, total) },
+            });
+            out.push(Message::typed("ping", &ping));
+        }
+    }
+
+    fn text(&mut self, _answer: usize, text: &str, _tokens: &[Token], out: &mut Vec<Message>) {
+        let pieces = self.reading.push(text);
+        self.pieces(pieces, out);
+    }
+
+    fn finished(
+        &mut self,
+        _answer: usize,
+        reason: FinishReason,
+        stop: Option<&str>,
+        out: &mut Vec<Message>,
+    ) {
+        let pieces = self.reading.finish();
+        self.pieces(pieces, out);
+        self.close(out);
+        self.reason = Some(reason);
+        self.stop = stop.map(str::to_owned);
+    }
+
+    fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>) {
+        let reason = self.reason.unwrap_or(FinishReason::Length);
+        let delta = json!({
+            "type": "message_delta",
+            "delta": {
+                "stop_reason": stop_reason(reason, self.reading.calls),
+                "stop_sequence": self.stop,
+            },
+            "usage": usage(total, self.counts.breakpoint),
+            "longview": total.report(meta),
+        });
+        out.push(Message::typed("message_delta", &delta));
+        let stop = json!({ "type": "message_stop" });
+        out.push(Message::typed("message_stop", &stop));
+    }
+
+    fn failed(&mut self, error: &ApiError, out: &mut Vec<Message>) {
+        out.push(Message::typed("error", &error.anthropic()));
+    }
+}
+
+/// Why an answer ended.
+pub(super) fn stop_reason(reason: FinishReason, calls: usize) -> &'static str {
+    match reason {
+        _ if calls > 0 => "tool_use",
+        FinishReason::Stop => "stop_sequence",
+        FinishReason::Length | FinishReason::ContextFull => "max_tokens",
+        FinishReason::EndOfText | FinishReason::Cancelled => "end_turn",
+    }
+}
+
+/// Tokens as Anthropic counts: those read from the cache and those written up to a breakpoint apart
+/// from the rest.
+pub(super) fn usage(total: &Total, breakpoint: usize) -> Value {
+    let sum = &total.sum;
+    let created = breakpoint.saturating_sub(sum.reused_tokens);
+    json!({
+        "input_tokens": sum.prompt_tokens.saturating_sub(sum.reused_tokens + created),
+        "cache_creation_input_tokens": created,
+        "cache_read_input_tokens": sum.reused_tokens,
+        "output_tokens": sum.generated_tokens,
+    })
+}

@@ -1,0 +1,334 @@
+//! Anthropic's protocol: `POST /v1/messages` and `POST /v1/messages/count_tokens`.
+
+mod events;
+mod turns;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use axum::{Extension, Json};
+use longview::FinishReason;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::app::{App, Guest, Tenancy, blocking, new_id};
+use crate::conversation::Conversation;
+use crate::error::ApiError;
+use crate::input::Input;
+use crate::prompt::{ChatMessage, Content};
+use crate::reading::Reading;
+use crate::run::{self, Begun, Finished};
+use crate::settings::{Extras, Stop, Wishes};
+use crate::sse;
+use crate::tools::Piece;
+
+use events::{Counts, Events, stop_reason, usage};
+use turns::{Blocks, Turn, breakpoint, marked};
+
+/// A conversation to be gone on with.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub(crate) struct MessagesRequest {
+    /// The model's name.
+    model: Option<String>,
+    /// Turns of `user` and `assistant`; the last is the user's.
+    messages: Vec<Turn>,
+    /// What stands before everything.
+    system: Option<Blocks>,
+    /// The most tokens of the answer.
+    max_tokens: Option<u64>,
+    stop_sequences: Option<Vec<String>>,
+    stream: Option<bool>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<u64>,
+    /// Functions that the model may call.
+    tools: Option<Vec<Value>>,
+    /// `auto`, `any`, `tool` with a name, or `none`.
+    tool_choice: Option<Value>,
+    /// Says who asks; not used.
+    #[allow(dead_code, reason = "known to the protocol, and nothing is made of it")]
+    metadata: Option<Value>,
+    /// What only this server understands.
+    longview: Option<Extras>,
+}
+
+/// An answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct MessagesResponse {
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    role: &'static str,
+    model: String,
+    content: Vec<Value>,
+    stop_reason: &'static str,
+    stop_sequence: Option<String>,
+    usage: Value,
+    /// What was measured.
+    longview: Value,
+}
+
+/// How many tokens a conversation has.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CountResponse {
+    input_tokens: usize,
+}
+
+/// Answers a conversation.
+#[utoipa::path(
+    post, path = "/v1/messages", tag = "Anthropic", request_body = MessagesRequest,
+    responses(
+        (status = 200, description = "The answer, or a stream of events", body = MessagesResponse),
+        (status = 400, description = "The request is wrong; the message says what to do"),
+        (status = 429, description = "Too many requests wait; `Retry-After` says for how long")
+    )
+)]
+pub(crate) async fn create(
+    State(app): State<App>,
+    Extension(Guest(tenancy)): Extension<Guest>,
+    input: Result<Input<MessagesRequest>, ApiError>,
+) -> Response {
+    let answer = match input {
+        Ok(input) => answer(&app, &tenancy, input).await,
+        Err(error) => Err(error),
+    };
+    answer.unwrap_or_else(|error| error.response(error.anthropic()))
+}
+
+/// Counts the tokens of a conversation.
+#[utoipa::path(
+    post, path = "/v1/messages/count_tokens", tag = "Anthropic", request_body = MessagesRequest,
+    responses(
+        (status = 200, description = "The number of tokens", body = CountResponse),
+        (status = 400, description = "The request is wrong")
+    )
+)]
+pub(crate) async fn count(
+    State(app): State<App>,
+    Extension(Guest(tenancy)): Extension<Guest>,
+    input: Result<Input<MessagesRequest>, ApiError>,
+) -> Response {
+    let answer = match input {
+        Ok(Input { value, ignored }) => {
+            let counted = blocking(move || {
+                app.check_model(value.model.as_deref())?;
+                let extras = value.longview.clone().unwrap_or_default();
+                value.conversation()?.prepare(&app, &tenancy, &extras)
+            });
+            counted.await.map(|prepared| {
+                ignored.on(Json(CountResponse {
+                    input_tokens: prepared.prompt_tokens(),
+                }))
+            })
+        }
+        Err(error) => Err(error),
+    };
+    answer.unwrap_or_else(|error| error.response(error.anthropic()))
+}
+
+async fn answer(
+    app: &App,
+    tenancy: &Arc<Tenancy>,
+    Input { value, ignored }: Input<MessagesRequest>,
+) -> Result<Response, ApiError> {
+    app.check_model(value.model.as_deref())?;
+    if value.max_tokens.is_none() {
+        return Err(ApiError::field(
+            "max_tokens",
+            "max_tokens is missing; say how long the answer may be",
+        ));
+    }
+    let extras = value.longview.clone().unwrap_or_default();
+    let progress = extras.progress;
+    let stream = value.stream.unwrap_or(false);
+    let conversation = value.conversation()?;
+    let Begun {
+        running,
+        toolbox,
+        more: counts,
+    } = run::begin(app, tenancy, extras, move |app, tenancy, extras| {
+        let marked = marked(&conversation.messages);
+        let prepared = conversation.prepare(app, tenancy, extras)?;
+        let counts = Counts {
+            prompt: prepared.prompt_tokens(),
+            breakpoint: breakpoint(app, &marked, &prepared.prompts[0].tokens),
+        };
+        Ok((prepared, counts))
+    })
+    .await?;
+    let id = new_id("msg_");
+    let mut reading = Reading::new(toolbox.as_ref());
+    if stream {
+        let model = app.model().to_owned();
+        let protocol = Events::new(id, model, counts, reading, progress);
+        return Ok(sse::respond(app, running, protocol, &ignored));
+    }
+    let Finished { texts, total, meta } = running.finish(app).await?;
+    let text = texts.into_iter().next().unwrap_or_default();
+    let mut content: Vec<Value> = Vec::new();
+    for piece in reading.whole(&text.text) {
+        match piece {
+            Piece::Text(more) => match content.last_mut() {
+                Some(Value::Object(last)) if last["type"] == "text" => {
+                    let so_far = last["text"].as_str().unwrap_or_default().to_owned();
+                    last["text"] = (so_far + &more).into();
+                }
+                _ => content.push(json!({ "type": "text", "text": more })),
+            },
+            Piece::Call(call) => content.push(json!({
+                "type": "tool_use",
+                "id": call.id,
+                "name": call.name,
+                "input": arguments(&call.arguments),
+            })),
+        }
+    }
+    let reason = text.reason.unwrap_or(FinishReason::Length);
+    let response = MessagesResponse {
+        id,
+        kind: "message",
+        role: "assistant",
+        model: app.model().to_owned(),
+        content,
+        stop_reason: stop_reason(reason, reading.calls),
+        stop_sequence: text.stop,
+        usage: usage(&total, counts.breakpoint),
+        longview: total.report(&meta),
+    };
+    Ok(ignored.on(Json(response)))
+}
+
+impl MessagesRequest {
+    /// The same in the words that all protocols share.
+    fn conversation(self) -> Result<Conversation, ApiError> {
+        if self.messages.is_empty() {
+            return Err(
+                ApiError::field("messages", "there are no messages; give at least one")
+                    .code("empty_messages"),
+            );
+        }
+        let mut messages = Vec::new();
+        if let Some(system) = &self.system {
+            let parts = system.parts("system")?;
+            messages.push(ChatMessage {
+                content: Some(Content::Parts(parts)),
+                ..ChatMessage::new("system", "")
+            });
+        }
+        for (at, turn) in self.messages.iter().enumerate() {
+            turn.add(at, &mut messages)?;
+        }
+        if self
+            .messages
+            .last()
+            .is_some_and(|turn| turn.role == "assistant")
+        {
+            return Err(ApiError::field(
+                "messages",
+                "the last message is the assistant's; answers cannot be begun for the model here, so end \
+                 with a user's message",
+            ));
+        }
+        let tools = self.tools.map(|tools| {
+            let of_tool = |tool: Value| json!({ "type": "function", "function": tool });
+            tools.into_iter().map(of_tool).collect()
+        });
+        let tool_choice = match &self.tool_choice {
+            None => None,
+            Some(choice) => Some(match choice.get("type").and_then(Value::as_str) {
+                Some(word @ ("auto" | "any" | "none")) => json!(word),
+                Some("tool") => json!({ "function": { "name": choice.get("name") } }),
+                _ => {
+                    return Err(ApiError::field(
+                        "tool_choice.type",
+                        "tool_choice is of type auto, any, tool or none",
+                    ));
+                }
+            }),
+        };
+        Ok(Conversation {
+            messages,
+            wishes: Wishes {
+                max_tokens: self.max_tokens,
+                stop: self.stop_sequences.map(Stop::Many),
+                temperature: self.temperature,
+                top_p: self.top_p,
+                top_k: self.top_k,
+                ..Wishes::default()
+            },
+            tools,
+            tool_choice,
+            ..Conversation::default()
+        })
+    }
+}
+
+fn arguments(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| json!({}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tools::Toolbox;
+
+    #[test]
+    fn turns_become_messages_and_results_their_own() {
+        let request: MessagesRequest = serde_json::from_value(json!({
+            "max_tokens": 5,
+            "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+            "messages": [
+                {"role": "user", "content": "Weather?"},
+                {"role": "assistant", "content": [
+                    {"type": "thinking", "thinking": "hm"},
+                    {"type": "text", "text": "I look."},
+                    {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Paris"}}
+                ]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "rain"}]},
+                    {"type": "text", "text": "And?"}
+                ]}
+            ],
+            "tools": [{"name": "weather", "input_schema": {"type": "object"}}],
+            "tool_choice": {"type": "any"}
+        }))
+        .unwrap();
+        let conversation = request.conversation().unwrap();
+        let roles: Vec<&str> = conversation
+            .messages
+            .iter()
+            .map(|m| m.role.as_str())
+            .collect();
+        assert_eq!(roles, ["system", "user", "assistant", "tool", "user"]);
+        assert_eq!(conversation.messages[3].tool_call_id.as_deref(), Some("t1"));
+        let toolbox = Toolbox::new(
+            conversation.tools.as_deref(),
+            conversation.tool_choice.as_ref(),
+        );
+        assert!(toolbox.unwrap().unwrap().forced().is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_place() {
+        let refused = |value: Value| {
+            let request: MessagesRequest = serde_json::from_value(value).unwrap();
+            request.conversation().err().unwrap().param.unwrap()
+        };
+        assert_eq!(refused(json!({"messages": []})), "messages");
+        let user = |content: Value| json!({"messages": [{"role": "user", "content": content}]});
+        assert_eq!(
+            refused(user(json!([{"no": "type"}]))),
+            "messages[0].content[0][0]"
+        );
+        assert_eq!(
+            refused(json!({"messages": [{"role": "robot", "content": "x"}]})),
+            "messages[0].role"
+        );
+        assert_eq!(
+            refused(json!({"messages": [{"role": "assistant", "content": "x"}]})),
+            "messages"
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! How requests share the machine, and what becomes of the work of those who leave.
+
+use std::time::{Duration, Instant};
+
+use longview::schedule::ScheduleOptions;
+use longview_server::ServerOptions;
+use serde_json::{Value, json};
+
+use crate::support::{Running, engine, options, with, words};
+
+#[test]
+fn whoever_leaves_finds_the_work_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::usual(folder.path());
+    let request = json!({
+        "prompt": words(11, 3000), "max_tokens": 4, "stream": true,
+        "longview": { "progress": true, "explain": true }
+    });
+    let mut events = server.events("/v1/completions", &request);
+    // Gone in the middle of the prompt.
+    let done = events
+        .find_map(|event| event.json()["longview"]["progress"]["done_tokens"].as_u64())
+        .unwrap();
+    drop(events);
+    assert!(done > 0);
+    // The engine notices in its next pass.
+    server.rest();
+    let again = with(request, json!({ "stream": false }));
+    let answer = server.post("/v1/completions", &again).good();
+    let reused = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .unwrap();
+    let all = answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(
+        reused >= done / 64 * 64 && reused < all,
+        "{reused} of {all}, {done} seen"
+    );
+    assert!(
+        answer["longview"]["explain"]["reusable_tokens"]
+            .as_u64()
+            .unwrap()
+            >= done / 64 * 64
+    );
+    assert!(server.metric("longview_requests_cancelled_total") >= 1.0);
+    // The third time all of it but the end is there.
+    let third = server.post("/v1/completions", &again).good();
+    let reused = third["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .unwrap();
+    assert!(all - reused <= 64, "{reused} of {all}");
+    assert_eq!(third["choices"][0]["text"], answer["choices"][0]["text"]);
+}
+
+#[test]
+fn a_long_prompt_does_not_stop_a_running_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path());
+    options.schedule.decode_gap = Duration::from_millis(50);
+    let server = Running::start(engine(folder.path(), None), options);
+    let short = json!({
+        "prompt": "one two three", "max_tokens": 400, "ignore_eos": true, "stream": true,
+        "longview": {}
+    });
+    let mut events = server.events("/v1/completions", &short);
+    events.next().unwrap();
+    std::thread::scope(|scope| {
+        let long = scope.spawn(|| {
+            let begun = Instant::now();
+            let prompt = words(5, 2500);
+            server
+                .post(
+                    "/v1/completions",
+                    &json!({ "prompt": prompt, "max_tokens": 1 }),
+                )
+                .good();
+            begun.elapsed()
+        });
+        let mut longest = 0.0;
+        for event in events {
+            if let Ok(chunk) = serde_json::from_str::<Value>(&event.data)
+                && let Some(gap) = chunk["longview"]["longest_gap_seconds"].as_f64()
+            {
+                longest = gap;
+            }
+        }
+        let took = long.join().unwrap().as_secs_f64();
+        assert!(longest > 0.0);
+        // The answer went on while the prompt was read: had it waited, the gap would be all of that.
+        assert!(longest < took / 2.0, "{longest} s of {took} s");
+    });
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ServerOptions {
+        queue: 1,
+        schedule: ScheduleOptions {
+            most_running: 1,
+            ..ScheduleOptions::default()
+        },
+        ..options(folder.path())
+    };
+    let server = Running::start(engine(folder.path(), None), options);
+    let long = |seed| json!({ "prompt": words(seed, 2500), "max_tokens": 200, "ignore_eos": true });
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..6)
+            .map(|seed| {
+                scope.spawn({
+                    let server = &server;
+                    move || server.post("/v1/completions", &long(seed))
+                })
+            })
+            .collect();
+        let answers: Vec<_> = all.into_iter().map(|one| one.join().unwrap()).collect();
+        let refused: Vec<_> = answers
+            .iter()
+            .filter(|answer| answer.status == 429)
+            .collect();
+        assert!(!refused.is_empty());
+        for answer in &answers {
+            assert!(matches!(answer.status, 200 | 429), "{}", answer.status);
+        }
+        for answer in refused {
+            let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+            assert!((1..=120).contains(&seconds));
+            assert_eq!(answer.json()["error"]["code"], "queue_full");
+        }
+    });
+    // What was refused leaves no place taken.
+    assert_eq!(server.get("/ready").status, 200);
+    server
+        .post(
+            "/v1/completions",
+            &json!({ "prompt": "a", "max_tokens": 1 }),
+        )
+        .good();
+}
+
+#[test]
+fn stopping_lets_answers_finish_and_begins_nothing_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Running::usual(folder.path());
+    let request = json!({
+        "prompt": "one two three", "max_tokens": 300, "ignore_eos": true, "stream": true,
+        "stream_options": { "include_usage": true }
+    });
+    let mut events = server.events("/v1/completions", &request);
+    events.next().unwrap();
+    server.stop();
+    let rest: Vec<_> = events.collect();
+    assert_eq!(rest.last().unwrap().data, "[DONE]");
+    let usage = &rest[rest.len() - 2].json()["usage"];
+    assert_eq!(usage["completion_tokens"], 300);
+    server.wait().unwrap();
+    assert!(std::net::TcpStream::connect(server.address).is_err());
+}
