@@ -1,5 +1,6 @@
 //! An open model and the methods chosen: what every command that computes begins with.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use longview::methods::{Methods, Stage};
@@ -25,7 +26,7 @@ use crate::size::human_count;
 /// A model ready to run.
 pub(crate) struct Session {
     /// The engine.
-    pub(crate) engine: Engine,
+    pub(crate) engine: Arc<Engine>,
     /// What was chosen for every stage.
     pub(crate) methods: Methods,
     /// What the user should know, in the order in which it turned up.
@@ -114,7 +115,7 @@ impl Session {
         };
         let seconds_to_load = start.elapsed().as_secs_f64();
         Ok(Session {
-            engine,
+            engine: Arc::new(engine),
             methods,
             notices,
             seconds_to_load,

@@ -141,6 +141,8 @@ fn the_bench_reports_shares_of_measured_limits() {
         "8",
         "--depth",
         "0,256",
+        "--streams",
+        "1,3",
         "--rounds",
         "1",
     ];
@@ -153,22 +155,27 @@ fn the_bench_reports_shares_of_measured_limits() {
         }
         assert!(json["model"].is_string() && json["threads"].as_u64() > Some(0));
         let runs = json["runs"].as_array().unwrap();
-        let kinds: Vec<(&str, u64)> = runs
+        let kinds: Vec<(&str, u64, u64, u64)> = runs
             .iter()
             .map(|run| {
+                let number = |key| run[key].as_u64().unwrap();
                 (
                     run["kind"].as_str().unwrap(),
-                    run["depth"].as_u64().unwrap(),
+                    number("streams"),
+                    number("tokens"),
+                    number("depth"),
                 )
             })
             .collect();
         assert_eq!(
             kinds,
             [
-                ("prefill", 0),
-                ("decode", 0),
-                ("prefill", 256),
-                ("decode", 256)
+                ("prefill", 1, 128, 0),
+                ("decode", 1, 8, 0),
+                ("decode", 3, 24, 0),
+                ("prefill", 1, 128, 256),
+                ("decode", 1, 8, 256),
+                ("decode", 3, 24, 256),
             ]
         );
         for run in runs {

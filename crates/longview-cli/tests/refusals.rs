@@ -66,6 +66,10 @@ fn wrong_arguments_are_refused_with_two() {
             &["top-p", "from 0 to 1"],
         ),
         (&["bench", "--rounds", "0"], &["--rounds 0"]),
+        (
+            &["bench", "--streams", "1,0"],
+            &["--streams 0", "--generate 0"],
+        ),
         (&["bench", "--depth", "2M"], &["2097152", "1048576"]),
         (
             &["quantize", "/no/such", "out.gguf", "--type", "q4_0"],

@@ -61,8 +61,7 @@ pub(crate) struct Guest(pub(crate) Arc<Tenancy>);
 const OWN_NAME: &str = "longview";
 
 impl App {
-    pub(crate) fn new(engine: Engine, options: ServerOptions) -> Result<App, ServerError> {
-        let engine = Arc::new(engine);
+    pub(crate) fn new(engine: Arc<Engine>, options: ServerOptions) -> Result<App, ServerError> {
         let worker = Worker::start(Arc::clone(&engine), options.schedule)?;
         let own = engine.describe().name;
         let mut names = match options.names.is_empty() {

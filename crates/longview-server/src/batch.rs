@@ -87,7 +87,7 @@ pub(crate) struct Job {
 /// # Errors
 /// When `input` cannot be read, `output` cannot be written, or two lines have the same `custom_id`.
 pub fn run_batch(
-    engine: Engine,
+    engine: impl Into<Arc<Engine>>,
     mut options: ServerOptions,
     input: impl BufRead,
     mut output: impl Write,
@@ -103,7 +103,7 @@ pub fn run_batch(
         .enable_all()
         .build()
         .map_err(system("the threads cannot be started"))?;
-    let app = App::new(engine, options)?;
+    let app = App::new(engine.into(), options)?;
     let tenancy = app.tenancies().next().cloned();
     let guest = Guest(tenancy.expect("a server without keys has one tenant"));
     let router = api::routes(&app).layer(Extension(guest));

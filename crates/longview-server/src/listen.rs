@@ -65,7 +65,10 @@ impl Server {
     ///
     /// # Errors
     /// When an address cannot be listened on, or a setting makes no sense.
-    pub fn bind(engine: Engine, options: ServerOptions) -> Result<Server, ServerError> {
+    pub fn bind(
+        engine: impl Into<Arc<Engine>>,
+        options: ServerOptions,
+    ) -> Result<Server, ServerError> {
         let system = |what| move |source| ServerError::System { what, source };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             // Its work is translation; the machine's cores are for the model.
@@ -83,7 +86,7 @@ impl Server {
             })?);
         }
         Ok(Server {
-            app: App::new(engine, options)?,
+            app: App::new(engine.into(), options)?,
             runtime,
             listeners,
             stop: watch::channel(Stage::Runs).0,

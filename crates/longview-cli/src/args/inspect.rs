@@ -18,6 +18,11 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value = "64", value_parser = parse_tokens)]
     pub(crate) generate: usize,
 
+    /// Texts that are generated side by side, as a server does it; several numbers are measured one
+    /// after another. They share what the depth holds
+    #[arg(long, value_name = "N,…", default_value = "1", value_delimiter = ',')]
+    pub(crate) streams: Vec<usize>,
+
     /// Tokens that the context holds before; several depths are measured one after another
     #[arg(long, value_name = "N,…", default_value = "0", value_parser = parse_tokens,
           value_delimiter = ',')]

@@ -2,6 +2,7 @@
 
 mod profile;
 mod roofline;
+mod streams;
 mod synthetic;
 
 use std::time::{Duration, Instant};
@@ -32,7 +33,9 @@ const LARGEST_BUFFER: u64 = 1 << 30;
 struct Run {
     /// `prefill` or `decode`.
     kind: &'static str,
-    /// Tokens read or generated.
+    /// Texts generated side by side; 1 for prefill.
+    streams: usize,
+    /// Tokens read or generated, of all streams.
     tokens: usize,
     /// Tokens in the context before.
     depth: usize,
@@ -59,6 +62,11 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
             "--rounds 0 measures nothing; give at least 1",
         ));
     }
+    if args.streams.contains(&0) {
+        return Err(Failure::wrong(
+            "--streams 0 generates nothing; to measure only prompts give --generate 0",
+        ));
+    }
     let mut session = Session::open(&args.engine, &args.methods)?;
     session.refuse_keep("bench")?;
     let longest = longest(args);
@@ -70,6 +78,11 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
         )));
     }
     let methods = session.methods.acting();
+    if args.streams.iter().any(|&streams| streams > 1) && !methods.is_nothing() {
+        return Err(Failure::wrong(
+            "--streams measures texts that read everything; leave --prefill and --read out, or --streams",
+        ));
+    }
     let fits = session
         .engine
         .plan_with(&methods, deepest + longest, deepest + longest)?;
@@ -162,21 +175,24 @@ impl Bench<'_> {
             let run = || prefill(self.session, &base, &prompt);
             let (time, profile) = (self.best(&run)?, self.profile(args, &run)?);
             let work = Work::prefill(engine, depth, count, methods.prefill.as_deref());
-            measured.push(("prefill", count, time, work, profile));
+            measured.push(("prefill", 1, count, time, work, profile));
         }
-        if args.generate > 0 {
-            let run = || decode(self.session, &base, args.generate);
+        for &streams in args.streams.iter().filter(|_| args.generate > 0) {
+            let run = || match streams {
+                1 => decode(self.session, &base, args.generate),
+                _ => streams::decode(self.session, &base, streams, args.generate),
+            };
             let (best, profile) = (self.best(&run)?, self.profile(args, &run)?);
             let Decoded { time, count, read } = best;
-            let work = Work::decode(engine, depth, count, &read);
-            measured.push(("decode", count, time, work, profile));
+            let work = Work::decode(engine, depth, count / streams, streams, &read);
+            measured.push(("decode", streams, count, time, work, profile));
         }
         // Before and after the runs: memory that others slow down for seconds would make a limit
         // below what was reached.
         let limits = before.or_better(measure_limits());
         self.limits.get_or_insert(limits);
-        for (kind, tokens, time, work, profile) in measured {
-            self.record(kind, tokens, depth, time, &work, &limits, profile);
+        for (kind, streams, tokens, time, work, profile) in measured {
+            self.record(kind, streams, tokens, depth, time, &work, &limits, profile);
         }
         spinner.finish();
         Ok(())
@@ -213,6 +229,7 @@ impl Bench<'_> {
     fn record(
         &mut self,
         kind: &'static str,
+        streams: usize,
         tokens: usize,
         depth: usize,
         time: Duration,
@@ -223,6 +240,7 @@ impl Bench<'_> {
         let seconds = time.as_secs_f64().max(1e-9);
         self.runs.push(Run {
             kind,
+            streams,
             tokens,
             depth,
             tokens_per_second: tokens as f64 / seconds,
@@ -340,28 +358,37 @@ fn text(session: &Session, limits: Option<&Limits>, runs: &[Run]) -> String {
             limits.memory_gb_per_s, limits.int8_tops, limits.f32_gflops
         ));
     }
-    let heading = ["KIND", "TOKENS", "DEPTH", "TOKENS/S", "OF THE LIMIT"];
+    let heading = [
+        "KIND",
+        "STREAMS",
+        "TOKENS",
+        "DEPTH",
+        "TOKENS/S",
+        "OF THE LIMIT",
+    ];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for run in runs {
         rows.push(vec![
             run.kind.to_owned(),
+            human_count(run.streams),
             human_count(run.tokens),
             human_count(run.depth),
             format!("{:.1}", run.tokens_per_second),
             format!("{:.0} %", 100.0 * run.share_of_limit),
         ]);
     }
-    text.push_str(&output::table(&rows, &[1, 2, 3, 4]));
+    text.push_str(&output::table(&rows, &[1, 2, 3, 4, 5]));
     for run in runs {
         if let Some(profile) = &run.profile {
             let passes = match run.kind {
-                "decode" => run.tokens,
+                "decode" => run.tokens / run.streams,
                 _ => run.tokens.div_ceil(session.engine.chunk_tokens()),
             };
             text.push_str(&format!(
-                "\n{} of {} tokens at depth {}\n{}",
+                "\n{} of {} tokens in {} streams at depth {}\n{}",
                 run.kind,
                 human_count(run.tokens),
+                human_count(run.streams),
                 human_count(run.depth),
                 profile::text(profile, passes)
             ));

@@ -48,9 +48,16 @@ impl Work {
         Work::new(engine, bytes, products, attention)
     }
 
-    /// Generating `count` tokens one by one from `depth`: weights are read for each, and the cache, or
-    /// what is `read` of its pages.
-    pub(super) fn decode(engine: &Engine, depth: usize, count: usize, read: &Pages) -> Work {
+    /// Generating `count` tokens one by one in each of `streams` texts that share what `depth` holds:
+    /// weights are read once for a token of all, and of the cache, or what is `read` of its pages, the
+    /// shared part once and what each has of its own.
+    pub(super) fn decode(
+        engine: &Engine,
+        depth: usize,
+        count: usize,
+        streams: usize,
+        read: &Pages,
+    ) -> Work {
         let blueprint = engine.model().blueprint();
         let output = (blueprint.hidden * blueprint.vocab) as f64;
         let mut total = Work::default();
@@ -62,7 +69,7 @@ impl Work {
         for step in 0..count {
             let position = depth + 1 + step;
             let layers = &blueprint.layers;
-            let attention = layers
+            let attention: f64 = layers
                 .iter()
                 .map(|layer| share_of(layer) * attention_ops(layer, position, 1))
                 .sum();
@@ -72,15 +79,20 @@ impl Work {
                 .map(|(index, layer)| match &layer.mixer {
                     Mixer::Attention(shape) => {
                         let seen = shape.window.map_or(position, |window| position.min(window));
-                        share_of(layer) * seen as f64 * layout.token_bytes(index)
+                        let own = seen.min(step + 1);
+                        let tokens = (seen - own + streams * own) as f64;
+                        share_of(layer) * tokens * layout.token_bytes(index)
                     }
                     // A state is read and written.
-                    Mixer::GatedDelta(shape) => (2 * size_of::<f32>() * shape.state()) as f64,
+                    Mixer::GatedDelta(shape) => {
+                        (2 * size_of::<f32>() * shape.state() * streams) as f64
+                    }
                 })
                 .sum();
-            let products = 2.0 * (layer_parameters(engine) + output);
+            let rows = streams as f64;
+            let products = 2.0 * (layer_parameters(engine) + output) * rows;
             let bytes = weights_read(engine) as f64 + cache;
-            let work = Work::new(engine, bytes, products, attention);
+            let work = Work::new(engine, bytes, products, attention * rows);
             total.bytes += work.bytes;
             total.int8 += work.int8;
             total.f32 += work.f32;
