@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longview_kv::Wanted;
+use longview_models::Work;
 
 pub use request::{
     AnswerOptions, Ended, Goal, Listener, Priority, Request, Summary, Token, Update,
@@ -40,7 +41,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::generate::FinishReason;
 use pace::Pace;
-use sequence::{Job, Kind, Sequence};
+use sequence::{Job, Kind, NextChoice, Sequence};
 use shares::{Reader, Shares, cut};
 
 /// A request's name in its scheduler.
@@ -364,8 +365,18 @@ impl Scheduler {
             }
             segments.push(sequence.segment(rows, wanted));
         }
-        let workspace = engine.pass(segments)?;
+        let mut workspace = engine.pass(segments)?;
         let vocabulary = engine.model().blueprint().vocab;
+        let rows = workspace.logits().chunks_exact(vocabulary);
+        let of_rows = wants_logits.iter().zip(rows);
+        let mut choices: Vec<NextChoice<'_>> = Vec::with_capacity(wants_logits.len());
+        let mut running = self.running.iter_mut().enumerate();
+        for (&wanted, logits) in of_rows {
+            let sequence = running.find(|(at, _)| *at == wanted);
+            choices.extend(sequence.and_then(|(_, sequence)| sequence.choice(logits)));
+        }
+        let pool = &engine.exec().pool;
+        pool.for_each(&mut choices, |_, choice, _| choice.make());
         let mut rows = workspace.logits().chunks_exact(vocabulary);
         let mut states = workspace
             .states()
@@ -410,6 +421,7 @@ impl Scheduler {
                 }
             }
         }
+        workspace.lap(Work::Sampling);
         drop(workspace);
         self.running.retain(|sequence| !sequence.is_done());
         self.running.extend(grown);

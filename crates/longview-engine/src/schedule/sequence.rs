@@ -67,6 +67,21 @@ enum State {
     Done,
 }
 
+/// A text that is to choose its next token. Choices are made side by side: each looks at all of the
+/// vocabulary, so one after another they would take as long as a tenth of a pass.
+pub(super) struct NextChoice<'a> {
+    writer: &'a mut Writer,
+    /// `[vocabulary]`
+    logits: &'a [f32],
+    history: &'a [u32],
+}
+
+impl NextChoice<'_> {
+    pub(super) fn make(&mut self) {
+        self.writer.choose(self.logits, self.history);
+    }
+}
+
 /// What a step of writing leads to.
 pub(super) struct More {
     /// Tokens chosen.
@@ -320,7 +335,18 @@ impl Sequence {
         });
     }
 
-    /// Chooses the next token of its text, or the first of every text when the prompt was just read.
+    /// The choice of the next token of its text from `logits`, to be made before [`Sequence::write`];
+    /// `None` where no text was begun.
+    pub(super) fn choice<'a>(&'a mut self, logits: &'a [f32]) -> Option<NextChoice<'a>> {
+        let writer = self.writer.as_mut()?;
+        Some(NextChoice {
+            writer,
+            logits,
+            history: &self.tokens,
+        })
+    }
+
+    /// Writes the next token of its text, or the first of every text when the prompt was just read.
     pub(super) fn write(
         &mut self,
         job: &mut Job,

@@ -7,7 +7,7 @@ use longview_text::{ShowSpecials, Start, StopMatcher, StreamDecoder, TextError, 
 use super::request::{AnswerOptions, Token};
 use crate::error::EngineError;
 use crate::generate::{EndOfText, FinishReason, GenerateOptions};
-use crate::sampling::top_logprobs;
+use crate::sampling::{Choice, SamplingError, top_logprobs};
 
 /// What a text needs beside its context.
 pub(super) struct Writer {
@@ -18,8 +18,16 @@ pub(super) struct Writer {
     stream: StreamDecoder,
     stops: StopMatcher,
     generated: usize,
+    /// What [`Writer::choose`] chose and no step has taken yet.
+    chosen: Option<Result<Chosen, SamplingError>>,
     last: Option<Instant>,
     pub(super) longest_gap: Duration,
+}
+
+/// A token chosen from logits.
+struct Chosen {
+    choice: Choice,
+    top: Vec<(u32, f32)>,
 }
 
 /// What came of one step.
@@ -43,6 +51,7 @@ impl Writer {
             options: generate,
             top_logprobs,
             generated: 0,
+            chosen: None,
             last: None,
             longest_gap: Duration::ZERO,
         }
@@ -53,8 +62,23 @@ impl Writer {
         self.options.max_tokens - self.generated
     }
 
-    /// Chooses the next token from `logits`, `[vocabulary]`. `history` holds every token so far and
-    /// `room` is how many more the context may take.
+    /// Chooses the next token from `logits` (`[vocabulary]`) for the step that follows; `history`
+    /// holds every token so far. Texts choose independently, on any thread.
+    pub(super) fn choose(&mut self, logits: &[f32], history: &[u32]) {
+        self.chosen = Some(self.pick(logits, history));
+    }
+
+    fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<Chosen, SamplingError> {
+        let choice = self.options.chain.pick(logits, history)?;
+        let top = match self.top_logprobs {
+            0 => Vec::new(),
+            count => top_logprobs(logits, count)?,
+        };
+        Ok(Chosen { choice, top })
+    }
+
+    /// Writes the token that was chosen, or chooses it now from `logits`, `[vocabulary]`. `history`
+    /// holds every token so far and `room` is how many more the context may take.
     pub(super) fn step(
         &mut self,
         logits: &[f32],
@@ -62,11 +86,8 @@ impl Writer {
         room: usize,
         tokenizer: &Tokenizer,
     ) -> Result<Written, EngineError> {
-        let choice = self.options.chain.pick(logits, history)?;
-        let top = match self.top_logprobs {
-            0 => Vec::new(),
-            count => top_logprobs(logits, count)?,
-        };
+        let chosen = self.chosen.take();
+        let Chosen { choice, top } = chosen.unwrap_or_else(|| self.pick(logits, history))?;
         let now = Instant::now();
         if let Some(last) = self.last.replace(now) {
             self.longest_gap = self.longest_gap.max(now - last);
