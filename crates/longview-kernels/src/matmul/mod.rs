@@ -31,6 +31,12 @@ use plan::Plan;
 
 /// Panels that tiles of many rows take at most.
 const PANELS_TOGETHER: usize = 3;
+/// Groups of rows whose sums stay in registers.
+const FEW_GROUPS: usize = 3;
+/// Rows up to which blocks of panels are unpacked into registers, met by all rows.
+const SOME_ROWS: usize = 48;
+/// Panels that such rows take together where they are more than a few groups.
+const PANELS_OF_SOME_ROWS: usize = 2;
 
 /// The form of activations that a product with weights of `format` reads.
 pub fn needed(numerics: Numerics, format: Format) -> Need {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{PANELS_TOGETHER, needed};
+use super::{FEW_GROUPS, PANELS_OF_SOME_ROWS, PANELS_TOGETHER, SOME_ROWS, needed};
 use crate::activations::{Activations, Need};
 use crate::exec::Exec;
 use crate::packed::Packed;
@@ -14,8 +14,8 @@ pub(super) struct Plan<'a> {
     ws: &'a [&'a Packed],
     /// Threads that share a round of chunks.
     threads: usize,
-    /// Whether tiles take several panels at once.
-    many: bool,
+    /// Panels that tiles take at once.
+    together: usize,
     /// Bytes of weights of all matrices.
     bytes: usize,
     /// Bytes of weights of the smallest chunk.
@@ -52,11 +52,19 @@ impl<'a> Plan<'a> {
         let blocks = groups.div_ceil(most.min().unwrap_or(INT8_GROUPS)).max(1);
         let group_block = groups.div_ceil(blocks).next_multiple_of(TILE_GROUPS);
         let many = x.rows() >= MANY_ROWS;
+        let int8 = |w: &&Packed| needed(exec.numerics, w.format()) == Need::Int8;
+        let together = match x.rows() {
+            rows if groups > FEW_GROUPS && rows <= SOME_ROWS && ws.iter().all(int8) => {
+                PANELS_OF_SOME_ROWS
+            }
+            _ if many => PANELS_TOGETHER,
+            _ => 1,
+        };
         let rows = group_block * x.shape().group;
         let mut plan = Plan {
             ws,
             threads: exec.pool.threads(),
-            many,
+            together,
             bytes: ws.iter().map(|w| w.bytes()).sum(),
             least: TASK_BYTES / x.rows().min(rows).div_ceil(8).max(1),
             // Every task of few rows begins with waiting for memory: few and large ones first.
@@ -98,7 +106,7 @@ impl<'a> Plan<'a> {
     /// The panels of `w`, which begins at `base` of the sequence, that belong to the chunk `bytes`:
     /// those whose grain begins in it.
     fn panels(&self, w: &Packed, base: usize, bytes: &Range<usize>) -> Range<usize> {
-        let together = if self.many { PANELS_TOGETHER } else { 1 };
+        let together = self.together;
         let grain = (w.bytes() / w.panels().max(1) * together).max(1);
         let panel = |at: usize| {
             let grains = at.saturating_sub(base).div_ceil(grain);

@@ -52,7 +52,7 @@ pub(super) use with_source;
 
 /// How far ahead of a segment weights are asked for: what arrives in the time memory takes to
 /// answer. A whole segment comes on top, as its first block already needs the end of it.
-const AHEAD: usize = 2560;
+pub(super) const AHEAD: usize = 2560;
 
 /// Where the planes of a segment begin.
 #[derive(Clone, Copy)]

@@ -3,69 +3,59 @@
 use std::arch::x86_64::*;
 
 use super::each;
+use super::rows_int8::some_rows;
 use super::unpack::Block;
 use super::wide_int8::wide_int8;
 use crate::activations::ROW_RECORD;
-use crate::matmul::Part;
 use crate::matmul::source::{Segment, Source, with_source};
+use crate::matmul::{FEW_GROUPS, Part, SOME_ROWS};
 use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Computes `part`, whose weights are quantised.
 pub(in crate::matmul) fn int8(part: &Part) {
-    if part.rows().len() < WIDE_ROWS {
-        with_source!(part.w.format(), panels(part));
+    let format = part.w.format();
+    if part.x.shape().groups <= FEW_GROUPS {
+        with_source!(format, few_rows(part));
+    } else if part.rows().len() <= SOME_ROWS {
+        with_source!(format, some_rows(part));
     } else {
-        with_source!(part.w.format(), wide_int8(part));
+        with_source!(format, wide_int8(part));
     }
 }
 
-/// Rows from which on it pays to unpack panels into the cache.
-const WIDE_ROWS: usize = 49;
-
-fn panels<S: Source>(part: &Part) {
+fn few_rows<S: Source>(part: &Part) {
     let shape = part.x.shape();
-    let records = part.x.records();
     for panel in part.panels.clone() {
-        let weights = part.w.panel(panel);
-        let mut group = part.groups.start;
-        while group < part.groups.end {
-            let groups = (part.groups.end - group).min(3);
-            let row = group * shape.group;
-            let tile = Tile {
-                panel: weights.as_ptr(),
-                blocks: part.blocks(),
-                first: group == part.groups.start,
-                x: records[group * shape.record_bytes()..].as_ptr(),
-                x_stride: shape.record_bytes(),
-                out: part.out(row, panel),
-                out_stride: part.w.n(),
-                rows: (part.x.rows() - row).min(groups * shape.group),
-                lanes: (0xffff_u32 >> (LANES - part.lanes(panel))) as __mmask16,
-            };
-            // SAFETY: `Isa::Avx512` runs only where the processor offers the features. The tile's
-            // panel and groups are whole, and its rows and lanes lie inside the output, which no
-            // other part writes.
-            unsafe {
-                match (shape.group, groups) {
-                    (1, _) => tile.compute::<S, 1, 1>(),
-                    (2, _) => tile.compute::<S, 2, 1>(),
-                    (3, _) => tile.compute::<S, 3, 1>(),
-                    (_, 1) => tile.compute::<S, 4, 1>(),
-                    (_, 2) => tile.compute::<S, 4, 2>(),
-                    _ => tile.compute::<S, 4, 3>(),
-                }
+        let tile = Tile {
+            panel: part.w.panel(panel).as_ptr(),
+            blocks: part.blocks(),
+            x: part.x.records().as_ptr(),
+            x_stride: shape.record_bytes(),
+            out: part.out(0, panel),
+            out_stride: part.w.n(),
+            rows: part.x.rows(),
+            lanes: (0xffff_u32 >> (LANES - part.lanes(panel))) as __mmask16,
+        };
+        // SAFETY: `Isa::Avx512` runs only where the processor offers the features. The tile's panel
+        // and groups are whole, and its rows and lanes lie inside the output, which no other part
+        // writes.
+        unsafe {
+            match (shape.group, shape.groups) {
+                (1, _) => tile.compute::<S, 1, 1>(),
+                (2, _) => tile.compute::<S, 2, 1>(),
+                (3, _) => tile.compute::<S, 3, 1>(),
+                (_, 1) => tile.compute::<S, 4, 1>(),
+                (_, 2) => tile.compute::<S, 4, 2>(),
+                _ => tile.compute::<S, 4, 3>(),
             }
-            group += if shape.group == 4 { groups } else { 1 };
         }
     }
 }
 
-/// One panel times up to twelve rows.
+/// One panel times all rows, up to three groups of them.
 struct Tile {
     panel: *const u8,
     blocks: usize,
-    /// Whether the panel's weights are still in memory rather than in a cache.
-    first: bool,
     /// Records of the first group.
     x: *const u8,
     /// Bytes from one group to the next.
@@ -91,9 +81,7 @@ impl Tile {
             for at in 0..self.blocks.div_ceil(SEGMENT) {
                 let (segment, count) = Segment::at::<S>(self.panel, self.blocks, at);
                 for b in 0..count {
-                    if self.first {
-                        segment.prefetch::<S>(b);
-                    }
+                    segment.prefetch::<S>(b);
                     let w = Block::unpack::<S>(segment.planes::<S>(b));
                     each!(r < G * GROUPS, {
                         let record = x[r / G];
@@ -109,7 +97,7 @@ impl Tile {
                             let mut sum = if layout.has_min() { zero } else { int(1) };
                             each!(g < 8, {
                                 sum = _mm512_dpbusd_epi32(sum, w.codes[g], four(g));
-                            });
+                            } of 8);
                             _mm512_mul_ps(_mm512_cvtepi32_ps(sum), w.scale[0])
                         } else {
                             let mut low = if layout.has_min() { zero } else { int(2) };
@@ -120,7 +108,7 @@ impl Tile {
                             each!(g < 4, {
                                 low = _mm512_dpbusd_epi32(low, w.codes[g], four(g));
                                 high = _mm512_dpbusd_epi32(high, w.codes[g + 4], four(g + 4));
-                            });
+                            } of 4);
                             let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(low), w.scale[0]);
                             _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), w.scale[1], dot)
                         };

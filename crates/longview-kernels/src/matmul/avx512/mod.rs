@@ -1,11 +1,12 @@
 //! The products with AVX-512 and its 8-bit dot product (VNNI).
 //!
 //! A register holds one number of each of a panel's 16 outputs. With few rows, a panel's block is
-//! unpacked into eight registers for all of them; with more, panels are unpacked into the cache and
-//! read again by every group of rows.
+//! unpacked into eight registers for all of them, with some rows those of two panels; with more, panels
+//! are unpacked into the cache and read again by every group of rows.
 
 mod float;
 mod int8;
+mod rows_int8;
 mod unpack;
 mod wide_float;
 mod wide_int8;

@@ -9,6 +9,7 @@ use crate::matmul::source::{Planes, Source};
 use crate::packed::layout::Scales;
 
 /// A block of a panel in registers, in the terms of [`crate::packed::lane::LaneBlock`].
+#[derive(Clone, Copy)]
 pub(super) struct Block {
     /// Register `g`: group `g` of the 16 outputs.
     pub(super) codes: [__m512i; 8],

@@ -1,0 +1,196 @@
+//! Quantised weights · int8 activations of some rows: more than registers have sums for, fewer than pay
+//! for panels that are unpacked into the cache.
+//!
+//! The same block of two panels is unpacked into sixteen registers and meets row after row: a word of
+//! activations that is loaded serves two products, and no block is unpacked twice. The rows' sums lie
+//! in the nearest cache, where adding to them costs a load and a store for ten multiplications.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::each;
+use super::int8::fence;
+use super::unpack::Block;
+use crate::activations::ROW_RECORD;
+use crate::matmul::source::{AHEAD, Segment, Source};
+use crate::matmul::{PANELS_OF_SOME_ROWS as PANELS, Part, SOME_ROWS};
+use crate::memory::prefetch;
+use crate::packed::layout::{BLOCK, LANES, SEGMENT};
+
+/// The sums of all rows for two panels.
+#[repr(align(64))]
+struct Sums {
+    _room: [[f32; PANELS * LANES]; SOME_ROWS],
+}
+
+/// Computes `part`, of at least four rows and at most [`SOME_ROWS`].
+pub(super) fn some_rows<S: Source>(part: &Part) {
+    assert!(part.x.shape().group == 4 && 4 * part.groups.len() <= SOME_ROWS);
+    let mut room = MaybeUninit::<Sums>::uninit();
+    let sums = room.as_mut_ptr().cast::<f32>();
+    for panel in part.panels.clone().step_by(PANELS) {
+        // SAFETY: `Isa::Avx512` runs only where the processor offers the features; the panels and
+        // groups are the part's, and there is room for the sums of their rows.
+        unsafe {
+            match part.panels.end - panel {
+                1 => compute::<S, 1>(part, panel, sums),
+                _ => compute::<S, 2>(part, panel, sums),
+            }
+        }
+    }
+}
+
+/// Computes the products of `P` panels from `panel` on with all rows of the part.
+///
+/// # Safety
+/// The processor offers the features; so many panels are the part's, whose rows come in groups of
+/// four, and `sums` has room for `[rows of the groups][P][16]`, aligned to 64 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn compute<S: Source, const P: usize>(part: &Part, panel: usize, sums: *mut f32) {
+    const GROUP_BYTES: usize = 4 * ROW_RECORD;
+    let layout = S::LAYOUT;
+    let (blocks, groups) = (part.blocks(), part.groups.len());
+    let panels: [*const u8; P] = std::array::from_fn(|p| part.w.panel(panel + p).as_ptr());
+    let stride = part.x.shape().record_bytes();
+    let mut x = part.x.records()[part.groups.start * stride..part.groups.end * stride].as_ptr();
+    let ahead = Ahead {
+        panel_bytes: layout.panel_bytes(blocks),
+        skipped: (P - 1) * layout.panel_bytes(blocks),
+    };
+    // SAFETY: segments and blocks are counted inside the panels, records inside the groups, and sums
+    // inside their room; rows and lanes that are written lie inside the output.
+    unsafe {
+        sums.write_bytes(0, 4 * groups * P * LANES);
+        for at in 0..blocks.div_ceil(SEGMENT) {
+            let mut segments = [Segment::at::<S>(panels[0], blocks, at); P];
+            each!(p < P, {
+                segments[p] = Segment::at::<S>(panels[p], blocks, at);
+            } of 2);
+            for b in 0..segments[0].1 {
+                ahead.ask::<S>(&panels, at, b);
+                let mut w = [Block::unpack::<S>(segments[0].0.planes::<S>(b)); P];
+                each!(p < P, {
+                    if p > 0 {
+                        w[p] = Block::unpack::<S>(segments[p].0.planes::<S>(b));
+                    }
+                } of 2);
+                let (mut record, mut to) = (x, sums);
+                for _ in 0..groups {
+                    if layout.subs == 1 && !layout.has_min() {
+                        add::<S, P, 4>(&w, record, 0, to);
+                    } else {
+                        // Registers for two rows beside the scales.
+                        add::<S, P, 2>(&w, record, 0, to);
+                        add::<S, P, 2>(&w, record, 2, to);
+                    }
+                    record = record.add(stride);
+                    to = to.add(4 * P * LANES);
+                }
+                x = x.wrapping_add(GROUP_BYTES);
+            }
+        }
+        for (at, row) in part.rows().enumerate() {
+            for p in 0..P {
+                let sum = _mm512_load_ps(sums.add((at * P + p) * LANES));
+                let lanes = (0xffff_u32 >> (LANES - part.lanes(panel + p))) as __mmask16;
+                _mm512_mask_storeu_ps(part.out(row, panel + p), lanes, sum);
+            }
+        }
+    }
+}
+
+/// Adds a block of `P` panels times the rows from `first` on, `R` of them, of a group's `record` to the
+/// group's sums `to`, `[4][P][16]`.
+///
+/// The rows' chains of dot products run side by side: one alone waits for its last addition longer
+/// than the processor can look ahead.
+///
+/// # Safety
+/// The caller has the features enabled; the record is of four rows, and `to` has room for their sums.
+#[inline(always)]
+unsafe fn add<S: Source, const P: usize, const R: usize>(
+    w: &[Block; P],
+    record: *const u8,
+    first: usize,
+    to: *mut f32,
+) {
+    let layout = S::LAYOUT;
+    let (subs, groups) = (layout.subs, 8 / layout.subs);
+    // SAFETY: what is read and written lies inside what the caller promises.
+    unsafe {
+        let field = |i: usize, r: usize| record.add(4 * BLOCK + 4 * (4 * i + first + r));
+        let int = |i: usize, r: usize| field(i, r).cast::<i32>().read_unaligned();
+        let float = |i: usize, r: usize| field(i, r).cast::<f32>().read_unaligned();
+        let mut ints = [[[_mm512_setzero_si512(); P]; R]; 2];
+        if !layout.has_min() {
+            each!(r < R, {
+                let starts = match subs {
+                    1 => [int(1, r), 0],
+                    _ => [int(2, r), int(1, r) - int(2, r)],
+                };
+                each!(s < subs, {
+                    ints[s][r] = [_mm512_set1_epi32(starts[s]); P];
+                } of 2);
+            } of 4);
+        }
+        each!(i < groups, {
+            each!(s < subs, {
+                let g = s * groups + i;
+                each!(r < R, {
+                    let four = record.add((first + r) * BLOCK + 4 * g).cast::<i32>();
+                    let four = _mm512_set1_epi32(four.read_unaligned());
+                    each!(p < P, {
+                        ints[s][r][p] = _mm512_dpbusd_epi32(ints[s][r][p], w[p].codes[g], four);
+                    } of 2);
+                } of 4);
+            } of 2);
+            fence();
+        } of 8);
+        each!(r < R, {
+            let scale = _mm512_set1_ps(float(0, r));
+            each!(p < P, {
+                let w = &w[p];
+                let mut dot = _mm512_mul_ps(_mm512_cvtepi32_ps(ints[0][r][p]), w.scale[0]);
+                if subs == 2 {
+                    dot = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints[1][r][p]), w.scale[1], dot);
+                }
+                if layout.has_min() && subs == 1 {
+                    dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(float(3, r)), dot);
+                } else if layout.has_min() {
+                    let low = int(2, r) as f32 * (-1.0 / 128.0);
+                    dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(low), dot);
+                    let high = _mm512_set1_ps(float(3, r) - low);
+                    dot = _mm512_fmadd_ps(w.min[1], high, dot);
+                }
+                let to = to.add(((first + r) * P + p) * LANES);
+                let sum = _mm512_fmadd_ps(dot, scale, _mm512_load_ps(to));
+                _mm512_store_ps(to, sum);
+            } of 2);
+        } of 4);
+        fence();
+    }
+}
+
+/// Asks for weights some way ahead: in the same panels, or in those that come after all of them.
+struct Ahead {
+    panel_bytes: usize,
+    /// Bytes of the other panels, between the end of one and what is read after it.
+    skipped: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn ask<S: Source>(&self, panels: &[*const u8], segment: usize, block: usize) {
+        let bytes = S::LAYOUT.segment_bytes(SEGMENT);
+        let block_bytes = bytes / SEGMENT;
+        let mut start = (segment + 1) * bytes + block * block_bytes + AHEAD;
+        if start >= self.panel_bytes {
+            start += self.skipped;
+        }
+        for panel in panels {
+            for line in 0..block_bytes.div_ceil(64) {
+                prefetch(panel.wrapping_add(start + 64 * line));
+            }
+        }
+    }
+}
