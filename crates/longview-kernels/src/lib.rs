@@ -32,6 +32,6 @@ pub use exec::Exec;
 pub use format::Format;
 pub use isa::{Isa, Numerics};
 pub use matmul::{matmul, matmul_many, needed};
-pub use memory::AlignedBytes;
+pub use memory::{AlignedBytes, Floats};
 pub use packed::Packed;
 pub use pool::Pool;

@@ -1,4 +1,4 @@
-//! Zeroed, aligned memory for weights and KV blocks.
+//! Zeroed, aligned memory for weights, KV blocks and the rows that pass through a model.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
@@ -94,6 +94,60 @@ impl Drop for AlignedBytes {
     }
 }
 
+/// A buffer of floats that grows, in the memory of an [`AlignedBytes`]: a product writes its rows far
+/// apart, so that in small pages each would be looked up anew.
+#[derive(Default)]
+pub struct Floats {
+    bytes: AlignedBytes,
+    len: usize,
+}
+
+impl Floats {
+    /// Sets the length to `len` and gives the numbers. What they are is left open: zeros, or those
+    /// that were there. Allocates only when the buffer has never been as long.
+    pub fn sized(&mut self, len: usize) -> &mut [f32] {
+        if self.capacity() < len {
+            // First the old one, so that no two are held at once.
+            self.bytes = AlignedBytes::default();
+            self.bytes = AlignedBytes::zeroed(len * size_of::<f32>());
+        }
+        self.len = len;
+        self
+    }
+
+    /// As [`Floats::sized`] where it is shorter; no number is lost where it is not.
+    pub fn at_least(&mut self, len: usize) -> &mut [f32] {
+        self.sized(len.max(self.len))
+    }
+
+    /// Numbers that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.bytes.len() / size_of::<f32>()
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: any four bytes are a float, the buffer is aligned, initialised, and not shorter.
+        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `deref`, and `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.bytes.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl Default for AlignedBytes {
+    fn default() -> AlignedBytes {
+        AlignedBytes::zeroed(0)
+    }
+}
+
 /// What the dangling pointer of an empty buffer is aligned like.
 #[repr(align(64))]
 struct Line;
@@ -174,6 +228,19 @@ fn unmap_pages(_start: NonNull<u8>, _len: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn floats_keep_their_memory_and_their_length() {
+        let mut floats = Floats::default();
+        assert!(floats.is_empty());
+        floats.sized(100).fill(1.0);
+        let at = floats.as_ptr();
+        assert_eq!(floats.sized(7).len(), 7);
+        assert_eq!(floats.at_least(50), [1.0; 50]);
+        assert_eq!(floats.at_least(5).len(), 50);
+        assert_eq!((floats.capacity(), floats.as_ptr()), (100, at));
+        assert_eq!(floats.sized(1000)[999], 0.0);
+    }
 
     #[test]
     fn buffers_are_zeroed_aligned_and_writable() {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use longview_kernels::Isa;
 use longview_kernels::attention::{
-    AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_span,
+    AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_further, attend_span,
 };
 use longview_kernels::page::{
     KvType, PAGE_TOKENS, PageGeometry, StridedRows, pack_page, read_key, read_value, write_tokens,
@@ -92,9 +92,13 @@ impl Cache {
 
     fn span(&self, span: usize) -> Vec<PageRef<'_>> {
         let per_span = SPAN_TOKENS / PAGE_TOKENS;
-        self.pages[span * per_span..]
+        let first = span * per_span;
+        self.pages(first..self.pages.len().min(first + per_span))
+    }
+
+    fn pages(&self, pages: Range<usize>) -> Vec<PageRef<'_>> {
+        self.pages[pages]
             .iter()
-            .take(per_span)
             .map(|(k, v)| PageRef { k, v })
             .collect()
     }
@@ -539,5 +543,61 @@ fn spans_merge_to_the_whole_whatever_part_is_empty() {
             a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5),
             "{isa} {a:?} {b:?}"
         );
+    }
+}
+
+#[test]
+fn where_a_span_is_cut_and_who_goes_on_changes_no_bit() {
+    let all_types = [&KvType::ALL[..], &KvType::WHOLE].concat();
+    for (isa, kv_type) in Isa::available()
+        .into_iter()
+        .flat_map(|isa| all_types.iter().map(move |t| (isa, *t)))
+    {
+        let geom = PageGeometry {
+            head_dim: 40,
+            v_dim: 24,
+            k_type: kv_type,
+            v_type: kv_type,
+        };
+        let cache = Cache::new(geom, 300, 1.0, 5, 6);
+        let pages = cache.span(0);
+        let rows = 5;
+        let q = Noise(9).normals(rows * geom.head_dim, 0.3);
+        let visible: Vec<Range<u32>> = vec![0..300, 10..64, 70..290, 0..0, 200..201];
+        let whole = cache.attend(isa, &q, &visible, 0.0);
+        let mut scratch = AttentionScratch::new();
+        let mut attend = |pages: Range<usize>, of: Range<usize>, out: &mut Partials| {
+            let first = (pages.start * PAGE_TOKENS) as u32;
+            let end = (pages.end * PAGE_TOKENS) as u32;
+            let inside = |x: u32| x.clamp(first, end) - first;
+            let visible: Vec<_> = visible[of.clone()]
+                .iter()
+                .map(|r| inside(r.start)..inside(r.end))
+                .collect();
+            let rows = QueryRows {
+                heads: 1,
+                q: &q[of.start * geom.head_dim..of.end * geom.head_dim],
+                visible: &visible,
+                softcap: 0.0,
+            };
+            attend_further(isa, &geom, &cache.pages(pages), &rows, &mut scratch, out);
+        };
+        for cut in 1..pages.len() {
+            let mut first = Partials::new(rows, geom.v_dim);
+            attend(0..cut, 0..rows, &mut first);
+            // Some of the rows go on together, the others alone.
+            for of in [0..2, 2..3, 3..5] {
+                let mut rest = Partials::new(of.len(), geom.v_dim);
+                rest.copy_rows(0, &first, of.clone());
+                attend(cut..pages.len(), of.clone(), &mut rest);
+                for (at, row) in of.enumerate() {
+                    assert_eq!(
+                        bits(&rest, at),
+                        bits(&whole, row),
+                        "{isa} {kv_type} cut {cut} row {row}"
+                    );
+                }
+            }
+        }
     }
 }

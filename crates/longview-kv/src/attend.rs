@@ -2,16 +2,17 @@
 //! that they hold, or over what their methods say.
 
 mod picked;
+mod shared;
 mod streams;
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use longview_kernels::Exec;
 use longview_kernels::attention::{
     AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_span,
 };
 use longview_kernels::page::PAGE_TOKENS;
+use longview_kernels::{Exec, Isa};
 
 use crate::batch::Batch;
 use crate::context::{Context, RopeSet};
@@ -22,6 +23,7 @@ use crate::pattern::{QueryBlock, Sparse};
 use crate::places::Stretch;
 use crate::read::Best;
 use picked::Pick;
+use shared::Pieces;
 
 /// Blocks in a key span.
 const SPAN_BLOCKS: usize = SPAN_TOKENS / PAGE_TOKENS;
@@ -80,6 +82,16 @@ pub struct AttendWorkspace {
     cuts: Vec<Cuts>,
     /// What read methods plan.
     picks: Vec<Pick>,
+    /// Of what segments have in common.
+    pieces: Pieces,
+}
+
+impl AttendWorkspace {
+    /// Pages that were read since the workspace was made, each counted as often as it was fetched for
+    /// some rows.
+    pub fn pages_read(&self) -> u64 {
+        self.workers.iter().map(|worker| lock(worker).pages).sum()
+    }
 }
 
 /// What one thread needs.
@@ -92,8 +104,10 @@ struct Worker {
     /// What read methods search with.
     best: Best,
     partials: Partials,
-    /// Of the spans before one that is read in several parts; of the blocks of a row with a stream.
+    /// Of the spans before one that is read in several parts; of the blocks of a row.
     apart: Partials,
+    /// Pages read so far.
+    pages: u64,
 }
 
 /// Query rows of some KV heads over some of the key spans, and their running softmax.
@@ -117,6 +131,8 @@ enum Source {
     Stream,
     /// In the blocks that this pick says.
     Picked(usize),
+    /// In blocks that several segments read, as this piece of them.
+    Shared(usize),
 }
 
 /// How the work of a segment is cut: what a keep method left comes before the blocks.
@@ -174,9 +190,11 @@ impl Batch<'_> {
             tasks,
             cuts,
             picks,
+            pieces,
         } = workspace;
         workers.resize_with(threads, || Mutex::new(Worker::new()));
-        let (planned, picked) = call.plan(tasks, cuts, picks);
+        call.plan_shared(tasks, pieces);
+        let (planned, picked) = call.plan(tasks, pieces.tasks(), cuts, picks);
         let tasks = &mut tasks[..planned];
         // All of them now, for it is chance which thread comes to work first.
         workers
@@ -193,10 +211,12 @@ impl Batch<'_> {
             picks: &picks[..picked],
             ..call
         };
+        let (shared, own) = tasks.split_at_mut(pieces.tasks());
+        call.attend_shared(pieces, shared, workers);
         match self.feed() {
-            None => call.wave(tasks, workers, 0..usize::MAX, None),
+            None => call.wave(own, workers, 0..usize::MAX, None),
             Some(feed) => {
-                let mut rest = &mut tasks[..];
+                let mut rest = own;
                 for segment in 0..self.segments().len() {
                     let end = cuts
                         .get(segment + 1)
@@ -207,7 +227,12 @@ impl Batch<'_> {
                 }
             }
         }
-        let tasks = &*tasks;
+        let finish = Finish {
+            call: &call,
+            tasks,
+            cuts,
+            pieces,
+        };
 
         // What a thread finishes at once: a row, or one KV head of it where rows are few.
         let (_, group, _) = call.place(0);
@@ -223,7 +248,7 @@ impl Batch<'_> {
             let first = index % units * heads_per_unit;
             let heads = first..first + heads_per_unit;
             let mut worker = lock(&workers[worker]);
-            call.finish(tasks, cuts, index / units, heads, out, &mut worker);
+            finish.row(index / units, heads, out, &mut worker);
         });
         Ok(())
     }
@@ -247,17 +272,24 @@ struct Call<'a, 'b> {
 }
 
 impl<'a> Call<'a, '_> {
-    /// Writes the tasks of this call over `tasks`, how they were cut over `cuts` and what read methods
-    /// are to plan over `picks`; returns how many tasks and picks they are.
+    /// Writes the tasks of this call over `tasks` from `planned` on, how they were cut over `cuts` and
+    /// what read methods are to plan over `picks`; returns how many tasks there are then, and how many
+    /// picks. What pieces read is left out.
     fn plan(
         &self,
         tasks: &mut Vec<Task>,
+        mut planned: usize,
         cuts: &mut Vec<Cuts>,
         picks: &mut Vec<Pick>,
     ) -> (usize, usize) {
-        let (mut planned, mut picked) = (0, 0);
+        let mut picked = 0;
         cuts.clear();
+        let sharing = self.sharing();
         for segment in 0..self.batch.segments().len() {
+            if sharing.is_some_and(|sharing| sharing.has(segment)) {
+                cuts.push(Cuts::NONE);
+                continue;
+            }
             let (context, group, _) = self.place(segment);
             let streams = self.plan_streams(segment, tasks, &mut planned);
             let of_method = self.picked_rows(segment);
@@ -337,8 +369,9 @@ impl<'a> Call<'a, '_> {
         let (parts, row_step, head_step) = if rows == 0 {
             (0, 1, kv_heads)
         } else if rows * group_size <= SPLIT_SPANS_UP_TO {
+            let segments = self.batch.segments().len();
             let head_tasks = (DECODE_TASKS_PER_THREAD * threads)
-                .div_ceil(parts)
+                .div_ceil(parts * segments)
                 .min(kv_heads);
             (
                 parts,
@@ -438,7 +471,7 @@ impl<'a> Call<'a, '_> {
         let in_parts = group.recent.is_some() || !context.places.is_plain();
         let plan = match task.source {
             Source::Picked(at) => Some(&self.picks[at].plan),
-            Source::Blocks | Source::Stream => None,
+            Source::Blocks | Source::Stream | Source::Shared(_) => None,
         };
         for span in spans {
             let blocks = span * SPAN_BLOCKS..(span + 1) * SPAN_BLOCKS;
@@ -640,6 +673,7 @@ impl<'a> Call<'a, '_> {
         };
         let count = task.heads.len() * task.rows.len() * group_size;
         worker.partials.reset(count, v_dim);
+        worker.pages += used as u64;
         attend_span(
             self.exec.isa,
             &group.geometry,
@@ -653,75 +687,24 @@ impl<'a> Call<'a, '_> {
 
     /// The queries of a task, scaled: `[heads][rows][group][head_dim]`.
     fn gather(&self, task: &Task, worker: &mut Worker) {
-        let group = self.place(task.segment).1;
-        let (heads, head_dim) = (self.attention.heads, group.kind.head_dim);
-        let group_size = heads / group.kind.kv_heads;
-        let first_row = self.batch.rows_of(task.segment).start;
+        let first = self.batch.rows_of(task.segment).start;
+        let rows = first + task.rows.start..first + task.rows.end;
         worker.queries.clear();
         for head in task.heads.clone() {
-            for row in task.rows.clone() {
-                let from = ((first_row + row) * heads + head * group_size) * head_dim;
-                let queries = &self.q[from..from + group_size * head_dim];
-                let scaled = queries.iter().map(|x| x * self.attention.scale);
-                worker.queries.extend(scaled);
-            }
+            self.gather_rows(task.segment, head, rows.clone(), &mut worker.queries);
         }
     }
 
-    /// Merges the parts of the KV heads `heads` of row `row` left to right, divides by the sums and
-    /// writes the result, `[heads · group][v_dim]`.
-    fn finish(
-        &self,
-        tasks: &[Task],
-        cuts: &[Cuts],
-        row: usize,
-        heads: Range<usize>,
-        out: &mut [f32],
-        worker: &mut Worker,
-    ) {
-        let segment = (0..cuts.len())
-            .find(|&segment| row < self.batch.rows_of(segment).end)
-            .expect("every row is in a segment");
-        let row = row - self.batch.rows_of(segment).start;
-        let v_dim = self.place(segment).1.kind.v_dim;
-        let group_size = out.len() / heads.len() / v_dim;
-        for (head, out) in heads.zip(out.chunks_exact_mut(group_size * v_dim)) {
-            let Worker {
-                partials: whole,
-                apart,
-                ..
-            } = &mut *worker;
-            whole.reset(group_size, v_dim);
-            let Cuts {
-                streams,
-                blocks,
-                picked_from,
-                picked,
-            } = &cuts[segment];
-            let join = |whole: &mut Partials, cut: &Cut, row_of_cut: usize| {
-                for part in 0..cut.parts {
-                    let task = &tasks[cut.task(part, row_of_cut, head)];
-                    let at = (head - task.heads.start) * task.rows.len() + row - task.rows.start;
-                    let rows = at * group_size..(at + 1) * group_size;
-                    whole.merge_rows(self.exec.isa, &task.partials, rows);
-                }
-            };
-            let (of_blocks, row_of_cut) = match row < *picked_from {
-                true => (blocks, row),
-                false => (picked, row - *picked_from),
-            };
-            join(whole, streams, row);
-            if streams.parts == 0 {
-                join(whole, of_blocks, row_of_cut);
-            } else {
-                // Blocks first among themselves, as one task that walks them all merges them.
-                apart.reset(group_size, v_dim);
-                join(apart, of_blocks, row_of_cut);
-                whole.merge(self.exec.isa, apart);
-            }
-            let sinks = self.attention.sinks;
-            let sinks = sinks.map(|sinks| &sinks[head * group_size..(head + 1) * group_size]);
-            whole.finish(self.exec.isa, sinks, out);
+    /// Adds the queries of KV head `head` in rows `rows` of the batch to `queries`, scaled:
+    /// `[rows][group][head_dim]`. The rows belong to `segment` or to segments that share with it.
+    fn gather_rows(&self, segment: usize, head: usize, rows: Range<usize>, queries: &mut Vec<f32>) {
+        let group = self.place(segment).1;
+        let (heads, head_dim) = (self.attention.heads, group.kind.head_dim);
+        let group_size = heads / group.kind.kv_heads;
+        for row in rows {
+            let from = (row * heads + head * group_size) * head_dim;
+            let of_row = &self.q[from..from + group_size * head_dim];
+            queries.extend(of_row.iter().map(|x| x * self.attention.scale));
         }
     }
 
@@ -731,6 +714,139 @@ impl<'a> Call<'a, '_> {
         let layout = context.layout();
         let (group, place) = layout.layers[self.layer];
         (context, &layout.groups[group], place)
+    }
+}
+
+/// What is left to do when all tasks are done.
+struct Finish<'a, 'b> {
+    call: &'a Call<'a, 'b>,
+    tasks: &'a [Task],
+    cuts: &'a [Cuts],
+    pieces: &'a Pieces,
+}
+
+impl Finish<'_, '_> {
+    /// Merges the parts of the KV heads `heads` of row `row` left to right, divides by the sums and
+    /// writes the result, `[heads · group][v_dim]`.
+    fn row(&self, row: usize, heads: Range<usize>, out: &mut [f32], worker: &mut Worker) {
+        let Finish {
+            call,
+            tasks,
+            cuts,
+            pieces,
+        } = *self;
+        let isa = call.exec.isa;
+        let segment = (0..cuts.len())
+            .find(|&segment| row < call.batch.rows_of(segment).end)
+            .expect("every row is in a segment");
+        let row = row - call.batch.rows_of(segment).start;
+        let place = call.sharing().and_then(|sharing| sharing.place(segment));
+        let v_dim = call.place(segment).1.kind.v_dim;
+        let group_size = out.len() / heads.len() / v_dim;
+        let Cuts {
+            streams,
+            blocks,
+            picked_from,
+            picked,
+        } = &cuts[segment];
+        let (of_blocks, row_of_cut) = match row < *picked_from {
+            true => (blocks, row),
+            false => (picked, row - *picked_from),
+        };
+        for (head, out) in heads.zip(out.chunks_exact_mut(group_size * v_dim)) {
+            let sinks = call.attention.sinks;
+            let sinks = sinks.map(|sinks| &sinks[head * group_size..(head + 1) * group_size]);
+            // Blocks first among themselves, as one task that walks them all merges them.
+            let mut merge = Merge {
+                isa,
+                group_size,
+                v_dim,
+                whole: &mut worker.apart,
+                so_far: SoFar::Nothing,
+            };
+            for part in 0..of_blocks.parts {
+                let task = &tasks[of_blocks.task(part, row_of_cut, head)];
+                merge.add_row(task, head, row - task.rows.start);
+            }
+            if let Some(place) = place {
+                call.merge_pieces(pieces, tasks, place, row, head, &mut merge);
+            }
+            if streams.parts == 0 {
+                merge.finish(sinks, out);
+                continue;
+            }
+            let mut whole = Merge {
+                isa,
+                group_size,
+                v_dim,
+                whole: &mut worker.partials,
+                so_far: SoFar::Nothing,
+            };
+            for part in 0..streams.parts {
+                let task = &tasks[streams.task(part, row, head)];
+                whole.add_row(task, head, row - task.rows.start);
+            }
+            match merge.so_far {
+                SoFar::Nothing => {}
+                SoFar::One(part, rows) => whole.add(part, rows),
+                SoFar::Several => whole.add(merge.whole, 0..group_size),
+            }
+            whole.finish(sinks, out);
+        }
+    }
+}
+
+/// The parts of one row and KV head, merged from left to right; a part that is alone stays where it is.
+struct Merge<'t, 'w> {
+    isa: Isa,
+    group_size: usize,
+    v_dim: usize,
+    whole: &'w mut Partials,
+    so_far: SoFar<'t>,
+}
+
+/// What a [`Merge`] has.
+enum SoFar<'t> {
+    Nothing,
+    One(&'t Partials, Range<usize>),
+    /// Merged in its room.
+    Several,
+}
+
+impl<'t> Merge<'t, '_> {
+    /// Adds row `row` of `task` for KV head `head`.
+    fn add_row(&mut self, task: &'t Task, head: usize, row: usize) {
+        let at = (head - task.heads.start) * task.rows.len() + row;
+        self.add(
+            &task.partials,
+            at * self.group_size..(at + 1) * self.group_size,
+        );
+    }
+
+    /// Adds the rows `rows` of `part`.
+    fn add(&mut self, part: &'t Partials, rows: Range<usize>) {
+        self.so_far = match std::mem::replace(&mut self.so_far, SoFar::Several) {
+            SoFar::Nothing => SoFar::One(part, rows),
+            SoFar::One(first, of_first) => {
+                self.whole.reset(self.group_size, self.v_dim);
+                self.whole.merge_rows(self.isa, first, of_first);
+                self.whole.merge_rows(self.isa, part, rows);
+                SoFar::Several
+            }
+            SoFar::Several => {
+                self.whole.merge_rows(self.isa, part, rows);
+                SoFar::Several
+            }
+        };
+    }
+
+    /// Divides by the sums and writes the result, `[group][v_dim]`.
+    fn finish(self, sinks: Option<&[f32]>, out: &mut [f32]) {
+        match self.so_far {
+            SoFar::Nothing => out.fill(0.0),
+            SoFar::One(part, rows) => part.finish_rows(self.isa, rows, sinks, out),
+            SoFar::Several => self.whole.finish(self.isa, sinks, out),
+        }
     }
 }
 
@@ -789,7 +905,26 @@ impl Seen {
     }
 }
 
+impl Cuts {
+    /// Nothing is read.
+    const NONE: Cuts = Cuts {
+        streams: Cut::NONE,
+        blocks: Cut::NONE,
+        picked_from: usize::MAX,
+        picked: Cut::NONE,
+    };
+}
+
 impl Cut {
+    const NONE: Cut = Cut {
+        first: 0,
+        parts: 0,
+        row_step: 1,
+        row_tasks: 0,
+        head_step: 1,
+        head_tasks: 0,
+    };
+
     /// The task that holds part `part` of `row` and `head`.
     fn task(&self, part: usize, row: usize, head: usize) -> usize {
         let rows = self.row_tasks - 1 - row / self.row_step;
@@ -808,6 +943,7 @@ impl Worker {
             best: Best::default(),
             partials: Partials::new(0, 0),
             apart: Partials::new(0, 0),
+            pages: 0,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::block::Block;
 use crate::context::{Context, Identity};
 use crate::error::KvError;
 use crate::feed::Feed;
+use crate::sharing::Sharing;
 
 /// Which rows of a segment the caller wants logits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,9 @@ pub struct Batch<'a> {
     starts: SmallVec<[usize; 2]>,
     /// Reads blocks that are not in memory, where there are any.
     feed: Option<Feed>,
+    /// What segments have in common, by layer group; empty where there is one segment or blocks are
+    /// read back.
+    sharing: Vec<Sharing>,
     begun: Instant,
 }
 
@@ -74,6 +78,7 @@ impl<'a> Batch<'a> {
             segments: segments.into_iter().collect(),
             starts: smallvec![0],
             feed: None,
+            sharing: Vec::new(),
             begun: Instant::now(),
         };
         let mut written = 0;
@@ -98,6 +103,11 @@ impl<'a> Batch<'a> {
         // What the next pass like this one will write is not filled with blocks read back: they
         // would have to leave again at once.
         batch.feed = Feed::begin(&mut batch.segments, written)?;
+        if batch.feed.is_none() && batch.segments.len() > 1 {
+            let groups = batch.segments[0].context.layout().groups.len();
+            let of_group = |index| Sharing::of(&batch.segments, index);
+            batch.sharing = (0..groups).map(of_group).collect();
+        }
         Ok(batch)
     }
 
@@ -153,83 +163,23 @@ impl<'a> Batch<'a> {
     /// `k` is `[rows][kv_heads][head_dim]`, after rotary embedding; `v` is
     /// `[rows][kv_heads][v_dim]`.
     pub fn append(&mut self, exec: &Exec, layer: usize, k: &[f32], v: &[f32]) {
-        for index in 0..self.segments.len() {
-            let rows = self.rows_of(index);
-            let context = &mut *self.segments[index].context;
-            let layout = context.layout().clone();
-            let (layer_group, place) = layout.layers[layer];
-            // Where pages are made whole, tokens are written among the recent ones first.
-            let recent = layout.groups[layer_group].recent;
-            let group_index = recent.map_or(layer_group, |recent| recent.group);
-            let group = &layout.groups[group_index];
-            let geometry = &group.geometry;
-            let (heads, k_dim, v_dim) = (group.kind.kv_heads, geometry.head_dim, geometry.v_dim);
-            let (k_stride, v_stride) = (heads * k_dim, heads * v_dim);
-            let (k, v) = (
-                &k[rows.start * k_stride..rows.end * k_stride],
-                &v[rows.start * v_stride..rows.end * v_stride],
-            );
-            let start = context.places.slot(context.len());
-            let end = start + rows.len();
-            let first_block = start / BLOCK_TOKENS;
-            let write = |block_index: usize, block: &mut Block| {
-                let from = start.max(block_index * BLOCK_TOKENS);
-                let to = end.min((block_index + 1) * BLOCK_TOKENS);
-                let rows = from - start..to - start;
-                let pages = block
-                    .layer_mut(group, place)
-                    .chunks_exact_mut(group.page_bytes());
-                for (head, page) in pages.enumerate() {
-                    let (page_k, page_v) = page.split_at_mut(geometry.k_bytes());
-                    let k_from = &k[rows.start * k_stride + head * k_dim..];
-                    let v_from = &v[rows.start * v_stride + head * v_dim..];
-                    page::write_tokens(
-                        exec.isa,
-                        geometry,
-                        page_k,
-                        page_v,
-                        from % BLOCK_TOKENS,
-                        rows.len(),
-                        StridedRows {
-                            data: k_from,
-                            stride: k_stride,
-                        },
-                        StridedRows {
-                            data: v_from,
-                            stride: v_stride,
-                        },
-                    );
-                }
-            };
-            if rows.len() == 1 {
-                if let Some(block) = context.blocks_mut(group_index, first_block).next() {
-                    write(first_block, block);
-                }
-            } else {
-                let blocks = context.blocks_mut(group_index, first_block);
-                let mut blocks: Vec<&mut Block> = blocks.collect();
-                exec.pool.for_each(&mut blocks, |offset, block, _| {
-                    write(first_block + offset, block)
-                });
+        let Batch {
+            segments, starts, ..
+        } = self;
+        let rows = |index: usize| starts[index]..starts[index + 1];
+        let one = |segment: &Segment<'_>| segment.tokens.len() == 1;
+        for (index, segment) in segments.iter_mut().enumerate() {
+            if !one(segment) {
+                append_rows(exec, layer, segment.context, rows(index), k, v);
             }
-            let filled = first_block..end / BLOCK_TOKENS;
-            if recent.is_none() || filled.is_empty() {
-                context.index_blocks(exec.isa, layer, filled);
-                continue;
-            }
-            let whole = &layout.groups[layer_group];
-            let mut pairs = context.block_pairs(group_index, layer_group, filled.clone());
-            exec.pool.for_each(&mut pairs, |_, (from, to), _| {
-                let from = from.layer(group, place);
-                let to = to.layer_mut(whole, place);
-                for (head, to) in to.chunks_exact_mut(whole.page_bytes()).enumerate() {
-                    let from = group.page(from, head);
-                    let to = to.split_at_mut(whole.geometry.k_bytes());
-                    page::pack_page(geometry, (from.k, from.v), &whole.geometry, to);
-                }
-            });
-            context.index_blocks(exec.isa, layer, filled);
         }
+        // A row's key and value go to many places: contexts that have one each are written side by
+        // side.
+        exec.pool.for_each(segments, |index, segment, _| {
+            if one(segment) {
+                append_rows(exec, layer, segment.context, rows(index), k, v);
+            }
+        });
     }
 
     /// Makes the batch's tokens part of their contexts.
@@ -249,6 +199,12 @@ impl<'a> Batch<'a> {
         (self.feed.as_ref(), &mut self.segments)
     }
 
+    /// What the segments have in common in layer group `group`, if anything.
+    pub(crate) fn sharing(&self, group: usize) -> Option<&Sharing> {
+        let sharing = self.sharing.get(group)?;
+        (!sharing.runs().is_empty()).then_some(sharing)
+    }
+
     pub(crate) fn feed(&self) -> Option<&Feed> {
         self.feed.as_ref()
     }
@@ -260,4 +216,89 @@ impl Drop for Batch<'_> {
             segment.context.end_pass();
         }
     }
+}
+
+/// Stores rows `rows` of the keys `k` and values `v` that layer `layer` made in `context`, whose tokens
+/// they are.
+fn append_rows(
+    exec: &Exec,
+    layer: usize,
+    context: &mut Context,
+    rows: Range<usize>,
+    k: &[f32],
+    v: &[f32],
+) {
+    let layout = context.layout().clone();
+    let (layer_group, place) = layout.layers[layer];
+    // Where pages are made whole, tokens are written among the recent ones first.
+    let recent = layout.groups[layer_group].recent;
+    let group_index = recent.map_or(layer_group, |recent| recent.group);
+    let group = &layout.groups[group_index];
+    let geometry = &group.geometry;
+    let (heads, k_dim, v_dim) = (group.kind.kv_heads, geometry.head_dim, geometry.v_dim);
+    let (k_stride, v_stride) = (heads * k_dim, heads * v_dim);
+    let (k, v) = (
+        &k[rows.start * k_stride..rows.end * k_stride],
+        &v[rows.start * v_stride..rows.end * v_stride],
+    );
+    let start = context.places.slot(context.len());
+    let end = start + rows.len();
+    let first_block = start / BLOCK_TOKENS;
+    let write = |block_index: usize, block: &mut Block| {
+        let from = start.max(block_index * BLOCK_TOKENS);
+        let to = end.min((block_index + 1) * BLOCK_TOKENS);
+        let rows = from - start..to - start;
+        let pages = block
+            .layer_mut(group, place)
+            .chunks_exact_mut(group.page_bytes());
+        for (head, page) in pages.enumerate() {
+            let (page_k, page_v) = page.split_at_mut(geometry.k_bytes());
+            let k_from = &k[rows.start * k_stride + head * k_dim..];
+            let v_from = &v[rows.start * v_stride + head * v_dim..];
+            page::write_tokens(
+                exec.isa,
+                geometry,
+                page_k,
+                page_v,
+                from % BLOCK_TOKENS,
+                rows.len(),
+                StridedRows {
+                    data: k_from,
+                    stride: k_stride,
+                },
+                StridedRows {
+                    data: v_from,
+                    stride: v_stride,
+                },
+            );
+        }
+    };
+    if rows.len() == 1 {
+        if let Some(block) = context.blocks_mut(group_index, first_block).next() {
+            write(first_block, block);
+        }
+    } else {
+        let blocks = context.blocks_mut(group_index, first_block);
+        let mut blocks: Vec<&mut Block> = blocks.collect();
+        exec.pool.for_each(&mut blocks, |offset, block, _| {
+            write(first_block + offset, block)
+        });
+    }
+    let filled = first_block..end / BLOCK_TOKENS;
+    if recent.is_none() || filled.is_empty() {
+        context.index_blocks(exec.isa, layer, filled);
+        return;
+    }
+    let whole = &layout.groups[layer_group];
+    let mut pairs = context.block_pairs(group_index, layer_group, filled.clone());
+    exec.pool.for_each(&mut pairs, |_, (from, to), _| {
+        let from = from.layer(group, place);
+        let to = to.layer_mut(whole, place);
+        for (head, to) in to.chunks_exact_mut(whole.page_bytes()).enumerate() {
+            let from = group.page(from, head);
+            let to = to.split_at_mut(whole.geometry.k_bytes());
+            page::pack_page(geometry, (from.k, from.v), &whole.geometry, to);
+        }
+    });
+    context.index_blocks(exec.isa, layer, filled);
 }

@@ -30,6 +30,7 @@ mod recurrent;
 mod run;
 mod sealed;
 mod shared;
+mod sharing;
 mod store;
 pub mod tier;
 mod tokens;

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use common::*;
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::pattern::{Pattern, Prefill, QueryBlock};
-use longview_kv::{AttendWorkspace, KvError, KvForm, KvType, LayerState, Sparse};
+use longview_kv::{
+    AttendWorkspace, Attention, Batch, Context, KvError, KvForm, KvType, LayerState, Segment,
+    Sparse, Wanted,
+};
 
 #[test]
 fn attention_follows_the_definition_across_spans_and_windows() {
@@ -277,5 +280,105 @@ fn whole_pages_change_no_bit_with_how_rows_are_batched() {
             .map(|(a, b)| (a - b).abs());
         let off = off.fold(0f32, f32::max);
         assert!(off > 0.0 && off < allowed, "{form}: off by {off}");
+    }
+}
+
+/// One pass of `count` tokens of each context whose keys, values and queries follow from its `seed`
+/// and the position; layer 1's attention.
+fn grow(
+    contexts: &mut [(Context, usize)],
+    count: &[usize],
+    exec: &Exec,
+    workspace: &mut AttendWorkspace,
+) -> Vec<f32> {
+    let starts: Vec<(usize, usize)> = contexts.iter().map(|(c, seed)| (c.len(), *seed)).collect();
+    let segments = contexts
+        .iter_mut()
+        .zip(count)
+        .map(|((context, _), count)| Segment {
+            context,
+            tokens: &[0; 1200][..*count],
+            wanted: Wanted::Nothing,
+        });
+    let mut batch = Batch::new(segments, IDENTITY).unwrap();
+    let attention = Attention {
+        heads: HEADS,
+        scale: 0.4,
+        softcap: 0.0,
+        sinks: None,
+        rotate: &|_, _, _| unreachable!("nothing was removed"),
+    };
+    let mut out = vec![f32::NAN; batch.rows() * HEADS * DIM];
+    for layer in 0..2 {
+        let gather = |of: usize, width| -> Vec<f32> {
+            let each = starts.iter().zip(count);
+            each.flat_map(|((start, seed), count)| {
+                rows(100 * seed + of + layer, *start, *count, width)
+            })
+            .collect()
+        };
+        let (k, v) = (gather(10, KV_HEADS * DIM), gather(20, KV_HEADS * DIM));
+        batch.append(exec, layer, &k, &v);
+        let q = gather(30, HEADS * DIM);
+        batch
+            .attend(exec, layer, &attention, &q, &mut out, workspace)
+            .unwrap();
+    }
+    batch.commit();
+    out
+}
+
+#[test]
+fn common_blocks_are_read_once_for_all_and_change_no_bit() {
+    let window = LayerState::Window { tokens: 150 };
+    for states in [[LayerState::Full; 2], [LayerState::Full, window]] {
+        let layout = mixed(&states, KvType::F16);
+        let two = Exec::new(2, Isa::best(), Numerics::Default);
+        let one = Exec::new(1, Isa::best(), Numerics::Default);
+        let mut workspace = AttendWorkspace::default();
+        let read = |from: &Context, seed: usize, count: usize| {
+            let mut grown = [(from.fork(), seed)];
+            grow(&mut grown, &[count], &one, &mut AttendWorkspace::default());
+            let [(context, _)] = grown;
+            context
+        };
+        // 1,148 tokens in common, of which some have 110 more, of which some have 300 more.
+        let trunk = read(&context(&layout), 1, 1148);
+        let branch = read(&trunk, 2, 110);
+        let twig = read(&branch, 3, 300);
+        let apart = read(&context(&layout), 4, 700);
+        let empty = context(&layout);
+        let from = [
+            &trunk, &branch, &twig, &apart, &trunk, &twig, &branch, &twig, &empty,
+        ];
+        let forks = || -> Vec<(Context, usize)> {
+            let each = from.iter().enumerate();
+            each.map(|(at, context)| (context.fork(), 10 + at))
+                .collect()
+        };
+        let (mut together, mut alone) = (forks(), forks());
+        let mut pages = 0;
+        // Single rows, some drafts, and a prompt beside them; over the edges of blocks.
+        for counts in [[1; 9], [1, 3, 1, 2, 8, 1, 1, 1, 90], [1; 9]]
+            .iter()
+            .cycle()
+            .take(9)
+        {
+            let before = workspace.pages_read();
+            let out = grow(&mut together, counts, &two, &mut workspace);
+            pages += workspace.pages_read() - before;
+            let mut row = 0;
+            for (own, &count) in alone.iter_mut().zip(counts) {
+                let expected = grow(std::slice::from_mut(own), &[count], &one, &mut workspace);
+                let got = &out[row * HEADS * DIM..(row + count) * HEADS * DIM];
+                assert!(got == expected, "{states:?} context {}", own.1);
+                row += count;
+            }
+        }
+        let apart = workspace.pages_read() - pages;
+        assert!(
+            3 * pages < 2 * apart,
+            "{pages} pages together, {apart} apart"
+        );
     }
 }

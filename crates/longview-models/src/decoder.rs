@@ -6,7 +6,7 @@ mod feed_forward;
 
 use longview_kernels::activation::{self, softcap};
 use longview_kernels::format::dequantize;
-use longview_kernels::{Exec, matmul, matmul_many, needed};
+use longview_kernels::{Exec, Floats, matmul, matmul_many, needed};
 use longview_kv::keep::{AttentionOf, LayerRows};
 use longview_kv::{Attention, Batch};
 
@@ -16,14 +16,19 @@ use crate::error::ModelError;
 use crate::load::{self, Linear, Mlp};
 use crate::model::Model;
 use crate::profile::Work;
-use crate::workspace::{Workspace, sized};
+use crate::workspace::Workspace;
 use delta::gated_delta;
 use entry::{Added, Entry, rms_norm};
 pub(crate) use feed_forward::ROWS_PER_BLOCK;
 use feed_forward::{from_stream, mixture};
 
-/// Rows that one task of the small row-wise operations works on.
+/// Rows that one task of the small row-wise operations works on at most.
 const ROWS_PER_TASK: usize = 16;
+
+/// Rows that one task of the small row-wise operations works on, of `rows`: each thread has some.
+fn rows_per_task(exec: &Exec, rows: usize) -> usize {
+    rows.div_ceil(exec.pool.threads()).clamp(1, ROWS_PER_TASK)
+}
 
 /// One pass of `batch` through `model`, in the order of the mathematics.
 pub(crate) fn forward(
@@ -129,7 +134,7 @@ fn embed(
     model: &Model,
     exec: &Exec,
     batch: &Batch<'_>,
-    out: &mut Vec<f32>,
+    out: &mut Floats,
 ) -> Result<(), ModelError> {
     let (hidden, vocab) = (model.blueprint().hidden, model.blueprint().vocab);
     let mut ids = batch.segments().iter().flat_map(|segment| segment.tokens);
@@ -142,7 +147,9 @@ fn embed(
     let table = model.embedding()?;
     let scale = model.blueprint().embedding_scale;
     let at_once = EmbeddingPages::rows_at_once(&table);
-    let parts = sized(out, batch.rows() * hidden).chunks_mut(at_once * hidden);
+    let parts = out
+        .sized(batch.rows() * hidden)
+        .chunks_mut(at_once * hidden);
     for (part, out) in parts.enumerate() {
         let rows = out.len() / hidden;
         exec.pool.for_each_chunk(out, hidden, |row, out, _| {
@@ -199,16 +206,16 @@ fn attention(
     entry.prepare(exec, &mut w.hidden, &w.normed, need, &mut w.activations);
     w.lap(Work::Norms);
     let outs = &mut [
-        sized(&mut w.q, rows * q_len),
-        sized(&mut w.k, rows * kv_len),
-        sized(&mut w.v, rows * kv_len),
+        w.q.sized(rows * q_len),
+        w.k.sized(rows * kv_len),
+        w.v.sized(rows * kv_len),
     ];
     matmul_many(exec, &w.activations, &weights, outs);
     add_bias(&layer.query, &mut w.q);
     add_bias(&layer.key, &mut w.k);
     add_bias(&layer.value, &mut w.v);
     if let Some(gate) = &layer.gate {
-        let out = sized(&mut w.gate, rows * q_len);
+        let out = w.gate.sized(rows * q_len);
         matmul(exec, &w.activations, &gate.weight, out);
         add_bias(gate, &mut w.gate);
     }
@@ -219,17 +226,18 @@ fn attention(
         Some((q, k)) => (Some(q), Some(k)),
         None => (None, None),
     };
+    let per_task = rows_per_task(exec, rows);
     for (heads, norm, x) in [
         (plan.heads, q_norm, &mut w.q),
         (plan.kv_heads, k_norm, &mut w.k),
     ] {
         let row_len = heads * plan.head_dim;
         exec.pool
-            .for_each_chunk(x, ROWS_PER_TASK * row_len, |task, part, _| {
+            .for_each_chunk(x, per_task * row_len, |task, part, _| {
                 if let Some(norm) = norm {
                     rms_norm(norm, entry.eps).rows_in_place(exec.isa, part);
                 }
-                rotary.rotate(exec.isa, task * ROWS_PER_TASK, heads, plan.head_dim, part);
+                rotary.rotate(exec.isa, task * per_task, heads, plan.head_dim, part);
             });
     }
 
@@ -247,13 +255,13 @@ fn attention(
         sinks: None,
         rotate: &|set, positions, queries| model.rotate(index, set, positions, queries),
     };
-    let heads = sized(&mut w.heads, rows * q_len);
+    let heads = w.heads.sized(rows * q_len);
     batch.attend(exec, index, &attention, &w.q, heads, &mut w.attend)?;
     w.lap(Work::Attention);
 
     if layer.gate.is_some() {
         let gate = &w.gate;
-        let per_task = ROWS_PER_TASK * q_len;
+        let per_task = per_task * q_len;
         exec.pool
             .for_each_chunk(&mut w.heads, per_task, |task, heads, _| {
                 let from = task * per_task;
@@ -269,7 +277,7 @@ fn attention(
         exec,
         &w.activations,
         &output.weight,
-        sized(&mut w.normed, rows * hidden),
+        w.normed.sized(rows * hidden),
     );
     add_bias(output, &mut w.normed);
     w.lap(Work::Output);
@@ -303,7 +311,7 @@ fn logits(model: &Model, exec: &Exec, batch: &Batch<'_>, entry: Entry<'_>, w: &m
         w.normed.copy_within(of_row, place * hidden);
     }
     let rows = w.wanted.len() / hidden;
-    w.logits.clear();
+    w.logits.sized(0);
     if rows == 0 {
         return;
     }
@@ -316,7 +324,7 @@ fn logits(model: &Model, exec: &Exec, batch: &Batch<'_>, entry: Entry<'_>, w: &m
         exec,
         &w.activations,
         &weights.output,
-        sized(&mut w.logits, rows * blueprint.vocab),
+        w.logits.sized(rows * blueprint.vocab),
     );
     if blueprint.final_softcap > 0.0 {
         softcap(exec.isa, &mut w.logits, blueprint.final_softcap);

@@ -1,7 +1,7 @@
 //! The buffers of a forward pass, kept between passes.
 
-use longview_kernels::Activations;
 use longview_kernels::rope::RotaryRows;
+use longview_kernels::{Activations, Floats};
 use longview_kv::{AttendWorkspace, RecurrentWorkspace};
 
 use crate::blueprint::{Blueprint, Mixer, MlpBlueprint};
@@ -12,22 +12,22 @@ use crate::profile::{Profile, Work};
 #[derive(Default)]
 pub struct Workspace {
     /// The residual stream, `[rows][hidden]`.
-    pub(crate) hidden: Vec<f32>,
+    pub(crate) hidden: Floats,
     /// What the part before gave, not yet added to the stream, `[rows][hidden]`.
-    pub(crate) normed: Vec<f32>,
+    pub(crate) normed: Floats,
     /// Queries, `[rows][heads][head_dim]`.
-    pub(crate) q: Vec<f32>,
+    pub(crate) q: Floats,
     /// Keys, `[rows][kv_heads][head_dim]`.
-    pub(crate) k: Vec<f32>,
+    pub(crate) k: Floats,
     /// Values, `[rows][kv_heads][head_dim]`.
-    pub(crate) v: Vec<f32>,
+    pub(crate) v: Floats,
     /// What the heads gathered, `[rows][heads][head_dim]`.
-    pub(crate) heads: Vec<f32>,
+    pub(crate) heads: Floats,
     /// `[rows of a block][ffn]` each.
-    pub(crate) gate: Vec<f32>,
-    pub(crate) up: Vec<f32>,
+    pub(crate) gate: Floats,
+    pub(crate) up: Floats,
     /// `[rows][experts]`
-    pub(crate) router: Vec<f32>,
+    pub(crate) router: Floats,
     /// The experts chosen and their weights, `[rows][used]`.
     pub(crate) chosen: Vec<(usize, f32)>,
     /// Experts by score.
@@ -35,7 +35,7 @@ pub struct Workspace {
     /// The rows one expert works on, with its weight there.
     pub(crate) members: Vec<(usize, f32)>,
     /// What the experts add up to, `[rows][hidden]`.
-    pub(crate) sum: Vec<f32>,
+    pub(crate) sum: Floats,
     /// The rows one expert works on, its input and then its output, `[rows of it][hidden]`.
     pub(crate) expert_in: Vec<f32>,
     /// Inputs of matrix products as the kernels want them.
@@ -47,7 +47,7 @@ pub struct Workspace {
     /// The residual stream of the rows whose logits are wanted, `[wanted rows][hidden]`.
     pub(crate) wanted: Vec<f32>,
     /// `[wanted rows][vocab]`
-    pub(crate) logits: Vec<f32>,
+    pub(crate) logits: Floats,
     /// `[rows whose states are wanted][hidden]`
     pub(crate) states: Vec<f32>,
     /// Where the time goes, while somebody asks.
@@ -128,11 +128,4 @@ impl Workspace {
         let floats = rows * per_row + block * 2 * ffn + 2 * inputs + logits;
         (floats * size_of::<f32>() + threads * per_thread) as u64
     }
-}
-
-/// Sets the length of a buffer without keeping what was in it.
-pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    // Growing writes zeros over the new part only; every user overwrites the whole buffer.
-    buffer.resize(len, 0.0);
-    buffer
 }

@@ -24,10 +24,9 @@ pub use bounds::{BoundsGeometry, enclose_bounds, score_bounds, set_bounds};
 pub use floats::{exp_below, key_floats, score_page, softmax, value_floats, value_stride};
 pub use partials::Partials;
 
-use crate::Isa;
 use crate::lanes::{self, Kernel, Lanes};
 use crate::page::{PAGE_TOKENS, PageGeometry, VALUE_PADDING};
-use partials::AlignedFloats;
+use crate::{Floats, Isa};
 
 /// Rows of a register tile at most: 6 rows by 64 tokens are 24 of AVX-512's 32 registers, 6 rows
 /// by 16 tokens 12 of AVX2's 16.
@@ -62,12 +61,12 @@ pub struct QueryRows<'a> {
 /// Buffers that attention works in, kept between calls: one for each thread.
 #[derive(Default)]
 pub struct AttentionScratch {
-    k: AlignedFloats,
-    v: AlignedFloats,
-    scores: AlignedFloats,
-    weights: AlignedFloats,
+    k: Floats,
+    v: Floats,
+    scores: Floats,
+    weights: Floats,
     /// Queries times the scales of groups, and the sums with their middles.
-    queries: AlignedFloats,
+    queries: Floats,
 }
 
 impl AttentionScratch {
@@ -78,36 +77,59 @@ impl AttentionScratch {
 
     /// Makes room for calls with up to `rows` rows a head, so that they need not.
     pub fn reserve(&mut self, geom: &PageGeometry, rows: usize) {
-        self.scores.reserve(TILE_ROWS * PAGE_TOKENS);
+        self.scores.at_least(TILE_ROWS * PAGE_TOKENS);
         let sets = geom.v_type.scales(geom.v_dim);
-        self.weights.reserve(sets * TILE_ROWS * PAGE_TOKENS);
-        self.queries.reserve(tiles::scaled_queries(geom));
+        self.weights.at_least(sets * TILE_ROWS * PAGE_TOKENS);
+        self.queries.at_least(tiles::scaled_queries(geom));
         if rows.div_ceil(TILE_ROWS) >= tiles::TILES_WORTH_CONVERTING || geom.is_whole() {
-            self.k.reserve(geom.head_dim * PAGE_TOKENS);
+            self.k.at_least(geom.head_dim * PAGE_TOKENS);
             let stride = geom.v_dim.next_multiple_of(VALUE_PADDING);
-            self.v.reserve(stride * PAGE_TOKENS);
+            self.v.at_least(stride * PAGE_TOKENS);
         }
     }
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
         4 * [&self.k, &self.v, &self.scores, &self.weights, &self.queries]
-            .map(|b| b.floats().len())
+            .map(|b| b.capacity())
             .iter()
             .sum::<usize>()
     }
 }
 
 /// Computes the attention of `rows` over one span into `out`, `[heads · rows]` rows whose earlier
-/// content is lost. `pages` are the consecutive pages of the span, the first of which holds slot 0,
-/// those of all heads before the next 64 slots, `[pages][heads]`: they are read in this order, so
-/// that pages which lie one after another in memory stream. Slots that a row may not see contribute
-/// nothing, whatever bits they hold.
+/// content is lost. Otherwise as [`attend_further`].
+///
+/// # Panics
+/// As [`attend_further`].
+pub fn attend_span(
+    isa: Isa,
+    geom: &PageGeometry,
+    pages: &[PageRef<'_>],
+    rows: &QueryRows<'_>,
+    scratch: &mut AttentionScratch,
+    out: &mut Partials,
+) {
+    let count = rows.heads * rows.visible.len();
+    assert_eq!(
+        (out.rows(), out.v_dim()),
+        (count, geom.v_dim),
+        "partials of the rows' shape"
+    );
+    out.reset(count, geom.v_dim);
+    attend_further(isa, geom, pages, rows, scratch, out);
+}
+
+/// Goes on with the attention of `rows` over pages of a span that follow those which `out`, of
+/// `[heads · rows]` rows, has seen: where a span is cut changes no bit. `pages` are the consecutive
+/// pages, the first of which holds slot 0, those of all heads before the next 64 slots,
+/// `[pages][heads]`: they are read in this order, so that pages which lie one after another in
+/// memory stream. Slots that a row may not see contribute nothing, whatever bits they hold.
 ///
 /// # Panics
 /// When a length does not follow from the geometry, `out` has another shape, there are more pages
 /// than a span has, or a row sees slots beyond the pages.
-pub fn attend_span(
+pub fn attend_further(
     isa: Isa,
     geom: &PageGeometry,
     pages: &[PageRef<'_>],
@@ -144,7 +166,6 @@ pub fn attend_span(
         rows.visible.iter().all(|r| r.is_empty() || r.end <= slots),
         "rows see only slots inside the pages"
     );
-    out.reset(count, geom.v_dim);
     lanes::run(
         isa,
         Attend {

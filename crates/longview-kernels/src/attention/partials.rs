@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::lanes::{self, Kernel, Lanes, exp_scalar};
 use crate::page::VALUE_PADDING;
-use crate::{AlignedBytes, Isa};
+use crate::{Floats, Isa};
 
 /// The unnormalised running softmax of several rows over some set of keys.
 ///
@@ -14,7 +14,7 @@ use crate::{AlignedBytes, Isa};
 pub struct Partials {
     rows: usize,
     v_dim: usize,
-    acc: AlignedFloats,
+    acc: Floats,
     max: Vec<f32>,
     sum: Vec<f32>,
 }
@@ -25,7 +25,7 @@ impl Partials {
         let mut partials = Partials {
             rows: 0,
             v_dim: 0,
-            acc: AlignedFloats::default(),
+            acc: Floats::default(),
             max: Vec::new(),
             sum: Vec::new(),
         };
@@ -37,8 +37,7 @@ impl Partials {
     pub fn reset(&mut self, rows: usize, v_dim: usize) {
         (self.rows, self.v_dim) = (rows, v_dim);
         let numbers = rows * self.stride();
-        self.acc.reserve(numbers);
-        self.acc.floats_mut()[..numbers].fill(0.0);
+        self.acc.sized(numbers).fill(0.0);
         self.max.clear();
         self.max.resize(rows, f32::NEG_INFINITY);
         self.sum.clear();
@@ -57,7 +56,7 @@ impl Partials {
 
     /// The weighted sum of values of a row, `[v_dim]`, not divided by [`Partials::sum`].
     pub fn acc(&self, row: usize) -> &[f32] {
-        &self.acc.floats()[row * self.stride()..][..self.v_dim]
+        &self.acc[row * self.stride()..][..self.v_dim]
     }
 
     /// The largest score of every row, `[rows]`.
@@ -77,7 +76,7 @@ impl Partials {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        4 * (self.acc.floats().len() + self.max.capacity() + self.sum.capacity())
+        4 * (self.acc.capacity() + self.max.capacity() + self.sum.capacity())
     }
 
     /// Takes over one row from outside, for example from another machine: `acc [v_dim]`, the
@@ -87,7 +86,7 @@ impl Partials {
     /// When `acc` has another length than `v_dim`, or there is no such row.
     pub fn set_row(&mut self, row: usize, acc: &[f32], max: f32, sum: f32) {
         let (stride, v_dim) = (self.stride(), self.v_dim);
-        self.acc.floats_mut()[row * stride..][..v_dim].copy_from_slice(acc);
+        self.acc[row * stride..][..v_dim].copy_from_slice(acc);
         self.max[row] = max;
         self.sum[row] = sum;
     }
@@ -118,14 +117,32 @@ impl Partials {
             isa,
             Merge {
                 stride,
-                acc: &mut self.acc.floats_mut()[..numbers],
+                acc: &mut self.acc[..numbers],
                 max: &mut self.max,
                 sum: &mut self.sum,
-                next_acc: &next.acc.floats()[rows.start * stride..][..numbers],
+                next_acc: &next.acc[rows.start * stride..][..numbers],
                 next_max: &next.max[rows.clone()],
                 next_sum: &next.sum[rows],
             },
         );
+    }
+
+    /// Copies the rows `rows` of `from` over those from `at` on.
+    ///
+    /// # Panics
+    /// When channels differ or there are no such rows.
+    pub fn copy_rows(&mut self, at: usize, from: &Partials, rows: Range<usize>) {
+        assert_eq!(self.v_dim, from.v_dim, "partials of one shape");
+        let to = at..at + rows.len();
+        assert!(
+            rows.end <= from.rows && to.end <= self.rows,
+            "rows that exist"
+        );
+        let stride = self.stride();
+        let numbers = |rows: &Range<usize>| rows.start * stride..rows.end * stride;
+        self.acc[numbers(&to)].copy_from_slice(&from.acc[numbers(&rows)]);
+        self.max[to.clone()].copy_from_slice(&from.max[rows.clone()]);
+        self.sum[to].copy_from_slice(&from.sum[rows]);
     }
 
     /// Writes the attention output, `[rows][v_dim]`. `sinks` holds one logit a row that takes part
@@ -134,30 +151,52 @@ impl Partials {
     /// # Panics
     /// When a length does not follow from the shape.
     pub fn finish(&self, isa: Isa, sinks: Option<&[f32]>, out: &mut [f32]) {
+        self.finish_rows(isa, 0..self.rows, sinks, out);
+    }
+
+    /// The same for the rows `rows`; `sinks` and `out` are theirs.
+    ///
+    /// # Panics
+    /// When a length does not follow from the shape, or there are no such rows.
+    pub fn finish_rows(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        sinks: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
+        assert!(rows.end <= self.rows, "rows that exist");
         assert_eq!(
             out.len(),
-            self.rows * self.v_dim,
+            rows.len() * self.v_dim,
             "an output of [rows][v_dim]"
         );
-        assert!(sinks.is_none_or(|s| s.len() == self.rows), "one sink a row");
-        for (row, out) in out.chunks_exact_mut(self.v_dim.max(1)).enumerate() {
-            let factor = match sinks {
-                _ if self.sum[row] == 0.0 => 0.0,
-                None => 1.0 / self.sum[row],
-                Some(sinks) => {
-                    let max = self.max[row].max(sinks[row]);
-                    let scale = exp_scalar(self.max[row] - max);
-                    scale / (self.sum[row] * scale + exp_scalar(sinks[row] - max))
-                }
-            };
-            lanes::run(
-                isa,
-                Scale {
-                    out,
-                    from: self.acc(row),
-                    factor,
-                },
-            );
+        assert!(
+            sinks.is_none_or(|s| s.len() == rows.len()),
+            "one sink a row"
+        );
+        lanes::run(
+            isa,
+            Finish {
+                partials: self,
+                first: rows.start,
+                sinks,
+                out,
+            },
+        );
+    }
+
+    /// What the accumulated values of a row are multiplied with, given its sink; `None` for a row that
+    /// has seen no key.
+    fn factor(&self, row: usize, sink: Option<f32>) -> Option<f32> {
+        match sink {
+            _ if self.sum[row] == 0.0 => None,
+            None => Some(1.0 / self.sum[row]),
+            Some(sink) => {
+                let max = self.max[row].max(sink);
+                let scale = exp_scalar(self.max[row] - max);
+                Some(scale / (self.sum[row] * scale + exp_scalar(sink - max)))
+            }
         }
     }
 
@@ -168,40 +207,7 @@ impl Partials {
     /// The state, writable: acc `[rows][stride]`, max `[rows]`, sum `[rows]`.
     pub(super) fn parts_mut(&mut self) -> (&mut [f32], &mut [f32], &mut [f32]) {
         let numbers = self.rows * self.stride();
-        (
-            &mut self.acc.floats_mut()[..numbers],
-            &mut self.max,
-            &mut self.sum,
-        )
-    }
-}
-
-/// A growing buffer of floats, aligned to a cache line.
-#[derive(Default)]
-pub(super) struct AlignedFloats {
-    bytes: Option<AlignedBytes>,
-}
-
-impl AlignedFloats {
-    /// Makes room for `numbers` floats; what was held may be lost when it grows.
-    pub(super) fn reserve(&mut self, numbers: usize) {
-        if self.floats().len() < numbers {
-            self.bytes = Some(AlignedBytes::zeroed(numbers * 4));
-        }
-    }
-
-    pub(super) fn floats(&self) -> &[f32] {
-        // SAFETY: any four bytes are a float, and the buffer is aligned to 64 bytes.
-        self.bytes
-            .as_ref()
-            .map_or(&[], |bytes| unsafe { bytes.align_to().1 })
-    }
-
-    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
-        // SAFETY: any four bytes are a float, and the buffer is aligned to 64 bytes.
-        self.bytes
-            .as_mut()
-            .map_or(&mut [], |bytes| unsafe { bytes.align_to_mut().1 })
+        (&mut self.acc[..numbers], &mut self.max, &mut self.sum)
     }
 }
 
@@ -271,31 +277,56 @@ impl Kernel for Merge<'_> {
     }
 }
 
-struct Scale<'a> {
+struct Finish<'a> {
+    partials: &'a Partials,
+    /// The row that `out` begins with.
+    first: usize,
+    sinks: Option<&'a [f32]>,
+    /// `[rows][v_dim]`
     out: &'a mut [f32],
-    from: &'a [f32],
-    factor: f32,
 }
 
-impl Kernel for Scale<'_> {
+impl Finish<'_> {
+    /// Calls `scale(out, acc, factor)` for every row.
+    #[inline(always)]
+    fn each_row(self, scale: impl Fn(&mut [f32], &[f32], f32)) {
+        let v_dim = self.partials.v_dim.max(1);
+        for (at, out) in self.out.chunks_exact_mut(v_dim).enumerate() {
+            let row = self.first + at;
+            match self.partials.factor(row, self.sinks.map(|sinks| sinks[at])) {
+                Some(factor) => scale(out, self.partials.acc(row), factor),
+                None => out.fill(0.0),
+            }
+        }
+    }
+}
+
+impl Kernel for Finish<'_> {
     type Output = ();
 
     fn scalar(self) {
-        for (out, x) in self.out.iter_mut().zip(self.from) {
-            *out = x * self.factor;
-        }
+        self.each_row(|out, acc, factor| {
+            for (out, x) in out.iter_mut().zip(acc) {
+                *out = x * factor;
+            }
+        });
     }
 
     #[inline(always)]
     fn lanes<L: Lanes>(self, l: L) {
-        let factor = l.splat(self.factor);
-        let mut out = self.out.chunks_exact_mut(L::WIDTH);
-        let mut from = self.from.chunks_exact(L::WIDTH);
-        for (out, x) in out.by_ref().zip(from.by_ref()) {
-            l.store(out, l.mul(l.load(x), factor));
-        }
-        for (out, x) in out.into_remainder().iter_mut().zip(from.remainder()) {
-            *out = x * self.factor;
-        }
+        self.each_row(
+            #[inline(always)]
+            |out, acc, factor| {
+                let wide = l.splat(factor);
+                let mut out = out.chunks_exact_mut(L::WIDTH);
+                let mut acc = acc.chunks_exact(L::WIDTH);
+                for (out, x) in out.by_ref().zip(acc.by_ref()) {
+                    l.store(out, l.mul(l.load(x), wide));
+                }
+                for (out, x) in out.into_remainder().iter_mut().zip(acc.remainder()) {
+                    *out = x * factor;
+                }
+            },
+        );
     }
 }

@@ -20,11 +20,11 @@ use std::ops::Range;
 use super::element::{Brain, Byte, Convert, Crumb, Half, Nibble, Single};
 use super::expand::Expand;
 use super::groups::{AddMiddles, GroupScoreTile, ScaleQueries};
-use super::partials::AlignedFloats;
 use super::scores::ScoreTile;
 use super::softmax::SoftmaxTile;
 use super::values::{ScaleWeights, Scaled, Unscaled, ValueTile};
 use super::{AttentionScratch, PageRef, Partials, QueryRows, TILE_ROWS, visible_in_page};
+use crate::Floats;
 use crate::lanes::Lanes;
 use crate::page::{KiviBits, KvType, PAGE_TOKENS, PageGeometry};
 
@@ -51,10 +51,8 @@ pub(super) fn attend<L: Lanes>(
         weights,
         queries,
     } = scratch;
-    queries.reserve(scaled_queries(geom));
-    let queries = queries.floats_mut();
-    scores.reserve(TILE_ROWS * PAGE_TOKENS);
-    let scores = &mut scores.floats_mut()[..TILE_ROWS * PAGE_TOKENS];
+    let queries = queries.at_least(scaled_queries(geom));
+    let scores = scores.sized(TILE_ROWS * PAGE_TOKENS);
     let (acc, max, sum) = out.parts_mut();
 
     for (place, page) in pages.iter().enumerate() {
@@ -182,15 +180,14 @@ impl<'a> Stored<'a> {
     fn expanded<'s>(
         self,
         numbers: usize,
-        scratch: &'s mut AlignedFloats,
+        scratch: &'s mut Floats,
         expand: impl FnOnce(&[u8], &mut [f32]),
     ) -> Stored<'s>
     where
         'a: 's,
     {
-        scratch.reserve(numbers);
-        expand(self.codes, &mut scratch.floats_mut()[..numbers]);
-        self.as_floats(&scratch.floats()[..numbers])
+        expand(self.codes, scratch.sized(numbers));
+        self.as_floats(scratch)
     }
 
     /// The same with `floats` as its numbers or codes.
@@ -212,18 +209,12 @@ impl<'a> Stored<'a> {
     /// The same numbers or codes as f32, in rows of `width`: in `scratch`, unless they are f32
     /// already.
     #[inline(always)]
-    fn converted<'s, L: Lanes>(
-        self,
-        l: L,
-        width: usize,
-        scratch: &'s mut AlignedFloats,
-    ) -> Stored<'s>
+    fn converted<'s, L: Lanes>(self, l: L, width: usize, scratch: &'s mut Floats) -> Stored<'s>
     where
         'a: 's,
     {
         let numbers = self.codes.len() / self.kv_type.row_bytes(width) * width;
-        scratch.reserve(numbers);
-        let to = &mut scratch.floats_mut()[..numbers];
+        let to = scratch.sized(numbers);
         let from = self.codes;
         macro_rules! convert {
             ($element:expr) => {
@@ -247,7 +238,7 @@ impl<'a> Stored<'a> {
             },
             KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
         }
-        self.as_floats(&scratch.floats()[..numbers])
+        self.as_floats(scratch)
     }
 }
 
@@ -389,18 +380,17 @@ fn scale_weights<'s, L: Lanes>(
     weights: &[f32],
     scales: &[u8],
     next_scales: &[u8],
-    scratch: &'s mut AlignedFloats,
+    scratch: &'s mut Floats,
 ) -> &'s [f32] {
     let numbers = scales.len() / (2 * PAGE_TOKENS) * weights.len();
-    scratch.reserve(numbers);
-    let scaled = &mut scratch.floats_mut()[..numbers];
+    let scaled = scratch.sized(numbers);
     l.call(ScaleWeights {
         weights,
         scales,
         scaled,
         next_scales,
     });
-    &scratch.floats()[..numbers]
+    scratch
 }
 
 /// Rescales `acc [rows][stride]` and adds each row's visible values, weighted. `weights` are
@@ -455,28 +445,49 @@ fn add_values<L: Lanes>(
             KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
         }
     };
+    static ONES: [f32; TILE_ROWS] = [1.0; TILE_ROWS];
     let start = slots.iter().map(|s| s.start).max().unwrap_or(0);
     let end = slots.iter().map(|s| s.end).min().unwrap_or(0);
-    if slots.iter().all(|s| *s == (start..end)) {
-        return add(0, rows, start..end, scale);
-    }
     if start >= end {
         // No slot that all rows see.
-        for (row, slots) in slots.iter().enumerate() {
-            add(row, 1, slots.clone(), &scale[row..row + 1]);
-        }
-        return;
+        return alike(slots, Range::clone, |rows, seen| {
+            add(rows.start, rows.len(), seen, &scale[rows]);
+        });
     }
-    // The slots that only some rows see are added row by row, in each row's order.
-    for (row, slots) in slots.iter().enumerate() {
-        add(row, 1, slots.start..start, &scale[row..row + 1]);
+    // The slots that only some rows see are added for those alone, in each row's order.
+    let mut scale = scale;
+    if slots.iter().any(|slots| slots.start < start) {
+        alike(
+            slots,
+            |slots| slots.start,
+            |rows, first| {
+                add(rows.start, rows.len(), first..start, &scale[rows]);
+            },
+        );
+        scale = &ONES[..rows];
     }
-    add(0, rows, start..end, &[1.0; TILE_ROWS][..rows]);
-    for (row, slots) in slots
-        .iter()
-        .enumerate()
-        .filter(|(_, slots)| slots.end > end)
-    {
-        add(row, 1, end..slots.end, &[1.0]);
+    add(0, rows, start..end, scale);
+    alike(
+        slots,
+        |slots| slots.end,
+        |rows, last| {
+            if last > end {
+                add(rows.start, rows.len(), end..last, &ONES[..rows.len()]);
+            }
+        },
+    );
+}
+
+/// Calls `work(rows, key)` for neighbouring rows of which `key` is the same.
+#[inline(always)]
+fn alike<T: PartialEq>(
+    slots: &[Range<usize>],
+    key: impl Fn(&Range<usize>) -> T,
+    mut work: impl FnMut(Range<usize>, T),
+) {
+    let mut first = 0;
+    for rows in slots.chunk_by(|a, b| key(a) == key(b)) {
+        work(first..first + rows.len(), key(&rows[0]));
+        first += rows.len();
     }
 }

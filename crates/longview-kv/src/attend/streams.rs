@@ -92,6 +92,7 @@ impl<'a> Call<'a, '_> {
                 softcap: self.attention.softcap,
             };
             worker.partials.reset(count, group.kind.v_dim);
+            worker.pages += pages.len() as u64;
             attend_span(
                 self.exec.isa,
                 &group.geometry,

@@ -10,7 +10,7 @@ use super::{ROWS_PER_TASK, needs};
 use crate::error::ModelError;
 use crate::load::Delta;
 use crate::profile::Work;
-use crate::workspace::{Workspace, sized};
+use crate::workspace::Workspace;
 
 /// `w.normed` becomes what the layer adds to the residual stream.
 pub(super) fn gated_delta(
@@ -30,10 +30,10 @@ pub(super) fn gated_delta(
     entry.prepare(exec, &mut w.hidden, &w.normed, need, &mut w.activations);
     w.lap(Work::Norms);
     let outs = &mut [
-        sized(&mut w.q, rows * shape.channels()),
-        sized(&mut w.heads, rows * values),
-        sized(&mut w.k, rows * heads),
-        sized(&mut w.v, rows * heads),
+        w.q.sized(rows * shape.channels()),
+        w.heads.sized(rows * values),
+        w.k.sized(rows * heads),
+        w.v.sized(rows * heads),
     ];
     matmul_many(exec, &w.activations, &weights, outs);
     w.lap(Work::Qkv);
@@ -56,7 +56,7 @@ pub(super) fn gated_delta(
         decay: &w.v,
         beta: &w.k,
     };
-    let read = sized(&mut w.gate, rows * values);
+    let read = w.gate.sized(rows * values);
     batch.read_recurrent(exec, index, &delta, &inputs, read, &mut w.recurrent)?;
 
     // The norm of every head's result, times an activation of its gate.
@@ -77,7 +77,7 @@ pub(super) fn gated_delta(
     let output = &layer.output.weight;
     w.activations
         .set(exec, &w.heads, rows, values, needs(exec, &[output]));
-    let out = sized(&mut w.normed, rows * hidden);
+    let out = w.normed.sized(rows * hidden);
     matmul(exec, &w.activations, output, out);
     w.lap(Work::Output);
     Ok(())

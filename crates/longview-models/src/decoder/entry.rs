@@ -4,7 +4,7 @@ use longview_kernels::activation;
 use longview_kernels::norm::{NormWeight, RmsNorm};
 use longview_kernels::{Activations, Exec, Need};
 
-use super::ROWS_PER_TASK;
+use super::rows_per_task;
 
 /// What the part before gave is added to the residual stream, and the sum is normalised for the
 /// part that follows.
@@ -56,7 +56,8 @@ impl Entry<'_> {
     /// The same for parts that read rows as they are: the normalised rows are written over what
     /// the part before gave.
     pub(super) fn normalise(&self, exec: &Exec, hidden: &mut [f32], gave: &mut [f32]) {
-        let per_task = ROWS_PER_TASK * self.norm.len();
+        let width = self.norm.len();
+        let per_task = rows_per_task(exec, hidden.len() / width) * width;
         if let Some(norm) = self.added.and_then(|added| added.norm) {
             exec.pool.for_each_chunk(gave, per_task, |_, rows, _| {
                 rms_norm(norm, self.eps).rows_in_place(exec.isa, rows);

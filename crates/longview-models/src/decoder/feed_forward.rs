@@ -1,14 +1,14 @@
 //! The feed-forward part of a layer: one gated part, or the experts that a router picks.
 
 use longview_kernels::activation::{self, Activation};
-use longview_kernels::{Activations, Exec, matmul, matmul_many};
+use longview_kernels::{Activations, Exec, Floats, matmul, matmul_many};
 
 use super::entry::Entry;
 use super::{add_bias, needs};
 use crate::blueprint::Weighting;
 use crate::load::{Gated, Linear, Shared};
 use crate::profile::{Profile, Work};
-use crate::workspace::{Workspace, sized};
+use crate::workspace::Workspace;
 
 /// Rows of a block at most: what a block's gate and up take together, 12 MiB for a feed-forward
 /// part of 8,192, stays in the last-level cache, and its buffers do not grow with the pass.
@@ -52,8 +52,8 @@ fn gated(
     activation: Activation,
     rows: usize,
     x: &mut [f32],
-    gate: &mut Vec<f32>,
-    up: &mut Vec<f32>,
+    gate: &mut Floats,
+    up: &mut Floats,
     activations: &mut Activations,
     profile: &mut Option<Box<Profile>>,
 ) {
@@ -82,8 +82,8 @@ fn products(
     mlp: &Gated,
     activation: Activation,
     out: &mut [f32],
-    gate: &mut Vec<f32>,
-    up: &mut Vec<f32>,
+    gate: &mut Floats,
+    up: &mut Floats,
     activations: &mut Activations,
     profile: &mut Option<Box<Profile>>,
 ) {
@@ -92,7 +92,7 @@ fn products(
         exec,
         activations,
         &[&mlp.gate.weight, &mlp.up.weight],
-        &mut [sized(gate, rows * ffn), sized(up, rows * ffn)],
+        &mut [gate.sized(rows * ffn), up.sized(rows * ffn)],
     );
     add_bias(&mlp.gate, gate);
     add_bias(&mlp.up, up);
@@ -142,14 +142,14 @@ pub(super) fn mixture(
         hidden,
         needs(exec, &[&router.weight]),
     );
-    let scores = sized(&mut w.router, rows * experts.len());
+    let scores = w.router.sized(rows * experts.len());
     matmul(exec, &w.activations, &router.weight, scores);
     w.chosen.clear();
     for row in scores.chunks_exact_mut(experts.len()) {
         pick(row, used, weighting, &mut w.order, &mut w.chosen);
     }
 
-    sized(&mut w.sum, rows * hidden).fill(0.0);
+    w.sum.sized(rows * hidden).fill(0.0);
     w.lap(Work::GateUp);
     for (expert, mlp) in experts.iter().enumerate() {
         w.members.clear();
