@@ -21,7 +21,7 @@ import sys
 import time
 from pathlib import Path
 
-from load_server import Server, streams, words
+from load_server import Server, streams, words, words_of
 from serving import serving
 
 
@@ -74,7 +74,7 @@ def llama_server(program, model, threads, count, context):
 
 def bodies(options, rng, count):
     """Requests that begin alike: new ends each time, so that nothing but the beginning is known."""
-    return [{"model": "any", "prompt": f"{options.shared} {words(rng, 6)}", "max_tokens": options.tokens, "ignore_eos": True,
+    return [{"prompt": f"{options.shared} {words(rng, 6)}", "max_tokens": options.tokens, "ignore_eos": True,
              "temperature": 0, "stream": True, "stream_options": {"include_usage": True}, "cache_prompt": True}
             for _ in range(count)]
 
@@ -93,9 +93,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    # About two tokens a word of four random letters; what it really is, the servers count.
-    options.shared = words(rng, options.shared_tokens // 2)
-    context = options.streams * (2 * options.shared_tokens + options.tokens + 256)
+    # The ends of the prompts have some tokens of their own.
+    context = options.streams * (options.shared_tokens + options.tokens + 256)
     peer = (llama_server(options.llama_server, options.model, options.threads, options.streams, context)
             if options.llama_server else xllamacpp(options.model, options.threads, options.streams, context))
     with contextlib.ExitStack() as stack:
@@ -103,6 +102,7 @@ def main():
             options.longview, "--model", options.model, "--threads", str(options.threads), "--memory", options.memory))
         theirs, version = stack.enter_context(peer)
         servers = {"longview": Server(ours.url, None), "llama.cpp": theirs}
+        options.shared = words_of(servers["longview"], rng, options.shared_tokens)
         best = {name: {"one": 0.0, "together": 0.0} for name in servers}
         prompt_tokens = {}
         for name, server in servers.items():

@@ -33,7 +33,8 @@ def main():
         ran = subprocess.run([
             schemathesis, "run", f"{server.url}/openapi.json", "--checks", CHECKS, "--max-time", str(options.seconds),
             "--phases", "examples,coverage,fuzzing", "--seed", str(options.seed), "--workers", "2", "--request-timeout", "60",
-            "--suppress-health-check", "all", "--warnings", "off", "--no-color"], cwd=scratch)
+            # Its body is a tar file, which schemathesis does not make; the tests of the server send it random bytes.
+            "--exclude-path", "/v1/contexts/import", "--suppress-health-check", "all", "--warnings", "off", "--no-color"], cwd=scratch)
         ended = server.end()
     if ran.returncode or ended:
         sys.exit(f"schemathesis ended with {ran.returncode}, the server with {ended}")

@@ -94,6 +94,13 @@ def words(rng, count):
     return " ".join("".join(rng.choice(letters) for _ in range(4)) for _ in range(count))
 
 
+def words_of(server, rng, tokens):
+    """Words of about so many tokens, by the server's tokenizer."""
+    sample = words(rng, 200)
+    count = server.json("POST", "/tokenize", {"content": sample})["count"]
+    return words(rng, max(1, tokens * 200 // count))
+
+
 class Load:
     def __init__(self, server, options):
         self.server, self.options = server, options
@@ -215,7 +222,7 @@ def streams(server, bodies):
 def throughput(server, options):
     """Tokens a second of one stream, and of several whose prompts begin alike."""
     rng = random.Random(options.seed)
-    shared = words(rng, options.document_tokens // 2)
+    shared = words_of(server, rng, options.document_tokens)
 
     def rate(count):
         bodies = [{"prompt": f"{shared} {words(rng, 6)}", "max_tokens": options.tokens, "ignore_eos": True,

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from load_server import Server, words
+from load_server import Server, words, words_of
 from serving import serving
 
 
@@ -47,8 +47,8 @@ def main():
         arguments += ["--model", options.model]
     with serving(options.longview, *arguments) as served:
         server = Server(served.url, None)
-        # About two tokens a word of four random letters; what it really is, the server counts.
-        made = server.json("POST", "/v1/contexts", {"text": words(rng, options.tokens // 2), "label": "long"})
+        text = words_of(server, rng, options.tokens)
+        server.json("POST", "/v1/contexts", {"text": text, "label": "long"})
         while True:
             made = server.json("GET", "/v1/contexts/long")
             if made["status"] not in ("queued", "reading"):

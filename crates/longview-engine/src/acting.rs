@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use longview_kv::Context;
 use longview_kv::keep::Keep;
 use longview_kv::pattern::Prefill;
 use longview_kv::read::Read;
+use longview_kv::{Context, KvForms, KvLayout};
 
 use crate::engine::{Engine, Tenant};
 use crate::error::EngineError;
@@ -19,6 +19,9 @@ pub struct ContextMethods {
     pub prefill: Option<Arc<Prefill>>,
     /// Which keys and values stay, where not all do.
     pub keep: Option<Arc<Keep>>,
+    /// In what form keys and values are held, where it is not the engine's. Such a context lives in
+    /// memory alone, and nothing is taken over by it or from it.
+    pub store: Option<KvForms>,
     /// What the tokens of an answer read, where it is not everything.
     pub read: Option<Arc<Read>>,
 }
@@ -26,13 +29,20 @@ pub struct ContextMethods {
 impl ContextMethods {
     /// Whether none acts.
     pub fn is_nothing(&self) -> bool {
-        self.prefill.is_none() && self.keep.is_none() && self.read.is_none()
+        self.prefill.is_none() && self.keep.is_none() && self.store.is_none() && self.read.is_none()
+    }
+
+    /// Whether what a context reads under them is the same, to the bit, as without: then it takes over
+    /// and is taken over from.
+    pub(crate) fn reads_alike(&self) -> bool {
+        self.prefill.is_none() && self.store.is_none()
     }
 
     /// Tokens of a prompt of `prompt_tokens` that may be taken over from what was read before: none
-    /// under a prefill method, which reads otherwise, and a keep method must see some of them computed.
+    /// under a prefill method, which reads otherwise, or in another form, and a keep method must see some
+    /// of them computed.
     pub fn reusable_tokens(&self, prompt_tokens: usize) -> usize {
-        if self.prefill.is_some() {
+        if !self.reads_alike() {
             return 0;
         }
         let Some(keep) = &self.keep else {
@@ -73,7 +83,12 @@ impl Engine {
         prompt_tokens: usize,
         planned_tokens: usize,
     ) -> Result<Context, EngineError> {
-        let mut context = self.unplanned_context(tenant, planned_tokens)?;
+        let mut context = match methods.store {
+            Some(forms) => self
+                .model
+                .new_context_as(planned_tokens, forms, &self.ledger)?,
+            None => self.unplanned_context(tenant, planned_tokens)?,
+        };
         self.put_in_charge(&mut context, methods, prompt_tokens)?;
         let plan = self.plan_with(methods, prompt_tokens, planned_tokens)?;
         if !plan.fits() {
@@ -82,7 +97,7 @@ impl Engine {
         Ok(context)
     }
 
-    /// Puts `methods` in charge of an empty context whose prompt will have `prompt_tokens` tokens. A
+    /// Puts all of `methods` but the form in charge of an empty context whose prompt will have `prompt_tokens` tokens. A
     /// read method may be put in charge of a context that has read something, too.
     ///
     /// # Errors
@@ -117,17 +132,17 @@ impl Engine {
         planned_tokens: usize,
     ) -> Result<MemoryPlan, EngineError> {
         let mut plan = match &methods.keep {
-            Some(keep) => self.plan_keeping(keep, prompt_tokens, planned_tokens)?,
-            None => self.plan(planned_tokens),
+            Some(keep) => self.plan_keeping(keep, methods.store, prompt_tokens, planned_tokens)?,
+            None => self.plan_in(methods.store, planned_tokens),
         };
         if let Some(read) = &methods.read {
             let with = |mut plan: MemoryPlan| {
-                let index = self.index_bytes(read, plan.tokens);
+                let index = self.index_bytes(read, methods.store, plan.tokens);
                 plan.kv += index;
                 plan.kv_least += index;
                 plan
             };
-            let fits = |&tokens: &usize| with(self.plan(tokens)).fits();
+            let fits = |&tokens: &usize| with(self.plan_in(methods.store, tokens)).fits();
             if plan.limit.is_some() {
                 plan.longest_context = largest(plan.longest_context, fits);
             }
@@ -138,8 +153,16 @@ impl Engine {
 
     /// Bytes that `read` keeps beside the keys and values of a context of `tokens` tokens and of a
     /// fork that is written.
-    pub(crate) fn index_bytes(&self, read: &Read, tokens: usize) -> u64 {
-        let layout = self.model().layout();
-        read.bytes(layout, tokens) + read.bytes(layout, longview_kv::BLOCK_TOKENS)
+    pub(crate) fn index_bytes(&self, read: &Read, store: Option<KvForms>, tokens: usize) -> u64 {
+        let layout = self.layout_in(store);
+        read.bytes(&layout, tokens) + read.bytes(&layout, longview_kv::BLOCK_TOKENS)
+    }
+
+    /// The layout of contexts in `store`, or in the engine's own form.
+    pub(crate) fn layout_in(&self, store: Option<KvForms>) -> Arc<KvLayout> {
+        match store {
+            Some(forms) => Arc::new(self.model.blueprint().kv_layout(forms)),
+            None => Arc::clone(self.model.layout()),
+        }
     }
 }

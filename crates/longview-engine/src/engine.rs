@@ -282,6 +282,14 @@ impl Engine {
         self.plan_as(tokens, self.kv_forms(), overflow)
     }
 
+    /// The same in the form `store`, where that is not the engine's.
+    pub(crate) fn plan_in(&self, store: Option<KvForms>, tokens: usize) -> MemoryPlan {
+        match store {
+            Some(forms) => self.plan_as(tokens, forms, Overflow::Refused),
+            None => self.plan(tokens),
+        }
+    }
+
     fn plan_as(&self, tokens: usize, kv_forms: KvForms, overflow: Overflow) -> MemoryPlan {
         let circumstances = Circumstances {
             kv_forms,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use longview_kv::keep::{Compression, Keep, KeepBytes, Needs, Question};
-use longview_kv::{Context, Segment, Wanted};
+use longview_kv::{Context, KvForms, Segment, Wanted};
 use longview_text::Specials;
 
 use crate::engine::Engine;
@@ -20,26 +20,28 @@ const LEAD_TOKENS: usize = 8;
 
 impl Engine {
     /// What a context of `planned_tokens` tokens will need, `prompt_tokens` of them a prompt, in which
-    /// `keep` decides what stays.
+    /// `keep` decides what stays, in the form `store` where that is not the engine's.
     ///
     /// # Errors
     /// As [`Keep::bytes`].
     pub(crate) fn plan_keeping(
         &self,
         keep: &Keep,
+        store: Option<KvForms>,
         prompt_tokens: usize,
         planned_tokens: usize,
     ) -> Result<MemoryPlan, EngineError> {
-        let mut plan = self.plan(planned_tokens);
+        let mut plan = self.plan_in(store, planned_tokens);
         let generated = planned_tokens.saturating_sub(prompt_tokens);
-        let bytes = self.keep_bytes(keep, prompt_tokens, generated)?;
+        let bytes = self.keep_bytes_in(keep, store, prompt_tokens, generated)?;
         // It is in memory while the method decides, whatever a store could hold.
         (plan.kv, plan.kv_least) = (bytes.peak, bytes.peak);
         let fixed = plan.program + plan.weights + plan.scratch;
         plan.scratch += bytes.scratch;
         if let Some(limit) = plan.limit {
             let fits = |&tokens: &usize| {
-                let bytes = self.keep_bytes(keep, tokens.saturating_sub(generated), generated);
+                let prompt = tokens.saturating_sub(generated);
+                let bytes = self.keep_bytes_in(keep, store, prompt, generated);
                 bytes.is_ok_and(|bytes| fixed + bytes.peak + bytes.scratch <= limit)
             };
             plan.longest_context = largest(plan.model_tokens, fits);
@@ -119,8 +121,19 @@ impl Engine {
         prompt_tokens: usize,
         generated_tokens: usize,
     ) -> Result<KeepBytes, EngineError> {
+        self.keep_bytes_in(keep, None, prompt_tokens, generated_tokens)
+    }
+
+    /// The same of a context in the form `store`, where that is not the engine's.
+    pub(crate) fn keep_bytes_in(
+        &self,
+        keep: &Keep,
+        store: Option<KvForms>,
+        prompt_tokens: usize,
+        generated_tokens: usize,
+    ) -> Result<KeepBytes, EngineError> {
         Ok(keep.bytes(
-            self.model().layout(),
+            &self.layout_in(store),
             self.model(),
             prompt_tokens,
             generated_tokens,

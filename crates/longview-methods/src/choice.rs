@@ -123,11 +123,12 @@ impl Methods {
         self.read.as_ref()
     }
 
-    /// The methods that act on a context.
+    /// The methods that act on a context, whose form is taken to be the engine's.
     pub fn acting(&self) -> ContextMethods {
         ContextMethods {
             prefill: self.prefill.clone(),
             keep: self.keep.clone(),
+            store: None,
             read: self.read.clone(),
         }
     }

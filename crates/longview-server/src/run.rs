@@ -5,7 +5,7 @@ use std::sync::Arc;
 use longview::keep::KeepReport;
 use longview::read::ReadReport;
 use longview::schedule::{Ended, Goal, Request, Summary};
-use longview::{Context, ContextMethods, Explanation, FinishReason, ReuseEnd};
+use longview::{Context, ContextMethods, Engine, Explanation, FinishReason, ReuseEnd};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -179,7 +179,7 @@ fn start(
             meta.truncated
         ));
     }
-    let methods = acting(settings, extras, &mut meta)?;
+    let methods = acting(engine, settings, extras, &mut meta)?;
     let mut requests = Vec::with_capacity(prompts.len());
     let mut answers = 0;
     for prompt in prompts {
@@ -237,14 +237,23 @@ fn start(
 
 /// The methods that act on the context of a request. A context that it names was read already.
 fn acting(
+    engine: &Engine,
     settings: &Settings,
     extras: &Extras,
     meta: &mut Meta,
 ) -> Result<ContextMethods, ApiError> {
     let mut methods = settings.methods.acting();
+    let forms = settings.methods.kv_forms();
+    methods.store = forms.filter(|&forms| forms != engine.kv_forms());
     let Some(name) = extras.context.as_ref() else {
         return Ok(methods);
     };
+    if methods.store.is_some() {
+        meta.notices.push(format!(
+            "the context {name:?} is read anew, for this request alone: it is held in another form"
+        ));
+        return Ok(methods);
+    }
     let Some(prefill) = methods.prefill.take() else {
         return Ok(methods);
     };

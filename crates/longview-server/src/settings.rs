@@ -302,41 +302,60 @@ pub(crate) fn unknown_extra(name: &str) -> ApiError {
     .code("unknown_field")
 }
 
-/// The methods of a request: the server's, and what it says itself.
+impl Extras {
+    /// What it says of a stage.
+    fn method(&self, stage: Stage) -> Option<&str> {
+        let text = match stage {
+            Stage::Prompt => &self.prompt,
+            Stage::Prefill => &self.prefill,
+            Stage::Keep => &self.keep,
+            Stage::Store => &self.store,
+            Stage::Read => &self.read,
+            Stage::Reuse => &self.reuse,
+            Stage::Decode => &self.decode,
+        };
+        text.as_deref()
+    }
+}
+
+/// The methods of a request: the server's, and for every stage that the registry knows what it says
+/// itself.
 fn methods(app: &App, extras: &Extras) -> Result<Methods, ApiError> {
     let mut methods = app.options().methods.clone();
     let kv_type = app.engine().kv_type();
-    for (stage, field, text) in [
-        (Stage::Prompt, "longview.prompt", &extras.prompt),
-        (Stage::Prefill, "longview.prefill", &extras.prefill),
-        (Stage::Keep, "longview.keep", &extras.keep),
-        (Stage::Store, "longview.store", &extras.store),
-        (Stage::Read, "longview.read", &extras.read),
-        (Stage::Reuse, "longview.reuse", &extras.reuse),
-    ] {
-        let Some(text) = text else { continue };
+    for stage in Stage::ALL {
+        let Some(text) = extras.method(stage) else {
+            continue;
+        };
+        let field = format!("longview.{stage}");
         methods
             .set(stage, text)
-            .map_err(|error| refused(field, &error))?;
+            .map_err(|error| refused(&field, &error))?;
         let (asked, held) = (
             methods.text(stage, kv_type),
             app.options().methods.text(stage, kv_type),
         );
-        // What acts on its context is each request's own affair; the rest is the engine's.
-        let own = [Stage::Prefill, Stage::Keep, Stage::Read].contains(&stage);
-        if asked != held && !own {
+        if asked != held && !is_a_requests_own(stage) {
             return Err(ApiError::field(
                 field,
                 format!(
                     "{stage} {asked} cannot be chosen for one request; this server runs {stage} {held} \
-                     for all (start it with {} {text:?})",
-                    stage.flag()
+                     for all"
                 ),
             )
             .code("method_not_available"));
         }
     }
     Ok(methods)
+}
+
+/// Whether each request chooses for itself. What is taken over from others, and what becomes of a text
+/// before it is read, is the server's affair.
+fn is_a_requests_own(stage: Stage) -> bool {
+    match stage {
+        Stage::Prefill | Stage::Keep | Stage::Store | Stage::Read | Stage::Decode => true,
+        Stage::Prompt | Stage::Reuse => false,
+    }
 }
 
 fn refused(field: &str, error: &MethodError) -> ApiError {

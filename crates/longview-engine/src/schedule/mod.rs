@@ -262,13 +262,13 @@ impl Scheduler {
         let Job {
             tenant, methods, ..
         } = &self.jobs[&waiting.job];
-        // What a prefill method has read is found by nobody.
-        if methods.prefill.is_some() {
+        // What is read otherwise is found by nobody.
+        if !methods.reads_alike() {
             return false;
         }
         self.running.iter().any(|running| {
             let job = &self.jobs[&running.job];
-            job.methods.prefill.is_none()
+            job.methods.reads_alike()
                 && job.tenant.id() == tenant.id()
                 && running.is_reading()
                 && running.will_have_in_common(&waiting.tokens)

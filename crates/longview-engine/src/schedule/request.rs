@@ -39,8 +39,8 @@ pub struct Request {
     /// What is to be made of the prompt.
     pub goal: Goal,
     /// What acts on its contexts. A keep method takes time between two passes, and a request with one
-    /// never gives way: what was dropped could not be had again. Under a keep or a prefill method the
-    /// prompt is read in a context of its own, whatever `start` is.
+    /// never gives way: what was dropped could not be had again. Under a keep or a prefill method, or
+    /// in another form, the prompt is read in a context of its own, whatever `start` is.
     pub methods: ContextMethods,
     /// Its rank among others.
     pub priority: Priority,

@@ -35,7 +35,9 @@ impl Scheduler {
         let job = &self.jobs[&sequence.job];
         if let Some(keep) = &job.methods.keep {
             let answer = job.longest_answer().min(EXPECTED_ANSWER);
-            let bytes = self.engine.keep_bytes(keep, sequence.tokens.len(), answer);
+            let bytes =
+                self.engine
+                    .keep_bytes_in(keep, job.methods.store, sequence.tokens.len(), answer);
             // What cannot be told is told when it is opened.
             let peak = bytes.map_or(0, |bytes| bytes.peak + bytes.scratch);
             return peak.saturating_sub(sequence.kv_bytes());
@@ -44,15 +46,15 @@ impl Scheduler {
             Some(writer) => (writer.left(), 1),
             None => (job.longest_answer(), job.open_answers.max(1)),
         };
-        let layout = self.engine.model().layout();
+        let layout = self.engine.layout_in(job.methods.store);
         let chunk = self.engine.chunk_tokens();
         let bytes = |tokens| layout.context_bytes(tokens, chunk);
         let read = bytes(sequence.tokens.len()).saturating_sub(bytes(sequence.held()));
         let end = sequence.tokens.len() + left.min(EXPECTED_ANSWER);
         let text = bytes(end).saturating_sub(bytes(sequence.tokens.len())) + layout.fork_bytes(1);
         let index = job.methods.read.as_ref().map_or(0, |read| {
-            let all = self.engine.index_bytes(read, end);
-            all.saturating_sub(read.bytes(layout, sequence.held()))
+            let all = self.engine.index_bytes(read, job.methods.store, end);
+            all.saturating_sub(read.bytes(&layout, sequence.held()))
         });
         read + texts as u64 * text + index
     }

@@ -178,7 +178,7 @@ impl Sequence {
         };
         let planned = self.planned_tokens.max(self.tokens.len());
         let (methods, prompt) = (&job.methods, job.summary.prompt_tokens);
-        if methods.keep.is_some() || methods.prefill.is_some() {
+        if methods.keep.is_some() || !methods.reads_alike() {
             let mut context = engine.new_context_with_of(&job.tenant, methods, prompt, planned)?;
             let reusable = methods.reusable_tokens(prompt).min(prompt - 1);
             context.attach(&self.tokens[..reusable])?;

@@ -81,7 +81,7 @@ pub(crate) struct BatchObject {
     errors: Option<Value>,
     input_file_id: String,
     completion_window: String,
-    status: Status,
+    status: BatchStatus,
     output_file_id: Option<String>,
     error_file_id: Option<String>,
     created_at: u64,
@@ -98,7 +98,7 @@ pub(crate) struct BatchObject {
 /// How far a batch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum Status {
+enum BatchStatus {
     InProgress,
     Completed,
     Cancelling,
@@ -106,19 +106,19 @@ enum Status {
     Failed,
 }
 
-impl Status {
+impl BatchStatus {
     /// Whether nothing more happens.
     fn is_over(self) -> bool {
-        !matches!(self, Status::InProgress | Status::Cancelling)
+        !matches!(self, BatchStatus::InProgress | BatchStatus::Cancelling)
     }
 
     fn name(self) -> &'static str {
         match self {
-            Status::InProgress => "in progress",
-            Status::Completed => "completed",
-            Status::Cancelling => "being cancelled",
-            Status::Cancelled => "cancelled",
-            Status::Failed => "failed",
+            BatchStatus::InProgress => "in progress",
+            BatchStatus::Completed => "completed",
+            BatchStatus::Cancelling => "being cancelled",
+            BatchStatus::Cancelled => "cancelled",
+            BatchStatus::Failed => "failed",
         }
     }
 }
@@ -139,7 +139,7 @@ impl BatchObject {
             errors: None,
             input_file_id,
             completion_window: completion_window.unwrap_or_else(|| "24h".to_owned()),
-            status: Status::InProgress,
+            status: BatchStatus::InProgress,
             output_file_id: None,
             error_file_id: None,
             created_at: now,
@@ -267,7 +267,7 @@ impl Offline {
                 let message = format!("the batch is {}", shown.status.name());
                 return Err(ApiError::conflict(message));
             }
-            shown.status = Status::Cancelling;
+            shown.status = BatchStatus::Cancelling;
             self.folder.write_batch(&batch.facts)?;
             batch.cancel.notify_one();
             Ok(batch.facts.shown.clone())
@@ -306,7 +306,7 @@ impl Offline {
     }
 
     /// Ends a batch with its answers as a file, or with what went wrong.
-    fn end(&self, id: &str, status: Status, trouble: Option<&ApiError>) {
+    fn end(&self, id: &str, status: BatchStatus, trouble: Option<&ApiError>) {
         let answers = self.change(id, |batch| Ok(batch.facts.answers.clone()));
         // Nobody deletes a batch that is in progress.
         let Ok(answers) = answers else { return };
@@ -324,10 +324,10 @@ impl Offline {
             let shown = &mut batch.facts.shown;
             let now = Some(unix_seconds());
             let trouble = trouble.or(listed.as_ref().err());
-            shown.status = if trouble.is_some() { Status::Failed } else { status };
+            shown.status = if trouble.is_some() { BatchStatus::Failed } else { status };
             match shown.status {
-                Status::Cancelled => shown.cancelled_at = now,
-                Status::Failed => shown.failed_at = now,
+                BatchStatus::Cancelled => shown.cancelled_at = now,
+                BatchStatus::Failed => shown.failed_at = now,
                 _ => shown.completed_at = now,
             }
             shown.errors = trouble.map(|error| {

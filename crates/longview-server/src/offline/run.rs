@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::folder::io_error;
-use super::{BatchObject, Offline, Status};
+use super::{BatchObject, Offline, BatchStatus};
 use crate::api::routes;
 use crate::app::{App, Guest, Tenancy, blocking};
 use crate::batch::{self, BatchSummary, Job};
@@ -44,7 +44,7 @@ pub(crate) async fn start(
         tenancy.offline.begin(shown)?;
         let work = tenancy.offline.work(&id);
         if let Err(error) = &work {
-            tenancy.offline.end(&id, Status::Failed, Some(error));
+            tenancy.offline.end(&id, BatchStatus::Failed, Some(error));
         }
         Ok((work?, tenancy.offline.batch(&id)?))
     })
@@ -58,21 +58,21 @@ pub(crate) fn resume_all(app: &App) {
     for tenancy in app.tenancies() {
         for (id, status) in tenancy.offline.unfinished() {
             match (tenancy.offline.work(&id), status) {
-                (Ok(_), Status::Cancelling) => {
-                    tenancy.offline.end(&id, Status::Cancelled, None);
+                (Ok(_), BatchStatus::Cancelling) => {
+                    tenancy.offline.end(&id, BatchStatus::Cancelled, None);
                 }
                 (Ok(work), _) => {
                     let guest = Guest(Arc::clone(tenancy));
                     tokio::spawn(run(app.clone(), guest, id, work));
                 }
-                (Err(error), _) => tenancy.offline.end(&id, Status::Failed, Some(&error)),
+                (Err(error), _) => tenancy.offline.end(&id, BatchStatus::Failed, Some(&error)),
             }
         }
     }
 }
 
 impl Offline {
-    fn unfinished(&self) -> Vec<(String, Status)> {
+    fn unfinished(&self) -> Vec<(String, BatchStatus)> {
         let held = self.lock();
         let batches = held.batches.iter();
         batches
@@ -144,10 +144,10 @@ async fn run(app: App, guest: Guest, id: String, work: Work) {
     let (status, trouble) = loop {
         let answer = tokio::select! {
             answer = answers.recv() => answer,
-            () = cancel.notified() => break (Status::Cancelled, None),
+            () = cancel.notified() => break (BatchStatus::Cancelled, None),
         };
         let Some(answer) = answer else {
-            break (Status::Completed, None);
+            break (BatchStatus::Completed, None);
         };
         summary.add(&answer);
         let line = format!("{answer}\n");
@@ -157,14 +157,14 @@ async fn run(app: App, guest: Guest, id: String, work: Work) {
         });
         match written.await {
             Ok(back) => file = back,
-            Err(error) => break (Status::Failed, Some(error)),
+            Err(error) => break (BatchStatus::Failed, Some(error)),
         }
         tenancy.offline.tell(&id, &summary);
     };
     // Requests under way end when nobody waits for them.
     drop(answers);
     let is_done = summary.completed + summary.failed == summary.total;
-    if app.is_stopping() && status == Status::Completed && !is_done {
+    if app.is_stopping() && status == BatchStatus::Completed && !is_done {
         return;
     }
     let ended = blocking(move || {

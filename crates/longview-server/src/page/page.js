@@ -111,7 +111,7 @@ function item(one) {
     try { tell(""); await work(); await list(); } catch (error) { tell(error.message, true); }
   };
   const post = (what) => act(() => call("POST", `v1/contexts/${one.id}/${what}`, what === "fork" ? {} : undefined));
-  const places = Object.entries(one.bytes_by_tier).map(([place, n]) => `${bytes(n)} in ${place}`);
+  const places = Object.entries(one.bytes_by_tier).map(([place, n]) => `${bytes(n)} ${place === "memory" ? "in" : "on"} ${place}`);
   const where = places.length ? places.join(", ") : one.bytes ? bytes(one.bytes) : "";
   const words = busy
     ? `${one.status}: ${count(one.read_tokens)} of ${count(one.tokens)} tokens`

@@ -1,7 +1,8 @@
 //! Methods of single requests.
 
-use longview::{Control, GenerateOptions, Specials};
-use serde_json::json;
+use longview::methods::{Methods, Stage};
+use longview::{Control, Engine, EngineOptions, GenerateOptions, Specials};
+use serde_json::{Value, json};
 
 use crate::support::{Running, engine, words};
 
@@ -53,4 +54,83 @@ fn a_keep_method_is_a_requests_own_and_does_what_it_does_alone() {
         });
     }
     assert!(whole["longview"]["keep"].is_null());
+}
+
+#[test]
+fn every_stage_that_is_a_requests_own_does_what_it_does_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompt = words(6, 300);
+    let chosen = [
+        json!({ "store": "q8" }),
+        json!({ "store": "k=q8, v=q4" }),
+        json!({ "store": "q8", "keep": "streaming-llm(budget=128)" }),
+        json!({ "prefill": "a-shape" }),
+        json!({ "read": "quest" }),
+    ];
+    let generated = |alone: &Engine, chosen: &Value| {
+        let mut methods = Methods::new();
+        for stage in Stage::ALL {
+            if let Some(text) = chosen[stage.name()].as_str() {
+                methods.set(stage, text).unwrap();
+            }
+        }
+        let tokens = alone.tokenizer().encode(&prompt, Specials::AsText).unwrap();
+        let tokens = alone.text().with_prefix(tokens);
+        let count = tokens.len();
+        let mut context = alone
+            .new_context_with(&methods.acting(), count, count + 24)
+            .unwrap();
+        let mut options = GenerateOptions::greedy(24);
+        let go_on = &mut |_: longview::Event<'_>| Control::Continue;
+        alone
+            .generate(&mut context, &tokens, &mut options, go_on)
+            .unwrap()
+            .text
+    };
+    let wanted: Vec<String> = chosen
+        .iter()
+        .map(|chosen| {
+            // An engine whose own form it is.
+            let forms = chosen["store"].as_str().map(|text| {
+                let mut methods = Methods::new();
+                methods.set(Stage::Store, text).unwrap();
+                methods.kv_forms().unwrap()
+            });
+            let alone = Engine::open(&EngineOptions {
+                chunk_tokens: 256,
+                threads: Some(2),
+                kv_forms: forms,
+                ..EngineOptions::default()
+            });
+            generated(&alone.unwrap(), chosen)
+        })
+        .collect();
+    let server = Running::usual(folder.path());
+    let ask = |chosen: &Value| {
+        let request =
+            json!({ "prompt": prompt, "max_tokens": 24, "temperature": 0, "longview": chosen });
+        server.post("/v1/completions", &request).good()
+    };
+    let whole = ask(&json!({}));
+    std::thread::scope(|scope| {
+        let beside: Vec<_> = chosen
+            .iter()
+            .map(|chosen| scope.spawn(|| ask(chosen)))
+            .collect();
+        let plain = scope.spawn(|| ask(&json!({})));
+        for ((answer, wanted), chosen) in beside.into_iter().zip(&wanted).zip(&chosen) {
+            let answer = answer.join().unwrap();
+            assert_eq!(answer["choices"][0]["text"], wanted.as_str(), "{chosen}");
+            if chosen["store"].is_string() || chosen["prefill"].is_string() {
+                assert_eq!(answer["longview"]["reused_tokens"], 0, "{chosen}");
+            }
+        }
+        // Nobody else is touched.
+        assert_eq!(plain.join().unwrap()["choices"], whole["choices"]);
+    });
+    // What is held in fewer bits is smaller, and says what it is.
+    let small = ask(&chosen[0]);
+    assert!(small["longview"]["kv_bytes"].as_u64() < whole["longview"]["kv_bytes"].as_u64());
+    assert_eq!(small["longview"]["methods"]["store"], "q8");
+    assert!(!small["longview"]["notices"].as_array().unwrap().is_empty());
 }

@@ -152,10 +152,17 @@ fn wrong_requests_are_told_what_to_do() {
         ),
         (
             "/v1/chat/completions",
-            json!({ "messages": hello, "longview": { "store": "q4" } }),
+            json!({ "messages": hello, "longview": { "store": "q44" } }),
+            400,
+            "did you mean \"q4\"?",
+            Some("longview.store"),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({ "messages": hello, "longview": { "reuse": "shift" } }),
             400,
             "one request",
-            Some("longview.store"),
+            Some("longview.reuse"),
         ),
         (
             "/v1/chat/completions",
