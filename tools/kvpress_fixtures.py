@@ -3,8 +3,9 @@
 `crates/longview-methods/tests/kvpress.rs`.
 
 Each press scores every layer in one float32 forward pass of transformers over whole keys, as kvpress
-itself does, and its highest scores are taken. The file holds the prompt's ids and, for each press and
-share kept, our method text and the positions kept, `[layers][KV heads]`.
+itself does, and its highest scores are taken; KVzip reads the prompt again as its press does, with the keys
+that the press would mask. The file holds the prompt's ids and, for each press and share kept, our method
+text and the positions kept, `[layers][KV heads]`.
 
     pip install kvpress
     python tools/kvpress_fixtures.py
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kvpress
@@ -45,7 +47,18 @@ METHODS: list[tuple[str, Any, bool]] = [
     ("h2o(budget={pairs}, recent-share=0, normalise=rows)", kvpress.ObservedAttentionPress, True),
     # With no pair certain for each head, kvpress' rule and the paper's are the same.
     ("snapkv(budget={pairs}, window=32, kernel=5, alloc=adakv(floor=0))", lambda: kvpress.SnapKVPress(window_size=32, kernel_size=5), False),
+    # A gentle pyramid, whose last layer has room for the window also where a tenth is kept.
+    (
+        "snapkv(budget={pairs}, window=16, kernel=5, alloc=pyramidkv(beta=2, protected=inside))",
+        lambda: kvpress.PyramidKVPress(window_size=16, kernel_size=5, beta=2),
+        False,
+    ),
 ]
+
+# kvpress repeats what follows the tokens that the chat template puts before a user's words, here three; ours
+# what follows the first tokens that always stay.
+SINKS = 3
+KVZIP = f"kvzip(budget={{pairs}}, part=2k, sinks={SINKS}, recent=0, alloc=threshold)"
 
 
 def main() -> None:
@@ -60,8 +73,19 @@ def main() -> None:
             # As many as kvpress keeps, its rounding included.
             pairs = compute_n_kept(len(ids), 1 - share)
             scores = scores_of(press(), ids, "eager" if needs_attention else "sdpa", 1 - share)
-            kept = shared(scores, pairs) if "adakv" in text else [[top(head, pairs) for head in layer] for layer in scores]
+            counts = [pairs] * len(scores)
+            if "pyramidkv" in text:
+                counts = pyramid(press(), len(ids), len(scores), 1 - share)
+                # It rounds each layer for itself.
+                pairs = round(sum(counts) / len(counts))
+            if "adakv" in text:
+                kept = shared(scores, pairs)
+            else:
+                kept = [[top(head, count) for head in layer] for layer, count in zip(scores, counts)]
             cases.append({"method": text.format(pairs=pairs), "kept": kept})
+    for share in SHARES:
+        pairs = compute_n_kept(len(ids), 1 - share)
+        cases.append({"method": KVZIP.format(pairs=pairs), "kept": repeated(ids, pairs, 1 - share)})
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
     versions = f"kvpress {version('kvpress')}, transformers {transformers.__version__}, torch {torch.__version__}"
@@ -96,6 +120,32 @@ def scores_of(press: kvpress.ScorerPress, ids: list[int], attention: str, droppe
     with torch.no_grad():
         model(torch.tensor([ids]), past_key_values=cache, use_cache=True, output_attentions=attention == "eager")
     return [found[index] for index in sorted(found)]
+
+
+def pyramid(press: kvpress.PyramidKVPress, tokens: int, layers: int, dropped: float) -> list[int]:
+    """Pairs that each layer keeps."""
+    press.compression_ratio = dropped
+    config = SimpleNamespace(num_hidden_layers=layers)
+    return [press.get_layer_budget(SimpleNamespace(config=config, layer_idx=layer), tokens) for layer in range(layers)]
+
+
+def repeated(ids: list[int], pairs: int, dropped: float) -> list[list[list[int]]]:
+    """The highest scores of all layers and heads together that repeating the prompt gives, first tokens first."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="sdpa").eval()
+    press = kvpress.KVzipPress(compression_ratio=dropped, n_sink=SINKS)
+    found: dict[str, torch.Tensor] = {}
+    # What it would mask, taken before it does.
+    press.compress_post = lambda _: found.update(scores=press.score_val.clone())
+    with torch.no_grad(), press(model):
+        model(torch.tensor([ids]), past_key_values=transformers.DynamicCache(), use_cache=True)
+    scores = found["scores"][:, 0]
+    layers, heads, tokens = scores.shape
+    scores[:, :, : press.n_sink] = float("inf")
+    best = scores.flatten().topk(pairs * layers * heads).indices.tolist()
+    kept: list[list[list[int]]] = [[[] for _ in range(heads)] for _ in range(layers)]
+    for at in sorted(best):
+        kept[at // tokens // heads][at // tokens % heads].append(at % tokens)
+    return kept
 
 
 def top(scores: torch.Tensor, pairs: int) -> list[int]:

@@ -84,11 +84,27 @@ pub(crate) struct Answer {
     /// What the read method has read for this answer, where one was chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) read: Option<ReadCounts>,
+    /// What left the conversation after it, where something did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pruned: Option<PrunedCounts>,
     /// The most it could have had.
     #[serde(skip)]
     max_tokens: usize,
     #[serde(skip)]
     pub(crate) generated: Option<Generated>,
+}
+
+/// What left a conversation because it was finished, in numbers.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct PrunedCounts {
+    /// Results of tools and lists of sub-tasks.
+    pub(crate) pieces: usize,
+    /// Tokens that the context holds less.
+    pub(crate) tokens: usize,
+    /// Tokens after them that were read again.
+    pub(crate) tokens_read_again: usize,
+    /// Bytes of keys and values that it holds less.
+    pub(crate) bytes_freed: u64,
 }
 
 /// What a keep method has done, in numbers.
@@ -106,6 +122,12 @@ pub(crate) struct KeepCounts {
     compactions: usize,
     /// Seconds that took.
     seconds: f64,
+    /// Those of them in which the model repeated the context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeat_seconds: Option<f64>,
+    /// Seconds that this takes by its operations at the speed at which the prompt was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeat_predicted_seconds: Option<f64>,
 }
 
 /// What the tokens of an answer have read, in numbers.
@@ -155,18 +177,29 @@ impl KeepCounts {
             stream_bytes: report.stream_bytes,
             compactions: report.compactions,
             seconds: report.time.as_secs_f64(),
+            repeat_seconds: report.repeated.map(|repeated| repeated.time.as_secs_f64()),
+            repeat_predicted_seconds: report
+                .repeated
+                .and_then(|repeated| Some(repeated.predicted?.as_secs_f64())),
         }
     }
 
     /// A sentence for people.
     fn sentence(&self, method: &str) -> String {
-        format!(
+        let mut sentence = format!(
             "{method} dropped {} of {} pairs; {} stay in {}",
             human_count(self.pairs_dropped as usize),
             human_count(self.pairs_seen as usize),
             human_count(self.pairs_kept as usize),
             longview::human_bytes(self.stream_bytes),
-        )
+        );
+        if let (Some(took), Some(predicted)) = (self.repeat_seconds, self.repeat_predicted_seconds)
+        {
+            sentence.push_str(&format!(
+                "; repeating the text took {took:.2} s, {predicted:.2} s by its operations"
+            ));
+        }
+        sentence
     }
 }
 
@@ -269,6 +302,7 @@ impl Answer {
             kv_bytes_on_disk: context.away_bytes(),
             keep: context.keep_report().map(|report| KeepCounts::new(&report)),
             read: context.read_report().map(|report| ReadCounts::new(&report)),
+            pruned: None,
             store_read_bytes: request.read_bytes_before + session.store_read_bytes() - store_bytes,
             max_tokens,
             generated: Some(generated),

@@ -61,7 +61,23 @@ impl Session {
         methods: &MethodArgs,
         store: &StoreArgs,
     ) -> Result<Session, Failure> {
-        let methods = methods.methods()?;
+        Session::load_keeping(engine, methods.methods()?, store)
+    }
+
+    /// The same for a conversation, which has methods that act between its turns.
+    pub(crate) fn open_conversation(
+        engine: &EngineArgs,
+        methods: &MethodArgs,
+        store: &StoreArgs,
+    ) -> Result<Session, Failure> {
+        Session::load_keeping(engine, methods.in_conversation()?, store)
+    }
+
+    fn load_keeping(
+        engine: &EngineArgs,
+        methods: Methods,
+        store: &StoreArgs,
+    ) -> Result<Session, Failure> {
         let mut notices = Vec::new();
         let kept = store.options(engine.memory, &mut notices)?;
         let options = EngineOptions {
@@ -160,6 +176,15 @@ impl Session {
         notices.retain(|notice| !self.notices.contains(notice));
         self.notices.extend(notices);
         Ok(context)
+    }
+
+    /// The most tokens that a context may have: the model's positions, or any number under a keep
+    /// method that counts them by what is held.
+    pub(crate) fn position_limit(&self) -> usize {
+        match self.methods.keep() {
+            Some(keep) if keep.is_endless() => usize::MAX,
+            _ => self.engine.model().blueprint().max_positions,
+        }
     }
 
     /// What of a prompt's `tokens` may be taken over from what was read before, under the methods
@@ -377,7 +402,7 @@ impl Session {
         prompt: usize,
         generation: &GenerationArgs,
     ) -> Result<usize, Failure> {
-        let limit = self.engine.model().blueprint().max_positions;
+        let limit = self.position_limit();
         check_prompt(prompt, limit, generation)?;
         let room = generation.room(prompt);
         let wanted = prompt.saturating_add(room);

@@ -238,3 +238,131 @@ fn nothing_compressed_is_kept_for_another_run() {
     let prompt = snap["prompt_tokens"].as_u64().unwrap();
     assert!(reused > 500 && reused + 32 <= prompt, "{snap}");
 }
+
+#[test]
+fn heads_are_found_and_keep_what_is_asked_for() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(1200));
+    let scores = folder.path("heads.tsv");
+    let calibrate = [
+        "calibrate",
+        "--length",
+        "1500",
+        "--samples",
+        "1",
+        "--json",
+        "--output",
+    ];
+    let json = longview(&[&calibrate[..], &[&scores]].concat())
+        .done()
+        .json();
+    let found: Vec<Vec<f64>> = serde_json::from_value(json["scores"].clone()).unwrap();
+    assert_eq!((found.len(), found[0].len()), (4, 2));
+    let all = || found.iter().flatten().copied();
+    assert!(all().all(|score| (0.0..=1.0).contains(&score)), "{json}");
+    // The same again gives the same, and what is there is not overwritten unasked.
+    let text = std::fs::read_to_string(&scores).unwrap();
+    longview(&[&calibrate[..], &[&scores]].concat()).refused(2, &["--force"]);
+    longview(&[&calibrate[..], &[&scores, "--force"]].concat()).done();
+    assert_eq!(std::fs::read_to_string(&scores).unwrap(), text);
+
+    let ask = |scores: &str| {
+        let method = format!("duo-attention(scores=\"{scores}\", budget=50%, sinks=4, recent=32)");
+        longview(&["ask", "--json", "--keep", &method, "--file", &book, FALCON])
+            .done()
+            .json()
+    };
+    assert_eq!(
+        ask(&scores)["answer"],
+        "The special magic number for amber falcon is 48213."
+    );
+    // Turned round, the heads that retrieve stream, and the number is gone.
+    let line = |scores: &Vec<f64>| -> String {
+        let words: Vec<String> = scores
+            .iter()
+            .map(|score| (1.0 - score).to_string())
+            .collect();
+        words.join("\t") + "\n"
+    };
+    let wrong = folder.write("wrong.tsv", found.iter().map(line).collect::<String>());
+    assert!(!ask(&wrong)["answer"].to_string().contains("48213"));
+    let other = text.replace("fingerprint: ", "fingerprint: 0");
+    let other = folder.write("other.tsv", other);
+    let method = format!("duo-attention(scores=\"{other}\", budget=50%)");
+    longview(&["ask", "--keep", &method, "--file", &book, FALCON]).refused(
+        2,
+        &[
+            "made for a model with the fingerprint 0",
+            "make one for this model",
+        ],
+    );
+}
+
+#[test]
+fn finished_tool_results_leave_a_conversation() {
+    let chat = |keep: &str, lines: &str| {
+        longview_reading(&["chat", "--json", "--keep", keep], lines.as_bytes())
+            .done()
+            .json()
+    };
+    let page = |fact: &str| format!("/tool {} {fact} {}", story(150), story(100));
+    let lines = [
+        "Look the numbers up.".to_owned(),
+        page("The special magic number for olive wagon is 70127."),
+        page("The special magic number for vivid kitten is 93358."),
+        "What is the special magic number for vivid kitten?".to_owned(),
+    ]
+    .join("\n");
+    let json = chat("timrun(last=1)", &lines);
+    let answers = json["answers"].as_array().unwrap();
+    assert_eq!(
+        answers[3]["answer"],
+        "The special magic number for vivid kitten is 93358."
+    );
+    // After the first result there is one piece of finished work, which stays; after the second the first
+    // leaves.
+    assert!(answers[1]["pruned"].is_null(), "{json}");
+    let pruned = &answers[2]["pruned"];
+    assert_eq!(pruned["pieces"], 1, "{json}");
+    let tokens = pruned["tokens"].as_u64().unwrap();
+    assert!(tokens > 300, "{json}");
+    // 2,048 bytes a token, in blocks of 64.
+    let freed = pruned["bytes_freed"].as_u64().unwrap();
+    assert!(
+        freed > 2048 * (tokens - 128) && freed < 2048 * (tokens + 64),
+        "{json}"
+    );
+    assert!(
+        json["notices"]
+            .to_string()
+            .contains("left the conversation"),
+        "{json}"
+    );
+
+    // What is left is what a conversation holds that never had the first result.
+    let spoken = |index: usize| answers[index]["answer"].as_str().unwrap().to_owned();
+    let prompt = format!(
+        "<|bos|><|user|> Look the numbers up.<|assistant|> {}<|eos|><|user|> <|assistant|> {}<|eos|><|user|> \
+         {}<|assistant|> {}<|eos|><|user|> What is the special magic number for vivid kitten?<|assistant|>",
+        spoken(0),
+        spoken(1),
+        lines
+            .lines()
+            .nth(2)
+            .unwrap()
+            .strip_prefix("/tool ")
+            .unwrap()
+            .trim(),
+        spoken(2),
+    );
+    let fresh = longview_reading(
+        &["run", "--json", "--special-tokens", "--prompt-file", "-"],
+        prompt.as_bytes(),
+    );
+    let fresh = fresh.done().json();
+    assert_eq!(fresh["generated_ids"], answers[3]["generated_ids"]);
+    assert_eq!(fresh["prompt_tokens"], answers[3]["prompt_tokens"]);
+
+    longview(&["run", "--keep", "timrun", "--prompt", "x"])
+        .refused(2, &["between the turns of a conversation: longview chat"]);
+}

@@ -83,13 +83,20 @@ impl Engine {
         prompt_tokens: usize,
         planned_tokens: usize,
     ) -> Result<Context, EngineError> {
+        let endless = methods.keep.as_ref().filter(|keep| keep.is_endless());
+        let positions = match endless {
+            // No distance is larger than what is held.
+            Some(_) => planned_tokens.min(self.model().blueprint().max_positions),
+            None => planned_tokens,
+        };
         let mut context = match methods.store {
-            Some(forms) => self
-                .model
-                .new_context_as(planned_tokens, forms, &self.ledger)?,
-            None => self.unplanned_context(tenant, planned_tokens)?,
+            Some(forms) => self.model.new_context_as(positions, forms, &self.ledger)?,
+            None => self.unplanned_context(tenant, positions)?,
         };
         self.put_in_charge(&mut context, methods, prompt_tokens)?;
+        if let Some(keep) = endless {
+            self.check_endless(keep, prompt_tokens)?;
+        }
         let plan = self.plan_with(methods, prompt_tokens, planned_tokens)?;
         if !plan.fits() {
             return Err(EngineError::DoesNotFit(Box::new(plan)));

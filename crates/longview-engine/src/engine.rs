@@ -14,6 +14,7 @@ use longview_text::{ChatTemplate, Tokenizer};
 use longview_weights::WeightFile;
 use serde_json::Value;
 
+use crate::cost::{Operations, Speed};
 use crate::error::EngineError;
 use crate::inspect::{
     Circumstances, ModelDescription, Overflow, describe, open_file, plan_for, processor_cores,
@@ -82,6 +83,8 @@ pub struct Engine {
     pub(crate) workspace: Mutex<Workspace>,
     pub(crate) store: Option<Kept>,
     pub(crate) account: Mutex<Account>,
+    /// How fast prompts were read.
+    pub(crate) speed: Mutex<Speed>,
 }
 
 /// Somebody whose contexts are found by nobody else.
@@ -212,6 +215,7 @@ impl Engine {
             workspace: Mutex::default(),
             store,
             account: Mutex::new(account),
+            speed: Mutex::default(),
         })
     }
 
@@ -453,6 +457,12 @@ impl Engine {
             0
         };
         resident_bytes().saturating_sub(self.resident_when_ready + usage.kv + scratch)
+    }
+
+    /// Operations of a pass of `rows` rows after `depth` tokens.
+    pub(crate) fn operations(&self, rows: usize, depth: usize) -> Operations {
+        let weights = self.model.file().parameters();
+        Operations::of_pass(self.model.blueprint(), rows, depth, weights)
     }
 
     /// Runs `work` and measures where the time of its passes goes.

@@ -3,20 +3,43 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use longview_kv::keep::{Compression, Keep, KeepBytes, Needs, Question};
-use longview_kv::{Context, KvForms, Segment, Wanted};
-use longview_text::Specials;
+use longview_kv::keep::{
+    AttentionOf, AttentionShape, Compression, Keep, KeepBytes, Needs, Question, Repeated, When,
+};
+use longview_kv::{Context, KvError, KvForms, RopeSet, Segment, Wanted};
+use longview_text::{AskFrame, Moment, Specials};
 
+use crate::cost::Operations;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::inspect::largest;
 use crate::plan::MemoryPlan;
 
-/// The first tokens of a context, which a repetition may always look at and which always stay.
-const SYSTEM_TOKENS: usize = 4;
-
 /// Tokens before a part that say where to begin to repeat.
 const LEAD_TOKENS: usize = 8;
+
+/// A model with its words.
+struct Reader<'a> {
+    engine: &'a Engine,
+}
+
+impl AttentionOf for Reader<'_> {
+    fn shape(&self, layer: usize) -> AttentionShape {
+        self.engine.model().shape(layer)
+    }
+
+    fn rotate(&self, layer: usize, set: RopeSet, positions: isize, vectors: &mut [f32]) {
+        self.engine.model().rotate(layer, set, positions, vectors);
+    }
+
+    fn fingerprint(&self) -> Option<&str> {
+        Some(self.engine.model().fingerprint())
+    }
+
+    fn spelling(&self, token: u32) -> Option<Vec<u8>> {
+        self.engine.tokenizer().token_bytes(token)
+    }
+}
 
 impl Engine {
     /// What a context of `planned_tokens` tokens will need, `prompt_tokens` of them a prompt, in which
@@ -62,7 +85,38 @@ impl Engine {
         keep: &Arc<Keep>,
         prompt_tokens: usize,
     ) -> Result<(), EngineError> {
-        Ok(context.keep(keep, prompt_tokens, self.model())?)
+        Ok(context.keep(keep, prompt_tokens, &self.reader())?)
+    }
+
+    /// Refuses a method that lets a text be longer than the model's positions, where what is held
+    /// at once is as well.
+    pub(crate) fn check_endless(
+        &self,
+        keep: &Keep,
+        prompt_tokens: usize,
+    ) -> Result<(), EngineError> {
+        let limit = self.model().blueprint().max_positions;
+        let When { block, decode } = keep.when;
+        let (Some(block), Some(decode)) = (block, decode) else {
+            return Ok(());
+        };
+        let slots = keep.slots(self.model().layout(), prompt_tokens)?;
+        let most = slots + block.max(decode) + self.chunk_tokens();
+        if slots <= prompt_tokens && most > limit {
+            return Err(EngineError::Kv(KvError::KeepRefused {
+                method: keep.text.clone(),
+                why: format!(
+                    "it holds up to {most} tokens at once, but the model has {limit} positions; give a \
+                     smaller budget"
+                ),
+            }));
+        }
+        Ok(())
+    }
+
+    /// The model with its words, as keep methods see it.
+    fn reader(&self) -> Reader<'_> {
+        Reader { engine: self }
     }
 
     /// The same, gathering what `needs` says as well: so that forks can be given other methods.
@@ -76,7 +130,7 @@ impl Engine {
         needs: Needs,
         prompt_tokens: usize,
     ) -> Result<(), EngineError> {
-        Ok(context.keep_with(keep, needs, prompt_tokens, self.model())?)
+        Ok(context.keep_with(keep, needs, prompt_tokens, &self.reader())?)
     }
 
     /// Compresses `context` now, whatever its length; what fits the budget stays as it is.
@@ -86,7 +140,7 @@ impl Engine {
     pub fn compress(&self, context: &mut Context) -> Result<Compression, EngineError> {
         self.repeat(context)?;
         loop {
-            let error = match context.compress(self.exec(), self.model()) {
+            let error = match context.compress(self.exec(), &self.reader()) {
                 Ok(done) => return Ok(done),
                 Err(error) => EngineError::from(error),
             };
@@ -150,12 +204,17 @@ impl Engine {
         };
         let begun = Instant::now();
         let end = context.len();
-        let prefix = SYSTEM_TOKENS.min(end);
+        // What a repetition may always look at, and what always stays.
+        let sinks = context.keep_method().map_or(0, |keep| keep.protected.sinks);
+        let prefix = sinks.min(end);
+        let mut repeated = Repeated::default();
+        let mut work = Operations::default();
+        let turn = self.answer_opening()?;
         for first in (prefix..end).step_by(part) {
             let tokens = first..(first + part).min(end);
             let words = match first == prefix {
                 true => "\n\nRepeat the previous context exactly.",
-                false => "\n\nRepeat the part of the previous context exactly, starting with ",
+                false => "\n\nRepeat the part of the previous context exactly, starting with",
             };
             let text_error = |source| EngineError::Text {
                 file: self.describe().name,
@@ -167,7 +226,12 @@ impl Engine {
                 let before = first.saturating_sub(LEAD_TOKENS);
                 input.extend(context.tokens().range(before..first));
             }
+            input.extend(&turn);
             input.extend(context.tokens().range(tokens.clone()));
+            let width = prefix + tokens.len() + input.len() / 2;
+            let watching = Operations::of_watching(self.model().blueprint(), input.len(), width);
+            work = work.and(self.operations(input.len(), end)).and(watching);
+            repeated.tokens += input.len();
             let mut fork = context.fork();
             fork.watch_repeat(tokens, prefix);
             for chunk in input.chunks(self.chunk_tokens()) {
@@ -182,8 +246,28 @@ impl Engine {
                 context.mark(&marks);
             }
         }
-        context.repeated_for(begun.elapsed());
+        repeated.time = begun.elapsed();
+        let speed = self.speed.lock().unwrap_or_else(|error| error.into_inner());
+        repeated.predicted = speed.predict(work);
+        context.repeated(repeated);
         Ok(())
+    }
+
+    /// The tokens between what a person says and the model's answer.
+    fn answer_opening(&self) -> Result<Vec<u32>, EngineError> {
+        let vars = self.text().template_vars(Moment::from_unix(0));
+        let Ok(frame) = AskFrame::new(self.template(), &vars) else {
+            // A template that cannot hold a document: the request alone has to do.
+            return Ok(Vec::new());
+        };
+        // The letter stands for what was said.
+        let parts = [("x", Specials::AsText), (&frame.tail, Specials::Parse)];
+        let tokens = self.tokenizer().encode_parts(&parts);
+        let tokens = tokens.map_err(|source| EngineError::Text {
+            file: self.describe().name,
+            source: Box::new(source),
+        })?;
+        Ok(tokens[1].clone())
     }
 
     /// Compresses `context` if its method wants to at this point of a prefill.

@@ -6,6 +6,7 @@
 //! for many at once.
 
 mod acting;
+mod cost;
 mod engine;
 mod error;
 mod generate;
@@ -15,11 +16,13 @@ mod lookup;
 mod pass;
 mod plan;
 mod prefill;
+mod prune;
 mod realign;
 pub mod sampling;
 pub mod schedule;
 mod store;
 mod text_side;
+mod threads;
 
 pub use acting::ContextMethods;
 pub use engine::{Engine, EngineOptions, ModelSource, TemplateOrigin, Tenant};
@@ -29,6 +32,8 @@ pub use inspect::{ModelDescription, inspect, open_tokenizer, plan};
 pub use lookup::Lookup;
 pub use plan::MemoryPlan;
 pub use prefill::{Control, PrefillProgress};
+pub use prune::{Prune, Pruned, Tail};
 pub use realign::{Realigned, Reuse};
 pub use store::{StoreOptions, StorePlace};
 pub use text_side::TextSide;
+pub use threads::finished_work;

@@ -60,7 +60,13 @@ impl Engine {
                 tokens: chunk,
                 wanted: Wanted::Nothing,
             };
+            let begun = Instant::now();
             drop(self.pass([segment])?);
+            if chunk.len() >= BLOCK_TOKENS {
+                let work = self.operations(chunk.len(), context.len() - chunk.len());
+                let mut speed = self.speed.lock().unwrap_or_else(|error| error.into_inner());
+                speed.learn(work, begun.elapsed());
+            }
             done += chunk.len();
             self.keep_pace(context)?;
             if tokens.len() - done < BLOCK_TOKENS {

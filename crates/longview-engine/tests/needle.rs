@@ -2,7 +2,9 @@
 
 use longview_engine::{
     Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason, GenerateOptions,
+    Prune, Tail,
 };
+use longview_kv::{Context, Segment, Wanted};
 use longview_text::{ShowSpecials, Specials};
 
 /// A document with a fact in it.
@@ -154,4 +156,80 @@ fn impossible_requests_are_refused() {
     assert!(context.is_empty());
     let long = engine.new_context((1 << 20) + 1).err().unwrap();
     assert!(long.is_request_error() && long.to_string().contains("1048577"));
+}
+
+#[test]
+fn finished_work_leaves_and_the_rest_is_what_reading_it_alone_gives() {
+    let engine = open();
+    let text = "<|bos|> {\"reasoning\": [{\"tool_result\": \"The code of the old harbor is 1377. The sea was grey \
+                and nobody came down to it all day long, for the wind had turned in the night.\", \
+                \"conclusion\": \"not it\"}, {\"tool_result\": \"The code of the iron kettle is 4711. It stood \
+                in the kitchen, where it had always stood, and the cook was fond of it.\"}]}";
+    let tokens = engine.tokenizer().encode(text, Specials::Parse).unwrap();
+    let read = |tokens: &[u32]| {
+        let mut context = engine.new_context(tokens.len() + 50).unwrap();
+        let mut on = |_| Control::Continue;
+        engine.prefill(&mut context, tokens, &mut on).unwrap();
+        context
+    };
+    let logits = |context: &mut Context| {
+        let question = " {\"code of the iron kettle\": ";
+        let tokens = engine
+            .tokenizer()
+            .encode(question, Specials::AsText)
+            .unwrap();
+        let segment = Segment {
+            context,
+            tokens: &tokens,
+            wanted: Wanted::Last,
+        };
+        engine.pass([segment]).unwrap().logits().to_vec()
+    };
+    for tail in [Tail::Anew, Tail::Moved] {
+        let mut context = read(&tokens);
+        let before = context.kv_bytes();
+        let prune = Prune { last: 1, tail };
+        let pruned = engine
+            .prune(&mut context, prune, &mut |_| Control::Continue)
+            .unwrap();
+        assert_eq!(pruned.spans.len(), 1);
+        assert_eq!(pruned.tokens, tokens.len() - context.len());
+        assert!(pruned.tokens > 30, "{pruned:?}");
+        let left = engine
+            .tokenizer()
+            .decode(&context.tokens().to_vec())
+            .unwrap();
+        assert!(
+            left.contains("is 4711") && left.contains("not it"),
+            "{left}"
+        );
+        assert!(
+            left.contains("\"tool_result\": \"") && !left.contains("1377"),
+            "{left}"
+        );
+        // Only the work of which more than `last` pieces are finished leaves: a second time there is none.
+        let again = engine
+            .prune(&mut context, prune, &mut |_| Control::Continue)
+            .unwrap();
+        assert_eq!(again.tokens, 0);
+        let mut fresh = read(&context.tokens().to_vec());
+        match tail {
+            Tail::Anew => {
+                assert_eq!(pruned.bytes_freed, before - fresh.kv_bytes());
+                assert_eq!(context.kv_bytes(), fresh.kv_bytes());
+                assert!(context.is_exact() && pruned.read_again > 20);
+                assert!(logits(&mut context) == logits(&mut fresh), "bits differ");
+            }
+            Tail::Moved => {
+                assert!(!context.is_exact() && pruned.read_again < 4, "{pruned:?}");
+                let (moved, anew) = (logits(&mut context), logits(&mut fresh));
+                assert!(moved != anew);
+                let best = |logits: &[f32]| {
+                    let ranked = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+                    ranked.unwrap().0
+                };
+                assert_eq!(best(&moved), best(&anew));
+            }
+        }
+    }
 }

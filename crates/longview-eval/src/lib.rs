@@ -4,8 +4,9 @@
 //! [`Evaluation`] runs a [`Plan`]: tasks from a seed, made for lengths in tokens, asked under every
 //! [`Setup`] beside the dense path. Outcomes go into a [`Record`], which a later run goes on from;
 //! [`Evaluation::rows`] makes the rows of a report of them. [`perplexity`] and [`divergence`] walk a text in
-//! windows that begin anew.
+//! windows that begin anew. [`calibrate()`] finds the heads of a model that retrieve.
 
+mod calibrate;
 mod divergence;
 mod draw;
 mod error;
@@ -23,6 +24,7 @@ mod task;
 mod windows;
 mod wording;
 
+pub use calibrate::{Calibration, calibrate};
 pub use divergence::{Divergence, divergence};
 pub use error::EvalError;
 pub use haystack::Haystack;
@@ -37,11 +39,11 @@ pub use setup::Setup;
 pub use task::{Making, Question, Questions, Sample, Task};
 pub use wording::{ListWording, NeedleWording, PassagesWording, VariablesWording, Wording};
 
-/// How far a walk over a text has come, in tokens.
+/// How far a walk has come: tokens of a text, or texts and questions about them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Tokens scored.
+    /// What is done.
     pub done: usize,
-    /// Tokens to score.
+    /// What there is to do.
     pub total: usize,
 }

@@ -169,7 +169,13 @@ impl World {
             let rows = &self.noise[..count * KV_HEADS * DIM];
             batch.append(&self.exec, layer, rows, rows);
             let q = &self.noise[..count * HEADS * DIM];
-            batch.observe(&self.exec, LayerRows { layer, q }, &Plain);
+            let seen = LayerRows {
+                layer,
+                q,
+                k: rows,
+                v: rows,
+            };
+            batch.observe(&self.exec, seen, &Plain);
         }
         batch.commit();
         Ok(())

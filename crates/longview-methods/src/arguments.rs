@@ -28,8 +28,8 @@ enum Bound {
     Word(&'static str),
     /// A method that this one is put together with.
     Part(&'static Method, Box<Arguments>),
-    /// The name of a file.
-    Path(String),
+    /// The name of a file, or another text.
+    Text(String),
     /// Sorted by token id.
     PerToken(Vec<(u32, f32)>),
     /// A seed that nobody gave.
@@ -151,8 +151,19 @@ impl Arguments {
     /// When the method declares no file of that name.
     pub fn path(&self, parameter: &str) -> &str {
         match self.bound(parameter) {
-            Bound::Path(path) => path,
+            Bound::Text(path) => path,
             other => panic!("{}: {parameter} is no file but {other:?}", self.method),
+        }
+    }
+
+    /// The text that `parameter` has.
+    ///
+    /// # Panics
+    /// When the method declares no text of that name.
+    pub fn text(&self, parameter: &str) -> &str {
+        match self.bound(parameter) {
+            Bound::Text(text) => text,
+            other => panic!("{}: {parameter} is no text but {other:?}", self.method),
         }
     }
 
@@ -226,9 +237,9 @@ impl fmt::Display for Arguments {
                 Bound::Budget(_, number) => write!(f, "{separator}{}={number}", parameter.name)?,
                 Bound::Word(word) => write!(f, "{separator}{}={word}", parameter.name)?,
                 Bound::Part(_, part) => write!(f, "{separator}{}={part}", parameter.name)?,
-                Bound::Path(path) => {
-                    let path = Value::Text(path.clone());
-                    write!(f, "{separator}{}={path}", parameter.name)?;
+                Bound::Text(text) => {
+                    let text = Value::Text(text.clone());
+                    write!(f, "{separator}{}={text}", parameter.name)?;
                 }
                 Bound::Open => continue,
             }
@@ -345,7 +356,7 @@ fn bind_value(method: &Method, parameter: &Parameter, value: &Value) -> Result<B
             Domain::Reading => {
                 budget(number).filter(|bound| !matches!(bound, Bound::Budget(Budget::Bytes(_), _)))
             }
-            Domain::Word(_) | Domain::Part(_) | Domain::Path => None,
+            Domain::Word(_) | Domain::Part(_) | Domain::Path | Domain::Text => None,
             Domain::Seed => whole(number).map(Bound::Whole),
             domain => real(number, domain).map(Bound::Number),
         },
@@ -365,7 +376,7 @@ fn bind_value(method: &Method, parameter: &Parameter, value: &Value) -> Result<B
             _ => None,
         },
         Value::Text(path) => match parameter.domain {
-            Domain::Path => Some(Bound::Path(path.clone())),
+            Domain::Path | Domain::Text => Some(Bound::Text(path.clone())),
             _ => None,
         },
     };

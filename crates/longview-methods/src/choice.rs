@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use longview_engine::{ContextMethods, Reuse};
+use longview_engine::{ContextMethods, Prune, Reuse};
 use longview_kv::keep::Keep;
 use longview_kv::pattern::Prefill;
 use longview_kv::read::Read;
@@ -21,6 +21,7 @@ pub struct Methods {
     texts: [Option<String>; 6],
     prefill: Option<Arc<Prefill>>,
     keep: Option<Arc<Keep>>,
+    prune: Option<Prune>,
     store: Option<Chosen>,
     read: Option<Arc<Read>>,
     reuse: Reuse,
@@ -34,6 +35,7 @@ impl Methods {
             texts: Default::default(),
             prefill: None,
             keep: None,
+            prune: None,
             store: None,
             read: None,
             reuse: Reuse::Prefix,
@@ -46,6 +48,23 @@ impl Methods {
     /// # Errors
     /// When the text names no method of the stage or gives it what it does not take.
     pub fn set(&mut self, stage: Stage, text: &str) -> Result<(), MethodError> {
+        let before = self.clone();
+        self.set_in_conversation(stage, text)?;
+        match self.prune {
+            Some(_) if stage == Stage::Keep => {
+                let text = self.text(stage, KvType::F16);
+                *self = before;
+                Err(MethodError::Conversation { stage, text })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for a conversation, which may also have methods that act between its turns.
+    ///
+    /// # Errors
+    /// As [`Methods::set`].
+    pub fn set_in_conversation(&mut self, stage: Stage, text: &str) -> Result<(), MethodError> {
         if stage == Stage::Decode {
             self.decode = text.parse()?;
             return Ok(());
@@ -66,8 +85,11 @@ impl Methods {
         };
         match method.build {
             Build::Reuse(build) => self.reuse = build(arguments),
-            Build::Keep(build) => self.keep = Some(Arc::new(build(arguments)?)),
-            Build::Nothing if stage == Stage::Keep => self.keep = None,
+            Build::Keep(build) => {
+                (self.keep, self.prune) = (Some(Arc::new(build(arguments)?)), None);
+            }
+            Build::Prune(build) => (self.keep, self.prune) = (None, Some(build(arguments))),
+            Build::Nothing if stage == Stage::Keep => (self.keep, self.prune) = (None, None),
             Build::Prefill(build) => {
                 self.prefill = Some(Arc::new(Prefill {
                     text: arguments.to_string(),
@@ -131,6 +153,11 @@ impl Methods {
             store: None,
             read: self.read.clone(),
         }
+    }
+
+    /// What leaves a conversation between its turns, if anything does.
+    pub fn prune(&self) -> Option<Prune> {
+        self.prune
     }
 
     /// What requests may take over from what was read before.

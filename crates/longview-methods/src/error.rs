@@ -84,6 +84,14 @@ pub enum MethodError {
         text: String,
     },
 
+    /// A method that acts between the turns of a conversation, where there are none.
+    #[error(
+        "{flag} {text} acts between the turns of a conversation: longview chat has it, and the library's \
+         Engine::prune",
+        flag = .stage.flag()
+    )]
+    Conversation { stage: Stage, text: String },
+
     /// A selector such as `k=` or `layers 0-1=` where the stage has no use for one.
     #[error("{flag}: \"{selector}=\" cannot be used here; write the method alone", flag = .stage.flag())]
     Selector { stage: Stage, selector: String },

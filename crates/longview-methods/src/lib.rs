@@ -24,6 +24,7 @@ pub use arguments::Arguments;
 pub use choice::Methods;
 pub use decode::{Decode, Sampling, fresh_seed};
 pub use error::MethodError;
+pub use keep::HeadScores;
 pub use method::{Domain, Method, Parameter, Role, Stage};
 pub use suggest::nearest;
 pub use text::{Call, Item, Key, MethodText, Number, Value};

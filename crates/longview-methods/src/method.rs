@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use longview_engine::Reuse;
 use longview_engine::sampling::{Finish, Sampler};
+use longview_engine::{Prune, Reuse};
 use longview_kv::KvForm;
 use longview_kv::keep::{Allocate, Keep, Merge};
 use longview_kv::pattern::Pattern;
@@ -100,6 +100,8 @@ pub enum Domain {
     Part(Role),
     /// The name of a file, in quotation marks.
     Path,
+    /// Any text, in quotation marks.
+    Text,
     /// Not one value but any number of them, `TOKEN=NUMBER`, the names being token ids; `-inf` is
     /// allowed.
     PerToken,
@@ -128,6 +130,8 @@ pub(crate) enum Build {
     Reuse(fn(&Arguments) -> Reuse),
     /// Which pairs stay.
     Keep(fn(&Arguments) -> Result<Keep, MethodError>),
+    /// What leaves a conversation.
+    Prune(fn(&Arguments) -> Prune),
     /// What the queries of a prompt attend to.
     Prefill(fn(&Arguments) -> Box<dyn Pattern>),
     /// Which pages the tokens of an answer read.
@@ -259,6 +263,7 @@ impl Domain {
                 );
             }
             Domain::Path => "the name of a file in quotation marks",
+            Domain::Text => "a text in quotation marks",
         };
         fixed.to_owned()
     }
@@ -271,6 +276,7 @@ impl fmt::Debug for Build {
             Build::Store(_) => "Store",
             Build::Reuse(_) => "Reuse",
             Build::Keep(_) => "Keep",
+            Build::Prune(_) => "Prune",
             Build::Prefill(_) => "Prefill",
             Build::Read(_) => "Read",
             Build::Allocate(_) => "Allocate",

@@ -162,8 +162,11 @@ mod tests {
                 parameter.default.is_empty()
                     && !matches!(parameter.domain, Domain::Seed | Domain::PerToken)
             });
-            let is_file = |parameter: &Parameter| parameter.domain == Domain::Path;
-            if method.parameters.iter().any(is_file) {
+            let must_be_told = |parameter: &Parameter| {
+                parameter.default.is_empty()
+                    && matches!(parameter.domain, Domain::Path | Domain::Text)
+            };
+            if method.parameters.iter().any(must_be_told) {
                 continue;
             }
             assert!(!open, "{} cannot be written alone", method.name);

@@ -245,6 +245,8 @@ fn attention(
     let seen = LayerRows {
         layer: index,
         q: &w.q,
+        k: &w.k,
+        v: &w.v,
     };
     batch.observe(exec, seen, model);
     w.lap(Work::RopeAppend);

@@ -1,15 +1,16 @@
 //! A model: blueprint, packed weights and the forward pass.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use half::f16;
 use longview_kernels::rope::{RotaryRows, RotaryTable};
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::keep::{AttentionOf, AttentionShape};
 use longview_kv::tier::Origin;
 use longview_kv::{
-    Batch, Context, Identity, KvForms, KvLayout, Ledger, Purpose, Reservation, RopeSet, Segment,
-    Store,
+    Batch, BlockHash, Context, Identity, KvForms, KvLayout, Ledger, Purpose, Reservation, RopeSet,
+    Segment, Store,
 };
 use longview_weights::{Tensor, WeightFile};
 use smallvec::SmallVec;
@@ -26,6 +27,9 @@ use crate::load::{Loader, Weights, check_shape, language_tensors, naming, packed
 use crate::names::{self, Role};
 use crate::rope::Rope;
 use crate::workspace::Workspace;
+
+/// Hexadecimal digits of a fingerprint: enough to tell models apart, few enough to read.
+const FINGERPRINT_DIGITS: usize = 16;
 
 /// A weight file whose settings are understood, before its weights are packed.
 pub struct ModelFile {
@@ -52,6 +56,8 @@ pub struct Model {
     numerics: Numerics,
     embedding_pages: EmbeddingPages,
     isa: Isa,
+    /// Made when it is first asked for.
+    fingerprint: OnceLock<String>,
     _held: Reservation,
 }
 
@@ -205,6 +211,7 @@ impl ModelFile {
             weights,
             rotary,
             embedding_pages: EmbeddingPages::default(),
+            fingerprint: OnceLock::new(),
             _held: held,
         })
     }
@@ -309,7 +316,12 @@ impl Model {
 
     /// Positions that `context` may grow to: the model's, or for a longrope model's context that
     /// was planned short those its rotary factors were made for.
+    ///
+    /// There is no such limit where a keep method counts positions by what is held.
     pub fn positions_of(&self, context: &Context) -> usize {
+        if context.keep_method().is_some_and(|keep| keep.is_endless()) {
+            return usize::MAX;
+        }
         let set = context.identity().rope;
         let of_rope = |rope: &Rope| rope.positions(set).unwrap_or(usize::MAX);
         let ropes = self
@@ -320,6 +332,22 @@ impl Model {
             .min()
             .unwrap_or(usize::MAX);
         self.blueprint().max_positions.min(ropes)
+    }
+
+    /// What tells the model from others: a hash of the norms of its layers, which no format quantises,
+    /// rounded to f16. So a file of the same model in another format has the same, and what was
+    /// measured on one holds for the other.
+    pub fn fingerprint(&self) -> &str {
+        self.fingerprint.get_or_init(|| {
+            let layers = self.weights.layers.iter();
+            let norms = layers.flat_map(|layer| layer.mixer_norm.iter().chain(&layer.ffn_norm));
+            let rounded = norms.chain(&self.weights.output_norm);
+            let bytes: Vec<u8> = rounded
+                .flat_map(|&x| f16::from_f32(x).to_le_bytes())
+                .collect();
+            let hash = BlockHash::seed(&[("norms", bytes.as_slice())]).to_string();
+            hash[..FINGERPRINT_DIGITS].to_owned()
+        })
     }
 
     pub(crate) fn weights(&self) -> &Weights {
@@ -383,5 +411,9 @@ impl AttentionOf for Model {
         for vector in vectors.chunks_exact_mut(plan.head_dim) {
             turn.rotate(self.isa, 0, 1, plan.head_dim, vector);
         }
+    }
+
+    fn fingerprint(&self) -> Option<&str> {
+        Some(Model::fingerprint(self))
     }
 }

@@ -25,8 +25,8 @@
 pub use longview_engine::{
     ContextMethods, Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason,
     GenerateOptions, Generated, Lookup, MemoryPlan, ModelDescription, ModelSource, PrefillProgress,
-    Realigned, Reuse, StoreOptions, StorePlace, TemplateOrigin, Tenant, TextSide, inspect,
-    open_tokenizer, plan, sampling, schedule,
+    Prune, Pruned, Realigned, Reuse, StoreOptions, StorePlace, Tail, TemplateOrigin, Tenant,
+    TextSide, finished_work, inspect, open_tokenizer, plan, sampling, schedule,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{

@@ -37,6 +37,18 @@ pub(crate) struct MethodArgs {
 impl MethodArgs {
     /// The methods of all stages before decode.
     pub(crate) fn methods(&self) -> Result<Methods, Failure> {
+        self.set_by(Methods::set)
+    }
+
+    /// The same for a conversation, which has methods that act between its turns.
+    pub(crate) fn in_conversation(&self) -> Result<Methods, Failure> {
+        self.set_by(Methods::set_in_conversation)
+    }
+
+    fn set_by(
+        &self,
+        set: fn(&mut Methods, Stage, &str) -> Result<(), MethodError>,
+    ) -> Result<Methods, Failure> {
         let mut methods = Methods::new();
         for (stage, text) in [
             (Stage::Prompt, &self.prompt_method),
@@ -47,9 +59,7 @@ impl MethodArgs {
             (Stage::Reuse, &self.reuse),
         ] {
             if let Some(text) = text {
-                methods
-                    .set(stage, text)
-                    .map_err(|error| refused(stage, &error))?;
+                set(&mut methods, stage, text).map_err(|error| refused(stage, &error))?;
             }
         }
         Ok(methods)

@@ -1,6 +1,7 @@
 //! What the user typed, checked as far as one flag can be checked alone.
 
 mod answers;
+mod calibrate;
 mod contexts;
 mod eval;
 mod explain;
@@ -15,6 +16,7 @@ mod store;
 use clap::{Parser, Subcommand};
 
 pub(crate) use answers::{AskArgs, ChatArgs, RunArgs};
+pub(crate) use calibrate::CalibrateArgs;
 pub(crate) use contexts::{
     AppendArgs, ContextsAction, ContextsArgs, CutArgs, Life, SaveArgs, TruncateArgs,
 };
@@ -68,6 +70,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Measure what models and methods get right, and how far they are from the dense path
     Eval(EvalArgs),
+    /// Find the heads of a model that retrieve, for --keep duo-attention
+    Calibrate(CalibrateArgs),
     /// List every method of every stage with its parameters
     Methods(MethodsArgs),
     /// List the models on this machine

@@ -255,7 +255,7 @@ impl Reader {
         turn: Turn,
     ) -> Result<Answer, Failure> {
         let start = Instant::now();
-        let limit = session.engine.model().blueprint().max_positions;
+        let limit = session.position_limit();
         check_prompt(self.context.len() + tail.len(), limit, &args.generation)?;
         let shared = self.context.len();
         let mut fork;

@@ -3,6 +3,7 @@
 mod ask;
 mod batch;
 mod bench;
+mod calibrate;
 mod chat;
 mod contexts;
 mod doctor;
@@ -36,6 +37,7 @@ pub(crate) fn execute(cli: &Cli) -> Result<(), Failure> {
         Command::Contexts(args) => contexts::run(args, format),
         Command::Bench(args) => bench::run(args, format),
         Command::Eval(args) => eval::run(args, format),
+        Command::Calibrate(args) => calibrate::run(args, format),
         Command::Methods(args) => methods::run(args, format),
         Command::Models => models::run(format),
         Command::Doctor(args) => doctor::run(args, format),

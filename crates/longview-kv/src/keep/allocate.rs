@@ -4,7 +4,9 @@ use super::{Allocate, Scope, Scores};
 
 /// The question how a budget is to be spread.
 pub struct Allocation<'a> {
-    /// The scores of every layer that is compressed, in order.
+    /// The layers that are compressed, by their numbers in the model, in order.
+    pub layers: &'a [usize],
+    /// Their scores.
     pub scores: &'a [Scores],
     /// For every layer and head the pairs that stay in any case.
     pub protected: &'a [Vec<usize>],
@@ -26,7 +28,8 @@ impl Allocation<'_> {
         match rule.scope() {
             Scope::Layer => layers
                 .map(|((wanted, scores), protected)| {
-                    let most: Vec<usize> = scores.heads.iter().map(Vec::len).collect();
+                    let most: Vec<usize> =
+                        scores.heads.iter().map(|scores| may_stay(scores)).collect();
                     share_out(wanted, protected, &most, self.slots * most.len())
                 })
                 .collect(),
@@ -34,7 +37,7 @@ impl Allocation<'_> {
                 let wanted: Vec<f64> = wanted.iter().flatten().copied().collect();
                 let least: Vec<usize> = self.protected.iter().flatten().copied().collect();
                 let heads = self.scores.iter().flat_map(|scores| &scores.heads);
-                let most: Vec<usize> = heads.map(Vec::len).collect();
+                let most: Vec<usize> = heads.map(|scores| may_stay(scores)).collect();
                 let flat = share_out(&wanted, &least, &most, self.slots * most.len());
                 let mut rest = flat.as_slice();
                 let of_layer = |scores: &Scores| {
@@ -46,6 +49,12 @@ impl Allocation<'_> {
             }
         }
     }
+}
+
+/// Pairs of a head that do not go in any case.
+fn may_stay(scores: &[f32]) -> usize {
+    let stays = |score: &&f32| **score > f32::NEG_INFINITY;
+    scores.iter().filter(stays).count()
 }
 
 /// Whole numbers in proportion to `wanted`, each from its `least` to its `most`, that add up to

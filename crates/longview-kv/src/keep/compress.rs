@@ -11,12 +11,12 @@ use super::allocate::Allocation;
 use super::pace::Kept;
 use super::stream::Stream;
 use super::view::{LayerView, ROWS_AT_ONCE};
-use super::{AttentionOf, Keep, Scores};
+use super::{AttentionOf, Keep, Moment, Positions, Scores};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
 use crate::layout::LayerState;
-use crate::ledger::Purpose;
+use crate::ledger::{Purpose, Reservation};
 use crate::shared::SharedList;
 
 /// What one compaction did.
@@ -111,7 +111,7 @@ impl Context {
                 .collect();
             match fits {
                 true => views.iter().map(everything).collect(),
-                false => choose(&kept.plan, kept.slots, &views, exec)?,
+                false => choose(kept, &views, exec)?,
             }
         };
         let after = chosen.iter().flatten().map(Vec::len).sum();
@@ -163,8 +163,15 @@ impl Context {
 
         kept.streams.resize_with(layout.layers.len(), || None);
         for ((&layer, chosen), &bytes) in layers.iter().zip(chosen).zip(&new) {
+            // Taken out, so that the layer can be looked at beside it.
+            let mut memory = kept.take_memory(layer, chosen.len());
             let view = LayerView::new(exec.isa, self, kept, layer, end, model);
-            let stream = write_stream(&kept.plan, &view, chosen, &mut room, bytes);
+            let mut stream =
+                write_stream(&kept.plan, &view, chosen, &mut memory, room.split(bytes));
+            if kept.plan.positions == Positions::Slots {
+                close_gaps(&mut stream, &view, chosen);
+            }
+            kept.merge_memory.insert(layer, memory);
             kept.observed.gather(layer, chosen);
             let old = kept.streams[layer].replace(Arc::new(stream));
             // A fork may hold the old one: then its bytes are not free.
@@ -225,12 +232,13 @@ fn everything(view: &LayerView<'_>) -> Chosen {
 }
 
 /// The pairs of each layer that stay.
-fn choose(
-    plan: &Keep,
-    slots: usize,
-    views: &[LayerView<'_>],
-    exec: &Exec,
-) -> Result<Vec<Chosen>, KvError> {
+fn choose(kept: &Kept, views: &[LayerView<'_>], exec: &Exec) -> Result<Vec<Chosen>, KvError> {
+    let (plan, slots) = (&*kept.plan, kept.slots);
+    let tokens = views.first().map_or(0, LayerView::tokens);
+    let moment = match tokens < kept.prompt {
+        true => Moment::Reading,
+        false => Moment::Read,
+    };
     let mut scored: Vec<Result<Scores, KvError>> = views
         .iter()
         .map(|view| {
@@ -260,7 +268,8 @@ fn choose(
                 )));
             }
             let sinks = view.first_from(head, plan.protected.sinks);
-            let recent = view.first_from(head, view.tokens().saturating_sub(plan.recent(slots)));
+            let last = plan.recent(slots, moment);
+            let recent = view.first_from(head, view.tokens().saturating_sub(last));
             scores[..sinks].fill(f32::INFINITY);
             scores[recent..].fill(f32::INFINITY);
             counts.push(
@@ -272,11 +281,13 @@ fn choose(
         }
         protected.push(counts);
     }
+    let layers: Vec<usize> = views.iter().map(LayerView::layer).collect();
     let ask = Allocation {
+        layers: &layers,
         scores: &scores,
         protected: &protected,
         slots,
-        tokens: views.first().map_or(0, LayerView::tokens),
+        tokens,
     };
     let counts = ask.counts(&*plan.allocate);
     let mut chosen: Vec<Chosen> = counts
@@ -311,20 +322,21 @@ fn ordered(x: f32) -> i32 {
     bits ^ (((bits >> 31) as u32) >> 1) as i32
 }
 
-/// A stream of the pairs `chosen` of a layer, whose `bytes` are taken of `room`.
+/// A stream of the pairs `chosen` of a layer, which fills `room`. `memory [heads]` is what the merge
+/// remembers.
 fn write_stream(
     plan: &Keep,
     view: &LayerView<'_>,
     chosen: &Chosen,
-    room: &mut crate::ledger::Reservation,
-    bytes: u64,
+    memory: &mut [Option<f32>],
+    room: Reservation,
 ) -> Stream {
     let group = view.group();
     let positions = chosen.iter().enumerate().map(|(head, pairs)| {
         let position = |&pair: &u32| view.position(head, pair as usize) as u32;
         pairs.iter().map(position).collect()
     });
-    let mut stream = Stream::with_room(group, positions.collect(), room.split(bytes));
+    let mut stream = Stream::with_room(group, positions.collect(), room);
     for (head, chosen) in chosen.iter().enumerate() {
         let mut at = 0;
         view.each_page(head, |first, slots, page| {
@@ -346,7 +358,8 @@ fn write_stream(
             let before = view.read(head, chosen);
             let mut after = before.clone();
             let turn = |positions: isize, key: &mut [f32]| view.rotate(positions, key);
-            merge.merge(&view.read(head, &gone), &mut after, &turn);
+            let gone = view.read(head, &gone);
+            merge.merge(&gone, &mut after, &turn, &mut memory[head]);
             for pair in 0..before.len() {
                 // What nothing was merged into keeps its bits.
                 if before.key(pair) != after.key(pair) || before.value(pair) != after.value(pair) {
@@ -356,6 +369,21 @@ fn write_stream(
         }
     }
     stream
+}
+
+/// Turns the keys of what stays to where they stand once the gaps between them are closed: the last pair
+/// of a head keeps its place, and those before it move up to it.
+fn close_gaps(stream: &mut Stream, view: &LayerView<'_>, chosen: &Chosen) {
+    let group = view.group();
+    for (head, chosen) in chosen.iter().enumerate() {
+        let first = view.tokens() - chosen.len();
+        for (at, &pair) in chosen.iter().enumerate() {
+            let by = first as isize + at as isize - view.place(head, pair as usize) as isize;
+            if by != 0 {
+                stream.turn(group, head, at, |key| view.rotate(by, key));
+            }
+        }
+    }
 }
 
 #[cfg(test)]

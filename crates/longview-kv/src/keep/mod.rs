@@ -21,8 +21,10 @@ pub use compress::Compression;
 pub use observe::LayerRows;
 pub(crate) use pace::Kept;
 pub use pace::{KeepBytes, KeepReport};
-pub use repeat::Marks;
+pub use repeat::{Marks, Repeated};
 pub use view::{KeyPage, LayerView, Queries, ValuePage};
+
+use longview_kernels::Exec;
 
 use crate::context::RopeSet;
 use crate::error::KvError;
@@ -47,6 +49,10 @@ pub struct Keep {
     pub when: When,
     /// Whether what stays depends on the question.
     pub question: Question,
+    /// What positions are counted by once pairs have left.
+    pub positions: Positions,
+    /// The [`AttentionOf::fingerprint`] of the model it was made for, where it was made for one.
+    pub made_for: Option<String>,
 }
 
 /// How much of a context stays.
@@ -69,6 +75,20 @@ pub struct Protected {
     pub recent: usize,
     /// Of so many of the last tokens as this share of the budget, 0 to 1, where that is more.
     pub recent_share: f64,
+    /// Of so many of the last tokens while more of the prompt is to come, where that is more.
+    pub reading: usize,
+}
+
+/// What positions are counted by once pairs have left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Positions {
+    /// Tokens read: keys keep the rotation of their tokens' places in the text.
+    #[default]
+    Text,
+    /// Places among the pairs that a head holds. What stays moves up over the gaps at every
+    /// compaction, each key turned on by as much, up to the newest token, whose place stays that in the
+    /// text. So no distance is ever larger than what is held, however long the text is.
+    Slots,
 }
 
 /// When pairs leave.
@@ -109,6 +129,9 @@ pub struct Needs {
     /// The attention that pairs are given when the model repeats the context, in parts of so many
     /// tokens: takes passes of its own, whose pairs are dropped. 0 for none.
     pub repeat: usize,
+    /// A number for every pair that [`Score::own`] makes of its token's query, key and value when they
+    /// are computed, and that stays with it.
+    pub own: Gather,
 }
 
 /// Whether something is gathered while a context is read.
@@ -129,11 +152,46 @@ pub trait Score: Send + Sync {
     }
 
     /// Scores every pair of every KV head of a layer; a higher score stays, of equal ones the lower
-    /// position. `scores` are zeros when it is called. Infinity keeps a pair in any case.
+    /// position. `scores` are zeros when it is called. Infinity keeps a pair in any case, and minus
+    /// infinity lets it go even where the budget has room for it.
     ///
     /// # Errors
     /// [`KvError::NotObserved`] when something it needs was not gathered.
     fn score(&self, layer: &LayerView<'_>, scores: &mut Scores) -> Result<(), KvError>;
+
+    /// Why it cannot be used with a model that has these layers; `None` where it can.
+    fn refuses(&self, _layers: &[LayerShape]) -> Option<String> {
+        None
+    }
+
+    /// Writes the number that each row of a pass gets of its own over `out [kv heads][rows]`, where
+    /// [`Needs::own`] asks for it. A row's number must not depend on the other rows.
+    fn own(&self, _exec: &Exec, _rows: &PlainRows<'_>, _out: &mut [Vec<f32>]) {}
+}
+
+/// A layer of a model, as far as a method may have to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerShape {
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Channels of a key.
+    pub head_dim: usize,
+    /// Channels of a value.
+    pub v_dim: usize,
+}
+
+/// Rows of one layer in a pass, before rotary embedding.
+pub struct PlainRows<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// `[rows][heads][head_dim]`
+    pub q: &'a [f32],
+    /// `[rows][kv heads][head_dim]`
+    pub k: &'a [f32],
+    /// `[rows][kv heads][v_dim]`
+    pub v: &'a [f32],
 }
 
 /// keep: spreads a budget over the KV heads of a layer, or over layers and heads.
@@ -160,8 +218,15 @@ pub enum Scope {
 /// keep: what evicted pairs leave behind.
 pub trait Merge: Send + Sync {
     /// Changes the pairs that are kept of one KV head by those that go. Keys are rotated as they are
-    /// cached; `turn` rotates a key by so many positions.
-    fn merge(&self, gone: &Pairs, kept: &mut Pairs, turn: &dyn Fn(isize, &mut [f32]));
+    /// cached; `turn` rotates a key by so many positions. `memory` is what the last call left there for
+    /// this head of this context, nothing before the first.
+    fn merge(
+        &self,
+        gone: &Pairs,
+        kept: &mut Pairs,
+        turn: &dyn Fn(isize, &mut [f32]),
+        memory: &mut Option<f32>,
+    );
 }
 
 /// Pairs of one KV head as numbers, ascending by position.
@@ -192,6 +257,17 @@ pub trait AttentionOf: Sync {
 
     /// Rotates vectors `[count][head_dim]` of layer `layer` by so many positions.
     fn rotate(&self, layer: usize, set: RopeSet, positions: isize, vectors: &mut [f32]);
+
+    /// What tells the model from others, however its weights are stored; `None` where that is not
+    /// known.
+    fn fingerprint(&self) -> Option<&str> {
+        None
+    }
+
+    /// The bytes that a token writes; `None` where that is not known.
+    fn spelling(&self, _token: u32) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// The numbers of an attention.
@@ -258,14 +334,27 @@ impl Keep {
     }
 
     /// The last tokens that stay in any case, of a budget of `slots` pairs a head.
-    pub(crate) fn recent(&self, slots: usize) -> usize {
+    pub(crate) fn recent(&self, slots: usize, at: Moment) -> usize {
         let Protected {
             sinks,
             recent,
             recent_share,
+            reading,
         } = self.protected;
+        let room = slots.saturating_sub(sinks);
         let share = (recent_share * slots as f64) as usize;
-        recent.max(share.min(slots.saturating_sub(sinks)))
+        let reading = match at {
+            Moment::Reading => reading,
+            Moment::Read => 0,
+        };
+        recent.max(share.min(room)).max(reading.min(room))
+    }
+
+    /// Whether a text of any length can be read and continued under it by a model whose positions
+    /// end: what distances there are, what is held bounds.
+    pub fn is_endless(&self) -> bool {
+        let When { block, decode } = self.when;
+        self.positions == Positions::Slots && block.is_some() && decode.is_some()
     }
 
     pub(crate) fn refused(&self, why: String) -> KvError {
@@ -274,6 +363,15 @@ impl Keep {
             why,
         }
     }
+}
+
+/// Whether more of a prompt is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// It is.
+    Reading,
+    /// It has been read.
+    Read,
 }
 
 impl Scores {
@@ -311,6 +409,7 @@ impl Needs {
             query_moments: self.query_moments.max(other.query_moments),
             moments_from: self.moments_from.max(other.moments_from),
             repeat: self.repeat.max(other.repeat),
+            own: self.own.max(other.own),
         }
     }
 
@@ -321,7 +420,13 @@ impl Needs {
 
     /// Whether every token must be computed while it watches, so that nothing can be taken over.
     pub fn every_token(&self) -> bool {
-        [self.column_sums, self.row_entropies, self.query_moments].contains(&Gather::Yes)
+        let gathered = [
+            self.column_sums,
+            self.row_entropies,
+            self.query_moments,
+            self.own,
+        ];
+        gathered.contains(&Gather::Yes)
     }
 }
 

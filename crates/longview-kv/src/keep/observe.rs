@@ -9,7 +9,7 @@ use std::sync::Arc;
 use longview_kernels::{Exec, activation};
 
 use super::view::LayerView;
-use super::{AttentionOf, Gather, Needs};
+use super::{AttentionOf, Gather, Needs, PlainRows, Score};
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::error::KvError;
@@ -51,6 +51,10 @@ pub(crate) struct LayerSeen {
     pub(super) entropies: Vec<Vec<f32>>,
     /// Of the tokens of the pass that runs.
     new_entropies: Vec<Vec<f32>>,
+    /// `[kv heads][pairs]`
+    pub(super) own: Vec<Vec<f32>>,
+    /// Of the tokens of the pass that runs.
+    new_own: Vec<Vec<f32>>,
     /// `[heads]`
     moments: Vec<Moments>,
     new_moments: Vec<Moments>,
@@ -73,6 +77,10 @@ pub struct LayerRows<'a> {
     pub layer: usize,
     /// `[rows][heads][head_dim]`, after rotary embedding.
     pub q: &'a [f32],
+    /// `[rows][kv heads][head_dim]`, after rotary embedding.
+    pub k: &'a [f32],
+    /// `[rows][kv heads][v_dim]`
+    pub v: &'a [f32],
 }
 
 impl Observed {
@@ -145,6 +153,7 @@ impl Observed {
         for layer in self.layers_mut() {
             layer.new_sums.iter_mut().for_each(Vec::clear);
             layer.new_entropies.iter_mut().for_each(Vec::clear);
+            layer.new_own.iter_mut().for_each(Vec::clear);
             layer.new_moments.iter_mut().for_each(Moments::clear);
         }
         Ok(())
@@ -166,6 +175,9 @@ impl Observed {
             for (entropies, new) in entropies.zip(&mut layer.new_entropies) {
                 entropies.append(new);
             }
+            for (own, new) in layer.own.iter_mut().zip(&mut layer.new_own) {
+                own.append(new);
+            }
             for (moments, new) in layer.moments.iter_mut().zip(&mut layer.new_moments) {
                 moments.join(new);
                 new.clear();
@@ -185,11 +197,12 @@ impl Observed {
 
     /// Keeps of the sums of a layer those of the pairs `which` of each head.
     pub(super) fn gather(&mut self, layer: usize, which: &[Vec<u32>]) {
-        if self.needs().column_sums == Gather::No {
+        let needs = self.needs();
+        if [needs.column_sums, needs.row_entropies, needs.own] == [Gather::No; 3] {
             return;
         }
         let layer = &mut self.layers_mut()[layer];
-        for lists in [&mut layer.sums, &mut layer.entropies] {
+        for lists in [&mut layer.sums, &mut layer.entropies, &mut layer.own] {
             for (list, which) in lists.iter_mut().zip(which) {
                 if !list.is_empty() {
                     *list = which.iter().map(|&pair| list[pair as usize]).collect();
@@ -233,9 +246,16 @@ impl Batch<'_> {
             let wants = |kept: &super::Kept| kept.observes(rows.layer);
             if context.kept.as_deref().is_some_and(wants) {
                 let row = rows.q.len() / self.rows();
-                let q = &rows.q[range.start * row..range.end * row];
+                let k_row = rows.k.len() / self.rows();
+                let v_row = rows.v.len() / self.rows();
+                let rows = LayerRows {
+                    layer: rows.layer,
+                    q: &rows.q[range.start * row..range.end * row],
+                    k: &rows.k[range.start * k_row..range.end * k_row],
+                    v: &rows.v[range.start * v_row..range.end * v_row],
+                };
                 let context = &mut *self.segments_mut()[index].context;
-                context.observe(exec, LayerRows { q, ..rows }, model);
+                context.observe(exec, rows, model);
             }
         }
     }
@@ -247,19 +267,23 @@ impl Context {
         let Some(mut kept) = self.kept.take() else {
             return;
         };
-        // Taken out, so that the context can be looked at beside it.
-        let mut seen = std::mem::take(&mut kept.observed.layers_mut()[rows.layer]);
-        seen.note_queries(start, rows.q);
+        let end = start + rows.q.len() / kept.observed.layer(rows.layer).row;
         if let Some(watch) = kept.watch.as_deref_mut() {
-            // Taken out for the same reason.
+            // Taken out, so that the context can be looked at beside it.
             let mut watch = std::mem::take(watch);
-            let end = start + rows.q.len() / seen.row;
             let view = LayerView::new(exec.isa, self, &kept, rows.layer, end, model);
             watch.note(exec, &view, start, rows.q);
             kept.watch = Some(Box::new(watch));
         }
+        if !kept.observed.layer(rows.layer).gathers() {
+            // Still shared with forks: there was nothing to make room for.
+            self.kept = Some(kept);
+            return;
+        }
+        // Taken out for the same reason.
+        let mut seen = std::mem::take(&mut kept.observed.layers_mut()[rows.layer]);
+        seen.note_queries(start, rows.q);
         if seen.needs.column_sums == Gather::Yes {
-            let end = start + rows.q.len() / seen.row;
             let view = LayerView::new(exec.isa, self, &kept, rows.layer, end, model);
             seen.note_sums(exec, &view, start, rows.q);
         }
@@ -269,6 +293,13 @@ impl Context {
                 model.rotate(rows.layer, set, positions, vectors);
             };
             seen.note_moments(exec, start, rows.q, &turn);
+        }
+        if seen.needs.own == Gather::Yes {
+            let set = self.identity().rope;
+            let turn = |positions: isize, vectors: &mut [f32]| {
+                model.rotate(rows.layer, set, positions, vectors);
+            };
+            seen.note_own(exec, &*kept.plan.score, start, rows, &turn);
         }
         kept.observed.layers_mut()[rows.layer] = seen;
         self.kept = Some(kept);
@@ -291,6 +322,8 @@ impl LayerSeen {
             new_sums: vec![Vec::new(); of(needs.column_sums, kv_heads)],
             entropies: vec![Vec::new(); of(needs.row_entropies, kv_heads)],
             new_entropies: vec![Vec::new(); of(needs.row_entropies, kv_heads)],
+            own: vec![Vec::new(); of(needs.own, kv_heads)],
+            new_own: vec![Vec::new(); of(needs.own, kv_heads)],
             moments: vec![Moments::default(); of(needs.query_moments, heads)],
             new_moments: vec![Moments::default(); of(needs.query_moments, heads)],
         }
@@ -371,6 +404,36 @@ impl LayerSeen {
         }
     }
 
+    fn note_own(
+        &mut self,
+        exec: &Exec,
+        score: &dyn Score,
+        start: usize,
+        rows: LayerRows<'_>,
+        turn: &(dyn Fn(isize, &mut [f32]) + Sync),
+    ) {
+        let count = rows.q.len() / self.row;
+        let [q, k] = [rows.q, rows.k].map(|rotated| {
+            let mut plain = rotated.to_vec();
+            exec.pool
+                .for_each_chunk(&mut plain, rotated.len() / count, |at, row, _| {
+                    turn(-((start + at) as isize), row);
+                });
+            plain
+        });
+        for own in &mut self.new_own {
+            own.clear();
+            own.resize(count, 0.0);
+        }
+        let plain = PlainRows {
+            layer: rows.layer,
+            q: &q,
+            k: &k,
+            v: rows.v,
+        };
+        score.own(exec, &plain, &mut self.new_own);
+    }
+
     fn note_moments(
         &mut self,
         exec: &Exec,
@@ -440,6 +503,8 @@ fn bytes(layers: &[LayerSeen], pairs: usize) -> u64 {
             &layer.new_sums,
             &layer.entropies,
             &layer.new_entropies,
+            &layer.own,
+            &layer.new_own,
         ];
         let sums = lists.iter().map(|list| list.len()).sum::<usize>() * pairs;
         let moments = 2 * layer.moments.len() * (layer.head_dim + 1) * layer.head_dim;

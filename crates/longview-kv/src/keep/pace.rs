@@ -1,5 +1,6 @@
 //! A context's keep method: what it holds, when it is due, and what memory it takes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use super::observe::Observed;
 use super::repeat::Watch;
 use super::stream::Stream;
 use super::view::ROWS_AT_ONCE;
-use super::{AttentionOf, Keep, Needs, Question};
+use super::{AttentionOf, Keep, LayerShape, Needs, Question, Repeated};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
@@ -24,7 +25,7 @@ pub(crate) struct Kept {
     /// Pairs a head keeps on average.
     pub(super) slots: usize,
     /// Tokens that the prompt is expected to have.
-    prompt: usize,
+    pub(super) prompt: usize,
     /// The first token that is in blocks: what is before it is in streams.
     pub(super) edge: usize,
     /// For every layer of the model what is left of it; empty before the first compaction.
@@ -36,6 +37,8 @@ pub(crate) struct Kept {
     pub(super) watch: Option<Box<Watch>>,
     /// What forks that repeated the context saw, `[layers][heads][tokens]`.
     pub(super) marks: Arc<Vec<Vec<Vec<f32>>>>,
+    /// For each layer that was compacted what the merge remembers, `[heads]`.
+    pub(super) merge_memory: BTreeMap<usize, Vec<Option<f32>>>,
 }
 
 /// What compactions have done so far.
@@ -43,6 +46,7 @@ pub(crate) struct Kept {
 pub(super) struct Done {
     pub(super) compactions: usize,
     pub(super) time: Duration,
+    pub(super) repeated: Option<Repeated>,
 }
 
 /// What a keep method has done to a context.
@@ -60,6 +64,8 @@ pub struct KeepReport {
     pub compactions: usize,
     /// Time they took.
     pub time: Duration,
+    /// What repeating the context took, where a method wanted that.
+    pub repeated: Option<Repeated>,
 }
 
 /// Bytes of keys and values under a keep method, before anything is computed.
@@ -126,6 +132,28 @@ impl Context {
                        which single pairs cannot leave; store them as f16, bf16, q8 or q4";
             return Err(plan.refused(why.to_owned()));
         }
+        if let (Some(wanted), Some(found)) = (&plan.made_for, model.fingerprint())
+            && wanted != found
+        {
+            let why = format!(
+                "its file was made for a model with the fingerprint {wanted}, but this model's is \
+                 {found}; make one for this model"
+            );
+            return Err(plan.refused(why));
+        }
+        let shape = |(index, &(place, _)): (usize, &(usize, usize))| {
+            let kind = &layout.groups[place].kind;
+            LayerShape {
+                heads: model.shape(index).heads,
+                kv_heads: kind.kv_heads,
+                head_dim: kind.head_dim,
+                v_dim: kind.v_dim,
+            }
+        };
+        let shapes: Vec<LayerShape> = layout.layers.iter().enumerate().map(shape).collect();
+        if let Some(why) = plan.score.refuses(&shapes) {
+            return Err(plan.refused(why));
+        }
         if layout.full_layers().next().is_none() {
             let why = "every layer of the model has a sliding window, which bounds it already";
             return Err(plan.refused(why.to_owned()));
@@ -168,6 +196,7 @@ impl Context {
             done: Done::default(),
             watch: None,
             marks: Arc::default(),
+            merge_memory: BTreeMap::new(),
         }));
         Ok(())
     }
@@ -196,6 +225,7 @@ impl Context {
             stream_bytes: kept.bytes(),
             compactions: kept.done.compactions,
             time: kept.done.time,
+            repeated: kept.done.repeated,
         })
     }
 
@@ -400,7 +430,14 @@ impl Kept {
         self.streams.clear();
         (self.edge, self.settled) = (0, false);
         self.marks = Arc::default();
+        self.merge_memory.clear();
         self.observed.forget_sums();
+    }
+
+    /// What the merge remembers of the `heads` heads of a layer.
+    pub(super) fn take_memory(&mut self, layer: usize, heads: usize) -> Vec<Option<f32>> {
+        let known = self.merge_memory.remove(&layer);
+        known.unwrap_or_else(|| vec![None; heads])
     }
 
     /// The first token that is in blocks.

@@ -15,8 +15,20 @@ use crate::error::KvError;
 /// For every layer and KV head the largest attention that each token of a range was given.
 pub struct Marks {
     tokens: Range<usize>,
-    /// `[layers][heads][tokens]`; no heads for layers that are not compressed.
+    /// `[layers][heads][tokens]`
     layers: Vec<Vec<Vec<f32>>>,
+}
+
+/// What repeating a context took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Repeated {
+    /// Tokens read for it, those that ask included.
+    pub tokens: usize,
+    /// Time it took.
+    pub time: Duration,
+    /// Time that its operations would take at the speed of the prompt's; `None` where that was not
+    /// measured.
+    pub predicted: Option<Duration>,
 }
 
 /// What a fork that repeats watches.
@@ -29,6 +41,14 @@ pub(crate) struct Watch {
     /// The first token of the repetition.
     base: usize,
     layers: Vec<Vec<Vec<f32>>>,
+}
+
+impl Marks {
+    /// The largest attention that each of the tokens was given, `[layers][KV heads][tokens]`; zeros in
+    /// layers that are not watched.
+    pub fn layers(&self) -> &[Vec<Vec<f32>>] {
+        &self.layers
+    }
 }
 
 impl Context {
@@ -77,10 +97,11 @@ impl Context {
         }
     }
 
-    /// Counts `time` that repeating took as the keep method's.
-    pub fn repeated_for(&mut self, time: Duration) {
+    /// Notes what repeating the context took; its time counts as the keep method's.
+    pub fn repeated(&mut self, repeated: Repeated) {
         if let Some(kept) = &mut self.kept {
-            kept.done.time += time;
+            kept.done.time += repeated.time;
+            kept.done.repeated = Some(repeated);
         }
     }
 

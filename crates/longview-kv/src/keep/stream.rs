@@ -117,6 +117,23 @@ impl Stream {
         page::write_value(&group.geometry, page_v, slot % PAGE_TOKENS, v);
     }
 
+    /// Changes the key of pair `pair` of head `head` as `turn` says.
+    pub(crate) fn turn(
+        &mut self,
+        group: &Group,
+        head: usize,
+        pair: usize,
+        turn: impl FnOnce(&mut [f32]),
+    ) {
+        let slot = self.heads[head].first + pair;
+        let at = slot / PAGE_TOKENS * group.page_bytes();
+        let keys = &mut self.pages.bytes_mut()[at..at + group.geometry.k_bytes()];
+        let mut key = vec![0.0; group.kind.head_dim];
+        page::read_key(&group.geometry, keys, slot % PAGE_TOKENS, &mut key);
+        turn(&mut key);
+        page::write_key(&group.geometry, keys, slot % PAGE_TOKENS, &key);
+    }
+
     /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
         self.pages.bytes().len() as u64 + self.places.bytes()

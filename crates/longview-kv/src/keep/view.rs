@@ -10,10 +10,12 @@ use longview_kernels::{Isa, activation};
 
 use super::observe::LayerSeen;
 use super::stream::Stream;
-use super::{AttentionOf, AttentionShape, Kept, Pairs};
+use super::{AttentionOf, AttentionShape, Kept, Pairs, Positions};
 use crate::context::{Context, RopeSet};
 use crate::error::KvError;
 use crate::layout::Group;
+use crate::shared::SharedList;
+use crate::tokens::PIECE;
 
 /// Query rows whose logits are in memory at once: four register tiles.
 pub(super) const ROWS_AT_ONCE: usize = 24;
@@ -39,6 +41,8 @@ pub struct LayerView<'a> {
     /// Whether sums over rows are of all rows.
     complete: bool,
     marks: &'a [Vec<Vec<f32>>],
+    positions: Positions,
+    tokens: &'a SharedList<u32, PIECE>,
 }
 
 /// Queries of the query heads of one KV head.
@@ -105,6 +109,8 @@ impl<'a> LayerView<'a> {
             seen: kept.observed.layer(layer),
             complete: kept.observed.is_complete(),
             marks: &kept.marks,
+            positions: kept.plan.positions,
+            tokens: &context.tokens,
         }
     }
 
@@ -156,6 +162,26 @@ impl<'a> LayerView<'a> {
         }
     }
 
+    /// The position that the key of a pair is rotated to: its token's, or where it has moved to since
+    /// gaps before it were closed.
+    pub(super) fn place(&self, head: usize, pair: usize) -> usize {
+        let kept = self.kept(head).len();
+        match self.positions {
+            Positions::Slots if pair < kept => self.edge - kept + pair,
+            _ => self.position(head, pair),
+        }
+    }
+
+    /// The id of the token that a pair is of.
+    pub fn token(&self, position: usize) -> u32 {
+        self.tokens.get(position).copied().unwrap_or_default()
+    }
+
+    /// The bytes that a token writes; `None` where the model has no text.
+    pub fn spelling(&self, token: u32) -> Option<Vec<u8>> {
+        self.model.spelling(token)
+    }
+
     /// The first pair of a head that is of token `position` or a later one.
     pub fn first_from(&self, head: usize, position: usize) -> usize {
         let kept = self.kept(head);
@@ -191,6 +217,19 @@ impl<'a> LayerView<'a> {
             }
             _ => Err(KvError::NotObserved {
                 what: "how every token has spread its attention".to_owned(),
+            }),
+        }
+    }
+
+    /// The number that [`Score::own`](super::Score::own) made for the token of each pair of a head.
+    ///
+    /// # Errors
+    /// As [`LayerView::column_sums`].
+    pub fn own(&self, head: usize) -> Result<&[f32], KvError> {
+        match self.seen.own.get(head) {
+            Some(own) if self.complete && own.len() == self.pairs(head) => Ok(own),
+            _ => Err(KvError::NotObserved {
+                what: "what its heads make of every token".to_owned(),
             }),
         }
     }

@@ -87,6 +87,7 @@ impl Decode {
                 | Build::Prefill(_)
                 | Build::Read(_)
                 | Build::Keep(_)
+                | Build::Prune(_)
                 | Build::Allocate(_)
                 | Build::Merge(_) => {}
             }

@@ -3,16 +3,19 @@
 //!
 //! Some KV heads retrieve and keep everything; the others stream and keep the first and the last
 //! tokens. Which is which was found beforehand: one number from 0 to 1 a head, in a file of the
-//! published form, a line a layer with a number a KV head between tabs. As many heads as the budget
-//! has room for keep everything, the highest numbers first; a budget of 50% is the paper's sparsity
-//! of a half, less what streaming heads take.
+//! published form, see [`HeadScores`]. The paper trains them; `longview calibrate` finds them without
+//! training. As many heads as the budget has room for keep everything, the highest numbers first; a
+//! budget of 50% is the paper's sparsity of a half, less what streaming heads take.
 
 use std::fs;
 
 use longview_kv::KvError;
-use longview_kv::keep::{Allocate, Allocation, LayerView, Question, Scope, Score, Scores};
+use longview_kv::keep::{
+    Allocate, Allocation, LayerShape, LayerView, Question, Scope, Score, Scores,
+};
 
 use super::budgets::heads::whole_heads;
+use super::head_scores::HeadScores;
 use super::{keep, parameter};
 use crate::arguments::Arguments;
 use crate::error::MethodError;
@@ -39,17 +42,18 @@ pub(crate) const METHOD: Method = Method {
         parameter::decode("64"),
     ],
     build: Build::Keep(|arguments| {
-        let scores = read(arguments)?;
-        let layers = scores.len();
-        let mut plan = keep(
-            arguments,
-            Question::Unseen,
-            Recency {
-                layers,
-                heads: scores[0].len(),
-            },
-        )?;
+        let HeadScores {
+            scores,
+            fingerprint,
+            ..
+        } = read(arguments)?;
+        let recency = Recency {
+            layers: scores.len(),
+            heads: scores[0].len(),
+        };
+        let mut plan = keep(arguments, Question::Unseen, recency)?;
         plan.allocate = Box::new(Duo { scores });
+        plan.made_for = fingerprint;
         Ok(plan)
     }),
 };
@@ -66,20 +70,20 @@ struct Duo {
 }
 
 impl Score for Recency {
+    fn refuses(&self, layers: &[LayerShape]) -> Option<String> {
+        let heads = layers.iter().map(|layer| layer.kv_heads).max().unwrap_or(0);
+        (layers.len() != self.layers || heads != self.heads).then(|| {
+            format!(
+                "its scores are of {} layers with {} KV heads, but the model has {} with {heads}: they \
+                 are another model's (longview calibrate finds those of this one)",
+                self.layers,
+                self.heads,
+                layers.len(),
+            )
+        })
+    }
+
     fn score(&self, layer: &LayerView<'_>, scores: &mut Scores) -> Result<(), KvError> {
-        if (layer.layers(), layer.heads()) != (self.layers, self.heads) {
-            return Err(KvError::KeepRefused {
-                method: "duo-attention".to_owned(),
-                why: format!(
-                    "its scores are of {} layers with {} KV heads, but the model has {} with {}: they \
-                     are another model's",
-                    self.layers,
-                    self.heads,
-                    layer.layers(),
-                    layer.heads()
-                ),
-            });
-        }
         for head in 0..layer.heads() {
             for (pair, score) in scores.head_mut(head).iter_mut().enumerate() {
                 *score = layer.position(head, pair) as f32;
@@ -95,12 +99,13 @@ impl Allocate for Duo {
     }
 
     fn wanted(&self, ask: &Allocation<'_>) -> Vec<Vec<f64>> {
-        whole_heads(ask, &self.scores)
+        let of_layer = |&layer: &usize| self.scores[layer].clone();
+        let ranks: Vec<Vec<f32>> = ask.layers.iter().map(of_layer).collect();
+        whole_heads(ask, &ranks)
     }
 }
 
-/// The numbers of the file, clamped to 0..1.
-fn read(arguments: &Arguments) -> Result<Vec<Vec<f32>>, MethodError> {
+fn read(arguments: &Arguments) -> Result<HeadScores, MethodError> {
     let path = arguments.path("scores");
     let wrong = |problem: String| MethodError::File {
         method: METHOD.name.to_owned(),
@@ -108,40 +113,7 @@ fn read(arguments: &Arguments) -> Result<Vec<Vec<f32>>, MethodError> {
         problem,
     };
     let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    let mut layers: Vec<Vec<f32>> = Vec::new();
-    for (index, line) in text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .enumerate()
-    {
-        let number = |word: &str| match word.trim().parse::<f32>() {
-            Ok(number) if number.is_finite() => Ok(number.clamp(0.0, 1.0)),
-            _ => Err(wrong(format!(
-                "line {}: {word:?} is not a number",
-                index + 1
-            ))),
-        };
-        let layer: Vec<f32> = line
-            .split_whitespace()
-            .map(number)
-            .collect::<Result<_, _>>()?;
-        if layers
-            .first()
-            .is_some_and(|first| first.len() != layer.len())
-        {
-            return Err(wrong(format!(
-                "line {} has {} numbers, the first has {}",
-                index + 1,
-                layer.len(),
-                layers[0].len()
-            )));
-        }
-        layers.push(layer);
-    }
-    match layers.is_empty() {
-        true => Err(wrong("it holds no numbers".to_owned())),
-        false => Ok(layers),
-    }
+    HeadScores::parse(&text).map_err(wrong)
 }
 
 #[cfg(test)]
@@ -176,34 +148,38 @@ mod tests {
 
     #[test]
     fn files_of_other_models_and_no_scores_are_refused() {
-        let set = |text: &str| {
-            let scores = file(text);
+        let set = |path: &std::path::Path| {
             let mut methods = Methods::new();
-            let path = scores.path().display();
-            let text = format!("duo-attention(scores=\"{path}\", budget=60, sinks=1, recent=1)");
-            methods
-                .set(Stage::Keep, &text)
-                .map_err(|error| error.to_string())
+            let path = path.display();
+            let text = format!("duo-attention(scores=\"{path}\", budget=20, sinks=1, recent=1)");
+            let set = methods.set(Stage::Keep, &text);
+            set.map(|()| methods).map_err(|error| error.to_string())
         };
-        assert!(
-            set("1 2\n3\n")
-                .unwrap_err()
-                .contains("line 2 has 1 numbers")
-        );
-        assert!(set("1 x\n").unwrap_err().contains("\"x\" is not a number"));
-        assert!(set("\n").unwrap_err().contains("no numbers"));
-        let mut methods = Methods::new();
-        let missing = methods.set(Stage::Keep, "duo-attention(scores=\"/nowhere\")");
-        assert!(missing.unwrap_err().to_string().contains("/nowhere"));
-        let scores = file("0.5 0.5\n");
-        let mut toy = Toy::new(2, 2, 4);
-        let path = scores.path().display();
-        toy.keep(
-            &format!("duo-attention(scores=\"{path}\", budget=20, sinks=1, recent=1)"),
-            50,
-        );
-        toy.read(50);
-        let message = toy.try_compress().unwrap_err().to_string();
-        assert!(message.contains("another model's"), "{message}");
+        let missing = set("/nowhere".as_ref()).unwrap_err();
+        assert!(missing.contains("/nowhere"), "{missing}");
+        let broken = file("0.5 nan\n");
+        assert!(set(broken.path()).unwrap_err().contains("is not a number"));
+        // Refused before anything is read.
+        let toy = Toy::new(2, 2, 4);
+        for (scores, said) in [
+            (
+                "0.5 0.5\n",
+                "of 1 layers with 2 KV heads, but the model has 2",
+            ),
+            ("0.5 0.5 0.5\n0 1 0\n", "with 3 KV heads"),
+            (
+                "# model fingerprint: other\n0.5 0.5\n0 1\n",
+                "fingerprint other, but this model's is toy",
+            ),
+        ] {
+            let scores = file(scores);
+            let methods = set(scores.path()).unwrap();
+            let message = toy.refusal(methods.keep().unwrap());
+            assert!(message.contains(said), "{message}");
+        }
+        let own = file("# model fingerprint: toy\n0.5 0.5\n0 1\n");
+        let path = own.path().display();
+        let text = format!("duo-attention(scores=\"{path}\", budget=20, sinks=1, recent=1)");
+        Toy::new(2, 2, 4).keep(&text, 50);
     }
 }

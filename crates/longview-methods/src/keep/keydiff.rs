@@ -36,41 +36,46 @@ struct KeyDiff;
 /// Below this a key has no direction.
 const LEAST_NORM: f32 = 1e-12;
 
+/// Keys of a page side by side.
+const LANES: usize = 64;
+
 impl Score for KeyDiff {
     fn score(&self, layer: &LayerView<'_>, scores: &mut Scores) -> Result<(), KvError> {
+        let dim = layer.head_dim();
         for head in 0..layer.heads() {
             let mut inverse = vec![0f32; layer.pairs(head)];
-            let mut anchor = vec![0f32; layer.head_dim()];
+            // Sums of unit keys lane by lane, `[head_dim][64]`: no sum runs across a register.
+            let mut sums = vec![0f32; dim * LANES];
             layer.keys(head, &mut |page| {
-                let mut squares = [0f32; 64];
-                for row in page.keys.chunks_exact(64) {
-                    squares
-                        .iter_mut()
-                        .zip(row)
-                        .for_each(|(sum, x)| *sum += x * x);
+                let mut squares = [0f32; LANES];
+                for row in page.keys.chunks_exact(LANES) {
+                    for (sum, x) in squares.iter_mut().zip(row) {
+                        *sum += x * x;
+                    }
                 }
-                let slots = page.slots.clone();
-                let to = &mut inverse[page.first..page.first + slots.len()];
-                for (inverse, square) in to.iter_mut().zip(&squares[slots.clone()]) {
-                    *inverse = 1.0 / square.sqrt().max(LEAST_NORM);
+                // Slots that hold no pair count for nothing.
+                let mut units = [0f32; LANES];
+                for slot in page.slots.clone() {
+                    units[slot] = 1.0 / squares[slot].sqrt().max(LEAST_NORM);
                 }
-                for (sum, row) in anchor.iter_mut().zip(page.keys.chunks_exact(64)) {
-                    let units = row[slots.clone()].iter().zip(&*to);
-                    *sum += units.map(|(x, inverse)| x * inverse).sum::<f32>();
+                let pairs = page.first..page.first + page.slots.len();
+                inverse[pairs].copy_from_slice(&units[page.slots.clone()]);
+                let rows = page.keys.chunks_exact(LANES);
+                for (sums, row) in sums.chunks_exact_mut(LANES).zip(rows) {
+                    for ((sum, x), unit) in sums.iter_mut().zip(row).zip(&units) {
+                        *sum += x * unit;
+                    }
                 }
             });
-            let length = anchor
-                .iter()
-                .map(|x| x * x)
-                .sum::<f32>()
-                .sqrt()
-                .max(LEAST_NORM);
-            anchor.iter_mut().for_each(|x| *x /= length);
+            let lanes = sums.chunks_exact(LANES);
+            let mut anchor: Vec<f32> = lanes.map(|lanes| lanes.iter().sum()).collect();
+            let length = anchor.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let scale = 1.0 / length.max(LEAST_NORM);
+            anchor.iter_mut().for_each(|x| *x *= scale);
             let mut products = Vec::new();
             layer.products(head, &anchor, &mut products);
-            for ((score, product), inverse) in
-                scores.head_mut(head).iter_mut().zip(products).zip(inverse)
-            {
+            let pairs = products.iter().zip(&inverse);
+            for (score, (product, inverse)) in scores.head_mut(head).iter_mut().zip(pairs) {
                 *score = -product * inverse;
             }
         }

@@ -12,9 +12,12 @@ mod critic;
 mod duo_attention;
 mod expected_attention;
 mod h2o;
+mod head_scores;
 mod keydiff;
 mod knorm;
 mod kvzip;
+mod label_words;
+mod locret;
 mod merge;
 pub(crate) mod parameter;
 mod random;
@@ -23,9 +26,11 @@ mod snapkv;
 mod streaming_llm;
 #[cfg(test)]
 pub(crate) mod testing;
+mod timrun;
 mod tova;
 
-use longview_kv::keep::{Keep, Protected, Question, Score, When};
+pub use head_scores::HeadScores;
+use longview_kv::keep::{Keep, Positions, Protected, Question, Score, When};
 
 use crate::arguments::Arguments;
 use crate::error::MethodError;
@@ -45,6 +50,9 @@ pub(crate) static METHODS: &[Method] = &[
     chelsea::METHOD,
     critic::METHOD,
     duo_attention::METHOD,
+    locret::METHOD,
+    label_words::METHOD,
+    timrun::METHOD,
     knorm::METHOD,
     random::METHOD,
     budgets::uniform::METHOD,
@@ -109,12 +117,18 @@ fn keep(
                 true => arguments.number("recent-share"),
                 false => 0.0,
             },
+            reading: 0,
         },
         when: When {
             block: every("block"),
             decode: every("decode"),
         },
         question,
+        positions: match arguments.declares("positions") && arguments.word("positions") == "slots" {
+            true => Positions::Slots,
+            false => Positions::Text,
+        },
+        made_for: None,
     })
 }
 

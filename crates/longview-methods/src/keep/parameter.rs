@@ -88,3 +88,15 @@ pub(crate) const fn decode(default: &'static str) -> Parameter {
         domain: Domain::Every,
     }
 }
+
+/// What positions are counted by.
+pub(crate) const fn positions(default: &'static str) -> Parameter {
+    Parameter {
+        name: "positions",
+        default,
+        unit: "",
+        doc: "text: keys keep the rotation of their places in the text; slots: of their places among what \
+              is held, so that with block and decode a text may be longer than the model's positions",
+        domain: Domain::Word(&["text", "slots"]),
+    }
+}

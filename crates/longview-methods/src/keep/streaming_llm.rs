@@ -3,9 +3,10 @@
 //!
 //! The first few tokens, which attention leans on whatever they say, and a window of the last ones
 //! stay; everything between is gone. Pairs leave block by block, so early queries of a block see a
-//! little more than the window. Keys keep the rotation of their true positions, so that distances to
-//! the sinks grow: the paper numbers positions by cache slot instead, which matters only beyond the
-//! length that a model was trained for.
+//! little more than the window. The paper numbers positions by cache slot: `positions=slots`, with which
+//! a text may be longer than what the model was made for. Only the first tokens ever move then, by as
+//! much as left behind them, and in a rounded form of the store each move rounds their keys once more.
+//! Otherwise keys keep the rotation of their true positions, and distances to the first tokens grow.
 
 use longview_kv::KvError;
 use longview_kv::keep::{LayerView, Question, Score, Scores};
@@ -13,7 +14,7 @@ use longview_kv::keep::{LayerView, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Method, Stage};
 
-/// `streaming-llm(budget, sinks, block, decode)`.
+/// `streaming-llm(budget, sinks, positions, block, decode)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "streaming-llm",
@@ -23,6 +24,7 @@ pub(crate) const METHOD: Method = Method {
     parameters: &[
         parameter::budget("1024"),
         parameter::sinks("4"),
+        parameter::positions("text"),
         parameter::block("256"),
         parameter::decode("64"),
     ],
@@ -70,7 +72,33 @@ mod tests {
         );
         assert_eq!(
             keep.text,
-            "streaming-llm(budget=3, sinks=1, block=1, decode=1)"
+            "streaming-llm(budget=3, sinks=1, positions=text, block=1, decode=1)"
         );
+    }
+
+    #[test]
+    fn by_slots_the_first_tokens_follow_the_window() {
+        let kept = |positions: &str| {
+            let mut toy = Toy::turning(1, 1, 2);
+            toy.keep(
+                &format!("streaming-llm(budget=3, sinks=1, positions={positions}, block=1)"),
+                50,
+            );
+            for _ in 0..40 {
+                toy.read_keys(&[[1.0, 0.0]]);
+                toy.compress();
+            }
+            assert_eq!(toy.positions(0, 0), [0, 38, 39]);
+            toy.keys(0)
+        };
+        // Keys are stored as they are given here, rotated or not. The first was given at place 0 and
+        // stands at place 37 now, 37 turns on.
+        let turned = Toy::turned(37, [1.0, 0.0]);
+        assert_eq!(kept("text"), [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]);
+        let slots = kept("slots");
+        assert_eq!(slots[1..], [[1.0, 0.0], [1.0, 0.0]]);
+        for (got, wanted) in slots[0].iter().zip(turned) {
+            assert!((got - wanted).abs() < 1e-4, "{slots:?} {turned:?}");
+        }
     }
 }

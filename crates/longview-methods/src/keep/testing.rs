@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::keep::{
-    Allocation, AttentionOf, AttentionShape, Compression, Keep, LayerRows, Scores,
+    Allocation, AttentionOf, AttentionShape, Compression, Keep, LayerRows, LayerView, Scores,
 };
 use longview_kv::{
     Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, RopeSet,
@@ -28,7 +28,11 @@ pub(crate) struct Toy {
     kv_heads: usize,
     dim: usize,
     layers: usize,
+    angle: f32,
 }
+
+/// What a position turns a key of a toy that turns by.
+const ANGLE: f32 = 0.1;
 
 const IDENTITY: Identity = Identity {
     model: 7,
@@ -36,9 +40,11 @@ const IDENTITY: Identity = Identity {
     numerics: Numerics::F32,
 };
 
-/// How a [`Toy`] attends: one query head a KV head, nothing rotated.
+/// How a [`Toy`] attends.
 pub(crate) struct Plain {
-    pub(crate) heads: usize,
+    heads: usize,
+    /// By how much a position turns the first two channels of a vector; 0 for not at all.
+    angle: f32,
 }
 
 impl AttentionOf for Plain {
@@ -50,7 +56,21 @@ impl AttentionOf for Plain {
         }
     }
 
-    fn rotate(&self, _layer: usize, _set: RopeSet, _positions: isize, _vectors: &mut [f32]) {}
+    fn rotate(&self, _layer: usize, _set: RopeSet, positions: isize, vectors: &mut [f32]) {
+        let (sin, cos) = (positions as f32 * self.angle).sin_cos();
+        if let [x, y, ..] = vectors {
+            (*x, *y) = (*x * cos - *y * sin, *y * cos + *x * sin);
+        }
+    }
+
+    fn fingerprint(&self) -> Option<&str> {
+        Some("toy")
+    }
+
+    /// A letter a token.
+    fn spelling(&self, token: u32) -> Option<Vec<u8>> {
+        Some(vec![token as u8])
+    }
 }
 
 impl Toy {
@@ -74,7 +94,22 @@ impl Toy {
             kv_heads,
             dim,
             layers,
+            angle: 0.0,
         }
+    }
+
+    /// One whose positions turn the first two channels of a key.
+    pub(crate) fn turning(layers: usize, kv_heads: usize, dim: usize) -> Toy {
+        Toy {
+            angle: ANGLE,
+            ..Toy::new(layers, kv_heads, dim)
+        }
+    }
+
+    /// A key of such a toy turned by so many positions.
+    pub(crate) fn turned(positions: isize, [x, y]: [f32; 2]) -> [f32; 2] {
+        let (sin, cos) = (positions as f32 * ANGLE).sin_cos();
+        [x * cos - y * sin, y * cos + x * sin]
     }
 
     /// Puts the method `text` in charge, for a prompt of so many tokens.
@@ -85,6 +120,13 @@ impl Toy {
         let model = self.model();
         self.context.keep(&keep, prompt, &model).unwrap();
         keep
+    }
+
+    /// Why a method is not put in charge.
+    pub(crate) fn refusal(&self, keep: &Arc<Keep>) -> String {
+        let mut context = self.context.fork();
+        let refused = context.keep(keep, 100, &self.model());
+        refused.unwrap_err().to_string()
     }
 
     /// Reads `count` tokens whose keys, values and queries look like noise.
@@ -102,6 +144,17 @@ impl Toy {
     /// Reads tokens with these keys, for one head; their values are the same, their queries 0.
     pub(crate) fn read_keys<const D: usize>(&mut self, keys: &[[f32; D]]) {
         self.read_keys_and_queries(keys, &vec![[0.0; D]; keys.len()]);
+    }
+
+    /// Reads a text, a letter a token, whose keys, values and queries look like noise.
+    pub(crate) fn read_text(&mut self, text: &str) {
+        let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
+        let width = self.kv_heads * self.dim;
+        let queries = vec![0.5; tokens.len() * width * self.group];
+        self.step_of(&tokens, &queries, &|token, layer, at| {
+            let x = (token * 7919 + layer * 104_729 + at * 1_299_709) % 1_009;
+            [x as f32 / 500.0 - 1.0; 2]
+        });
     }
 
     /// The same with their queries.
@@ -135,9 +188,8 @@ impl Toy {
 
     /// The keys of a head of the first layer.
     pub(crate) fn keys(&self, head: usize) -> Vec<Vec<f32>> {
-        let model = self.model();
         let mut keys = Vec::new();
-        self.context.look(&self.exec, &model, 0, &mut |layer| {
+        self.look(&mut |layer| {
             keys = vec![vec![0.0; self.dim]; layer.pairs(head)];
             layer.keys(head, &mut |page| {
                 for (pair, slot) in page.slots.clone().enumerate() {
@@ -152,12 +204,14 @@ impl Toy {
 
     /// The attention that the pairs of a head of the first layer have received.
     pub(crate) fn sums(&self, head: usize) -> Vec<f32> {
-        let model = self.model();
         let mut sums = Vec::new();
-        self.context.look(&self.exec, &model, 0, &mut |layer| {
-            sums = layer.column_sums(head).unwrap().to_vec();
-        });
+        self.look(&mut |layer| sums = layer.column_sums(head).unwrap().to_vec());
         sums
+    }
+
+    /// Shows the first layer as methods see it.
+    pub(crate) fn look(&self, visit: &mut dyn FnMut(&LayerView<'_>)) {
+        self.context.look(&self.exec, &self.model(), 0, visit);
     }
 
     pub(crate) fn compress(&mut self) -> Compression {
@@ -177,6 +231,7 @@ impl Toy {
     fn model(&self) -> Plain {
         Plain {
             heads: self.kv_heads * self.group,
+            angle: self.angle,
         }
     }
 
@@ -199,12 +254,22 @@ impl Toy {
         queries: &[f32],
         numbers: &dyn Fn(usize, usize, usize) -> [f32; 2],
     ) {
+        self.step_of(&vec![0; count], queries, numbers);
+    }
+
+    /// The same of tokens with these ids.
+    fn step_of(
+        &mut self,
+        tokens: &[u32],
+        queries: &[f32],
+        numbers: &dyn Fn(usize, usize, usize) -> [f32; 2],
+    ) {
         let model = self.model();
         let width = self.kv_heads * self.dim;
-        let tokens = vec![0; count];
+        let count = tokens.len();
         let segment = Segment {
             context: &mut self.context,
-            tokens: &tokens,
+            tokens,
             wanted: Wanted::Nothing,
         };
         let mut batch = Batch::new([segment], IDENTITY).unwrap();
@@ -213,8 +278,15 @@ impl Toy {
                 .map(|at| numbers(at / width, layer, at % width))
                 .collect();
             let of = |kind: usize| -> Vec<f32> { all.iter().map(|both| both[kind]).collect() };
-            batch.append(&self.exec, layer, &of(0), &of(1));
-            batch.observe(&self.exec, LayerRows { layer, q: queries }, &model);
+            let (keys, values) = (of(0), of(1));
+            batch.append(&self.exec, layer, &keys, &values);
+            let rows = LayerRows {
+                layer,
+                q: queries,
+                k: &keys,
+                v: &values,
+            };
+            batch.observe(&self.exec, rows, &model);
         }
         batch.commit();
     }
@@ -242,7 +314,9 @@ pub(crate) fn layer_counts(rule: &str, layers: &[Vec<Vec<f32>>], slots: usize) -
         .iter()
         .map(|heads| heads.iter().map(protected).collect())
         .collect();
+    let numbers: Vec<usize> = (0..layers.len()).collect();
     let ask = Allocation {
+        layers: &numbers,
         scores: &scores,
         protected: &protected,
         slots,

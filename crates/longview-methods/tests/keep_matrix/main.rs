@@ -1,6 +1,8 @@
 //! Every keep method × codec, on layers with full attention beside a sliding window: what must hold
 //! whatever a method decides. A method joins by its line in the registry.
 
+mod files;
+mod refusals;
 #[allow(dead_code, reason = "read methods use the rest of it")]
 mod world;
 
@@ -18,13 +20,18 @@ const AFTER: usize = 40;
 /// Every way to keep less: each method alone, and one method with each rule for budgets and merge.
 fn texts(budget: &str) -> Vec<String> {
     let mut texts: Vec<String> = registry::of(Stage::Keep)
-        .filter(|method| !method.exact)
         .filter(|method| {
-            // Those that read a file have tests of their own.
-            let needs_file = |p: &&longview_methods::Parameter| p.domain == Domain::Path;
-            method.parameters.iter().all(|p| !needs_file(&p))
+            let declares = |name: &str| method.parameters.iter().any(|p| p.name == name);
+            // Those without a budget act on conversations, and what a text must say of the world's
+            // tokens, which have no letters, has tests of its own.
+            let is_told =
+                |p: &&longview_methods::Parameter| p.domain == Domain::Text && p.default.is_empty();
+            declares("budget") && !method.parameters.iter().any(|p| is_told(&p))
         })
-        .map(|method| format!("{}(budget={budget})", method.name))
+        .map(|method| match files::of(method.name) {
+            Some(rest) => format!("{}({rest}, budget={budget})", method.name),
+            None => format!("{}(budget={budget})", method.name),
+        })
         .collect();
     for role in [Role::Budgets, Role::Merge] {
         for part in registry::parts(role) {
@@ -38,6 +45,9 @@ fn texts(budget: &str) -> Vec<String> {
     texts.push(format!("random(budget={budget}, block=64, decode=16)"));
     texts.push(format!(
         "knorm(budget={budget}, block=100, decode=1, sinks=0, recent=0)"
+    ));
+    texts.push(format!(
+        "streaming-llm(budget={budget}, positions=slots, block=64, decode=8)"
     ));
     texts
 }
@@ -183,62 +193,6 @@ fn forks_are_isolated_and_chunks_do_not_matter() {
             assert_eq!(kept(&again), kept(&world), "{text}: other chunks");
         }
     }
-}
-
-#[test]
-fn what_cannot_be_is_refused_by_name() {
-    let mut world = World::new(KvType::F16, Ledger::unlimited());
-    let small = world
-        .keep(&method("snapkv(budget=20, window=32)"), 400)
-        .unwrap_err();
-    assert!(matches!(small, KvError::KeepRefused { .. }));
-    let message = small.to_string();
-    assert!(
-        message.contains("--keep snapkv") && message.contains("at least 32"),
-        "{message}"
-    );
-    let none = world
-        .keep(&method("streaming-llm(budget=1%)"), 50)
-        .unwrap_err();
-    assert!(none.to_string().contains("keeps nothing"), "{none}");
-
-    world.keep(&method("random(budget=40)"), PROMPT).unwrap();
-    world.read(PROMPT, 64);
-    world.end_of_prompt().unwrap();
-    let gone = world.context.truncate(100).unwrap_err();
-    assert!(
-        matches!(gone, KvError::PairsGone { edge: PROMPT, .. }),
-        "{gone}"
-    );
-    assert_eq!(world.context.resumable(100), None);
-    assert!(!world.context.is_exact());
-    let other = world.keep(&method("knorm(budget=40)"), PROMPT).unwrap_err();
-    assert!(other.to_string().contains("has dropped pairs"), "{other}");
-    world.read(9, 9);
-    world.context.truncate(PROMPT + 2).unwrap();
-
-    // Queries of tokens that were read before anybody asked for them.
-    let mut late = World::new(KvType::F16, Ledger::unlimited());
-    late.read(200, 64);
-    late.keep(&method("snapkv(budget=50, window=8)"), 200)
-        .unwrap();
-    let missing = late.compress().unwrap_err();
-    assert!(
-        missing.to_string().contains("queries of the last 8 tokens"),
-        "{missing}"
-    );
-    assert_eq!(late.context.kept_positions(0, 0).len(), 200);
-    late.read(8, 8);
-    late.compress().unwrap();
-    assert_eq!(late.context.kept_positions(0, 0).len(), 50);
-
-    let recurrent = recurrent_world()
-        .keep(&method("random(budget=40)"), 99)
-        .unwrap_err();
-    assert!(
-        recurrent.to_string().contains("recurrent layers"),
-        "{recurrent}"
-    );
 }
 
 #[test]

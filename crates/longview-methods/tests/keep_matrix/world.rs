@@ -14,7 +14,7 @@ use longview_kv::{
 pub(crate) const HEADS: usize = 4;
 pub(crate) const KV_HEADS: usize = 2;
 pub(crate) const DIM: usize = 24;
-const LAYERS: usize = 4;
+pub(crate) const LAYERS: usize = 4;
 const WINDOW_LAYER: usize = 1;
 pub(crate) const FULL_LAYERS: [usize; 3] = [0, 2, 3];
 const SCALE: f32 = 0.6;
@@ -38,6 +38,10 @@ impl AttentionOf for Plain {
     }
 
     fn rotate(&self, _layer: usize, _set: RopeSet, _positions: isize, _vectors: &mut [f32]) {}
+
+    fn fingerprint(&self) -> Option<&str> {
+        Some("the world")
+    }
 }
 
 pub(crate) struct World {
@@ -178,6 +182,11 @@ impl World {
                 self.context.mark(&marks);
             }
         }
+        self.decide()
+    }
+
+    /// Compresses with what was gathered.
+    pub(crate) fn decide(&mut self) -> Result<(), KvError> {
         self.context.compress(&self.exec, &Plain).map(drop)
     }
 
@@ -205,7 +214,13 @@ impl World {
             let v = rows(20 + layer, start, count, KV_HEADS * DIM);
             let q = rows(30 + layer, start, count, width);
             batch.append(&self.exec, layer, &k, &v);
-            batch.observe(&self.exec, LayerRows { layer, q: &q }, &Plain);
+            let rows = LayerRows {
+                layer,
+                q: &q,
+                k: &k,
+                v: &v,
+            };
+            batch.observe(&self.exec, rows, &Plain);
             let mut out = vec![f32::NAN; count * width];
             batch
                 .attend(

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::folder::io_error;
-use super::{BatchObject, Offline, BatchStatus};
+use super::{BatchObject, BatchStatus, Offline};
 use crate::api::routes;
 use crate::app::{App, Guest, Tenancy, blocking};
 use crate::batch::{self, BatchSummary, Job};

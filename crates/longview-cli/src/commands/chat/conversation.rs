@@ -2,16 +2,18 @@
 
 use std::time::Instant;
 
-use longview::text::{Message, TemplateVars};
-use longview::{Context, EngineError, FinishReason, Reuse, Specials};
+use longview::text::{GenerationPrompt, Message, TemplateVars};
+use longview::{Context, EngineError, FinishReason, Prune, Reuse, Specials};
 use serde::{Deserialize, Serialize};
 
-use crate::answer::{Answer, Edges, Request};
+use super::finished;
+use crate::answer::{Answer, Edges, PrunedCounts, Request};
 use crate::args::{ChatArgs, Format};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::saved::{Entry, Kind};
 use crate::session::{Session, check_prompt};
+use crate::size::human_count;
 use crate::taken_over::TakenOver;
 
 /// The messages so far and the context that holds them.
@@ -25,6 +27,8 @@ pub(super) struct Conversation {
     unknown: &'static str,
     /// Its record, once it is saved.
     id: Option<String>,
+    /// What left it last, until it is asked for.
+    pruned: Option<PrunedCounts>,
 }
 
 /// What a record holds of a conversation beside its tokens.
@@ -88,6 +92,7 @@ impl Conversation {
             held: None,
             unknown: "",
             id: None,
+            pruned: None,
         })
     }
 
@@ -191,13 +196,14 @@ impl Conversation {
             held: None,
             unknown: "",
             id: None,
+            pruned: None,
             ..self
         })
     }
 
     /// Takes the last message and its answer back. Returns what had been said.
     pub(super) fn undo(&mut self) -> Option<String> {
-        let said = |message: &Message| message.role == "user";
+        let said = |message: &Message| ["user", "tool"].contains(&message.role.as_str());
         let last = self.messages.iter().rposition(said)?;
         let gone = self.messages.split_off(last);
         self.held = None;
@@ -206,15 +212,69 @@ impl Conversation {
         Some(text.unwrap_or_default().to_owned())
     }
 
-    /// One turn: what was said, and the answer. What is not answered is forgotten.
+    /// Lets finished work leave: the results of tools that an answer has followed, and what answers
+    /// report as finished, all but the pieces that were finished last. What is left is read as far as
+    /// the context does not hold it. Returns a sentence about it, or nothing where nothing left.
+    pub(super) fn prune(
+        &mut self,
+        prune: Prune,
+        args: &ChatArgs,
+        session: &mut Session,
+    ) -> Result<Option<String>, Failure> {
+        let pieces = finished::leave(&mut self.messages, prune.last);
+        if pieces == 0 {
+            return Ok(None);
+        }
+        let (tokens_before, bytes_before) = (self.context.len(), self.context.kv_bytes());
+        let vars = TemplateVars {
+            generation_prompt: GenerationPrompt::Omit,
+            ..self.vars.clone()
+        };
+        let text = session.engine.template().render(&self.messages, &vars)?;
+        let tokenizer = session.engine.tokenizer();
+        let tokens = session
+            .engine
+            .text()
+            .with_prefix(tokenizer.encode(&text, Specials::Parse)?);
+        // What is generated next is aligned by tokens.
+        self.held = None;
+        self.unknown = "finished work has left the conversation";
+        self.follow(&tokens, prune.tail.reuse(), args, session)?;
+        let held = self.context.len();
+        session.read(&mut self.context, &tokens)?;
+        let counts = PrunedCounts {
+            pieces,
+            tokens: tokens_before.saturating_sub(self.context.len()),
+            tokens_read_again: self.context.len() - held,
+            bytes_freed: bytes_before.saturating_sub(self.context.kv_bytes()),
+        };
+        self.pruned = Some(counts);
+        Ok(Some(format!(
+            "{} of finished work left the conversation: {} tokens less, {} free, {} tokens read again",
+            match pieces {
+                1 => "one piece".to_owned(),
+                count => format!("{count} pieces"),
+            },
+            human_count(counts.tokens),
+            longview::human_bytes(counts.bytes_freed),
+            human_count(counts.tokens_read_again),
+        )))
+    }
+
+    /// What left it last.
+    pub(super) fn take_pruned(&mut self) -> Option<PrunedCounts> {
+        self.pruned.take()
+    }
+
+    /// One turn: what was said and by whom, and the answer. What is not answered is forgotten.
     pub(super) fn say(
         &mut self,
-        said: &str,
+        (role, said): (&str, &str),
         args: &ChatArgs,
         session: &mut Session,
         format: Format,
     ) -> Result<Answer, Failure> {
-        self.messages.push(Message::new("user", said));
+        self.messages.push(Message::new(role, said));
         let answer = self.answer(args, session, format);
         match &answer {
             Ok(answer) if answer.is_cancelled() && answer.generated_tokens == 0 => {
@@ -243,7 +303,7 @@ impl Conversation {
             .render(&self.messages, &self.vars)?;
         let start = Instant::now();
         let (tail, reuse) = self.tail(&text, args, session)?;
-        let limit = session.engine.model().blueprint().max_positions;
+        let limit = session.position_limit();
         check_prompt(self.context.len() + tail.len(), limit, &args.generation).map_err(
             |refused| {
                 let why = refused.message().unwrap_or_default();
@@ -305,7 +365,7 @@ impl Conversation {
             .engine
             .text()
             .with_prefix(tokenizer.encode(text, Specials::Parse)?);
-        let (reuse, back) = self.follow(&tokens, args, session)?;
+        let (reuse, back) = self.follow(&tokens, session.methods.reuse(), args, session)?;
         let held = self.context.len();
         session.notices.extend(match back {
             Back::Anew if held == 0 => Some(format!(
@@ -326,11 +386,12 @@ impl Conversation {
     fn follow(
         &mut self,
         tokens: &[u32],
+        reuse: Reuse,
         args: &ChatArgs,
         session: &mut Session,
     ) -> Result<(TakenOver, Back), Failure> {
         let usable = &tokens[..tokens.len().saturating_sub(1)];
-        if let shift @ Reuse::Shift { .. } = session.methods.reuse() {
+        if let shift @ Reuse::Shift { .. } = reuse {
             let bar = Progress::tokens("reading", self.context.len(), tokens.len());
             let moved = TakenOver::moved(session, &mut self.context, tokens, shift, &bar)?;
             if let Some(moved) = moved {
@@ -386,7 +447,7 @@ impl Conversation {
 }
 
 fn new_context(args: &ChatArgs, session: &mut Session) -> Result<Context, Failure> {
-    let limit = session.engine.model().blueprint().max_positions;
+    let limit = session.position_limit();
     let planned = match args.generation.planned_tokens {
         Some(planned) if planned > limit => {
             return Err(Failure::wrong(format!(

@@ -1,9 +1,11 @@
 //! `longview chat`: a conversation.
 
 mod conversation;
+mod finished;
 
 use std::io::{self, IsTerminal};
 
+use longview::{Prune, Tail};
 use serde_json::{Map, Value, json};
 
 use self::conversation::Conversation;
@@ -15,10 +17,19 @@ use crate::output::{self, note};
 use crate::prompt::template_vars;
 use crate::session::Session;
 
+/// What a line with a tool's result begins with.
+const TOOL: &str = "/tool ";
+
+/// How work leaves when it is asked to and no method says how.
+const AT_ONCE: Prune = Prune {
+    last: 0,
+    tail: Tail::Anew,
+};
+
 /// Talks with a person, or with the lines of standard input.
 pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
     args.generation.decode(Fallback::Greedy)?;
-    let mut session = Session::open_keeping(&args.engine, &args.methods, &args.store)?;
+    let mut session = Session::open_conversation(&args.engine, &args.methods, &args.store)?;
     let recommended = session.recommended(&args.engine);
     session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
     let vars = template_vars(session.engine.text(), &mut session.notices);
@@ -26,8 +37,8 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
     let person = io::stdin().is_terminal();
     if person {
         note(
-            "talk with the model; /undo takes the last message back, /reset begins anew, /exit or \
-             Ctrl-D ends",
+            "talk with the model; /tool TEXT gives it the result of a tool, /prune lets used results go, \
+             /undo takes the last message back, /reset begins anew, /exit or Ctrl-D ends",
         );
         session
             .notices
@@ -52,8 +63,19 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
                 conversation.save(args, &mut session);
                 continue;
             }
-            said => {
-                let mut answer = match conversation.say(said, args, &mut session, format) {
+            "/prune" => {
+                let prune = session.methods.prune().unwrap_or(AT_ONCE);
+                let pruned = conversation.prune(Prune { last: 0, ..prune }, args, &mut session)?;
+                note(pruned.unwrap_or_else(|| "no work is finished".to_owned()));
+                conversation.save(args, &mut session);
+                continue;
+            }
+            line => {
+                let (role, said) = match line.strip_prefix(TOOL) {
+                    Some(result) => ("tool", result.trim()),
+                    None => ("user", line),
+                };
+                let mut answer = match conversation.say((role, said), args, &mut session, format) {
                     // A person can say something shorter, or begin anew.
                     Err(Failure::Wrong(error) | Failure::Failed(error)) if person => {
                         note(format!("{error:#}; the message was not answered"));
@@ -63,9 +85,14 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
                     answer => answer?,
                 };
                 answer.question = Some(said.to_owned());
-                conversation.save(args, &mut session);
                 let remark = answer.remark(&session, &args.generation);
                 session.notices.extend(remark);
+                if let Some(prune) = session.methods.prune() {
+                    let pruned = conversation.prune(prune, args, &mut session)?;
+                    session.notices.extend(pruned);
+                    answer.pruned = conversation.take_pruned();
+                }
+                conversation.save(args, &mut session);
                 session.notices.extend(answer.dropped(&session));
                 session.hear_store();
                 stopped = answer.is_cancelled() && !person;

@@ -6,7 +6,8 @@ use longview_eval::{Board, Leaderboard, Material, Record, leaderboard_page, repo
 use serde_json::{Map, json};
 
 use super::failed;
-use super::tasks::{RESULTS, show, wording};
+use super::tasks::{RESULTS, show};
+use super::wording;
 use crate::args::{Format, LeaderboardArgs, MethodArgs};
 use crate::commands::read_text;
 use crate::failure::Failure;

@@ -4,9 +4,10 @@ mod leaderboard;
 mod tasks;
 mod text;
 
-use longview_eval::EvalError;
+use longview_eval::{EvalError, Wording};
 
-use crate::args::{EvalArgs, EvalTask, Format};
+use super::read_text;
+use crate::args::{EngineArgs, EvalArgs, EvalTask, Format};
 use crate::failure::Failure;
 
 /// Runs one evaluation.
@@ -21,8 +22,18 @@ pub(crate) fn run(args: &EvalArgs, format: Format) -> Result<(), Failure> {
     }
 }
 
+/// The wording called `name`, or the one that suits the model.
+pub(super) fn wording(name: Option<&str>, engine: &EngineArgs) -> Result<Wording, Failure> {
+    match name {
+        None if engine.model.model.is_none() => Ok(Wording::needle()),
+        None | Some("general") => Ok(Wording::general()),
+        Some("needle") => Ok(Wording::needle()),
+        Some(file) => Wording::from_json(file, &read_text(file)?).map_err(failed),
+    }
+}
+
 /// What ended an evaluation early.
-fn failed(error: EvalError) -> Failure {
+pub(super) fn failed(error: EvalError) -> Failure {
     match error {
         EvalError::Stopped => Failure::Stopped,
         EvalError::Engine(error) => (*error).into(),

@@ -5,13 +5,12 @@ use std::path::Path;
 
 use longview::Control;
 use longview_eval::{
-    Evaluation, Haystack, Material, Plan, Record, Refusal, Row, RunProgress, Setup, Subject,
-    Wording, report,
+    Evaluation, Haystack, Material, Plan, Record, Refusal, Row, RunProgress, Setup, Subject, report,
 };
 use serde_json::{Map, Value, json};
 
-use super::failed;
-use crate::args::{EngineArgs, EvalTasksArgs, Format, MethodArgs};
+use super::{failed, wording};
+use crate::args::{EvalTasksArgs, Format, MethodArgs};
 use crate::commands::read_text;
 use crate::failure::Failure;
 use crate::interrupt;
@@ -111,16 +110,6 @@ fn material(args: &EvalTasksArgs) -> Result<Material, Failure> {
         material.text = read_text(&path.display().to_string())?;
     }
     Ok(material)
-}
-
-/// The wording called `name`, or the one that suits the model.
-pub(super) fn wording(name: Option<&str>, engine: &EngineArgs) -> Result<Wording, Failure> {
-    match name {
-        None if engine.model.model.is_none() => Ok(Wording::needle()),
-        None | Some("general") => Ok(Wording::general()),
-        Some("needle") => Ok(Wording::needle()),
-        Some(file) => Wording::from_json(file, &read_text(file)?).map_err(failed),
-    }
 }
 
 /// Shows how far an evaluation has come, and whether to go on.

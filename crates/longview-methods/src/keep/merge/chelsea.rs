@@ -41,7 +41,13 @@ struct Chelsea {
 }
 
 impl Merge for Chelsea {
-    fn merge(&self, gone: &Pairs, kept: &mut Pairs, turn: &dyn Fn(isize, &mut [f32])) {
+    fn merge(
+        &self,
+        gone: &Pairs,
+        kept: &mut Pairs,
+        turn: &dyn Fn(isize, &mut [f32]),
+        _memory: &mut Option<f32>,
+    ) {
         let to: Vec<Option<Nearest>> = (0..gone.len())
             .map(|pair| self.match_of(gone, pair, kept))
             .collect();
@@ -97,7 +103,7 @@ mod tests {
             (6, [9.0, 9.0]),
             (9, [0.0, 2.0]),
         ]);
-        merge.merge(&gone, &mut kept, &|_, _| {});
+        merge.merge(&gone, &mut kept, &|_, _| {}, &mut None);
         assert_eq!(
             (kept.key(0), kept.key(1)),
             (&[3.0, 0.0][..], &[0.0, 1.5][..])

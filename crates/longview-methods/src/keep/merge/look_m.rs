@@ -54,7 +54,13 @@ enum Rule {
 }
 
 impl Merge for LookM {
-    fn merge(&self, gone: &Pairs, kept: &mut Pairs, turn: &dyn Fn(isize, &mut [f32])) {
+    fn merge(
+        &self,
+        gone: &Pairs,
+        kept: &mut Pairs,
+        turn: &dyn Fn(isize, &mut [f32]),
+        _memory: &mut Option<f32>,
+    ) {
         let near = nearest(gone, kept);
         let mean = near.iter().map(|to| to.cosine).sum::<f32>() / near.len().max(1) as f32;
         let joins = |to: &Nearest| self.rule != Rule::Weighted || to.cosine >= mean - 1e-6;
@@ -86,7 +92,7 @@ mod tests {
             rule,
             keys: Keys::Cached,
         };
-        merge.merge(&pairs(gone), &mut kept, &|_, _| {});
+        merge.merge(&pairs(gone), &mut kept, &|_, _| {}, &mut None);
         kept
     }
 

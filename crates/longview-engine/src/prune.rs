@@ -1,0 +1,167 @@
+//! Spans of finished work leave a context: results of tools that were used, sub-tasks that were concluded.
+
+use std::ops::Range;
+
+use longview_kv::Context;
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::prefill::{Control, PrefillProgress};
+use crate::realign::Reuse;
+use crate::threads::finished_work;
+
+/// What leaves, and what becomes of the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prune {
+    /// Pieces of work that stay, those finished last.
+    pub last: usize,
+    /// What becomes of the text after what leaves.
+    pub tail: Tail,
+}
+
+/// What becomes of the text after what leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tail {
+    /// It is read again: the context is what reading the rest alone gives, to the bit.
+    #[default]
+    Anew,
+    /// It moves up with the keys and values it has, which were computed when the work stood there:
+    /// nothing is computed, and the context is an approximation.
+    Moved,
+}
+
+/// What a pruning did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pruned {
+    /// The tokens that left, as they were numbered.
+    pub spans: Vec<Range<usize>>,
+    /// How many they are.
+    pub tokens: usize,
+    /// Tokens after them that were read again.
+    pub read_again: usize,
+    /// Bytes of keys and values that the context holds less.
+    pub bytes_freed: u64,
+    /// [`Control::Stop`] where the reading was stopped: the rest is still to be read.
+    pub control: Control,
+}
+
+impl Tail {
+    /// What of the text after a gap may be taken over.
+    pub fn reuse(self) -> Reuse {
+        match self {
+            Tail::Anew => Reuse::Prefix,
+            Tail::Moved => Reuse::Shift { least_tokens: 1 },
+        }
+    }
+}
+
+impl Engine {
+    /// Lets finished work leave `context`, see [`finished_work`](crate::finished_work): its tokens are
+    /// removed and its bytes are free. Only whole tokens leave. Nothing changes where nothing is
+    /// finished.
+    ///
+    /// # Errors
+    /// As [`Engine::remove`].
+    pub fn prune(
+        &self,
+        context: &mut Context,
+        prune: Prune,
+        on: &mut dyn FnMut(PrefillProgress) -> Control,
+    ) -> Result<Pruned, EngineError> {
+        let mut text = Vec::new();
+        let mut ends = Vec::with_capacity(context.len());
+        for id in context.tokens().to_vec() {
+            text.extend(self.tokenizer().token_bytes(id).unwrap_or_default());
+            ends.push(text.len());
+        }
+        // Lossless for what is looked for, which is ASCII; lengths must stay.
+        let text: String = text
+            .iter()
+            .map(|&byte| {
+                if byte.is_ascii() {
+                    char::from(byte)
+                } else {
+                    '?'
+                }
+            })
+            .collect();
+        let spans: Vec<Range<usize>> = finished_work(&text, prune.last)
+            .into_iter()
+            .map(|bytes| whole_tokens(&ends, bytes))
+            .filter(|tokens| !tokens.is_empty())
+            .collect();
+        self.remove(context, spans, prune.tail, on)
+    }
+
+    /// Removes the tokens `spans`, ascending and apart, from `context`.
+    ///
+    /// # Errors
+    /// Where the context cannot go back to before them: sliding-window layers or recurrent states have
+    /// passed, or a keep method has dropped pairs; and errors of the prefill. What the context holds is
+    /// then a prefix of what it was to hold.
+    pub fn remove(
+        &self,
+        context: &mut Context,
+        spans: Vec<Range<usize>>,
+        tail: Tail,
+        on: &mut dyn FnMut(PrefillProgress) -> Control,
+    ) -> Result<Pruned, EngineError> {
+        let before = context.kv_bytes();
+        let tokens = spans.iter().map(Range::len).sum();
+        let mut pruned = Pruned {
+            tokens,
+            spans,
+            read_again: 0,
+            bytes_freed: 0,
+            control: Control::Continue,
+        };
+        if pruned.tokens == 0 {
+            return Ok(pruned);
+        }
+        let all = context.tokens().to_vec();
+        let mut rest = Vec::with_capacity(all.len() - tokens);
+        let mut from = 0;
+        for span in &pruned.spans {
+            rest.extend_from_slice(&all[from..span.start]);
+            from = span.end;
+        }
+        rest.extend_from_slice(&all[from..]);
+        let realigned = self.realign(context, &rest, tail.reuse(), on)?;
+        pruned.control = realigned.control;
+        if realigned.control == Control::Continue {
+            pruned.control = self.prefill(context, &rest[realigned.held..], on)?;
+        }
+        pruned.read_again = realigned.computed + context.len() - realigned.held;
+        pruned.bytes_freed = before.saturating_sub(context.kv_bytes());
+        Ok(pruned)
+    }
+}
+
+/// The tokens that lie whole within `bytes`, given where each ends.
+fn whole_tokens(ends: &[usize], bytes: Range<usize>) -> Range<usize> {
+    // The first that begins at or after the start: the one after the first that ends there or later.
+    let first = match bytes.start {
+        0 => 0,
+        start => ends.partition_point(|&end| end < start) + 1,
+    };
+    let last = ends.partition_point(|&end| end <= bytes.end);
+    first..last.max(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_tokens_leave() {
+        // Tokens of 3, 2, 4 and 1 bytes.
+        let ends = [3, 5, 9, 10];
+        assert_eq!(whole_tokens(&ends, 0..10), 0..4);
+        assert_eq!(whole_tokens(&ends, 3..9), 1..3);
+        assert_eq!(whole_tokens(&ends, 2..9), 1..3);
+        assert_eq!(whole_tokens(&ends, 4..9), 2..3);
+        assert_eq!(whole_tokens(&ends, 3..8), 1..2);
+        assert!(whole_tokens(&ends, 6..8).is_empty());
+        assert!(whole_tokens(&ends, 10..10).is_empty());
+    }
+}
