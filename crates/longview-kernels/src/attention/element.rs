@@ -1,7 +1,7 @@
 //! What vectors of f32 are made of: the numeric forms of pages.
 
 use crate::lanes::{Kernel, Lanes};
-use crate::page::{Kivi, KiviBits, KiviGroup, KvType, crumb, nibble};
+use crate::page::{KvType, nibble};
 
 /// A number type that vectors of f32 are loaded from. Quantised forms load as their codes; what
 /// uses them applies the scales.
@@ -31,13 +31,9 @@ pub(super) struct Brain;
 #[derive(Clone, Copy)]
 pub(super) struct Byte;
 
-/// [`KvType::Q4`], and the codes of kivi with 4 bits.
+/// [`KvType::Q4`].
 #[derive(Clone, Copy)]
 pub(super) struct Nibble;
-
-/// The codes of kivi with 2 bits.
-#[derive(Clone, Copy)]
-pub(super) struct Crumb;
 
 impl Element for Single {
     const TYPE: KvType = KvType::F32;
@@ -88,21 +84,6 @@ impl Element for Nibble {
         // SAFETY: the caller vouches for the memory; a vector does not cross the 16 numbers whose
         // halves lie side by side, because `at` is a multiple of its width, a divisor of 16.
         unsafe { l.load_nibbles_ptr(row.add(byte), shift) }
-    }
-}
-
-impl Element for Crumb {
-    /// The group says nothing of how codes lie.
-    const TYPE: KvType = KvType::Kivi(Kivi {
-        bits: KiviBits::Two,
-        group: KiviGroup::Tokens32,
-    });
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(self, l: L, row: *const u8, at: usize) -> L::V {
-        let (byte, shift) = crumb(at);
-        // SAFETY: as for nibbles.
-        unsafe { l.load_crumbs_ptr(row.add(byte), shift) }
     }
 }
 

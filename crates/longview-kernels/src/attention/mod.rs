@@ -9,8 +9,8 @@
 mod bounds;
 mod element;
 mod expand;
+mod fixed;
 mod floats;
-mod groups;
 mod partials;
 mod scalar;
 mod scores;
@@ -25,8 +25,9 @@ pub use floats::{exp_below, key_floats, score_page, softmax, value_floats, value
 pub use partials::Partials;
 
 use crate::lanes::{self, Kernel, Lanes};
-use crate::page::{PAGE_TOKENS, PageGeometry, VALUE_PADDING};
+use crate::page::{KvType, PAGE_TOKENS, PageGeometry, VALUE_PADDING};
 use crate::{Floats, Isa};
+use fixed::Fixed;
 
 /// Rows of a register tile at most: 6 rows by 64 tokens are 24 of AVX-512's 32 registers, 6 rows
 /// by 16 tokens 12 of AVX2's 16.
@@ -65,8 +66,8 @@ pub struct AttentionScratch {
     v: Floats,
     scores: Floats,
     weights: Floats,
-    /// Queries times the scales of groups, and the sums with their middles.
-    queries: Floats,
+    /// Queries and weights as whole numbers.
+    fixed: Fixed,
 }
 
 impl AttentionScratch {
@@ -80,7 +81,13 @@ impl AttentionScratch {
         self.scores.at_least(TILE_ROWS * PAGE_TOKENS);
         let sets = geom.v_type.scales(geom.v_dim);
         self.weights.at_least(sets * TILE_ROWS * PAGE_TOKENS);
-        self.queries.at_least(tiles::scaled_queries(geom));
+        if let KvType::Kivi(kivi) = geom.k_type {
+            let groups = PAGE_TOKENS / kivi.group.tokens();
+            self.fixed.reserve(groups, geom.head_dim);
+        }
+        if let KvType::Kivi(_) = geom.v_type {
+            self.fixed.reserve(sets, PAGE_TOKENS);
+        }
         if rows.div_ceil(TILE_ROWS) >= tiles::TILES_WORTH_CONVERTING || geom.is_whole() {
             self.k.at_least(geom.head_dim * PAGE_TOKENS);
             let stride = geom.v_dim.next_multiple_of(VALUE_PADDING);
@@ -90,10 +97,8 @@ impl AttentionScratch {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        4 * [&self.k, &self.v, &self.scores, &self.weights, &self.queries]
-            .map(|b| b.capacity())
-            .iter()
-            .sum::<usize>()
+        let floats = [&self.k, &self.v, &self.scores, &self.weights].map(|b| b.capacity());
+        4 * floats.iter().sum::<usize>() + self.fixed.bytes()
     }
 }
 

@@ -1,8 +1,11 @@
 //! The definition of attention over a span, in plain Rust.
 
+use super::fixed::whole;
 use super::{PageRef, Partials, QueryRows, visible_in_page};
 use crate::lanes::exp_scalar;
-use crate::page::{PAGE_TOKENS, PageGeometry, key_number, value_number};
+use crate::page::{
+    Kivi, KvType, PAGE_TOKENS, PageGeometry, QUANT_BLOCK, half_at, key_number, value_number,
+};
 
 /// See [`super::attend_span`].
 pub(super) fn attend(
@@ -25,10 +28,19 @@ pub(super) fn attend(
                 continue;
             }
             let mut weights = [0f32; PAGE_TOKENS];
+            let fixed = match geom.k_type {
+                KvType::Kivi(kivi) => kivi_scores(kivi, geom, page.k, q),
+                _ => Vec::new(),
+            };
             for slot in slots.clone() {
-                weights[slot] = softcapped(score(geom, page, q, slot), rows.softcap);
+                let score = match fixed.get(slot) {
+                    Some(&score) => score,
+                    None => score(geom, page, q, slot),
+                };
+                weights[slot] = softcapped(score, rows.softcap);
             }
-            let weights = &mut weights[slots.clone()];
+            let all = &mut weights;
+            let weights = &mut all[slots.clone()];
 
             // What was summed so far is rescaled to the new maximum. Scores of -inf alone leave
             // the maximum at -inf, where the difference to it would not be a number.
@@ -43,9 +55,15 @@ pub(super) fn attend(
             sum[row] *= scale;
             acc.iter_mut().for_each(|a| *a *= scale);
 
-            for (weight, slot) in weights.iter_mut().zip(slots) {
+            for weight in weights.iter_mut() {
                 *weight = exp_scalar(*weight - base);
                 sum[row] += *weight;
+            }
+            if let KvType::Kivi(kivi) = geom.v_type {
+                add_kivi_values(kivi, geom, page.v, all, slots, acc);
+                continue;
+            }
+            for (weight, slot) in weights.iter_mut().zip(slots) {
                 for (d, a) in acc.iter_mut().enumerate() {
                     *a += *weight * value_number(geom, page.v, slot, d);
                 }
@@ -59,6 +77,66 @@ fn score(geom: &PageGeometry, page: &PageRef<'_>, q: &[f32], slot: usize) -> f32
         .enumerate()
         .map(|(d, &q)| q * key_number(geom, page.k, slot, d))
         .sum()
+}
+
+/// The scores of a query against the keys of a kivi page: products of factors that are whole numbers.
+fn kivi_scores(kivi: Kivi, geom: &PageGeometry, page_k: &[u8], q: &[f32]) -> Vec<f32> {
+    let (codes, scales) = page_k.split_at(geom.k_codes_bytes());
+    let (scales, middles) = scales.split_at(scales.len() / 2);
+    let mut scores = Vec::with_capacity(PAGE_TOKENS);
+    for first in (0..geom.head_dim * PAGE_TOKENS / kivi.group.tokens()).step_by(geom.head_dim) {
+        let at = |of: &[u8], d: usize| half_at(of, first + d);
+        let u: Vec<f32> = q
+            .iter()
+            .enumerate()
+            .map(|(d, q)| q * at(scales, d))
+            .collect();
+        let base: f32 = q.iter().enumerate().map(|(d, q)| q * at(middles, d)).sum();
+        let largest = u.iter().fold(0f32, |most, u| most.max(u.abs()));
+        let (x, step) = whole(&u, largest, kivi.queries);
+        for _ in 0..kivi.group.tokens() {
+            let slot = scores.len();
+            let product = |(d, &x): (usize, &i32)| {
+                x as f32 * (f32::from(kivi.code(codes, d, slot, PAGE_TOKENS)) - kivi.bits.middle())
+            };
+            let sum: f32 = x.iter().enumerate().map(product).sum();
+            scores.push(base + step * sum);
+        }
+    }
+    scores
+}
+
+/// Adds the values of a kivi page in the slots `slots` to `acc [v_dim]`, weighted.
+fn add_kivi_values(
+    kivi: Kivi,
+    geom: &PageGeometry,
+    page_v: &[u8],
+    weights: &[f32; PAGE_TOKENS],
+    slots: std::ops::Range<usize>,
+    acc: &mut [f32],
+) {
+    let (codes, scales) = page_v.split_at(geom.v_codes_bytes());
+    let (scales, middles) = scales.split_at(scales.len() / 2);
+    let largest = weights[slots.clone()]
+        .iter()
+        .fold(0f32, |most, w| most.max(*w));
+    for (block, acc) in acc.chunks_mut(QUANT_BLOCK).enumerate() {
+        let at = |of: &[u8], slot: usize| half_at(of, block * PAGE_TOKENS + slot);
+        let of_scales = (0..PAGE_TOKENS).fold(0f32, |most, slot| most.max(at(scales, slot)));
+        let weighted = |of, slot: usize| weights[slot] * at(of, slot);
+        let u: Vec<f32> = slots.clone().map(|slot| weighted(scales, slot)).collect();
+        let base: f32 = slots.clone().map(|slot| weighted(middles, slot)).sum();
+        let (x, step) = whole(&u, largest * of_scales, kivi.queries);
+        for (i, acc) in acc.iter_mut().enumerate() {
+            let channel = block * QUANT_BLOCK + i;
+            let product = |(slot, &x): (usize, &i32)| {
+                let code = kivi.code(codes, slot, channel, geom.v_dim);
+                x as f32 * (f32::from(code) - kivi.bits.middle())
+            };
+            let sum: f32 = slots.clone().zip(&x).map(product).sum();
+            *acc += base + step * sum;
+        }
+    }
 }
 
 fn softcapped(score: f32, softcap: f32) -> f32 {

@@ -12,21 +12,21 @@
 //! - an output channel is one chain over the visible tokens in order, and over no others; the scales
 //!   of quantised values are multiplied into the weights.
 //!
-//! Kivi pages have their own arithmetic (see `groups`). Sparse ones are always turned into f32 first,
+//! Kivi pages have their own arithmetic (see `fixed`), the same for few rows and many. Sparse ones are always turned into f32 first,
 //! in scratch memory, from the bitmap and the numbers that stayed.
 
 use std::ops::Range;
 
-use super::element::{Brain, Byte, Convert, Crumb, Half, Nibble, Single};
+use super::element::{Brain, Byte, Convert, Half, Nibble, Single};
 use super::expand::Expand;
-use super::groups::{AddMiddles, GroupScoreTile, ScaleQueries};
+use super::fixed::{DotCodes, FixQueries, FixWeights, Fixed, Groups, Into, VALUE_PLACES};
 use super::scores::ScoreTile;
 use super::softmax::SoftmaxTile;
 use super::values::{ScaleWeights, Scaled, Unscaled, ValueTile};
 use super::{AttentionScratch, PageRef, Partials, QueryRows, TILE_ROWS, visible_in_page};
 use crate::Floats;
 use crate::lanes::Lanes;
-use crate::page::{KiviBits, KvType, PAGE_TOKENS, PageGeometry};
+use crate::page::{KvType, PAGE_TOKENS, PageGeometry};
 
 /// From this many tiles on, converting a page once costs less than converting it in each tile.
 pub(super) const TILES_WORTH_CONVERTING: usize = 3;
@@ -49,9 +49,8 @@ pub(super) fn attend<L: Lanes>(
         v: v_scratch,
         scores,
         weights,
-        queries,
+        fixed,
     } = scratch;
-    let queries = queries.at_least(scaled_queries(geom));
     let scores = scores.sized(TILE_ROWS * PAGE_TOKENS);
     let (acc, max, sum) = out.parts_mut();
 
@@ -102,7 +101,7 @@ pub(super) fn attend<L: Lanes>(
             let scores = &mut scores[..height * PAGE_TOKENS];
             let next = next.filter(|_| tile + 1 == tiles);
             let next_k = next.map_or(&[][..], |page| page.k);
-            score_rows(l, height, q, k, scores, queries, next_k);
+            score_rows(l, height, q, k, scores, fixed, next_k);
             let mut scale = [1f32; TILE_ROWS];
             let scale = &mut scale[..height];
             l.call(SoftmaxTile {
@@ -115,6 +114,16 @@ pub(super) fn attend<L: Lanes>(
             });
             let acc = &mut acc[first * stride..][..height * stride];
             let next = next.map_or(&[][..], |page| page.v);
+            if let Some(groups) = v.groups() {
+                l.call(FixWeights {
+                    weights: scores,
+                    slots,
+                    groups,
+                    fixed,
+                });
+                value_codes(geom, v, groups, height, fixed, acc, scale, next).run(l);
+                continue;
+            }
             if v.scales.is_empty() {
                 add_values(l, slots, scores, 0, scale, v, acc, next);
                 continue;
@@ -122,24 +131,7 @@ pub(super) fn attend<L: Lanes>(
             let next_scales = &next[geom.v_codes_bytes().min(next.len())..];
             let weights = scale_weights(l, scores, v.scales, next_scales, weights);
             add_values(l, slots, weights, scores.len(), scale, v, acc, next);
-            if !v.middles.is_empty() {
-                l.call(AddMiddles {
-                    slots,
-                    weights: scores,
-                    middles: v.middles,
-                    acc,
-                });
-            }
         }
-    }
-}
-
-/// Numbers of a tile's queries once they are scaled for every group of kivi keys, with a sum for each
-/// row and group.
-pub(super) fn scaled_queries(geom: &PageGeometry) -> usize {
-    match geom.k_type {
-        KvType::Kivi(kivi) => PAGE_TOKENS / kivi.group.tokens() * TILE_ROWS * (geom.head_dim + 1),
-        _ => 0,
     }
 }
 
@@ -152,26 +144,32 @@ struct Stored<'a> {
     scales: &'a [u8],
     /// As many as scales in kivi pages, else empty.
     middles: &'a [u8],
-    /// Tokens that share a scale in the keys of kivi pages.
-    group: usize,
 }
 
 impl<'a> Stored<'a> {
     fn new(kv_type: KvType, bytes: &'a [u8], codes_bytes: usize) -> Stored<'a> {
         let (codes, scales) = bytes.split_at(codes_bytes);
-        let (scales, middles, group) = match kv_type {
-            KvType::Kivi(kivi) => {
-                let (scales, middles) = scales.split_at(scales.len() / 2);
-                (scales, middles, kivi.group.tokens())
-            }
-            _ => (scales, &[][..], 0),
+        let (scales, middles) = match kv_type {
+            KvType::Kivi(_) => scales.split_at(scales.len() / 2),
+            _ => (scales, &[][..]),
         };
         Stored {
             kv_type,
             codes,
             scales,
             middles,
-            group,
+        }
+    }
+
+    /// The scales and middles of kivi pages.
+    fn groups(&self) -> Option<Groups<'a>> {
+        match self.kv_type {
+            KvType::Kivi(kivi) => Some(Groups {
+                kivi,
+                scales: self.scales,
+                middles: self.middles,
+            }),
+            _ => None,
         }
     }
 
@@ -207,12 +205,15 @@ impl<'a> Stored<'a> {
     }
 
     /// The same numbers or codes as f32, in rows of `width`: in `scratch`, unless they are f32
-    /// already.
+    /// already or are read as codes by any number of rows.
     #[inline(always)]
     fn converted<'s, L: Lanes>(self, l: L, width: usize, scratch: &'s mut Floats) -> Stored<'s>
     where
         'a: 's,
     {
+        if matches!(self.kv_type, KvType::Kivi(_)) {
+            return self;
+        }
         let numbers = self.codes.len() / self.kv_type.row_bytes(width) * width;
         let to = scratch.sized(numbers);
         let from = self.codes;
@@ -232,10 +233,7 @@ impl<'a> Stored<'a> {
             KvType::BF16 => convert!(Brain),
             KvType::Q8 => convert!(Byte),
             KvType::Q4 => convert!(Nibble),
-            KvType::Kivi(kivi) => match kivi.bits {
-                KiviBits::Four => convert!(Nibble),
-                KiviBits::Two => convert!(Crumb),
-            },
+            KvType::Kivi(_) => unreachable!("returned above"),
             KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
         }
         self.as_floats(scratch)
@@ -271,7 +269,7 @@ impl<'a> Keys<'a> {
     #[inline(always)]
     pub(super) fn score<L: Lanes>(&self, l: L, q: &[f32], scores: &mut [f32]) {
         let rows = scores.len() / PAGE_TOKENS;
-        score_rows(l, rows, q, self.stored, scores, &mut [], &[]);
+        score_rows(l, rows, q, self.stored, scores, &mut Fixed::default(), &[]);
     }
 }
 
@@ -289,8 +287,7 @@ macro_rules! with_rows {
     };
 }
 
-/// Writes the scores of `rows` rows `q [rows][dim]` against a page, `[rows][64]`. `queries` has room
-/// for [`scaled_queries`].
+/// Writes the scores of `rows` rows `q [rows][dim]` against a page, `[rows][64]`.
 #[inline(always)]
 fn score_rows<L: Lanes>(
     l: L,
@@ -298,11 +295,11 @@ fn score_rows<L: Lanes>(
     q: &[f32],
     k: Stored<'_>,
     scores: &mut [f32],
-    queries: &mut [f32],
+    fixed: &mut Fixed,
     next: &[u8],
 ) {
-    if !k.middles.is_empty() {
-        return score_groups(l, rows, q, k, scores, queries, next);
+    if let Some(groups) = k.groups() {
+        return score_codes(l, rows, q, k, groups, scores, fixed, next);
     }
     macro_rules! tile {
         ($element:expr, $rows:literal) => {
@@ -322,54 +319,87 @@ fn score_rows<L: Lanes>(
         KvType::BF16 => with_rows!(rows, tile, Brain),
         KvType::Q8 => with_rows!(rows, tile, Byte),
         KvType::Q4 => with_rows!(rows, tile, Nibble),
-        KvType::Kivi(_) => unreachable!("kivi keys have middles"),
+        KvType::Kivi(_) => unreachable!("kivi keys are read as codes"),
         KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
     }
 }
 
 /// The same for kivi keys.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "two matrices, their result and what scales them"
+)]
 #[inline(always)]
-fn score_groups<L: Lanes>(
+fn score_codes<L: Lanes>(
     l: L,
     rows: usize,
     q: &[f32],
     k: Stored<'_>,
+    groups: Groups<'_>,
     scores: &mut [f32],
-    queries: &mut [f32],
+    fixed: &mut Fixed,
     next: &[u8],
 ) {
-    let dim = q.len() / rows;
-    let groups = PAGE_TOKENS / k.group;
-    let (scaled, base) = queries.split_at_mut(groups * rows * dim);
-    let base = &mut base[..groups * rows];
-    l.call(ScaleQueries {
+    l.call(FixQueries {
         q,
-        dim,
-        scales: k.scales,
-        middles: k.middles,
-        scaled,
-        base,
+        dim: q.len() / rows,
+        groups,
+        fixed,
     });
-    macro_rules! tile {
-        ($element:expr, $rows:literal) => {
-            l.call(GroupScoreTile::<_, $rows> {
-                element: $element,
-                q: scaled,
-                base,
-                dim,
-                group: k.group,
-                k: k.codes,
-                scores,
-                next,
-            })
-        };
+    key_codes(q.len() / rows, rows, k, groups, fixed, scores, next).run(l);
+}
+
+/// The products of queries that were made factors with the keys of a kivi page.
+fn key_codes<'a>(
+    dim: usize,
+    rows: usize,
+    k: Stored<'a>,
+    groups: Groups<'a>,
+    fixed: &'a Fixed,
+    scores: &'a mut [f32],
+    next: &'a [u8],
+) -> DotCodes<'a> {
+    DotCodes {
+        kivi: groups.kivi,
+        codes: k.codes,
+        summed: dim,
+        across: PAGE_TOKENS,
+        rows,
+        places: groups.kivi.group.tokens(),
+        fixed,
+        out: scores,
+        into: Into::Over,
+        next,
     }
-    match k.kv_type {
-        KvType::Kivi(kivi) => match kivi.bits {
-            KiviBits::Four => with_rows!(rows, tile, Nibble),
-            KiviBits::Two => with_rows!(rows, tile, Crumb),
-        },
-        _ => with_rows!(rows, tile, Single),
+}
+
+/// The products of weights that were made factors with the values of a kivi page, onto `acc` times
+/// `scale`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "two matrices, their result and what scales them"
+)]
+fn value_codes<'a>(
+    geom: &PageGeometry,
+    v: Stored<'a>,
+    groups: Groups<'a>,
+    rows: usize,
+    fixed: &'a Fixed,
+    acc: &'a mut [f32],
+    scale: &'a [f32],
+    next: &'a [u8],
+) -> DotCodes<'a> {
+    DotCodes {
+        kivi: groups.kivi,
+        codes: v.codes,
+        summed: PAGE_TOKENS,
+        across: geom.v_dim,
+        rows,
+        places: VALUE_PLACES,
+        fixed,
+        out: acc,
+        into: Into::Onto(scale),
+        next,
     }
 }
 
@@ -438,10 +468,7 @@ fn add_values<L: Lanes>(
             KvType::BF16 => with_rows!(rows, tile, Brain, Unscaled),
             KvType::Q8 => with_rows!(rows, tile, Byte, Scaled),
             KvType::Q4 => with_rows!(rows, tile, Nibble, Scaled),
-            KvType::Kivi(kivi) => match kivi.bits {
-                KiviBits::Four => with_rows!(rows, tile, Nibble, Scaled),
-                KiviBits::Two => with_rows!(rows, tile, Crumb, Scaled),
-            },
+            KvType::Kivi(_) => unreachable!("kivi values are read as codes"),
             KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
         }
     };

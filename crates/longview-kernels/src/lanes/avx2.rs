@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes};
-use crate::page::{CRUMB_MIDDLE, Q4_MIDDLE};
+use crate::page::Q4_MIDDLE;
 
 /// Proof that the processor offers AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -29,8 +29,32 @@ macro_rules! operations {
     )*};
 }
 
+/// Four vectors of 32 bits as two of 16, in an order that [`in_order`] puts right.
+///
+/// # Safety
+/// The processor offers AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn pairs(x: [__m256i; 4]) -> [__m256i; 2] {
+    [
+        _mm256_packs_epi32(x[0], x[1]),
+        _mm256_packs_epi32(x[2], x[3]),
+    ]
+}
+
+/// Packing takes 128 bits of each vector in turn: those of the same vector come together again.
+///
+/// # Safety
+/// The processor offers AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn in_order(x: __m256i) -> __m256i {
+    _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+}
+
 impl Lanes for Avx2 {
     type V = __m256;
+    type I = __m256i;
     const WIDTH: usize = 8;
 
     #[inline(always)]
@@ -90,18 +114,53 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_crumbs_ptr(self, p: *const u8, shift: u32) -> __m256 {
+    unsafe fn load_whole(self, p: *const u8) -> __m256i {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, x: [__m256i; 4]) {
         // SAFETY: the caller vouches for the memory, `self` for the instructions.
         unsafe {
-            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
-            let wide = _mm256_srlv_epi32(wide, _mm256_set1_epi32(shift as i32));
-            let code = _mm256_and_si256(wide, _mm256_set1_epi32(3));
-            _mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(CRUMB_MIDDLE))
+            let byte = _mm256_set1_epi16(255);
+            let [a, b] = pairs(x).map(|x| _mm256_and_si256(x, byte));
+            _mm256_storeu_si256(p.cast(), in_order(_mm256_packus_epi16(a, b)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_high_bytes(self, p: *mut u8, x: [__m256i; 4]) {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let half = _mm256_set1_epi16(128);
+            let [a, b] = pairs(x).map(|x| _mm256_srai_epi16::<8>(_mm256_add_epi16(x, half)));
+            _mm256_storeu_si256(p.cast(), in_order(_mm256_packs_epi16(a, b)));
         }
     }
 
     operations! {
         prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T1>(p.cast());
+        splat_whole(x: i32) -> __m256i = _mm256_set1_epi32(x);
+        codes(x: __m256i, shift: u32, mask: u8) -> __m256i = {
+            let down = _mm256_srlv_epi32(x, _mm256_set1_epi32(shift as i32));
+            _mm256_and_si256(down, _mm256_set1_epi8(mask as i8))
+        };
+        // Two products of a code of four bits at most fit 16 bits.
+        dot4(acc: __m256i, codes: __m256i, factors: __m256i) -> __m256i = {
+            let pairs = _mm256_maddubs_epi16(codes, factors);
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        };
+        join_bytes(high: __m256i, low: __m256i) -> __m256i =
+            _mm256_add_epi32(_mm256_slli_epi32::<8>(high), low);
+        add_whole(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
+        to_floats(x: __m256i) -> __m256 = _mm256_cvtepi32_ps(x);
+        to_whole(x: __m256) -> __m256i = _mm256_cvtps_epi32(x);
+        sum_whole(x: __m256i) -> i32 = {
+            let half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let pair = _mm_add_epi32(half, _mm_shuffle_epi32::<0b0100_1110>(half));
+            _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32::<0b1011_0001>(pair)))
+        };
         splat(x: f32) -> __m256 = _mm256_set1_ps(x);
         add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
         sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);

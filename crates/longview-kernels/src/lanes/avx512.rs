@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Lanes};
-use crate::page::{CRUMB_MIDDLE, Q4_MIDDLE};
+use crate::page::Q4_MIDDLE;
 
 /// What the codes of q4 stand for.
 static Q4_LEVELS: [f32; 16] = {
@@ -16,24 +16,13 @@ static Q4_LEVELS: [f32; 16] = {
     levels
 };
 
-/// What the codes of kivi with two bits stand for, four times over.
-static CRUMB_LEVELS: [f32; 16] = {
-    let mut levels = [0f32; 16];
-    let mut code = 0;
-    while code < 16 {
-        levels[code] = (code % 4) as f32 - CRUMB_MIDDLE;
-        code += 1;
-    }
-    levels
-};
-
-/// Proof that the processor offers AVX-512 F, BW, DQ and VL.
+/// Proof that the processor offers AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
 impl Avx512 {
     /// # Safety
-    /// The processor offers AVX-512 F, BW, DQ and VL.
+    /// The processor offers AVX-512 F, BW, DQ, VL and VNNI.
     #[inline(always)]
     pub(crate) unsafe fn assume() -> Avx512 {
         Avx512(())
@@ -51,8 +40,33 @@ macro_rules! operations {
     )*};
 }
 
+/// Four vectors of 32 bits as two of 16, in an order that [`in_order`] puts right.
+///
+/// # Safety
+/// The processor offers AVX-512 BW.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn pairs(x: [__m512i; 4]) -> [__m512i; 2] {
+    [
+        _mm512_packs_epi32(x[0], x[1]),
+        _mm512_packs_epi32(x[2], x[3]),
+    ]
+}
+
+/// Packing takes 128 bits of each vector in turn: those of the same vector come together again.
+///
+/// # Safety
+/// The processor offers AVX-512 F.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn in_order(x: __m512i) -> __m512i {
+    let places = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_epi32(places, x)
+}
+
 impl Lanes for Avx512 {
     type V = __m512;
+    type I = __m512i;
     const WIDTH: usize = 16;
 
     #[inline(always)]
@@ -115,13 +129,28 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_crumbs_ptr(self, p: *const u8, shift: u32) -> __m512 {
+    unsafe fn load_whole(self, p: *const u8) -> __m512i {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, x: [__m512i; 4]) {
         // SAFETY: the caller vouches for the memory, `self` for the instructions.
         unsafe {
-            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-            let wide = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
-            // The levels come four times over, so the two bits above do not matter.
-            _mm512_permutexvar_ps(wide, _mm512_loadu_ps(CRUMB_LEVELS.as_ptr()))
+            let byte = _mm512_set1_epi16(255);
+            let [a, b] = pairs(x).map(|x| _mm512_and_si512(x, byte));
+            _mm512_storeu_si512(p.cast(), in_order(_mm512_packus_epi16(a, b)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_high_bytes(self, p: *mut u8, x: [__m512i; 4]) {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            let half = _mm512_set1_epi16(128);
+            let [a, b] = pairs(x).map(|x| _mm512_srai_epi16::<8>(_mm512_add_epi16(x, half)));
+            _mm512_storeu_si512(p.cast(), in_order(_mm512_packs_epi16(a, b)));
         }
     }
 
@@ -136,6 +165,19 @@ impl Lanes for Avx512 {
 
     operations! {
         prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T1>(p.cast());
+        splat_whole(x: i32) -> __m512i = _mm512_set1_epi32(x);
+        codes(x: __m512i, shift: u32, mask: u8) -> __m512i = {
+            let down = _mm512_srlv_epi32(x, _mm512_set1_epi32(shift as i32));
+            _mm512_and_si512(down, _mm512_set1_epi8(mask as i8))
+        };
+        dot4(acc: __m512i, codes: __m512i, factors: __m512i) -> __m512i =
+            _mm512_dpbusd_epi32(acc, codes, factors);
+        join_bytes(high: __m512i, low: __m512i) -> __m512i =
+            _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
+        add_whole(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        to_floats(x: __m512i) -> __m512 = _mm512_cvtepi32_ps(x);
+        to_whole(x: __m512) -> __m512i = _mm512_cvtps_epi32(x);
+        sum_whole(x: __m512i) -> i32 = _mm512_reduce_add_epi32(x);
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
         add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
         sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);

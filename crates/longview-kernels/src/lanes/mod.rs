@@ -14,7 +14,7 @@ mod avx512;
 mod neon;
 
 use crate::Isa;
-use crate::page::{CRUMB_MIDDLE, Q4_MIDDLE};
+use crate::page::Q4_MIDDLE;
 
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
@@ -60,7 +60,7 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 /// The processor offers [`Isa::Avx512`].
 #[cfg(target_arch = "x86_64")]
 #[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller vouches for the features.
     kernel.lanes(unsafe { Avx512::assume() })
@@ -91,6 +91,8 @@ unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Output {
 pub(crate) trait Lanes: Copy {
     /// A vector of [`Lanes::WIDTH`] numbers.
     type V: Copy;
+    /// A vector of [`Lanes::WIDTH`] whole numbers of 32 bits, or of four bytes in each place.
+    type I: Copy;
     /// Numbers in a vector; a divisor of 16.
     const WIDTH: usize;
 
@@ -156,20 +158,6 @@ pub(crate) trait Lanes: Copy {
         }
         self.load(&whole)
     }
-    /// Reads 2 bits of each of `WIDTH` bytes from bit `shift` on (0, 2, 4 or 6), as `n - 1.5`.
-    ///
-    /// # Safety
-    /// `p` is valid for reading `WIDTH` bytes.
-    #[inline(always)]
-    unsafe fn load_crumbs_ptr(self, p: *const u8, shift: u32) -> Self::V {
-        // SAFETY: the caller vouches for the memory.
-        let bytes = unsafe { std::slice::from_raw_parts(p, Self::WIDTH) };
-        let mut whole = [0f32; 16];
-        for (x, &b) in whole.iter_mut().zip(bytes) {
-            *x = f32::from(b >> shift & 3) - CRUMB_MIDDLE;
-        }
-        self.load(&whole)
-    }
     /// Half-precision numbers from `p` on, one for each lane whose bit of `mask` is set, in order; the
     /// other lanes are 0.
     ///
@@ -192,6 +180,34 @@ pub(crate) trait Lanes: Copy {
     /// Asks for the cache line at `p`, which may be any address, into the second-level cache: more
     /// lines can be on their way there than into the first.
     fn prefetch(self, p: *const u8);
+
+    /// Reads `WIDTH` whole numbers.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `4 * WIDTH` bytes; no alignment is needed.
+    unsafe fn load_whole(self, p: *const u8) -> Self::I;
+    /// Writes the lowest bytes of the whole numbers `x`, which 16 bits hold, one vector after another.
+    ///
+    /// # Safety
+    /// `p` is valid for writing `4 * WIDTH` bytes.
+    unsafe fn store_low_bytes(self, p: *mut u8, x: [Self::I; 4]);
+    /// Writes what remains of the same above their lowest bytes read as signed ones.
+    ///
+    /// # Safety
+    /// `p` is valid for writing `4 * WIDTH` bytes.
+    unsafe fn store_high_bytes(self, p: *mut u8, x: [Self::I; 4]);
+    fn splat_whole(self, x: i32) -> Self::I;
+    /// Every whole number shifted down by `shift` bits, and of its four bytes the bits of `mask`.
+    fn codes(self, x: Self::I, shift: u32, mask: u8) -> Self::I;
+    /// `acc` and the sum of the products of four bytes: `codes`, below 128, with signed `factors`.
+    fn dot4(self, acc: Self::I, codes: Self::I, factors: Self::I) -> Self::I;
+    /// `256 * high + low`.
+    fn join_bytes(self, high: Self::I, low: Self::I) -> Self::I;
+    fn add_whole(self, a: Self::I, b: Self::I) -> Self::I;
+    fn to_floats(self, x: Self::I) -> Self::V;
+    /// To the nearest whole number, ties to even; anything for numbers beyond 32 bits.
+    fn to_whole(self, x: Self::V) -> Self::I;
+    fn sum_whole(self, x: Self::I) -> i32;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

@@ -47,6 +47,7 @@ fn both(a: Pair, b: Pair, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -
 
 impl Lanes for Neon {
     type V = Pair;
+    type I = int32x4x2_t;
     const WIDTH: usize = 8;
 
     #[inline(always)]
@@ -119,12 +120,77 @@ impl Lanes for Neon {
         self.sub(codes, self.splat(Q4_MIDDLE))
     }
 
+    #[inline(always)]
+    unsafe fn load_whole(self, p: *const u8) -> int32x4x2_t {
+        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+        unsafe {
+            int32x4x2_t(
+                vreinterpretq_s32_u8(vld1q_u8(p)),
+                vreinterpretq_s32_u8(vld1q_u8(p.add(16))),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_low_bytes(self, p: *mut u8, x: [int32x4x2_t; 4]) {
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: the caller vouches for the memory, `self` for the instructions.
+            unsafe {
+                let halves = vcombine_s16(vmovn_s32(x.0), vmovn_s32(x.1));
+                vst1_s8(p.add(8 * i).cast(), vmovn_s16(halves));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_high_bytes(self, p: *mut u8, x: [int32x4x2_t; 4]) {
+        for (i, x) in x.into_iter().enumerate() {
+            // SAFETY: the caller vouches for the memory, `self` for the instructions.
+            unsafe {
+                let halves = vcombine_s16(vmovn_s32(x.0), vmovn_s32(x.1));
+                vst1_s8(
+                    p.add(8 * i).cast(),
+                    vshrn_n_s16::<8>(vaddq_s16(halves, vdupq_n_s16(128))),
+                );
+            }
+        }
+    }
+
     operations! {
         prefetch(p: *const u8) -> () = asm!(
             "prfm pldl2keep, [{p}]",
             p = in(reg) p,
             options(readonly, nostack, preserves_flags)
         );
+        splat_whole(x: i32) -> int32x4x2_t = int32x4x2_t(vdupq_n_s32(x), vdupq_n_s32(x));
+        codes(x: int32x4x2_t, shift: u32, mask: u8) -> int32x4x2_t = {
+            let one = |x: int32x4_t| {
+                let down = vshlq_u32(vreinterpretq_u32_s32(x), vdupq_n_s32(-(shift as i32)));
+                let codes = vandq_u8(vreinterpretq_u8_u32(down), vdupq_n_u8(mask));
+                vreinterpretq_s32_u8(codes)
+            };
+            int32x4x2_t(one(x.0), one(x.1))
+        };
+        dot4(acc: int32x4x2_t, codes: int32x4x2_t, factors: int32x4x2_t) -> int32x4x2_t = {
+            let one = |acc: int32x4_t, a: int32x4_t, b: int32x4_t| {
+                let (a, b) = (vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
+                let low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+                let high = vpaddlq_s16(vmull_s8(vget_high_s8(a), vget_high_s8(b)));
+                vaddq_s32(acc, vpaddq_s32(low, high))
+            };
+            int32x4x2_t(one(acc.0, codes.0, factors.0), one(acc.1, codes.1, factors.1))
+        };
+        join_bytes(high: int32x4x2_t, low: int32x4x2_t) -> int32x4x2_t = int32x4x2_t(
+            vaddq_s32(vshlq_n_s32::<8>(high.0), low.0),
+            vaddq_s32(vshlq_n_s32::<8>(high.1), low.1),
+        );
+        add_whole(a: int32x4x2_t, b: int32x4x2_t) -> int32x4x2_t =
+            int32x4x2_t(vaddq_s32(a.0, b.0), vaddq_s32(a.1, b.1));
+        to_floats(x: int32x4x2_t) -> Pair =
+            float32x4x2_t(vcvtq_f32_s32(x.0), vcvtq_f32_s32(x.1));
+        to_whole(x: Pair) -> int32x4x2_t =
+            int32x4x2_t(vcvtnq_s32_f32(x.0), vcvtnq_s32_f32(x.1));
+        sum_whole(x: int32x4x2_t) -> i32 = vaddvq_s32(vaddq_s32(x.0, x.1));
         splat(x: f32) -> Pair = float32x4x2_t(vdupq_n_f32(x), vdupq_n_f32(x));
         add(a: Pair, b: Pair) -> Pair = both(a, b, |a, b| vaddq_f32(a, b));
         sub(a: Pair, b: Pair) -> Pair = both(a, b, |a, b| vsubq_f32(a, b));

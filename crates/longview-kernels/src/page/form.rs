@@ -17,10 +17,13 @@
 
 use half::{bf16, f16};
 
-use super::whole::{Kivi, KiviBits, KiviGroup, Sparse};
+use super::whole::{Kivi, KiviBits, KiviGroup, KiviQueries, Sparse};
 
 /// Channels of a token that share one scale in the quantised forms.
 pub const QUANT_BLOCK: usize = 32;
+
+/// Why rows of some forms cannot be read by number.
+const NO_ROWS: &str = "pages that are made whole have no rows of numbers";
 
 /// Bytes of a scale.
 pub(crate) const SCALE_BYTES: usize = 2;
@@ -30,12 +33,6 @@ pub(crate) const LARGEST_F16: f32 = 65504.0;
 
 /// The middle of the codes 0..15: a code of q4 stands for `code - Q4_MIDDLE` scales.
 pub(crate) const Q4_MIDDLE: f32 = 7.5;
-
-/// The middle of the codes 0..3 of kivi with 2 bits.
-pub(crate) const CRUMB_MIDDLE: f32 = 1.5;
-
-/// Numbers of a row that lie in the same 16 bytes of 2-bit codes, 16 of them to each two bits.
-const CRUMB_RUN: usize = 64;
 
 /// Numbers of a row that lie in the same 16 bytes of nibbles: the first 16 in the low halves of the
 /// bytes, the next 16 in the high ones.
@@ -76,17 +73,30 @@ impl KvType {
     ];
 
     /// Forms that are made of whole pages, some of each kind.
-    pub const WHOLE: [KvType; 5] = [
+    pub const WHOLE: [KvType; 6] = [
         KvType::kivi(KiviBits::Four, KiviGroup::Tokens32),
         KvType::kivi(KiviBits::Four, KiviGroup::Tokens64),
         KvType::kivi(KiviBits::Two, KiviGroup::Tokens32),
         KvType::Sparse(Sparse { percent: 50 }),
         KvType::Sparse(Sparse { percent: 70 }),
+        KvType::kivi(KiviBits::Four, KiviGroup::Tokens32).with_queries(KiviQueries::Int8),
     ];
 
     /// Kivi with so many bits, and keys with a scale for so many tokens.
     pub const fn kivi(bits: KiviBits, group: KiviGroup) -> KvType {
-        KvType::Kivi(Kivi { bits, group })
+        KvType::Kivi(Kivi {
+            bits,
+            group,
+            queries: KiviQueries::Float,
+        })
+    }
+
+    /// The same read with queries of this kind, where it is kivi.
+    pub const fn with_queries(self, queries: KiviQueries) -> KvType {
+        match self {
+            KvType::Kivi(kivi) => KvType::Kivi(Kivi { queries, ..kivi }),
+            other => other,
+        }
     }
 
     /// Whether it is made of whole pages, with [`pack_page`](super::pack_page), rather than written
@@ -95,7 +105,8 @@ impl KvType {
         matches!(self, KvType::Kivi(_) | KvType::Sparse(_))
     }
 
-    /// Bytes of a row of `width` numbers, scales not counted; of a sparse form once it is f32.
+    /// Bytes of a row of `width` numbers, scales not counted; of forms that are made of whole pages
+    /// once they are f32.
     #[inline(always)]
     pub(crate) fn row_bytes(self, width: usize) -> usize {
         match self {
@@ -103,18 +114,7 @@ impl KvType {
             KvType::F16 | KvType::BF16 => width * 2,
             KvType::Q8 => width,
             KvType::Q4 => width.div_ceil(NIBBLE_RUN) * NIBBLE_RUN / 2,
-            KvType::Kivi(_) | KvType::Sparse(_) => self.whole_row_bytes(width),
-        }
-    }
-
-    /// The same of the forms that are made of whole pages, apart so that the others stay small.
-    fn whole_row_bytes(self, width: usize) -> usize {
-        match self {
-            KvType::Kivi(kivi) if kivi.bits == KiviBits::Two => {
-                width.div_ceil(CRUMB_RUN) * CRUMB_RUN / 4
-            }
-            KvType::Kivi(_) => KvType::Q4.row_bytes(width),
-            _ => width * 4,
+            KvType::Kivi(_) | KvType::Sparse(_) => width * 4,
         }
     }
 
@@ -140,19 +140,7 @@ impl KvType {
                 let (byte, shift) = nibble(at);
                 f32::from(row[byte] >> shift & 15) - Q4_MIDDLE
             }
-            KvType::Kivi(_) | KvType::Sparse(_) => self.whole_get(row, at),
-        }
-    }
-
-    /// The same of the forms that are made of whole pages.
-    fn whole_get(self, row: &[u8], at: usize) -> f32 {
-        match self {
-            KvType::Kivi(kivi) if kivi.bits == KiviBits::Two => {
-                let (byte, shift) = crumb(at);
-                f32::from(row[byte] >> shift & 3) - CRUMB_MIDDLE
-            }
-            KvType::Kivi(_) => KvType::Q4.get(row, at),
-            _ => unreachable!("a sparse row has no number at a fixed place"),
+            KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("{NO_ROWS}"),
         }
     }
 
@@ -173,19 +161,7 @@ impl KvType {
                 let (byte, shift) = nibble(at);
                 row[byte] = row[byte] & !(15 << shift) | (x as u8) << shift;
             }
-            KvType::Kivi(_) | KvType::Sparse(_) => self.whole_put(row, at, x),
-        }
-    }
-
-    /// The same of the forms that are made of whole pages.
-    fn whole_put(self, row: &mut [u8], at: usize, x: f32) {
-        match self {
-            KvType::Kivi(kivi) if kivi.bits == KiviBits::Two => {
-                let (byte, shift) = crumb(at);
-                row[byte] = row[byte] & !(3 << shift) | (x as u8) << shift;
-            }
-            KvType::Kivi(_) => KvType::Q4.put(row, at, x),
-            _ => unreachable!("a sparse row has no number at a fixed place"),
+            KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("{NO_ROWS}"),
         }
     }
 }
@@ -203,7 +179,11 @@ impl std::fmt::Display for KvType {
                     KiviBits::Four => 4,
                     KiviBits::Two => 2,
                 };
-                return write!(f, "kivi{bits}/{}", kivi.group.tokens());
+                let queries = match kivi.queries {
+                    KiviQueries::Float => "",
+                    KiviQueries::Int8 => " with int8 queries",
+                };
+                return write!(f, "kivi{bits}/{}{queries}", kivi.group.tokens());
             }
             KvType::Sparse(sparse) => return write!(f, "sparse{}", sparse.percent),
         })
@@ -218,12 +198,6 @@ pub(crate) fn nibble(at: usize) -> (usize, u32) {
         run * half + within % half,
         if within < half { 0 } else { 4 },
     )
-}
-
-/// Where number `at` of a row of 2-bit codes is: its byte and how far up in it.
-pub(crate) fn crumb(at: usize) -> (usize, u32) {
-    let (run, within) = (at / CRUMB_RUN, at % CRUMB_RUN);
-    (run * 16 + within % 16, 2 * (within / 16) as u32)
 }
 
 /// A block of at most [`QUANT_BLOCK`] channels of one token, quantised.
@@ -300,19 +274,6 @@ mod tests {
             // So small that the scale is the smallest half there is.
             assert!(Codes::new(kv_type, &[1e-30]).scale.to_bits() == 1);
         }
-    }
-
-    #[test]
-    fn codes_of_two_bits_lie_four_to_a_byte() {
-        let mut seen = [false; 128];
-        for at in 0..128 {
-            let (byte, shift) = crumb(at);
-            assert!(!std::mem::replace(
-                &mut seen[byte * 4 + shift as usize / 2],
-                true
-            ));
-        }
-        assert_eq!((crumb(3), crumb(19), crumb(67)), ((3, 0), (3, 2), (19, 0)));
     }
 
     #[test]

@@ -16,12 +16,12 @@ use half::f16;
 
 pub use copy::copy_slots;
 pub use form::{KvType, QUANT_BLOCK};
-pub use whole::{Kivi, KiviBits, KiviGroup, Sparse, pack_page};
+pub use whole::{Kivi, KiviBits, KiviGroup, KiviQueries, Sparse, pack_page};
 pub use write::{StridedRows, write_key, write_tokens, write_value};
 
 use form::SCALE_BYTES;
-pub(crate) use form::{CRUMB_MIDDLE, Q4_MIDDLE, crumb, nibble};
-pub(crate) use whole::{bitmap_words, half_at, word_at};
+pub(crate) use form::{Q4_MIDDLE, nibble};
+pub(crate) use whole::{RUN_BYTES, bitmap_words, half_at, word_at};
 
 /// Tokens in a page.
 pub const PAGE_TOKENS: usize = 64;
@@ -80,6 +80,7 @@ impl PageGeometry {
     pub(crate) fn k_codes_bytes(&self) -> usize {
         match self.k_type {
             KvType::Sparse(_) => self.k_bytes(),
+            KvType::Kivi(kivi) => kivi.codes_bytes(self.head_dim, PAGE_TOKENS),
             k_type => k_type.row_bytes(PAGE_TOKENS) * self.head_dim,
         }
     }
@@ -89,6 +90,7 @@ impl PageGeometry {
     pub(crate) fn v_codes_bytes(&self) -> usize {
         match self.v_type {
             KvType::Sparse(_) => self.v_bytes(),
+            KvType::Kivi(kivi) => kivi.codes_bytes(PAGE_TOKENS, self.v_dim),
             _ => self.v_row_bytes() * PAGE_TOKENS,
         }
     }
