@@ -278,10 +278,10 @@ impl Engine {
     /// was ready (documents, token ids, a tokenizer's own memory) counts as the program's.
     pub fn plan(&self, tokens: usize) -> MemoryPlan {
         let overflow = match &self.store {
-            Some(kept) if !self.model.layout().is_whole() => Overflow::Store {
+            Some(kept) => Overflow::Store {
                 room: kept.store.room(),
             },
-            _ => Overflow::Refused,
+            None => Overflow::Refused,
         };
         self.plan_as(tokens, self.kv_forms(), overflow)
     }
@@ -390,10 +390,8 @@ impl Engine {
         tenant: &Tenant,
         planned_tokens: usize,
     ) -> Result<Context, EngineError> {
-        // What is made of whole pages lives in memory alone.
-        let whole = self.model.layout().is_whole();
         Ok(match (&self.store, &tenant.origins) {
-            (Some(kept), Some(origins)) if !whole => {
+            (Some(kept), Some(origins)) => {
                 self.model
                     .new_context_in(planned_tokens, &kept.store, origins)?
             }

@@ -76,15 +76,17 @@ impl Setup {
         Ok(setup)
     }
 
-    /// Reads setups separated by commas. What begins with `v=` or `layers …=` goes on with the
-    /// store method before it.
+    /// Reads setups separated by commas. What begins with `v=`, `layers …=`, `sinks=` or `recent=` goes
+    /// on with the store method before it.
     ///
     /// # Errors
     /// As [`Setup::parse`].
     pub fn parse_list(text: &str) -> Result<Vec<Setup>, EvalError> {
         let mut texts: Vec<String> = Vec::new();
         for part in split(text, ',') {
-            let goes_on = ["v=", "v =", "layers "];
+            let goes_on = [
+                "v=", "v =", "layers ", "sinks=", "sinks =", "recent=", "recent =",
+            ];
             match texts.last_mut() {
                 Some(last)
                     if goes_on
@@ -298,7 +300,8 @@ mod tests {
         };
         assert_eq!(names("q8, store=q4,dense"), ["q8", "q4", "dense"]);
         assert_eq!(names("keep=all + store=bf16"), ["bf16"]);
-        let apart = "k=kivi(bits=4, group=32, residual=128), v=q8, layers 0-1=f16";
+        let apart =
+            "k=kivi(bits=4, group=32, residual=128, queries=float), v=q8, layers 0-1=f16, sinks=64";
         assert_eq!(names(&format!("{apart},q4")), [apart, "q4"]);
         let setup = Setup::parse("q8").unwrap();
         assert_eq!(setup.methods().kv_forms(), Some(KvType::Q8.into()));

@@ -104,7 +104,10 @@ impl Context {
                 continue;
             }
             run.truncate(held);
-            run.append(first, Gap::Dropped, handles.into_iter().map(Slot::Sealed));
+            // A group of the first tokens may have all there are.
+            if !handles.is_empty() {
+                run.append(first, Gap::Dropped, handles.into_iter().map(Slot::Sealed));
+            }
         }
         let new = &tokens[self.len()..found.blocks * BLOCK_TOKENS];
         self.tokens.extend(new.iter().copied());
@@ -174,12 +177,13 @@ impl Context {
         let mut hashes: Vec<BlockHash> = Vec::new();
         let mut full: Vec<Vec<Arc<Handle>>> = vec![Vec::new(); groups.len()];
         let mut parent = home.before(held);
-        for block in tokens.chunks_exact(BLOCK_TOKENS).skip(held) {
+        let blocks = tokens.chunks_exact(BLOCK_TOKENS).enumerate();
+        for (index, block) in blocks.skip(held) {
             let hash = parent.then(block);
             let of_groups: Option<Vec<_>> = groups
                 .iter()
                 .enumerate()
-                .filter(|(_, group)| is_full(group))
+                .filter(|(_, group)| is_full(group) && index < group.most_blocks)
                 .map(|(place, _)| {
                     Some((
                         place,

@@ -296,9 +296,14 @@ impl<'a> Call<'a, '_> {
             let rows = of_method.start;
             let start = context.len();
             let places = &context.places;
+            // The first tokens are seen by every row where they are held apart.
+            let has_sinks = group.recent.is_some_and(|recent| recent.sinks.is_some());
             let spans_of = |rows: &Range<usize>| {
-                places.slot(context.first_token(group, start + rows.start)) / SPAN_TOKENS
-                    ..places.slot(start + rows.end).div_ceil(SPAN_TOKENS)
+                let first = match has_sinks {
+                    true => 0,
+                    false => places.slot(context.first_token(group, start + rows.start)),
+                };
+                first / SPAN_TOKENS..places.slot(start + rows.end).div_ceil(SPAN_TOKENS)
             };
             let all_spans = match rows {
                 0 => 0..0,
@@ -346,11 +351,14 @@ impl<'a> Call<'a, '_> {
             let group_size = self.attention.heads / group.kind.kv_heads;
             let rows = task.rows.len() * group_size;
             let all_rows = task.heads.len() * rows;
-            if all_rows > worker.partials.rows() || group.kind.v_dim > worker.partials.v_dim() {
-                worker.partials.reset(all_rows, group.kind.v_dim);
+            for partials in [&mut worker.partials, &mut worker.apart] {
+                if all_rows > partials.rows() || group.kind.v_dim > partials.v_dim() {
+                    partials.reset(all_rows, group.kind.v_dim);
+                }
             }
             worker.scratch.reserve(&group.geometry, rows);
             if let Some(recent) = group.recent {
+                // That of the first tokens is the same.
                 let groups = &self.place(task.segment).0.layout().groups;
                 worker.scratch.reserve(&groups[recent.group].geometry, rows);
             }
@@ -493,33 +501,34 @@ impl<'a> Call<'a, '_> {
                     );
                     turned = stretch.shift;
                 }
-                let blocks = Blocks {
-                    group: group_index,
-                    place,
-                    seen: match group.recent {
-                        None => Seen::All,
-                        Some(recent) => Seen::Before(recent),
-                    },
-                };
                 let part = Part {
                     covered,
                     stretch,
                     read,
                 };
-                let older = &blocks;
-                let recent = group.recent.map(|recent| Blocks {
-                    group: recent.group,
-                    place,
-                    seen: Seen::From(recent),
-                });
+                let in_memory = Part {
+                    read: None,
+                    ..part.clone()
+                };
+                let of = |group, seen| Blocks { group, place, seen };
+                let (sinks, recent) = match group.recent {
+                    None => (None, None),
+                    Some(recent) => (
+                        recent.sinks.map(|sinks| of(sinks, Seen::Sinks(recent))),
+                        Some(of(recent.group, Seen::From(recent))),
+                    ),
+                };
+                let older = match group.recent {
+                    None => of(group_index, Seen::All),
+                    Some(recent) => of(group_index, Seen::Before(recent)),
+                };
                 let mut attend = |task: &mut Task, chosen: &Chosen<'_>, worker: &mut Worker| {
-                    self.attend_blocks(task, older, &part, chosen, worker);
+                    if let Some(sinks) = &sinks {
+                        self.attend_blocks(task, sinks, &in_memory, chosen, worker);
+                    }
+                    self.attend_blocks(task, &older, &part, chosen, worker);
                     if let Some(recent) = &recent {
-                        let part = Part {
-                            read: None,
-                            ..part.clone()
-                        };
-                        self.attend_blocks(task, recent, &part, chosen, worker);
+                        self.attend_blocks(task, recent, &in_memory, chosen, worker);
                     }
                 };
                 if let Some(plan) = plan {
@@ -646,15 +655,19 @@ impl<'a> Call<'a, '_> {
         worker.visible.clear();
         for row in task.rows.clone() {
             let position = context.len() + row;
-            let seen = blocks.seen.of(context.places.slot(position));
+            let seen = blocks.seen.of(context, context.places.slot(position));
             // Tokens of this stretch are as far from its first as their slots are.
             let slot = |token: usize| {
                 let slot = stretch.slot + token.saturating_sub(stretch.token);
                 let slot = slot.clamp(seen.start, seen.end);
                 before(slot.clamp(covered.start, covered.end)) as u32
             };
+            let first = match blocks.seen {
+                Seen::Sinks(_) => 0,
+                _ => context.first_token(layer_group, position),
+            };
             let range = if chosen.rows.contains(&row) {
-                slot(context.first_token(layer_group, position))..slot(position + 1)
+                slot(first)..slot(position + 1)
             } else {
                 0..0
             };
@@ -888,21 +901,32 @@ struct Blocks {
 /// Which slots a row sees, beside what its layer's kind says.
 enum Seen {
     All,
-    /// Those that are read in whole pages.
+    /// The first ones, where they are held as they were written.
+    Sinks(Recent),
+    /// Those that are read in pages made of filled ones.
     Before(Recent),
     /// Those that are read among the recent ones.
     From(Recent),
 }
 
 impl Seen {
-    /// Those of the row in `slot`.
-    fn of(&self, slot: usize) -> Range<usize> {
+    /// Those of the row in `slot` of a context.
+    fn of(&self, context: &Context, slot: usize) -> Range<usize> {
         match self {
             Seen::All => 0..usize::MAX,
-            Seen::Before(recent) => 0..recent.first_slot(slot),
+            Seen::Sinks(recent) => 0..sink_slots(context, recent, slot),
+            Seen::Before(recent) => sink_slots(context, recent, slot)..recent.first_slot(slot),
             Seen::From(recent) => recent.first_slot(slot)..usize::MAX,
         }
     }
+}
+
+/// The first slots that the row in `slot` reads as they were written, though they are not recent.
+fn sink_slots(context: &Context, recent: &Recent, slot: usize) -> usize {
+    let blocks = recent
+        .sinks
+        .map_or(0, |sinks| context.layout().groups[sinks].most_blocks);
+    recent.first_slot(slot).min(blocks * PAGE_TOKENS)
 }
 
 impl Cuts {

@@ -230,7 +230,7 @@ fn append_rows(
 ) {
     let layout = context.layout().clone();
     let (layer_group, place) = layout.layers[layer];
-    // Where pages are made whole, tokens are written among the recent ones first.
+    // Where the latest tokens are held apart, they are written there first.
     let recent = layout.groups[layer_group].recent;
     let group_index = recent.map_or(layer_group, |recent| recent.group);
     let group = &layout.groups[group_index];
@@ -289,16 +289,23 @@ fn append_rows(
         context.index_blocks(exec.isa, layer, filled);
         return;
     }
-    let whole = &layout.groups[layer_group];
-    let mut pairs = context.block_pairs(group_index, layer_group, filled.clone());
-    exec.pool.for_each(&mut pairs, |_, (from, to), _| {
-        let from = from.layer(group, place);
-        let to = to.layer_mut(whole, place);
-        for (head, to) in to.chunks_exact_mut(whole.page_bytes()).enumerate() {
-            let from = group.page(from, head);
-            let to = to.split_at_mut(whole.geometry.k_bytes());
-            page::pack_page(geometry, (from.k, from.v), &whole.geometry, to);
+    let sinks = recent.and_then(|recent| recent.sinks);
+    for to_index in std::iter::once(layer_group).chain(sinks) {
+        let older = &layout.groups[to_index];
+        let filled = filled.start..filled.end.min(older.most_blocks);
+        if filled.is_empty() {
+            continue;
         }
-    });
+        let mut pairs = context.block_pairs(group_index, to_index, filled);
+        exec.pool.for_each(&mut pairs, |_, (from, to), _| {
+            let from = from.layer(group, place);
+            let to = to.layer_mut(older, place);
+            for (head, to) in to.chunks_exact_mut(older.page_bytes()).enumerate() {
+                let from = group.page(from, head);
+                let to = to.split_at_mut(older.geometry.k_bytes());
+                page::pack_page(geometry, (from.k, from.v), &older.geometry, to);
+            }
+        });
+    }
     context.index_blocks(exec.isa, layer, filled);
 }

@@ -69,6 +69,15 @@ pub enum KvError {
         /// The tokens.
         span: std::ops::Range<usize>,
     },
+    /// Tokens moved to where first tokens have a form of their own.
+    #[error(
+        "text cannot be moved among the first {tokens} tokens: they are stored in a form of their own; \
+         read it anew there, or store the context without sinks="
+    )]
+    SinksMoved {
+        /// How many tokens these are.
+        tokens: usize,
+    },
     /// Positions whose pairs a keep method has dropped.
     #[error(
         "cannot go back to token {wanted} or move text there: {method} decides which pairs stay, and \

@@ -97,6 +97,10 @@ impl Feed {
             true => Some(reserve_buffers(segments, &store)?),
             false => None,
         };
+        // First what must be in memory, while others may still leave it.
+        for segment in segments.iter_mut() {
+            segment.context.pin_beside(&store)?;
+        }
         segments
             .iter_mut()
             .for_each(|segment| segment.context.pin());
@@ -312,6 +316,8 @@ impl Slices {
 pub(crate) fn buffer_bytes(layout: &KvLayout) -> u64 {
     let of_group = |group: &Group| match group.is_recurrent() {
         true => group.layer_bytes(),
+        // Those are read before a pass, whole.
+        false if group.is_beside => 0,
         false => SPAN_BLOCKS * group.layer_bytes(),
     };
     let longest = layout.groups.iter().map(of_group).max();

@@ -16,8 +16,13 @@ pub struct KvForm {
     /// How values are stored.
     pub v: KvType,
     /// The latest tokens, at least so many, that are stored in half precision where keys or values
-    /// are made of whole pages; without meaning elsewhere.
+    /// are quantised or sparse; without meaning elsewhere.
     pub recent_tokens: usize,
+    /// The first tokens of a context, at least so many, for which the same holds.
+    pub sink_tokens: usize,
+    /// Of the tokens after those the latest so many stay, and the others are forgotten; all stay where
+    /// nothing is said. For layers whose attention is full.
+    pub window_tokens: Option<usize>,
 }
 
 /// The forms of all layers: one for most of them, and ranges of layers with their own.
@@ -29,9 +34,15 @@ pub struct KvForms {
 }
 
 impl KvForm {
-    /// Whether keys or values are made of whole pages.
-    pub fn is_whole(&self) -> bool {
-        self.k.is_whole() || self.v.is_whole()
+    /// Whether the latest tokens, or the first ones, are held in half precision beside the others:
+    /// always where keys or values are made of whole pages, and where it is asked for.
+    pub fn is_split(&self) -> bool {
+        let is_float = |kv_type| matches!(kv_type, KvType::F32 | KvType::F16 | KvType::BF16);
+        let is_exempting = self.recent_tokens > 0 || self.sink_tokens > 0;
+        self.k.is_whole()
+            || self.v.is_whole()
+            || self.window_tokens.is_some()
+            || is_exempting && !(is_float(self.k) && is_float(self.v))
     }
 }
 
@@ -42,6 +53,8 @@ impl From<KvType> for KvForm {
             k: kv_type,
             v: kv_type,
             recent_tokens: 0,
+            sink_tokens: 0,
+            window_tokens: None,
         }
     }
 }
@@ -81,12 +94,14 @@ impl KvForms {
             .map_or(self.form, |(.., form)| *form)
     }
 
-    /// Whether keys or values of some layer are made of whole pages.
-    pub fn is_whole(&self) -> bool {
-        let exceptions = self.exceptions.iter().flatten().map(|(.., form)| form);
-        std::iter::once(&self.form)
-            .chain(exceptions)
-            .any(KvForm::is_whole)
+    /// The same with every form changed by `change`.
+    #[must_use]
+    pub fn map(mut self, change: impl Fn(KvForm) -> KvForm) -> KvForms {
+        self.form = change(self.form);
+        for (.., form) in self.exceptions.iter_mut().flatten() {
+            *form = change(*form);
+        }
+        self
     }
 }
 
@@ -109,8 +124,14 @@ impl fmt::Display for KvForm {
         } else {
             write!(f, "k={}, v={}", self.k, self.v)?;
         }
-        if self.is_whole() {
+        if self.is_split() {
             write!(f, " after {}", self.recent_tokens)?;
+            if self.sink_tokens > 0 {
+                write!(f, " without the first {}", self.sink_tokens)?;
+            }
+            if let Some(tokens) = self.window_tokens {
+                write!(f, " of the last {tokens}")?;
+            }
         }
         Ok(())
     }
@@ -137,6 +158,8 @@ mod tests {
             k: KvType::Sparse(Sparse { percent: 50 }),
             v: KvType::Q8,
             recent_tokens: 32,
+            sink_tokens: 0,
+            window_tokens: None,
         };
         let forms = KvForms::from(KvType::Q8)
             .with_layers(0..=3, KvType::F16.into())
@@ -147,7 +170,18 @@ mod tests {
             found,
             [KvType::F16, KvType::F16, sparse.k, KvType::F16, KvType::Q8]
         );
-        assert!(forms.is_whole() && !KvForms::from(KvType::Q4).is_whole());
+        assert!(forms.of(2).is_split() && !forms.of(0).is_split());
+        let exempt = forms.map(|form| KvForm {
+            sink_tokens: 64,
+            ..form
+        });
+        let split: Vec<bool> = (0..5).map(|layer| exempt.of(layer).is_split()).collect();
+        assert_eq!(split, [false, false, true, false, true]);
+        assert!(
+            exempt
+                .to_string()
+                .starts_with("q8 after 0 without the first 64, layers")
+        );
         let text = "q8, layers 0-3=f16, layers 2-2=k=sparse50, v=q8 after 32";
         assert_eq!(forms.to_string(), text);
         let many = (0..9).try_fold(forms, |forms, at| forms.with_layers(at..=at, sparse));

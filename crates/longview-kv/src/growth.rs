@@ -10,6 +10,7 @@ use crate::error::KvError;
 use crate::layout::LayerState;
 use crate::recurrent::CHECKPOINT_TOKENS;
 use crate::run::{BlockRun, Slot};
+use crate::store::Store;
 use crate::tier::{BlockInfo, BlockKey};
 
 /// Stands in a block for a slot whose token was removed.
@@ -66,6 +67,16 @@ impl Context {
         if let Some(home) = &self.home {
             self.groups.iter_mut().for_each(|run| run.pin(&home.store));
         }
+    }
+
+    /// The same of blocks that hold some tokens of layers whose others are elsewhere, and reads those
+    /// that are not in memory: they are few, and attention meets them first and last.
+    pub(crate) fn pin_beside(&mut self, store: &Store) -> Result<(), KvError> {
+        let groups = self.groups.iter_mut().zip(&self.layout.groups);
+        for (run, group) in groups.filter(|(_, group)| group.is_beside && self.home.is_some()) {
+            run.pin_all(group.block_bytes(), store)?;
+        }
+        Ok(())
     }
 
     /// Gives back room that was not used, and lets blocks leave memory again when it is needed
@@ -138,7 +149,10 @@ impl Context {
             let visible = self.places.slot(first);
             run.drop_before(visible / BLOCK_TOKENS, store);
             let bytes = group.block_bytes();
-            run.make_writable(first_written, end, bytes, &self.ledger, store)?;
+            let end = end.min(group.most_blocks);
+            if first_written < end {
+                run.make_writable(first_written, end, bytes, &self.ledger, store)?;
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use longview_kernels::page::{KvType, PageGeometry};
 
 use crate::BLOCK_TOKENS;
 use crate::feed;
-use crate::forms::KvForms;
+use crate::forms::{KvForm, KvForms};
 use crate::recurrent;
 
 /// States that a context needs while it is written: the one that holds, and the one being made.
@@ -67,8 +67,12 @@ pub(crate) struct Group {
     pub(crate) kind: LayerLayout,
     pub(crate) layers: usize,
     pub(crate) geometry: PageGeometry,
-    /// Where the latest tokens are, if this group's pages are made whole.
+    /// Where the latest tokens are, if this group holds the older ones alone.
     pub(crate) recent: Option<Recent>,
+    /// The most blocks it has, from the first on: where it holds the first tokens of others.
+    pub(crate) most_blocks: usize,
+    /// Whether it holds some tokens of layers whose others are elsewhere.
+    pub(crate) is_beside: bool,
 }
 
 /// The group with the latest tokens of the same layers, at the same places, as they were written.
@@ -77,11 +81,13 @@ pub(crate) struct Recent {
     pub(crate) group: usize,
     /// Tokens that are read there at least, the row's own included.
     pub(crate) tokens: usize,
+    /// The group with the first tokens as they were written, where some are kept.
+    pub(crate) sinks: Option<usize>,
 }
 
 impl Recent {
-    /// The first slot that the row in `slot` reads in the recent group; before it, it reads whole
-    /// pages. It follows from the slot alone, so a row reads the same whatever is computed with it.
+    /// The first slot that the row in `slot` reads in the recent group; before it, it reads what is
+    /// made of filled pages. It follows from the slot alone, so a row reads the same whatever is computed with it.
     pub(crate) fn first_slot(&self, slot: usize) -> usize {
         let edge = (slot + 1).saturating_sub(self.tokens);
         edge - edge % BLOCK_TOKENS
@@ -101,29 +107,44 @@ struct Kind {
 enum Role {
     /// All that a layer keeps.
     Alone,
-    /// The older tokens of a layer, in whole pages, with so many recent ones elsewhere.
-    Whole(usize),
-    /// The latest tokens of such a layer, with the forms of its whole pages.
-    Recent(usize, KvType, KvType),
+    /// The older tokens of a layer, in pages made of filled ones, with the others elsewhere.
+    Older(KvForm),
+    /// The latest tokens of such a layer.
+    Recent(KvForm),
+    /// The first tokens of such a layer.
+    Sinks(KvForm),
+}
+
+/// The kinds of one layer.
+struct Kinds {
+    /// Of all its tokens, or of the older ones.
+    layer: Kind,
+    recent: Option<Kind>,
+    sinks: Option<Kind>,
 }
 
 impl KvLayout {
     /// The layout of `layers`, first layer first, with keys and values stored in `forms`. Layers with
     /// a sliding window keep half precision where their form is made of whole pages: what they hold
-    /// is recent.
+    /// is recent. So nothing of them is held apart either.
     pub fn new(layers: &[LayerLayout], forms: impl Into<KvForms>) -> KvLayout {
         let forms = forms.into();
         let kinds_of = |layer: usize| kinds(&layers[layer], &forms, layer);
         // Full layers first: their blocks are what every prompt is found by.
-        let rank = |kind: &Kind| match kind.layer.state {
-            LayerState::Full => 0,
-            LayerState::Window { .. } => 1,
-            LayerState::Recurrent { .. } => 2,
+        let rank = |kind: &Kind| match (kind.layer.state, kind.role) {
+            (_, Role::Sinks(_)) => 3,
+            (LayerState::Full, _) => 0,
+            (LayerState::Window { .. }, _) => 1,
+            (LayerState::Recurrent { .. }, _) => 2,
         };
         let mut kinds: Vec<Kind> = Vec::new();
         for layer in 0..layers.len() {
-            let (kind, recent) = kinds_of(layer);
-            for kind in [Some(kind), recent].into_iter().flatten() {
+            let Kinds {
+                layer,
+                recent,
+                sinks,
+            } = kinds_of(layer);
+            for kind in [Some(layer), recent, sinks].into_iter().flatten() {
                 if !kinds.contains(&kind) {
                     kinds.push(kind);
                 }
@@ -140,18 +161,24 @@ impl KvLayout {
             forms,
         };
         for layer in 0..layers.len() {
-            let (kind, recent) = kinds_of(layer);
+            let Kinds {
+                layer: kind,
+                recent,
+                sinks,
+            } = kinds_of(layer);
             let group = index(kind);
             layout.layers.push((group, layout.groups[group].layers));
             layout.groups[group].layers += 1;
-            if let (Some(recent), Role::Whole(tokens)) = (recent, kind.role) {
-                let recent = index(recent);
-                layout.groups[recent].layers += 1;
-                layout.groups[group].recent = Some(Recent {
-                    group: recent,
-                    tokens,
-                });
+            let Some(recent) = recent else { continue };
+            let (group_of_recent, sinks) = (index(recent), sinks.map(index));
+            for beside in std::iter::once(group_of_recent).chain(sinks) {
+                layout.groups[beside].layers += 1;
             }
+            layout.groups[group].recent = Some(Recent {
+                group: group_of_recent,
+                tokens: recent_tokens(&forms.of(layer)),
+                sinks,
+            });
         }
         layout
     }
@@ -166,9 +193,8 @@ impl KvLayout {
         self.forms.form().k
     }
 
-    /// Whether pages of some layers are made whole. Such contexts live in memory alone: what is
-    /// sealed in a store does not have the latest tokens as they were written.
-    pub fn is_whole(&self) -> bool {
+    /// Whether the latest tokens of some layers are held apart from the older ones.
+    pub fn is_split(&self) -> bool {
         self.groups.iter().any(|group| group.recent.is_some())
     }
 
@@ -224,7 +250,7 @@ impl KvLayout {
                 LayerState::Window { tokens } => Some(tokens),
                 LayerState::Recurrent { .. } => return 0,
             };
-            blocks(window) as u64 * group.block_bytes() as u64
+            blocks(window).min(group.most_blocks) as u64 * group.block_bytes() as u64
         };
         self.groups.iter().map(of_group).sum()
     }
@@ -237,8 +263,12 @@ impl KvLayout {
     }
 }
 
-/// The kind of a layer, and that of its recent tokens where its pages are made whole.
-fn kinds(layer: &LayerLayout, forms: &KvForms, index: usize) -> (Kind, Option<Kind>) {
+/// Tokens that are read among the recent ones at least: a row's own is.
+fn recent_tokens(form: &KvForm) -> usize {
+    form.recent_tokens.max(1)
+}
+
+fn kinds(layer: &LayerLayout, forms: &KvForms, index: usize) -> Kinds {
     let form = forms.of(index);
     let kind = |state, k_type, v_type, role| Kind {
         layer: LayerLayout { state, ..*layer },
@@ -253,27 +283,32 @@ fn kinds(layer: &LayerLayout, forms: &KvForms, index: usize) -> (Kind, Option<Ki
             kv_type
         }
     };
+    let alone = |k_type, v_type| Kinds {
+        layer: kind(layer.state, k_type, v_type, Role::Alone),
+        recent: None,
+        sinks: None,
+    };
     match layer.state {
-        LayerState::Full if form.is_whole() => {
-            // A row's own token is among the recent ones, and an unfinished block is.
-            let tokens = form.recent_tokens.max(1);
+        LayerState::Full if form.is_split() => {
+            // The block that is being filled is among the recent ones.
             let window = LayerState::Window {
-                tokens: tokens + BLOCK_TOKENS,
+                tokens: recent_tokens(&form) + BLOCK_TOKENS,
             };
-            let recent = Role::Recent(tokens, form.k, form.v);
-            (
-                kind(layer.state, form.k, form.v, Role::Whole(tokens)),
-                Some(kind(window, KvType::F16, KvType::F16, recent)),
-            )
+            let older = match form.window_tokens {
+                None => LayerState::Full,
+                Some(tokens) => LayerState::Window {
+                    tokens: tokens.max(recent_tokens(&form)),
+                },
+            };
+            let beside = |state, role| kind(state, KvType::F16, KvType::F16, role);
+            Kinds {
+                layer: kind(older, form.k, form.v, Role::Older(form)),
+                recent: Some(beside(window, Role::Recent(form))),
+                sinks: (form.sink_tokens > 0).then(|| beside(LayerState::Full, Role::Sinks(form))),
+            }
         }
-        LayerState::Full | LayerState::Window { .. } => (
-            kind(layer.state, half(form.k), half(form.v), Role::Alone),
-            None,
-        ),
-        LayerState::Recurrent { .. } => (
-            kind(layer.state, KvType::F32, KvType::F32, Role::Alone),
-            None,
-        ),
+        LayerState::Full | LayerState::Window { .. } => alone(half(form.k), half(form.v)),
+        LayerState::Recurrent { .. } => alone(KvType::F32, KvType::F32),
     }
 }
 
@@ -290,6 +325,11 @@ impl Group {
                 v_type: kind.v_type,
             },
             recent: None,
+            most_blocks: match kind.role {
+                Role::Sinks(form) => form.sink_tokens.div_ceil(BLOCK_TOKENS),
+                _ => usize::MAX,
+            },
+            is_beside: matches!(kind.role, Role::Recent(_) | Role::Sinks(_)),
         }
     }
 
@@ -324,7 +364,6 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forms::KvForm;
 
     #[test]
     fn layers_of_one_kind_share_a_group_and_windows_stay_bounded() {
@@ -365,12 +404,14 @@ mod tests {
             k: KvType::WHOLE[0],
             v: KvType::WHOLE[0],
             recent_tokens: 100,
+            sink_tokens: 0,
+            window_tokens: None,
         };
         let forms = KvForms::new(whole)
             .with_layers(0..=0, KvType::F16.into())
             .unwrap();
         let layout = KvLayout::new(&[full, full, window, full], forms);
-        assert!(layout.is_whole());
+        assert!(layout.is_split());
         // Layer 0 alone in half precision, layers 1 and 3 whole, the window in half precision too.
         assert_eq!(layout.layers, [(0, 0), (1, 0), (3, 0), (1, 1)]);
         let recent = layout.groups[1].recent.unwrap();
@@ -380,6 +421,26 @@ mod tests {
             LayerState::Window { tokens: 164 }
         );
         assert_eq!(layout.groups[3].geometry.k_type, KvType::F16);
+        // With the first tokens beside them: two blocks of these, whatever the length.
+        let exempt = forms.map(|form| KvForm {
+            sink_tokens: 65,
+            ..form
+        });
+        let exempt = KvLayout::new(&[full, full, window, full], exempt);
+        let sinks = exempt.groups[1].recent.unwrap().sinks.unwrap();
+        assert_eq!(exempt.groups[sinks].most_blocks, 2);
+        let more = exempt.context_bytes(64_000, 64) - layout.context_bytes(64_000, 64);
+        assert_eq!(more, 2 * exempt.groups[sinks].block_bytes() as u64);
+        // And with the latest tokens alone after them nothing grows any more.
+        let bounded = KvForms::new(KvForm {
+            sink_tokens: 4,
+            window_tokens: Some(1000),
+            ..whole
+        });
+        let bounded = KvLayout::new(&[full, window], bounded);
+        let most = bounded.context_bytes(64_000, 64);
+        assert_eq!(bounded.context_bytes(128_000, 64), most);
+        assert_eq!(bounded.layers, [(0, 0), (2, 0)]);
         // 64 tokens × 64 channels × 4 bits, scales and middles of two groups of tokens.
         assert_eq!(layout.groups[1].geometry.k_bytes(), 2048 + 2 * 64 * 4);
         // The row in slot 227 reads from 128 on: its last 100 tokens begin in that block.

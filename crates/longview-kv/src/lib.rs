@@ -46,7 +46,7 @@ pub use forms::{KvForm, KvForms};
 pub use hash::BlockHash;
 pub use layout::{KvLayout, LayerLayout, LayerState};
 pub use ledger::{Ledger, Purpose, Reservation, Usage};
-pub use longview_kernels::page::{KiviBits, KiviGroup, KvType, Sparse};
+pub use longview_kernels::page::{KiviBits, KiviGroup, KiviQueries, KvType, Sparse};
 pub use recurrent::{CHECKPOINT_TOKENS, RecurrentWorkspace};
 pub use store::{Store, StoreCounts};
 pub use tokens::Tokens;

@@ -75,7 +75,8 @@ impl Context {
     /// # Errors
     /// [`KvError::WrongIdentity`] for a context of another model, [`KvError::BeyondEnd`] when `from`
     /// is shorter, [`KvError::WindowPassed`] when its sliding-window layers no longer hold the end
-    /// of the span, [`KvError::SpanInState`] when the model has recurrent layers,
+    /// of the span, [`KvError::SinksMoved`] when the first tokens of a context have a form of their own
+    /// and the span would come among them, [`KvError::SpanInState`] when the model has recurrent layers,
     /// [`KvError::PairsGone`] when a keep method has dropped pairs of either.
     pub fn append_moved(&mut self, from: &Context, span: Range<usize>) -> Result<(), KvError> {
         if self.identity() != from.identity() || self.layout != from.layout {
@@ -97,6 +98,14 @@ impl Context {
         from.check_unkept(span.start)?;
         self.check_unread()?;
         from.check_unread()?;
+        let place = self.places.slot(self.len()).div_ceil(BLOCK_TOKENS);
+        let blocks = self.layout.groups.iter().map(|group| group.most_blocks);
+        let of_sinks = blocks.filter(|&blocks| blocks < usize::MAX).max();
+        if let Some(blocks) = of_sinks.filter(|&blocks| place < blocks) {
+            return Err(KvError::SinksMoved {
+                tokens: blocks * BLOCK_TOKENS,
+            });
+        }
         // What later tokens see of the span in each group, in blocks of `from`.
         let first = from.places.slot(span.start) / BLOCK_TOKENS;
         let end = from.places.slot(span.end - 1) / BLOCK_TOKENS + 1;
@@ -115,9 +124,10 @@ impl Context {
         }
 
         // They follow from the next block on; the slots left in the last one stay empty.
-        let place = self.places.slot(self.len()).div_ceil(BLOCK_TOKENS);
-        for (run, taken) in self.groups.iter_mut().zip(taken) {
-            run.append(place, Gap::Empty, taken);
+        for ((run, group), taken) in self.groups.iter_mut().zip(&self.layout.groups).zip(taken) {
+            if group.most_blocks == usize::MAX {
+                run.append(place, Gap::Empty, taken);
+            }
         }
         let len = self.len();
         let slots = from.places.slot(span.start)..from.places.slot(span.end - 1) + 1;

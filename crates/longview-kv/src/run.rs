@@ -121,6 +121,21 @@ impl BlockRun {
         Ok(())
     }
 
+    /// Keeps every block in memory until [`BlockRun::unpin`], and reads those that are not there.
+    pub(crate) fn pin_all(&mut self, block_bytes: usize, store: &Store) -> Result<(), KvError> {
+        self.pin(store);
+        let away = self
+            .away()
+            .map(|(index, handle)| (index - self.first, Arc::clone(handle)));
+        let away: Vec<(usize, Arc<Handle>)> = away.collect();
+        for (at, handle) in away {
+            let block = Arc::new(store.private_copy(&handle, block_bytes)?);
+            handle.fill(Arc::clone(&block));
+            self.pins[at] = Some(block);
+        }
+        Ok(())
+    }
+
     /// Keeps every block in memory that is there, until [`BlockRun::unpin`].
     pub(crate) fn pin(&mut self, store: &Store) {
         let now = store.now();

@@ -200,7 +200,72 @@ fn whole(k: KvType, v: KvType) -> KvForm {
         k,
         v,
         recent_tokens: 70,
+        ..KvType::F16.into()
     }
+}
+
+#[test]
+fn first_and_latest_tokens_are_read_as_they_were_written() {
+    let tokens = 700;
+    let kivi = KvType::WHOLE[2];
+    let sinks = |form: KvForm| KvForm {
+        sink_tokens: 4,
+        ..form
+    };
+    let recent = |form: KvForm| KvForm {
+        recent_tokens: 90,
+        ..form
+    };
+    let exec = Exec::new(2, Isa::best(), Numerics::Default);
+    let mut workspace = AttendWorkspace::default();
+    let mut read = |form: KvForm, step_tokens: usize| {
+        let layout = layout(LayerState::Full, form);
+        let mut context = context(&layout);
+        let mut out = Vec::new();
+        while context.len() < tokens {
+            let count = step_tokens.min(tokens - context.len());
+            out.extend(step(vec![(&mut context, count)], &exec, &mut workspace));
+        }
+        (out, context.kv_bytes())
+    };
+    let (exact, _) = read(KvType::F16.into(), tokens);
+    let off = |out: &[f32], rows: std::ops::Range<usize>| -> f32 {
+        let rows = rows.start * HEADS * DIM..rows.end * HEADS * DIM;
+        let off = |(a, b): (&f32, &f32)| (a - b) * (a - b);
+        out[rows.clone()].iter().zip(&exact[rows]).map(off).sum()
+    };
+    for form in [
+        sinks(whole(kivi, kivi)),
+        sinks(KvType::Q4.into()),
+        recent(KvType::Q4.into()),
+        sinks(recent(KvType::Q4.into())),
+    ] {
+        let (all, _) = read(form, tokens);
+        let (few, _) = read(form, 13);
+        assert!(all == few, "{form}: other chunks");
+        // What is exempt from a form brings a row nearer to the exact one, and a row that sees nothing
+        // else has its bits.
+        let plain = KvForm {
+            sink_tokens: 0,
+            recent_tokens: form.recent_tokens.min(70),
+            ..form
+        };
+        let (plain, _) = read(plain, tokens);
+        assert!(off(&all, 128..tokens) < off(&plain, 128..tokens), "{form}");
+        let same = 64 + form.recent_tokens.max(1) - 1;
+        assert_eq!(off(&all, 0..same), 0.0, "{form}");
+    }
+    // Forgotten is what is neither among the first nor in the window.
+    let bounded = |window| KvForm {
+        window_tokens: Some(window),
+        ..sinks(whole(kivi, kivi))
+    };
+    let (wide, _) = read(bounded(tokens), 50);
+    assert!(wide == read(sinks(whole(kivi, kivi)), 50).0);
+    let (narrow, bytes) = read(bounded(200), 50);
+    assert!(narrow == read(bounded(200), tokens).0 && narrow != wide);
+    let (_, unbounded) = read(sinks(whole(kivi, kivi)), 50);
+    assert!(bytes < unbounded);
 }
 
 #[test]

@@ -139,13 +139,16 @@ fn a_plan_is_what_an_answer_reads_and_nothing_else_is() {
 #[test]
 fn reading_all_changes_no_bit_in_any_form() {
     let sparse = KvType::WHOLE[3];
-    let whole = |kv_type| KvForm {
-        k: kv_type,
-        v: kv_type,
+    let whole = |kv_type: KvType| KvForm {
         recent_tokens: 70,
+        ..kv_type.into()
+    };
+    let exempt = KvForm {
+        sink_tokens: 4,
+        ..whole(KvType::WHOLE[2])
     };
     let forms = KvType::ALL.into_iter().map(KvForm::from);
-    for form in forms.chain([whole(KvType::WHOLE[0]), whole(sparse)]) {
+    for form in forms.chain([whole(KvType::WHOLE[0]), whole(sparse), exempt]) {
         let layout = layout(FULL, form);
         let mut workspace = AttendWorkspace::default();
         let mut dense = context(&layout);
@@ -166,9 +169,9 @@ fn reading_all_changes_no_bit_in_any_form() {
 #[test]
 fn bounds_choose_the_same_however_rows_are_batched() {
     let whole = KvForm {
-        k: KvType::WHOLE[0],
         v: KvType::Q8,
         recent_tokens: 70,
+        ..KvType::WHOLE[0].into()
     };
     for form in [KvType::F16.into(), KvType::Q4.into(), whole] {
         let layout = layout(FULL, form);
@@ -194,7 +197,7 @@ fn bounds_choose_the_same_however_rows_are_batched() {
         let mut fork = chunks.fork();
         step(vec![(&mut chunks, 300)], &exec(2), &mut workspace);
         drop(chunks);
-        if !form.is_whole() {
+        if !form.is_split() {
             fork.truncate(1190).unwrap();
         }
         for at in fork.len()..tokens {

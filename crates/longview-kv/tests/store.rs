@@ -15,8 +15,8 @@ use longview_kv::tier::{
     TierError, TierUsage,
 };
 use longview_kv::{
-    AttendWorkspace, Block, BlockHash, Context, KvError, KvLayout, KvType, LayerState, Ledger,
-    ReuseEnd, Store,
+    AttendWorkspace, Block, BlockHash, Context, KvError, KvForm, KvLayout, KvType, LayerState,
+    Ledger, ReuseEnd, Sparse, Store,
 };
 
 const FULL: LayerState = LayerState::Full;
@@ -113,8 +113,12 @@ struct World {
 
 impl World {
     fn new(states: &[LayerState]) -> World {
+        World::storing(states, KvType::F16.into())
+    }
+
+    fn storing(states: &[LayerState], form: KvForm) -> World {
         World {
-            layout: mixed(states, KvType::F16),
+            layout: mixed(states, form),
             tier: Arc::default(),
             exec: Exec::new(2, Isa::best(), Numerics::Default),
             workspace: AttendWorkspace::default(),
@@ -160,15 +164,49 @@ fn row(out: &[f32], at: usize) -> &[f32] {
     &out[at * HEADS * DIM..(at + 1) * HEADS * DIM]
 }
 
+/// Forms that hold first, older and latest tokens apart.
+fn split_forms() -> [KvForm; 4] {
+    let plain = KvForm::from(KvType::F16);
+    let kivi = KvType::WHOLE[0];
+    [
+        KvForm {
+            recent_tokens: 100,
+            ..kivi.into()
+        },
+        KvForm {
+            k: KvType::Q8,
+            v: KvType::Sparse(Sparse { percent: 50 }),
+            recent_tokens: 30,
+            sink_tokens: 65,
+            ..plain
+        },
+        KvForm {
+            sink_tokens: 4,
+            ..KvType::Q4.into()
+        },
+        KvForm {
+            recent_tokens: 64,
+            sink_tokens: 4,
+            window_tokens: Some(500),
+            ..kivi.into()
+        },
+    ]
+}
+
 #[test]
 fn a_restart_reuses_whole_blocks_and_gives_the_same_bits() {
-    for states in [
+    let kinds = [
         [FULL, FULL],
         [FULL, WINDOW],
         [WINDOW, FULL],
         [WINDOW, WINDOW],
-    ] {
-        let mut world = World::new(&states);
+    ];
+    let plain = kinds.map(|states| (states, KvForm::from(KvType::F16)));
+    let split = split_forms()
+        .into_iter()
+        .flat_map(|form| [([FULL, FULL], form), ([WINDOW, FULL], form)]);
+    for (states, form) in plain.into_iter().chain(split) {
+        let mut world = World::storing(&states, form);
         let ids = ids(2500);
         let store = world.store(u64::MAX);
         let mut first = world.context(&store);
@@ -180,7 +218,7 @@ fn a_restart_reuses_whole_blocks_and_gives_the_same_bits() {
         assert_eq!(again.attach(&ids[..2499]).unwrap(), 2496);
         assert_eq!(again.away_bytes(), again.kv_bytes());
         let tail = world.read(&mut again, &ids[2496..], 512).unwrap();
-        assert_eq!(row(&tail, 3), row(&expected, 2499), "{states:?}");
+        assert_eq!(row(&tail, 3), row(&expected, 2499), "{states:?} {form}");
         assert_eq!(again.away_bytes(), 0, "what was read stays in memory");
         // Everything is in memory now: nothing is read again.
         let read = store.counts().read_bytes;
@@ -191,9 +229,49 @@ fn a_restart_reuses_whole_blocks_and_gives_the_same_bits() {
 }
 
 #[test]
+fn contexts_in_split_forms_are_taken_up_at_any_block_and_parted_ones_too() {
+    for form in split_forms() {
+        let mut world = World::storing(&[FULL, FULL], form);
+        let ids = ids(1500);
+        let store = world.store(u64::MAX);
+        let mut first = world.context(&store);
+        let expected = world.read(&mut first, &ids, 200).unwrap();
+        drop((first, store));
+        for end in [64, 127, 320, 1000] {
+            let store = world.store(u64::MAX);
+            let mut again = world.context(&store);
+            let held = again.attach(&ids[..end]).unwrap();
+            assert_eq!(held, end - end % 64, "{form}");
+            let got = world.read(&mut again, &ids[held..end + 9], 5).unwrap();
+            assert_eq!(
+                row(&got, end + 8 - held),
+                row(&expected, end + 8),
+                "{form} at {end}"
+            );
+            // Back inside of what was taken over, and on.
+            let back = again.len() - 3;
+            again.truncate(back).unwrap();
+            let got = world.read(&mut again, &ids[back..end + 20], 64).unwrap();
+            assert_eq!(
+                row(&got, end + 19 - back),
+                row(&expected, end + 19),
+                "{form}"
+            );
+        }
+    }
+}
+
+#[test]
 fn within_a_memory_limit_blocks_go_and_come_back_with_the_same_bits() {
-    for states in [[FULL, FULL], [FULL, WINDOW]] {
-        let mut world = World::new(&states);
+    let [kivi, exempt, ..] = split_forms();
+    let f16 = KvForm::from(KvType::F16);
+    for (states, form, limit) in [
+        ([FULL, FULL], f16, 1_000_000),
+        ([FULL, WINDOW], f16, 1_000_000),
+        ([FULL, FULL], kivi, 700_000),
+        ([FULL, FULL], exempt, 1_000_000),
+    ] {
+        let mut world = World::storing(&states, form);
         let ids = ids(6000);
         let unlimited = world.store(u64::MAX);
         let mut free = world.context(&unlimited);
@@ -202,12 +280,11 @@ fn within_a_memory_limit_blocks_go_and_come_back_with_the_same_bits() {
         drop((free, unlimited));
         world.tier.blocks.lock().unwrap().clear();
 
-        let limit = 1_000_000;
-        assert!(whole > limit, "{whole}");
+        assert!(whole > limit, "{form}: {whole}");
         let store = world.store(limit);
         let mut tight = world.context(&store);
         let got = world.read(&mut tight, &ids, 300).unwrap();
-        assert!(got == expected, "prefill within {limit} bytes");
+        assert!(got == expected, "{form}: prefill within {limit} bytes");
         assert!(tight.away_bytes() > 0 && store.counts().demoted_bytes > 0);
         // Decode, in a fork.
         let mut fork = tight.fork();
@@ -287,8 +364,12 @@ fn equal_texts_are_held_once_and_parted_ones_share_what_they_have_in_common() {
 
 #[test]
 fn a_block_that_cannot_be_read_is_computed_again() {
-    for states in [[FULL, FULL], [FULL, WINDOW]] {
-        let mut world = World::new(&states);
+    for (states, form) in [
+        ([FULL, FULL], KvType::F16.into()),
+        ([FULL, WINDOW], KvType::F16.into()),
+        ([FULL, FULL], split_forms()[1]),
+    ] {
+        let mut world = World::storing(&states, form);
         let ids = ids(700);
         let store = world.store(u64::MAX);
         let mut first = world.context(&store);

@@ -104,6 +104,13 @@ pub enum MethodError {
     #[error("--store: at most 8 ranges of layers can have forms of their own")]
     StoreLayers,
 
+    /// Tokens are to be exempt from no form.
+    #[error(
+        "--store: sinks= and recent= leave tokens out of a quantised form; name a form as well, as in \
+         \"kivi, sinks=64\""
+    )]
+    StoreExempt,
+
     /// Something follows the method that chooses the token.
     #[error(
         "--decode: {finish} chooses the token, so nothing can follow it; move {after} before it"

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Tier};
-use longview_kv::{BLOCK_TOKENS, BlockHash, Context, KvType, Ledger, Segment, Store, Wanted};
+use longview_kv::{
+    BLOCK_TOKENS, BlockHash, Context, KvForm, KvType, Ledger, Segment, Store, Wanted,
+};
 use longview_models::{Model, ModelFile, Workspace};
 use longview_weights::WeightFile;
 
@@ -31,7 +33,24 @@ fn fixtures() -> Vec<PathBuf> {
     folders
 }
 
+/// In which forms every architecture is read: half precision, and one that holds first, older and
+/// latest tokens apart.
+fn forms() -> [KvForm; 2] {
+    let kivi = KvForm {
+        recent_tokens: 40,
+        sink_tokens: 4,
+        ..KvType::WHOLE[0].into()
+    };
+    [KvType::F16.into(), kivi]
+}
+
+fn worlds() -> impl Iterator<Item = World> {
+    let pair = |folder: PathBuf| forms().map(|form| World::load(&folder, form));
+    fixtures().into_iter().flat_map(pair)
+}
+
 struct World {
+    name: String,
     model: Model,
     exec: Exec,
     workspace: Workspace,
@@ -40,15 +59,14 @@ struct World {
 }
 
 impl World {
-    fn load(folder: &Path) -> World {
+    fn load(folder: &Path, form: KvForm) -> World {
         let exec = Exec::new(2, Isa::best(), Numerics::Default);
         let file = ModelFile::new(WeightFile::open(folder).unwrap()).unwrap();
         let ledger = Ledger::unlimited();
-        let model = file
-            .load(&exec, KvType::F16, &ledger, &mut |_, _| {})
-            .unwrap();
+        let model = file.load(&exec, form, &ledger, &mut |_, _| {}).unwrap();
         let vocab = model.blueprint().vocab as u32;
-        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let name = folder.file_name().unwrap().to_string_lossy();
+        let name = format!("{name} {form}");
         let origin = |rope: &str| {
             Arc::new(Origin {
                 seed: BlockHash::seed(&[("model", name.as_bytes()), ("rope", rope.as_bytes())]),
@@ -64,6 +82,7 @@ impl World {
             exec,
             workspace: Workspace::new(),
             model,
+            name,
         }
     }
 
@@ -112,10 +131,8 @@ fn read_until_killed() {
         return;
     };
     let store = open(Path::new(&folder));
-    let contexts: Vec<Context> = fixtures()
-        .iter()
-        .map(|fixture| {
-            let mut world = World::load(fixture);
+    let contexts: Vec<Context> = worlds()
+        .map(|mut world| {
             let mut context = world.context(&store);
             world.read(&mut context, BEFORE, 64);
             context
@@ -145,8 +162,7 @@ fn a_killed_process_has_lost_the_unfinished_block_and_no_bit() {
     assert!(ready, "the reading process failed");
 
     let store = open(folder.path());
-    for fixture in fixtures() {
-        let mut world = World::load(&fixture);
+    for mut world in worlds() {
         let end = world.tokens.len();
         // One pass over everything, outside any store.
         let ledger = Ledger::unlimited();
@@ -155,9 +171,9 @@ fn a_killed_process_has_lost_the_unfinished_block_and_no_bit() {
 
         let mut context = world.context(&store);
         let held = context.attach(&world.tokens).unwrap();
-        let name = fixture.file_name().unwrap().to_string_lossy().into_owned();
-        assert_eq!(held, BEFORE / BLOCK_TOKENS * BLOCK_TOKENS, "{name}");
-        assert_eq!(world.read(&mut context, end, 512), expected, "{name}");
+        assert_eq!(held, BEFORE / BLOCK_TOKENS * BLOCK_TOKENS, "{}", world.name);
+        let got = world.read(&mut context, end, 512);
+        assert_eq!(got, expected, "{}", world.name);
     }
     assert!(store.counts().read_bytes > 0);
 }

@@ -127,9 +127,10 @@ impl Context {
             );
             return Err(plan.refused(why));
         }
-        if layout.is_whole() {
-            let why = "keys and values are stored in pages that are made whole (kivi, mustafar), from \
-                       which single pairs cannot leave; store them as f16, bf16, q8 or q4";
+        if layout.is_split() {
+            let why = "the latest or first tokens are stored in another form than the others (kivi, \
+                       mustafar, recent= or sinks=), from which single pairs cannot leave; store them \
+                       as f16, bf16, q8 or q4";
             return Err(plan.refused(why.to_owned()));
         }
         if let (Some(wanted), Some(found)) = (&plan.made_for, model.fingerprint())

@@ -8,15 +8,18 @@
 //! which gives the same levels; values always share a scale among 32 channels; and tokens are read
 //! quantised once they are no longer among the latest, while a prompt is read too, so that memory
 //! stays bounded and the result does not depend on how the prompt was cut into passes. The paper reads
-//! the whole prompt in full precision.
+//! the whole prompt in full precision. Attention multiplies codes with whole numbers: queries times the
+//! scales of a page, and weights times those of values, are rounded to 16 bits of the page's largest,
+//! or with `queries=int8` to 8.
 
-use longview_kv::{KiviBits, KiviGroup, KvForm, KvType};
+use longview_kv::{KiviBits, KiviGroup, KiviQueries, KvForm, KvType};
 
+use super::most_recent;
 use crate::arguments::Arguments;
 use crate::error::MethodError;
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `kivi(bits, group, residual)`.
+/// `kivi(bits, group, residual, queries)`.
 pub(super) const METHOD: Method = Method {
     stage: Stage::Store,
     name: "kivi",
@@ -32,13 +35,7 @@ pub(super) const METHOD: Method = Method {
             doc: "2 or 4; the authors recommend 4 where query heads share KV heads",
             domain: Domain::Count,
         },
-        Parameter {
-            name: "group",
-            default: "32",
-            unit: "tokens",
-            doc: "tokens of a channel of keys that share a scale, 32 or 64",
-            domain: Domain::Count,
-        },
+        GROUP,
         Parameter {
             name: "residual",
             default: "128",
@@ -46,35 +43,68 @@ pub(super) const METHOD: Method = Method {
             doc: "the latest tokens, at least so many, stay in half precision",
             domain: Domain::Count,
         },
+        QUERIES,
     ],
     build: Build::Store(build),
 };
 
+/// Tokens that share a scale.
+pub(super) const GROUP: Parameter = Parameter {
+    name: "group",
+    default: "32",
+    unit: "tokens",
+    doc: "tokens of a channel of keys that share a scale, 32 or 64",
+    domain: Domain::Count,
+};
+
+/// What attention rounds to before it multiplies.
+pub(super) const QUERIES: Parameter = Parameter {
+    name: "queries",
+    default: "float",
+    unit: "",
+    doc: "float: products as exact as floats; int8: half the arithmetic, with an error below that \
+          of the codes",
+    domain: Domain::Word(&["float", "int8"]),
+};
+
 fn build(arguments: &Arguments) -> Result<KvForm, MethodError> {
-    let wrong = |parameter: &str, wanted: &str| MethodError::Value {
-        method: METHOD.name.to_owned(),
-        parameter: parameter.to_owned(),
-        value: arguments.count(parameter).to_string(),
-        wanted: wanted.to_owned(),
-    };
     let bits = match arguments.count("bits") {
         4 => KiviBits::Four,
         2 => KiviBits::Two,
-        _ => return Err(wrong("bits", "2 or 4")),
+        other => {
+            return Err(MethodError::Value {
+                method: METHOD.name.to_owned(),
+                parameter: "bits".to_owned(),
+                value: other.to_string(),
+                wanted: "2 or 4".to_owned(),
+            });
+        }
     };
-    let group = match arguments.count("group") {
-        32 => KiviGroup::Tokens32,
-        64 => KiviGroup::Tokens64,
-        _ => return Err(wrong("group", "32 or 64")),
-    };
-    let recent_tokens = arguments.count("residual");
-    if recent_tokens > super::MOST_RECENT {
-        return Err(wrong("residual", super::RECENT_WANTED));
-    }
-    let kv_type = KvType::kivi(bits, group);
+    let kv_type = KvType::kivi(bits, group(&METHOD, arguments)?);
     Ok(KvForm {
-        k: kv_type,
-        v: kv_type,
-        recent_tokens,
+        recent_tokens: most_recent(&METHOD, arguments, "residual")?,
+        ..kv_type.with_queries(queries(arguments)).into()
     })
+}
+
+/// What `group` says.
+pub(super) fn group(method: &Method, arguments: &Arguments) -> Result<KiviGroup, MethodError> {
+    match arguments.count("group") {
+        32 => Ok(KiviGroup::Tokens32),
+        64 => Ok(KiviGroup::Tokens64),
+        other => Err(MethodError::Value {
+            method: method.name.to_owned(),
+            parameter: "group".to_owned(),
+            value: other.to_string(),
+            wanted: "32 or 64".to_owned(),
+        }),
+    }
+}
+
+/// What `queries` says.
+pub(super) fn queries(arguments: &Arguments) -> KiviQueries {
+    match arguments.word("queries") {
+        "int8" => KiviQueries::Int8,
+        _ => KiviQueries::Float,
+    }
 }

@@ -1,8 +1,11 @@
 //! The store stage: in what form keys and values are held.
 //!
 //! A text names one form for all, or forms for keys and values apart, and for ranges of layers:
-//! `k=kivi(bits=4), v=q8, layers 0-1=f16`. What no item speaks of stays in half precision.
+//! `k=kivi(bits=4), v=q8, layers 0-1=f16`. What no item speaks of stays in half precision. `sinks=64`
+//! and `recent=128` leave first and latest tokens in half precision, whatever quantised form the others
+//! have.
 
+mod accllm;
 mod kivi;
 mod mustafar;
 mod plain;
@@ -11,9 +14,9 @@ use longview_kv::{KvForm, KvForms, KvType};
 
 use crate::arguments::Arguments;
 use crate::error::MethodError;
-use crate::method::{Build, Method, Stage};
+use crate::method::{Build, Domain, Method, Parameter, Stage};
 use crate::registry;
-use crate::text::{Item, Key, MethodText};
+use crate::text::{Call, Item, Key, MethodText};
 
 /// The methods of this stage; the first is the default.
 pub(crate) static METHODS: &[Method] = &[
@@ -24,13 +27,55 @@ pub(crate) static METHODS: &[Method] = &[
     plain::Q4,
     kivi::METHOD,
     mustafar::METHOD,
+    accllm::METHOD,
 ];
 
 /// The most tokens that stay as they are beside whole pages.
 const MOST_RECENT: usize = 1 << 30;
 
-/// What a number of such tokens must be.
-const RECENT_WANTED: &str = "a number of tokens from 1 to 1073741824";
+/// The tokens that a parameter counts, within what can be meant.
+fn most_recent(
+    method: &Method,
+    arguments: &Arguments,
+    parameter: &str,
+) -> Result<usize, MethodError> {
+    let tokens = arguments.count(parameter);
+    if tokens <= MOST_RECENT {
+        return Ok(tokens);
+    }
+    Err(MethodError::Value {
+        method: method.name.to_owned(),
+        parameter: parameter.to_owned(),
+        value: tokens.to_string(),
+        wanted: format!("a number of tokens up to {MOST_RECENT}"),
+    })
+}
+
+/// The parameters of the stage itself: tokens that no quantised form touches.
+static EXEMPT: Method = Method {
+    stage: Stage::Store,
+    name: "--store",
+    exact: true,
+    paper: None,
+    doc: "tokens that stay in half precision",
+    parameters: &[
+        Parameter {
+            name: "sinks",
+            default: "0",
+            unit: "tokens",
+            doc: "first tokens, at least so many, in whole blocks of 64",
+            domain: Domain::Whole,
+        },
+        Parameter {
+            name: "recent",
+            default: "0",
+            unit: "tokens",
+            doc: "latest tokens, at least so many",
+            domain: Domain::Whole,
+        },
+    ],
+    build: Build::Nothing,
+};
 
 /// What a text chooses.
 #[derive(Clone, Debug)]
@@ -76,8 +121,9 @@ pub(crate) fn choose(text: &str) -> Result<Chosen, MethodError> {
             given.push(key);
         }
     }
+    let is_exempt = |item: &&Item| matches!(&item.key, Some(Key::Name(name)) if EXEMPT.parameters.iter().any(|parameter| parameter.name == name));
+    let (exempt, mut items): (Vec<&Item>, Vec<&Item>) = parsed.items.iter().partition(is_exempt);
     // One form for all comes first, whatever the order, then keys and values, then layers.
-    let mut items: Vec<&Item> = parsed.items.iter().collect();
     items.sort_by_key(|item| match &item.key {
         None => 0,
         Some(Key::Name(name)) if name == "k" => 1,
@@ -117,6 +163,28 @@ pub(crate) fn choose(text: &str) -> Result<Chosen, MethodError> {
             .with_layers(range, form)
             .ok_or(MethodError::StoreLayers)?;
     }
+    let exempt = Arguments::bind(
+        &EXEMPT,
+        &Call {
+            name: EXEMPT.name.to_owned(),
+            arguments: exempt.into_iter().cloned().collect(),
+        },
+    )?;
+    for parameter in EXEMPT.parameters {
+        let tokens = most_recent(&EXEMPT, &exempt, parameter.name)?;
+        if tokens > 0 {
+            texts.push(format!("{}={tokens}", parameter.name));
+        }
+    }
+    let forms = forms.map(|form| KvForm {
+        sink_tokens: form.sink_tokens.max(exempt.count("sinks")),
+        recent_tokens: form.recent_tokens.max(exempt.count("recent")),
+        ..form
+    });
+    if methods.is_empty() {
+        // Nothing but exemptions from a form that needs none.
+        return Err(MethodError::StoreExempt);
+    }
     Ok(Chosen {
         forms,
         text: texts.join(", "),
@@ -143,7 +211,7 @@ fn build_alone(
     build: fn(&Arguments) -> Result<KvForm, MethodError>,
     method: &'static Method,
 ) -> Option<KvType> {
-    let call = crate::text::Call {
+    let call = Call {
         name: method.name.to_owned(),
         arguments: Vec::new(),
     };
@@ -158,11 +226,13 @@ fn form_of(method: &Method, arguments: &Arguments) -> Result<KvForm, MethodError
     }
 }
 
-/// `form` with `v` for the values, and as many recent tokens as either needs.
+/// `form` with `v` for the values, and as many recent and first tokens as either needs.
 fn merged(form: KvForm, v: KvType, other: &KvForm) -> KvForm {
     KvForm {
         v,
         recent_tokens: form.recent_tokens.max(other.recent_tokens),
+        sink_tokens: form.sink_tokens.max(other.sink_tokens),
+        window_tokens: form.window_tokens.or(other.window_tokens),
         ..form
     }
 }
@@ -174,7 +244,7 @@ mod tests {
     #[test]
     fn keys_values_and_layers_have_their_own_forms() {
         let chosen = choose("layers 0-1=f16, v=q8, k=kivi(bits=2, residual=64)").unwrap();
-        let text = "k=kivi(bits=2, group=32, residual=64), v=q8, layers 0-1=f16";
+        let text = "k=kivi(bits=2, group=32, residual=64, queries=float), v=q8, layers 0-1=f16";
         assert_eq!(chosen.text, text);
         let form = chosen.forms.of(5);
         assert_eq!(
@@ -196,6 +266,22 @@ mod tests {
     }
 
     #[test]
+    fn first_and_latest_tokens_can_be_exempt() {
+        let chosen =
+            choose("recent=200, kivi(bits=2, queries=int8), sinks=1k, layers 0-0=f16").unwrap();
+        let text = "kivi(bits=2, group=32, residual=128, queries=int8), layers 0-0=f16, sinks=1024, recent=200";
+        assert_eq!(chosen.text, text);
+        let form = chosen.forms.of(1);
+        assert_eq!((form.sink_tokens, form.recent_tokens), (1024, 200));
+        assert_eq!(form.k.to_string(), "kivi2/32 with int8 queries");
+        assert!(!chosen.forms.of(0).is_split());
+        assert_eq!(choose(text).unwrap().forms, chosen.forms);
+        let q4 = choose("q4, sinks=4").unwrap();
+        assert!(q4.forms.of(0).is_split() && q4.text == "q4, sinks=4");
+        assert!(!choose("q4").unwrap().forms.of(0).is_split());
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, words) in [
             ("kivi(bits=3)", "bits = 3 is not 2 or 4"),
@@ -211,6 +297,18 @@ mod tests {
             ("q8, q4", "takes one method, not 2"),
             ("kiwi", "did you mean \"kivi\"?"),
             ("kivi(bit=4)", "did you mean \"bits\"?"),
+            ("kivi(queries=int4)", "one of float, int8"),
+            ("q8, sinks=-3", "sinks = -3 is not a whole number"),
+            ("q8, sinks=3, sinks=4", "sinks is given twice"),
+            (
+                "q8, recent=9999999999",
+                "recent = 9999999999 is not a number of tokens",
+            ),
+            ("sinks=3", "name a form"),
+            (
+                "accllm(window=32, residual=64)",
+                "window = 32 is not at least residual = 64",
+            ),
         ] {
             let message = choose(text).unwrap_err().to_string();
             assert!(message.contains(words), "{text}: {message}");

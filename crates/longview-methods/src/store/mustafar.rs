@@ -53,20 +53,11 @@ fn build(arguments: &Arguments) -> Result<KvForm, MethodError> {
         let value = arguments.number("sparsity").to_string();
         return Err(wrong("sparsity", value, "a whole per cent from 0% to 99%"));
     }
-    let recent_tokens = arguments.count("residual");
-    if recent_tokens > super::MOST_RECENT {
-        return Err(wrong(
-            "residual",
-            recent_tokens.to_string(),
-            super::RECENT_WANTED,
-        ));
-    }
     let kv_type = KvType::Sparse(Sparse {
         percent: percent.round() as u8,
     });
     Ok(KvForm {
-        k: kv_type,
-        v: kv_type,
-        recent_tokens,
+        recent_tokens: super::most_recent(&METHOD, arguments, "residual")?,
+        ..kv_type.into()
     })
 }
