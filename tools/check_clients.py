@@ -11,6 +11,7 @@ Ends with 1 and says what differs when something does; a missing package is said
 import json
 import subprocess
 import sys
+import time
 
 from serving import serving
 
@@ -79,6 +80,18 @@ def with_openai(url):
         sys.exit("openai: a deleted response is shown")
     except openai.NotFoundError as error:
         check("openai responses deleted", error.code, "response_not_found")
+    lines = [json.dumps({"custom_id": str(at), "method": "POST", "url": "/v1/chat/completions",
+                         "body": {"model": model, "messages": messages, "max_tokens": 24, "temperature": 0}}) for at in range(3)]
+    file = client.files.create(file=("requests.jsonl", "\n".join(lines).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    deadline = time.monotonic() + 60
+    while batch.status not in ("completed", "failed") and time.monotonic() < deadline:
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    check("openai batch", (batch.status, batch.request_counts.completed), ("completed", 3))
+    answers = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    said = [answer["response"]["body"]["choices"][0]["message"]["content"] for answer in answers]
+    check("openai batch's answers", said, [ANSWER] * 3)
     try:
         client.chat.completions.create(model="gpt-9", messages=messages)
         sys.exit("openai: an unknown model is answered")

@@ -88,6 +88,15 @@ impl Arguments {
         self.values.iter().filter_map(of_value).max()
     }
 
+    /// Whether it names a file, itself or in a method that it is put together with.
+    pub fn names_a_file(&self) -> bool {
+        self.values.iter().any(|(parameter, bound)| match bound {
+            Bound::Text(_) => parameter.domain == Domain::Path,
+            Bound::Part(_, inner) => inner.names_a_file(),
+            _ => false,
+        })
+    }
+
     /// The number `parameter` has; shares as 0 to 1.
     ///
     /// # Panics

@@ -3,12 +3,12 @@
 use std::panic::AssertUnwindSafe;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 
-use crate::app::{App, Guest};
+use crate::app::{App, Guest, new_id};
 use crate::error::ApiError;
 
 /// Paths that need no key: they tell nothing of anybody.
@@ -20,6 +20,9 @@ const OPEN: [&str; 6] = [
     "/page.js",
     "/openapi.json",
 ];
+
+/// Names a request.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Checks where a request comes from, and lets it on as a tenant's.
 ///
@@ -56,8 +59,12 @@ pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Ne
     answered(&app, with_cors(response, allowed))
 }
 
-fn answered(app: &App, response: Response) -> Response {
+fn answered(app: &App, mut response: Response) -> Response {
     app.metrics().answered(response.status().as_u16());
+    // What clients note and people quote when they ask about an answer.
+    if let Ok(id) = HeaderValue::from_str(&new_id("req_")) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
     response
 }
 
@@ -179,7 +186,7 @@ fn with_cors(mut response: Response, allowed: Option<HeaderValue>) -> Response {
         headers.append(header::VARY, HeaderValue::from_static("origin"));
         headers.insert(
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            HeaderValue::from_static("x-longview-ignored-fields, retry-after"),
+            HeaderValue::from_static("x-longview-ignored-fields, x-request-id, retry-after"),
         );
     }
     response

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use longview::methods::{Decode, MethodError, Methods, Sampling, Stage, fresh_seed, nearest};
+use longview::methods::{
+    Arguments, Decode, MethodError, Methods, Sampling, Stage, fresh_seed, nearest, registry,
+};
 use longview::schedule::{AnswerOptions, Priority};
 use longview::{EndOfText, GenerateOptions, ShowSpecials};
 use serde::Deserialize;
@@ -328,6 +330,17 @@ fn methods(app: &App, extras: &Extras) -> Result<Methods, ApiError> {
             continue;
         };
         let field = format!("longview.{stage}");
+        if reads_a_file(app, stage, text) {
+            return Err(ApiError::field(
+                field,
+                format!(
+                    "{text:?} names a file, and requests do not choose which files this server reads; start it \
+                     with {} for all requests",
+                    stage.flag()
+                ),
+            )
+            .code("method_not_available"));
+        }
         methods
             .set(stage, text)
             .map_err(|error| refused(&field, &error))?;
@@ -347,6 +360,19 @@ fn methods(app: &App, extras: &Extras) -> Result<Methods, ApiError> {
         }
     }
     Ok(methods)
+}
+
+/// Whether a method would read a file that is not the server's own choice. It is asked before the method
+/// is made.
+fn reads_a_file(app: &App, stage: Stage, text: &str) -> bool {
+    // What is wrong with a text is told where it is set.
+    let Ok(resolved) = registry::resolve(stage, text) else {
+        return false;
+    };
+    let held = app.options().methods.text(stage, app.engine().kv_type());
+    let reads =
+        |(_, arguments): &(_, Arguments)| arguments.names_a_file() && arguments.to_string() != held;
+    resolved.iter().any(reads)
 }
 
 /// Whether each request chooses for itself. What is taken over from others, and what becomes of a text

@@ -165,11 +165,9 @@ impl Folder {
 
     /// Writes a file as a whole or not at all.
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), ApiError> {
+        let root = self.root()?;
         let written = (|| {
-            let mut file = NamedTempFile::new_in(
-                self.root()
-                    .map_err(|error| io::Error::other(error.message))?,
-            )?;
+            let mut file = NamedTempFile::new_in(root)?;
             file.write_all(bytes)?;
             file.as_file().sync_all()?;
             file.persist(path)?;

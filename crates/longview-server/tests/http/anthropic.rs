@@ -1,13 +1,18 @@
 //! Anthropic's protocol over a real socket.
 
+use longview_server::ServerOptions;
 use serde_json::{Value, json};
 
-use crate::support::{ANSWER, DOCUMENT, QUESTION, Running};
+use crate::support::{ANSWER, DOCUMENT, QUESTION, Running, engine, options, words};
 
 #[test]
 fn anthropics_protocol_is_spoken() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Running::usual(folder.path());
+    let options = ServerOptions {
+        max_prompt_tokens: Some(2000),
+        ..options(folder.path())
+    };
+    let server = Running::start(engine(folder.path(), None), options);
     let request = json!({
         "max_tokens": 24,
         "system": [{ "type": "text", "text": DOCUMENT, "cache_control": { "type": "ephemeral" } }],
@@ -74,6 +79,13 @@ fn anthropics_protocol_is_spoken() {
         events[events.len() - 2].json()["delta"]["stop_sequence"],
         " of the"
     );
+
+    let mut long = request.clone();
+    long["messages"][0]["content"] = json!(words(3, 3000));
+    long["longview"] = json!({ "truncate": "middle" });
+    let answer = server.post("/v1/messages", &long);
+    assert!(answer.header("x-request-id").unwrap().starts_with("req_"));
+    assert!(answer.good()["usage"]["truncated_tokens"].as_u64().unwrap() > 0);
 
     let refused = server.post("/v1/messages", &json!({ "messages": [], "max_tokens": 1 }));
     assert_eq!(refused.status, 400);

@@ -159,6 +159,13 @@ fn wrong_requests_are_told_what_to_do() {
         ),
         (
             "/v1/chat/completions",
+            json!({ "messages": hello, "longview": { "keep": "duo-attention(scores=\"/etc/passwd\")" } }),
+            400,
+            "names a file",
+            Some("longview.keep"),
+        ),
+        (
+            "/v1/chat/completions",
             json!({ "messages": hello, "longview": { "reuse": "shift" } }),
             400,
             "one request",

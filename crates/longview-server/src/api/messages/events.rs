@@ -166,7 +166,7 @@ impl Protocol for Events {
                 "stop_reason": stop_reason(reason, self.reading.calls),
                 "stop_sequence": self.stop,
             },
-            "usage": usage(total, self.counts.breakpoint),
+            "usage": usage(total, self.counts.breakpoint, meta),
             "longview": total.report(meta),
         });
         out.push(Message::typed("message_delta", &delta));
@@ -191,13 +191,17 @@ pub(super) fn stop_reason(reason: FinishReason, calls: usize) -> &'static str {
 
 /// Tokens as Anthropic counts: those read from the cache and those written up to a breakpoint apart
 /// from the rest.
-pub(super) fn usage(total: &Total, breakpoint: usize) -> Value {
+pub(super) fn usage(total: &Total, breakpoint: usize, meta: &Meta) -> Value {
     let sum = &total.sum;
     let created = breakpoint.saturating_sub(sum.reused_tokens);
-    json!({
+    let mut usage = json!({
         "input_tokens": sum.prompt_tokens.saturating_sub(sum.reused_tokens + created),
         "cache_creation_input_tokens": created,
         "cache_read_input_tokens": sum.reused_tokens,
         "output_tokens": sum.generated_tokens,
-    })
+    });
+    if meta.truncated > 0 {
+        usage["truncated_tokens"] = meta.truncated.into();
+    }
+    usage
 }

@@ -194,7 +194,7 @@ async fn answer(
         content,
         stop_reason: stop_reason(reason, reading.calls),
         stop_sequence: text.stop,
-        usage: usage(&total, counts.breakpoint),
+        usage: usage(&total, counts.breakpoint, &meta),
         longview: total.report(&meta),
     };
     Ok(ignored.on(Json(response)))
