@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use longview_kernels::attention::{
-    AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_span,
+    AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_further,
 };
 use longview_kernels::page::PAGE_TOKENS;
 use longview_kernels::{Exec, Isa};
@@ -685,17 +685,26 @@ impl<'a> Call<'a, '_> {
             softcap: self.attention.softcap,
         };
         let count = task.heads.len() * task.rows.len() * group_size;
-        worker.partials.reset(count, v_dim);
         worker.pages += used as u64;
-        attend_span(
+        let fresh = task.partials.is_fresh();
+        let out = match fresh {
+            true => &mut task.partials,
+            false => {
+                worker.partials.reset(count, v_dim);
+                &mut worker.partials
+            }
+        };
+        attend_further(
             self.exec.isa,
             &group.geometry,
             &pages[..used],
             &rows,
             &mut worker.scratch,
-            &mut worker.partials,
+            out,
         );
-        task.partials.merge(self.exec.isa, &worker.partials);
+        if !fresh {
+            task.partials.merge(self.exec.isa, &worker.partials);
+        }
     }
 
     /// The queries of a task, scaled: `[heads][rows][group][head_dim]`.

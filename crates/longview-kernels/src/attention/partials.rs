@@ -17,6 +17,8 @@ pub struct Partials {
     acc: Floats,
     max: Vec<f32>,
     sum: Vec<f32>,
+    /// Whether some row may have seen a key.
+    begun: bool,
 }
 
 impl Partials {
@@ -28,6 +30,7 @@ impl Partials {
             acc: Floats::default(),
             max: Vec::new(),
             sum: Vec::new(),
+            begun: false,
         };
         partials.reset(rows, v_dim);
         partials
@@ -35,13 +38,19 @@ impl Partials {
 
     /// Becomes `rows` rows of `v_dim` channels that have seen no key; memory is kept for reuse.
     pub fn reset(&mut self, rows: usize, v_dim: usize) {
-        (self.rows, self.v_dim) = (rows, v_dim);
+        (self.rows, self.v_dim, self.begun) = (rows, v_dim, false);
         let numbers = rows * self.stride();
         self.acc.sized(numbers).fill(0.0);
         self.max.clear();
         self.max.resize(rows, f32::NEG_INFINITY);
         self.sum.clear();
         self.sum.resize(rows, 0.0);
+    }
+
+    /// Whether no row has seen a key: what is attended to next may be attended to here, with
+    /// [`super::attend_further`], and need not be merged.
+    pub fn is_fresh(&self) -> bool {
+        !self.begun
     }
 
     /// Rows held.
@@ -86,6 +95,7 @@ impl Partials {
     /// When `acc` has another length than `v_dim`, or there is no such row.
     pub fn set_row(&mut self, row: usize, acc: &[f32], max: f32, sum: f32) {
         let (stride, v_dim) = (self.stride(), self.v_dim);
+        self.begun = true;
         self.acc[row * stride..][..v_dim].copy_from_slice(acc);
         self.max[row] = max;
         self.sum[row] = sum;
@@ -113,6 +123,7 @@ impl Partials {
         assert!(rows.end <= next.rows, "rows that exist");
         let stride = self.stride();
         let numbers = self.rows * stride;
+        self.begun |= next.begun;
         lanes::run(
             isa,
             Merge {
@@ -138,6 +149,7 @@ impl Partials {
             rows.end <= from.rows && to.end <= self.rows,
             "rows that exist"
         );
+        self.begun |= from.begun;
         let stride = self.stride();
         let numbers = |rows: &Range<usize>| rows.start * stride..rows.end * stride;
         self.acc[numbers(&to)].copy_from_slice(&from.acc[numbers(&rows)]);
@@ -207,6 +219,7 @@ impl Partials {
     /// The state, writable: acc `[rows][stride]`, max `[rows]`, sum `[rows]`.
     pub(super) fn parts_mut(&mut self) -> (&mut [f32], &mut [f32], &mut [f32]) {
         let numbers = self.rows * self.stride();
+        self.begun = true;
         (&mut self.acc[..numbers], &mut self.max, &mut self.sum)
     }
 }
