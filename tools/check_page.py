@@ -46,13 +46,20 @@ def drive(url, browser, pictures):
     expect(item.locator(".note")).to_contain_text(re.compile(r"[\d,]+ tokens · .* in memory"), timeout=30_000)
     expect(page.locator("#asked")).to_contain_text("harbor.txt")
 
-    # Asked by keyboard alone.
+    # Asked by keyboard alone, with a picture of where the attention rested.
+    page.locator("#attention").focus()
+    page.keyboard.press("Space")
     page.locator("#question").focus()
     page.keyboard.type(QUESTION)
     page.keyboard.press("Enter")
     answer = page.locator("#turns li.assistant").first
     expect(answer.locator(".said")).to_have_text(ANSWER, timeout=30_000)
     expect(answer.locator(".numbers")).to_contain_text(re.compile(r"tokens taken over, .* computed · first token after"))
+    strip = answer.locator(".attention svg")
+    expect(strip).to_have_attribute("aria-label", re.compile(r"attention rested"))
+    expect(strip.locator("rect.mass").first).to_be_attached()
+    answer.locator(".attention summary").focus()
+    page.keyboard.press("Enter")
     if pictures:
         page.screenshot(path=os.path.join(pictures, "page-light.png"))
 

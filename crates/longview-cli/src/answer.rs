@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use longview::{
-    Context, Control, EndOfText, Event, FinishReason, GenerateOptions, Generated, ShowSpecials,
+    AttentionPicture, Context, Control, EndOfText, Event, FinishReason, GenerateOptions, Generated,
+    PicturePart, ShowSpecials,
 };
 use longview_kv::keep::KeepReport;
 use longview_kv::read::ReadReport;
@@ -87,6 +88,9 @@ pub(crate) struct Answer {
     /// What left the conversation after it, where something did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pruned: Option<PrunedCounts>,
+    /// What its attention rested on, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) attention: Option<AttentionPicture>,
     /// The most it could have had.
     #[serde(skip)]
     max_tokens: usize,
@@ -303,10 +307,31 @@ impl Answer {
             keep: context.keep_report().map(|report| KeepCounts::new(&report)),
             read: context.read_report().map(|report| ReadCounts::new(&report)),
             pruned: None,
+            attention: context.attention_map().map(|map| {
+                let tokens = context.tokens().to_vec();
+                session
+                    .engine
+                    .picture(&map, &tokens, prompt.min(tokens.len()))
+            }),
             store_read_bytes: request.read_bytes_before + session.store_read_bytes() - store_bytes,
             max_tokens,
             generated: Some(generated),
         })
+    }
+
+    /// Which parts of the prompt its attention rested on most, one line each, where that was asked for.
+    pub(crate) fn attention_lines(&self) -> Vec<String> {
+        let parts = self.attention.iter().flat_map(|picture| &picture.most);
+        let line = |part: &PicturePart| {
+            format!(
+                "attention: {:.1} % on tokens {} to {}: {}",
+                100.0 * part.mass,
+                human_count(part.first_token),
+                human_count(part.end_token),
+                part.text.split_whitespace().collect::<Vec<_>>().join(" "),
+            )
+        };
+        parts.map(line).collect()
     }
 
     /// What to tell the user about the way it ended, if that is not the natural one.

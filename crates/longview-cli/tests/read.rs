@@ -157,3 +157,40 @@ fn what_does_not_go_together_is_refused_before_anything_is_read() {
     longview(&["eval", "perplexity", "--file", &book, "--read", "quest"])
         .refused(2, &["no use for --read quest(budget=2048"]);
 }
+
+#[test]
+fn an_answer_can_say_where_its_attention_rested() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(1200));
+    let ask = |more: &[&str]| {
+        let fixed = ["ask", "--json", "--file", &book, FALCON];
+        longview(&[&fixed[..], more].concat())
+    };
+    let plain = ask(&[]).done().json();
+    assert!(plain.get("attention").is_none());
+    let read = ["--attention", "--read", "quest(budget=320, dense=0)"];
+    for (more, chosen) in [(&["--attention"][..], false), (&read, true)] {
+        let json = ask(more).done().json();
+        let picture = &json["attention"];
+        let list = |key: &str| -> Vec<f64> {
+            let values = picture[key].as_array().unwrap();
+            values.iter().map(|value| value.as_f64().unwrap()).collect()
+        };
+        let mass = list("mass");
+        let tokens = picture["tokens"].as_u64().unwrap();
+        assert_eq!(mass.len() as u64, tokens.div_ceil(64), "{json}");
+        assert!((mass.iter().sum::<f64>() - 1.0).abs() < 1e-3, "{json}");
+        assert_eq!(list("read").iter().any(|&share| share < 0.5), chosen);
+        // The reference model looks at the fact that it was asked for.
+        let most = picture["most"].as_array().unwrap();
+        let told = most
+            .iter()
+            .any(|part| part["text"].to_string().contains("falcon"));
+        assert!(most.len() == 5 && told, "{json}");
+        if !chosen {
+            assert_eq!(json["generated_ids"], plain["generated_ids"]);
+        }
+    }
+    ask(&["--attention", "--keep", "knorm(budget=100)"])
+        .refused(2, &["cannot be observed under --keep knorm"]);
+}

@@ -114,6 +114,7 @@ impl EngineError {
                 KvError::KeepRefused { .. }
                     | KvError::PatternRefused { .. }
                     | KvError::ReadRefused { .. }
+                    | KvError::WatchRefused { .. }
                     | KvError::NotObserved { .. }
             ),
             EngineError::Sampling(_) | EngineError::Pass(_) => false,

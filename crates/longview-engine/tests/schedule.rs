@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use longview_engine::sampling::{Chain, Finish, Rng};
 use longview_engine::schedule::{
-    AnswerOptions, Goal, Listener, Priority, Request, ScheduleOptions, Scheduler, Step, Summary,
-    Update,
+    AnswerOptions, Goal, Listener, Observe, Priority, Request, ScheduleOptions, Scheduler, Step,
+    Summary, Update,
 };
 use longview_engine::{
     ContextMethods, Control, Engine, EngineOptions, FinishReason, GenerateOptions, StoreOptions,
@@ -125,6 +125,7 @@ fn request(
         planned_tokens: prompt.len() + 64,
         goal: Goal::Write(answers),
         methods: ContextMethods::default(),
+        observe: Observe::Nothing,
         priority: Priority::Normal,
         listener: Box::new(ear.clone()),
     }

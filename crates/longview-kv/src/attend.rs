@@ -4,6 +4,7 @@
 mod picked;
 mod shared;
 mod streams;
+mod watch;
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -250,7 +251,7 @@ impl Batch<'_> {
             let mut worker = lock(&workers[worker]);
             finish.row(index / units, heads, out, &mut worker);
         });
-        Ok(())
+        call.watch(workers)
     }
 }
 

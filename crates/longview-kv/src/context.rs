@@ -19,6 +19,7 @@ use crate::shared::SharedList;
 use crate::store::Store;
 use crate::tier::{BlockKey, BlockShape, Hold, Origin};
 use crate::tokens::{PIECE, Tokens};
+use crate::watched::Watched;
 
 /// Which set of rotary frequencies a context was created with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -68,6 +69,8 @@ pub struct Context {
     pub(crate) sparse: Option<Sparse>,
     /// Which pages an answer's tokens read, where it is not all.
     pub(crate) reads: Option<Box<Reads>>,
+    /// What answers attend to, where somebody asks.
+    pub(crate) watched: Option<Box<Watched>>,
 }
 
 /// A context's place in a store.
@@ -98,6 +101,7 @@ impl Context {
             home: None,
             sparse: None,
             reads: None,
+            watched: None,
             kept: None,
         }
     }
@@ -217,6 +221,7 @@ impl Context {
             home: self.home.clone(),
             sparse: self.sparse.clone(),
             reads: self.reads.clone(),
+            watched: self.watched.clone(),
             kept: self.kept.clone(),
         }
     }

@@ -22,6 +22,15 @@ pub enum KvError {
         /// What stands in the way.
         why: String,
     },
+    /// Attention that cannot be observed.
+    #[error(
+        "what attention rests on cannot be observed under --keep {method}: what it drops is not there to be \
+         looked at; leave one of the two out"
+    )]
+    WatchRefused {
+        /// The keep method.
+        method: String,
+    },
     /// The memory limit does not allow it.
     #[error(
         "out of memory: {purpose} needs {} more, but {} of the {} allowed are in use; \

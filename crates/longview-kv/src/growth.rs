@@ -33,6 +33,7 @@ impl Context {
         let before = self.len();
         self.tokens.extend(tokens.iter().copied());
         self.commit_reads(before);
+        self.commit_watched();
         if let Some(kept) = &mut self.kept {
             kept.observed.commit();
         }
@@ -84,6 +85,7 @@ impl Context {
     pub(crate) fn end_pass(&mut self) {
         self.trim();
         self.trim_reads(self.len());
+        self.give_up_watched();
         // Pins cost nothing where nothing is ever asked to leave.
         if self.home.is_some() && self.ledger.limit() != u64::MAX {
             self.groups.iter_mut().for_each(BlockRun::unpin);

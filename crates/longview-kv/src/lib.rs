@@ -34,6 +34,7 @@ mod sharing;
 mod store;
 pub mod tier;
 mod tokens;
+mod watched;
 mod whereabouts;
 
 pub use attach::{Explanation, ReuseEnd};
@@ -50,6 +51,7 @@ pub use longview_kernels::page::{KiviBits, KiviGroup, KiviQueries, KvType, Spars
 pub use recurrent::{CHECKPOINT_TOKENS, RecurrentWorkspace};
 pub use store::{Store, StoreCounts};
 pub use tokens::Tokens;
+pub use watched::AttentionMap;
 
 /// Tokens in a block; also the slots of a page.
 pub const BLOCK_TOKENS: usize = longview_kernels::page::PAGE_TOKENS;

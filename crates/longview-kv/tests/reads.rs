@@ -293,3 +293,99 @@ fn layers_with_windows_stay_as_they_are() {
     assert!(got == expected);
     assert!(!context.is_exact(), "layer 0 has read less");
 }
+
+/// How layer `layer`'s attention of position `position` is spread over blocks with one KV head, in f64 from
+/// the definition, over the positions that `sees` says.
+fn spread(layer: usize, position: usize, head: usize, sees: &dyn Fn(usize) -> bool) -> Vec<f64> {
+    let group = HEADS / KV_HEADS;
+    let mut blocks = vec![0.0; position / 64 + 1];
+    for of_group in 0..group {
+        let q = rows(30 + layer, position, 1, HEADS * DIM);
+        let q = &q[(head * group + of_group) * DIM..][..DIM];
+        let seen: Vec<usize> = (0..=position).filter(|&at| sees(at)).collect();
+        let weight = |&at: &usize| {
+            let k = rows(10 + layer, at, 1, KV_HEADS * DIM);
+            let product = q.iter().zip(&k[head * DIM..]);
+            (0.4 * product.map(|(a, b)| f64::from(a * b)).sum::<f64>()).exp()
+        };
+        let weights: Vec<f64> = seen.iter().map(weight).collect();
+        let all: f64 = weights.iter().sum();
+        for (at, weight) in seen.iter().zip(weights) {
+            blocks[at / 64] += weight / all / group as f64;
+        }
+    }
+    blocks
+}
+
+#[test]
+fn what_attention_rests_on_is_observed_and_changes_nothing() {
+    let (from, tokens) = (400, 420);
+    for (form, tolerance) in [
+        (KvType::F32.into(), 1e-6),
+        (
+            KvForm {
+                v: KvType::F16,
+                recent_tokens: 70,
+                sink_tokens: 4,
+                ..KvType::WHOLE[0].into()
+            },
+            3e-3,
+        ),
+    ] {
+        let layout = layout(FULL, form);
+        let mut workspace = AttendWorkspace::default();
+        for picks in [false, true] {
+            let make = || match picks {
+                true => reading(&layout, Strides, from),
+                false => context(&layout),
+            };
+            let mut unseen = make();
+            let expected = step(vec![(&mut unseen, tokens)], &exec(2), &mut workspace);
+            assert!(unseen.attention_map().is_none());
+            let mut seen = make();
+            seen.watch_attention().unwrap();
+            seen.answer_from(from);
+            let mut got = step(vec![(&mut seen, 390)], &exec(2), &mut workspace);
+            for count in [13, 1, 16] {
+                // A fork observes its own rows only.
+                step(vec![(&mut seen.fork(), 3)], &exec(1), &mut workspace);
+                got.extend(step(vec![(&mut seen, count)], &exec(2), &mut workspace));
+            }
+            assert!(got == expected, "{form}");
+
+            // The last row of the prompt and those of the answer.
+            let map = seen.attention_map().unwrap();
+            let rows = tokens - from + 1;
+            assert_eq!(map.samples as usize, rows * 2 * KV_HEADS);
+            let mut mass = vec![0.0; tokens.div_ceil(64)];
+            for position in from - 1..tokens {
+                for (layer, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    let own = position / 64;
+                    let all = !picks || position < from;
+                    // Of whole pages the latest tokens are always read.
+                    let latest = match form.is_split() {
+                        true => (position + 1 - 70) / 64,
+                        false => own,
+                    };
+                    let sees = |at: usize| all || at / 64 >= latest || strided(head, at / 64);
+                    let of_row = spread(layer, position, head, &sees);
+                    mass.iter_mut().zip(of_row).for_each(|(sum, x)| *sum += x);
+                }
+            }
+            for (block, (got, sum)) in map.mass.iter().zip(&mass).enumerate() {
+                let exact = sum / map.samples as f64;
+                assert!(
+                    (got - exact).abs() < tolerance,
+                    "{form} {block}: {got} {exact}"
+                );
+            }
+            assert!((map.mass.iter().sum::<f64>() - 1.0).abs() < 1e-5);
+            // Block 1 is read by nobody's plan, block 0 by everybody's.
+            assert_eq!(map.read[0], 1.0);
+            let plain = 1.0 / rows as f64;
+            assert_eq!(map.read[1], if picks { plain } else { 1.0 }, "{form}");
+            seen.answer_from(tokens);
+            assert_eq!(seen.attention_map().unwrap().samples, 0);
+        }
+    }
+}

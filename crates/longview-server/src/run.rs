@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use longview::keep::KeepReport;
 use longview::read::ReadReport;
-use longview::schedule::{Ended, Goal, Request, Summary};
-use longview::{Context, ContextMethods, Engine, Explanation, FinishReason, ReuseEnd};
+use longview::schedule::{Ended, Goal, Observe, Request, Summary};
+use longview::{
+    AttentionPicture, Context, ContextMethods, Engine, Explanation, FinishReason, ReuseEnd,
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -180,6 +182,7 @@ fn start(
         ));
     }
     let methods = acting(engine, settings, extras, &mut meta)?;
+    let observe = observed(extras, &methods)?;
     let mut requests = Vec::with_capacity(prompts.len());
     let mut answers = 0;
     for prompt in prompts {
@@ -221,6 +224,7 @@ fn start(
             planned_tokens: planned,
             goal: Goal::Write(own),
             methods: methods.clone(),
+            observe,
             priority: settings.priority,
             listener: Box::new(ear),
         });
@@ -233,6 +237,23 @@ fn start(
         answers,
         meta,
     })
+}
+
+/// What is observed of a request's answers.
+fn observed(extras: &Extras, methods: &ContextMethods) -> Result<Observe, ApiError> {
+    match (&methods.keep, extras.attention) {
+        (_, false) => Ok(Observe::Nothing),
+        (None, true) => Ok(Observe::Attention),
+        (Some(keep), true) => Err(ApiError::field(
+            "longview.attention",
+            format!(
+                "what attention rests on cannot be shown under keep {}: what it drops is not there to be looked \
+                 at; leave one of the two out",
+                keep.text
+            ),
+        )
+        .code("method_not_available")),
+    }
 }
 
 /// The methods that act on the context of a request. A context that it names was read already.
@@ -389,12 +410,14 @@ impl Reading {
 }
 
 /// What was measured of all prompts of a request.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Total {
     pub(crate) sum: Summary,
     seconds_to_first_token: Option<f64>,
     keep: Option<Kept>,
     read: Option<Reading>,
+    /// Of the text that was complete last.
+    attention: Option<AttentionPicture>,
 }
 
 impl Total {
@@ -407,6 +430,9 @@ impl Total {
         }
         if let Some(report) = &ended.read {
             self.read.get_or_insert_default().add(report);
+        }
+        if let Some(picture) = &ended.attention {
+            self.attention = Some(picture.clone());
         }
         let sum = &mut self.sum;
         sum.prompt_tokens += summary.prompt_tokens;
@@ -459,6 +485,9 @@ impl Total {
         }
         if let Some(read) = &self.read {
             report["read"] = json!(read);
+        }
+        if let Some(picture) = &self.attention {
+            report["attention"] = json!(picture);
         }
         if let Some(explanation) = &meta.explanation {
             report["explain"] = explanation.clone();

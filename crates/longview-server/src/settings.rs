@@ -38,6 +38,10 @@ pub(crate) struct Extras {
     /// Say what was taken over from work done before, and why not more.
     #[serde(default)]
     pub(crate) explain: bool,
+    /// Say which parts of the prompt the answer's attention rested on. Takes a second product of queries
+    /// and keys at every step.
+    #[serde(default)]
+    pub(crate) attention: bool,
     /// While the prompt is read, send how far that is (streams only).
     #[serde(default)]
     pub(crate) progress: bool,

@@ -23,15 +23,16 @@
 //! decoder, `longview-methods` names what can be chosen at every stage.
 
 pub use longview_engine::{
-    ContextMethods, Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason,
-    GenerateOptions, Generated, Lookup, MemoryPlan, ModelDescription, ModelSource, PrefillProgress,
-    Prune, Pruned, Realigned, Reuse, StoreOptions, StorePlace, Tail, TemplateOrigin, Tenant,
-    TextSide, finished_work, inspect, open_tokenizer, plan, sampling, schedule,
+    AttentionPicture, ContextMethods, Control, EndOfText, Engine, EngineError, EngineOptions,
+    Event, FinishReason, GenerateOptions, Generated, Lookup, MemoryPlan, ModelDescription,
+    ModelSource, PicturePart, PrefillProgress, Prune, Pruned, Realigned, Reuse, StoreOptions,
+    StorePlace, Tail, TemplateOrigin, Tenant, TextSide, finished_work, inspect, open_tokenizer,
+    plan, sampling, schedule,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{
-    Context, Explanation, KvType, Ledger, ReuseEnd, Segment, Store, StoreCounts, Tokens, Usage,
-    Wanted, bundle, human_bytes, keep, pattern, read, records, tier,
+    AttentionMap, Context, Explanation, KvType, Ledger, ReuseEnd, Segment, Store, StoreCounts,
+    Tokens, Usage, Wanted, bundle, human_bytes, keep, pattern, read, records, tier,
 };
 pub use longview_methods as methods;
 pub use longview_models as models;

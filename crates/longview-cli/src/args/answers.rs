@@ -30,6 +30,11 @@ pub(crate) struct AskArgs {
     #[arg(long)]
     pub(crate) print_prompt: bool,
 
+    /// Say which parts of the documents each answer's attention rested on; takes a second product of
+    /// queries and keys at every step
+    #[arg(long)]
+    pub(crate) attention: bool,
+
     /// A name for the documents' context; `longview contexts` finds it by that
     #[arg(long, value_name = "NAME")]
     pub(crate) label: Option<String>,

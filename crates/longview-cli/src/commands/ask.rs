@@ -62,6 +62,10 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     let planned = session.planned_tokens(prompt.shared.len() + longest, &args.generation)?;
     let asked = prompt.shared.len() + longest;
     let mut reader = Reader::open(&mut session, asked, planned, &prompt.shared)?;
+    if args.attention {
+        let watched = reader.context.watch_attention();
+        watched.map_err(longview::EngineError::from)?;
+    }
     if let Source::Kept(record) = &source {
         session.check_saved(record, &reader.context)?;
     }
@@ -394,6 +398,7 @@ fn converse(
         session.notices.extend(remark);
         session.notices.extend(answer.dropped(session));
         session.hear_store();
+        answer.attention_lines().into_iter().for_each(note);
         for notice in session.notices.drain(..) {
             note(format!("note: {notice}"));
         }
@@ -413,8 +418,10 @@ pub(super) fn fields(answer: &Answer) -> Result<Map<String, Value>, Failure> {
     }
 }
 
-/// Notices on standard error, and the measurements if a person reads them.
+/// Notices on standard error, what the attention rested on where that was asked for, and the
+/// measurements if a person reads them.
 pub(super) fn show_notices(session: &Session, answer: &Answer) {
+    answer.attention_lines().into_iter().for_each(note);
     for notice in &session.notices {
         note(format!("note: {notice}"));
     }

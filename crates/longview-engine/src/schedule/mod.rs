@@ -34,7 +34,7 @@ use longview_kv::Wanted;
 use longview_models::Work;
 
 pub use request::{
-    AnswerOptions, Ended, Goal, Listener, Priority, Request, Summary, Token, Update,
+    AnswerOptions, Ended, Goal, Listener, Observe, Priority, Request, Summary, Token, Update,
 };
 
 use crate::engine::Engine;

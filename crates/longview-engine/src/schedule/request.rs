@@ -11,6 +11,7 @@ use crate::acting::ContextMethods;
 use crate::engine::Tenant;
 use crate::error::EngineError;
 use crate::generate::{FinishReason, GenerateOptions};
+use crate::picture::AttentionPicture;
 
 /// Which of several requests goes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,10 +43,23 @@ pub struct Request {
     /// never gives way: what was dropped could not be had again. Under a keep or a prefill method, or
     /// in another form, the prompt is read in a context of its own, whatever `start` is.
     pub methods: ContextMethods,
+    /// What is observed of its answers.
+    pub observe: Observe,
     /// Its rank among others.
     pub priority: Priority,
     /// Who is told what happens.
     pub listener: Box<dyn Listener>,
+}
+
+/// What is observed while answers are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Observe {
+    /// Nothing beside what is always counted.
+    #[default]
+    Nothing,
+    /// What their attention rests on, at the cost of a second product of queries and keys. Not under a
+    /// keep method.
+    Attention,
 }
 
 /// What is to be made of a prompt.
@@ -134,6 +148,8 @@ pub struct Ended {
     pub keep: Option<KeepReport>,
     /// What the read method has read for all texts that were completed.
     pub read: Option<ReadReport>,
+    /// What the attention of the text that was complete last has rested on, where that was observed.
+    pub attention: Option<AttentionPicture>,
     /// `[hidden]`, for [`Goal::Embed`].
     pub embedding: Option<Vec<f32>>,
 }

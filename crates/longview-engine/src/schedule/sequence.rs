@@ -8,11 +8,14 @@ use longview_kv::read::ReadReport;
 use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
 
 use super::RequestId;
-use super::request::{AnswerOptions, Ended, Goal, Listener, Priority, Request, Summary, Update};
+use super::request::{
+    AnswerOptions, Ended, Goal, Listener, Observe, Priority, Request, Summary, Update,
+};
 use super::writer::{Writer, Written};
 use crate::acting::ContextMethods;
 use crate::engine::{Engine, Tenant};
 use crate::error::EngineError;
+use crate::picture::AttentionPicture;
 
 /// What the sequences of one request share.
 pub(super) struct Job {
@@ -30,6 +33,8 @@ pub(super) struct Job {
     pub(super) methods: ContextMethods,
     report: Option<KeepReport>,
     read: Option<ReadReport>,
+    observe: Observe,
+    attention: Option<AttentionPicture>,
     /// The sum of the hidden states so far, `[hidden]`.
     states: Vec<f64>,
 }
@@ -106,6 +111,8 @@ impl Job {
             methods: request.methods,
             report: None,
             read: None,
+            observe: request.observe,
+            attention: None,
             open_answers: answers.len(),
             answers,
             states: Vec::new(),
@@ -143,8 +150,17 @@ impl Job {
             context,
             keep: self.report,
             read: self.read,
+            attention: self.attention,
             embedding,
         })));
+    }
+
+    /// Has observed in `context` what is asked for.
+    fn observe(&self, context: &mut Context) -> Result<(), EngineError> {
+        match self.observe {
+            Observe::Nothing => Ok(()),
+            Observe::Attention => Ok(context.watch_attention()?),
+        }
     }
 
     /// Takes in what a text has read that is complete.
@@ -182,6 +198,7 @@ impl Sequence {
             let mut context = engine.new_context_with_of(&job.tenant, methods, prompt, planned)?;
             let reusable = methods.reusable_tokens(prompt).min(prompt - 1);
             context.attach(&self.tokens[..reusable])?;
+            job.observe(&mut context)?;
             context.answer_from(prompt);
             self.state = State::Open(context);
             return Ok(());
@@ -204,6 +221,7 @@ impl Sequence {
             engine.align(&mut context, &self.tokens)?;
         }
         engine.put_in_charge(&mut context, methods, prompt)?;
+        job.observe(&mut context)?;
         context.answer_from(prompt);
         self.state = State::Open(context);
         Ok(())
@@ -410,6 +428,10 @@ impl Sequence {
             summary.kv_bytes += context.kv_bytes();
             job.report = context.keep_report();
             job.add_read(context.read_report());
+            if let Some(map) = context.attention_map() {
+                let prompt = job.summary.prompt_tokens;
+                job.attention = Some(engine.picture(&map, &self.tokens, prompt));
+            }
             job.listener.hear(Update::Finished {
                 answer,
                 reason,

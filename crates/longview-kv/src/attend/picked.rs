@@ -149,6 +149,11 @@ impl Call<'_, '_> {
 }
 
 impl Pick {
+    /// Whether it is of this row and KV head.
+    pub(super) fn is_of(&self, segment: usize, row: usize, head: usize) -> bool {
+        (self.segment, self.row, self.head) == (segment, row, head)
+    }
+
     fn new() -> Pick {
         Pick {
             segment: 0,

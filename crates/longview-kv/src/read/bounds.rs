@@ -337,8 +337,8 @@ fn promised<'s>(
     most
 }
 
-/// A page's keys as numbers, `[head_dim][64]`.
-fn floats(isa: Isa, group: &Group, page_k: &[u8], keys: &mut [f32]) {
+/// A page's keys as numbers, `[head_dim][64]`, in any form.
+pub(crate) fn floats(isa: Isa, group: &Group, page_k: &[u8], keys: &mut [f32]) {
     let geom = &group.geometry;
     if !geom.k_type.is_whole() {
         return key_floats(isa, geom, page_k, keys);

@@ -17,8 +17,8 @@ use std::ops::Range;
 use longview_kernels::Isa;
 
 use crate::BLOCK_TOKENS;
-use crate::layout::{KvLayout, LayerState};
-pub(crate) use bounds::{Best, Bounds, HeadBounds};
+use crate::layout::{Group, KvLayout, LayerState};
+pub(crate) use bounds::{Best, Bounds, HeadBounds, floats};
 pub use reads::ReadReport;
 pub(crate) use reads::Reads;
 
@@ -94,13 +94,16 @@ impl Read {
         let Some(part) = self.select.bounds() else {
             return 0;
         };
-        let full = layout
-            .groups
-            .iter()
-            .filter(|group| group.kind.state == LayerState::Full);
+        let full = layout.groups.iter().filter(|group| chosen_from(group));
         let of_group = |group| Bounds::new(group, part).bytes_for(tokens / BLOCK_TOKENS);
         full.map(of_group).sum()
     }
+}
+
+/// Whether blocks of the group are chosen from: those of layers that see everything, unless they hold
+/// tokens that are held elsewhere too.
+pub(crate) fn chosen_from(group: &Group) -> bool {
+    group.kind.state == LayerState::Full && !group.is_beside
 }
 
 impl ReadPlan {

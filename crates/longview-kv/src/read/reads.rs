@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use longview_kernels::Isa;
 
-use super::{Bounds, Read};
+use super::{Bounds, Read, chosen_from};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
-use crate::layout::{Group, LayerState};
+use crate::layout::Group;
 use crate::run::Slot;
 
 /// A read method in charge of a context.
@@ -115,7 +115,7 @@ impl Context {
         }
         let bounds = |group: &Group| {
             let part = read.select.bounds()?;
-            (group.kind.state == LayerState::Full).then(|| Bounds::new(group, part))
+            chosen_from(group).then(|| Bounds::new(group, part))
         };
         self.reads = Some(Box::new(Reads {
             bounds: self.layout.groups.iter().map(bounds).collect(),
@@ -131,6 +131,7 @@ impl Context {
     /// Says that the tokens from token `from` on are an answer: what they read is the read method's to
     /// plan, where there is one, and is counted from here on. Tokens before it are a prompt.
     pub fn answer_from(&mut self, from: usize) {
+        self.watch_from(from);
         if let Some(reads) = &mut self.reads {
             reads.from = from;
             reads.counts = Counts::default();

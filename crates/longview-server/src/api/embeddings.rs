@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
 use longview::ContextMethods;
-use longview::schedule::{Goal, Priority, Request};
+use longview::schedule::{Goal, Observe, Priority, Request};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -120,6 +120,7 @@ pub(crate) async fn create(
             start: None,
             goal: Goal::Embed,
             methods: ContextMethods::default(),
+            observe: Observe::Nothing,
             priority: Priority::Normal,
             listener: Box::new(inbox.ear(Detail::Text, 0, permit)),
         });

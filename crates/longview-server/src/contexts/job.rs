@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use longview::ContextMethods;
-use longview::schedule::{Goal, Priority, Request};
+use longview::schedule::{Goal, Observe, Priority, Request};
 use tokio::sync::{Notify, watch};
 
 use super::{Contexts, Progress, Status};
@@ -49,6 +49,7 @@ impl Contexts {
                 goal: Goal::Read,
                 // Named contexts are whole; a question's own method works on its fork.
                 methods: ContextMethods::default(),
+                observe: Observe::Nothing,
                 priority: Priority::Normal,
                 listener: Box::new(inbox.ear(Detail::Text, 0, permit)),
             };

@@ -175,10 +175,11 @@ async function addFiles(files) {
 function turn(role, text) {
   const said = element("div", { class: "said" }, text);
   const numbers = element("p", { class: "numbers" });
-  $("turns").append(element("li", { class: role },
-    element("div", { class: "who" }, role === "user" ? "You" : "Longview"), said, numbers));
+  const item = element("li", { class: role },
+    element("div", { class: "who" }, role === "user" ? "You" : "Longview"), said, numbers);
+  $("turns").append(item);
   $("turns").scrollTop = $("turns").scrollHeight;
-  return { said, numbers };
+  return { said, numbers, item };
 }
 
 // What was chosen of the stages that a question may choose.
@@ -205,7 +206,7 @@ async function ask() {
   $("question").value = "";
   turns.push({ role: "user", content: question });
   turn("user", question);
-  const { said, numbers } = turn("assistant", "");
+  const { said, numbers, item } = turn("assistant", "");
   running = new AbortController();
   $("send").disabled = true; $("stop").disabled = false;
   let text = "", report = null;
@@ -214,7 +215,9 @@ async function ask() {
     const answer = await call("POST", "v1/chat/completions", {
       messages: turns, stream: true, stream_options: { include_usage: true },
       max_tokens: Number($("max").value) || 512,
-      longview: { progress: true, ...(asked ? { context: asked.id } : {}), ...methods() },
+      longview: {
+        progress: true, attention: $("attention").checked, ...(asked ? { context: asked.id } : {}), ...methods(),
+      },
     }, running.signal);
     for await (const { data } of events(answer)) {
       if (data === "[DONE]") break;
@@ -254,10 +257,50 @@ async function ask() {
     numbers.textContent = `${count(report.reused_tokens)} tokens taken over, ${count(report.computed_tokens)} computed · ` +
       `first token after ${seconds(first)} · ${count(written)} written${rate}` +
       [...touched(report), ...report.notices].map((words) => ` · ${words}`).join("");
+    if (report.attention) item.append(picture(report.attention));
   }
   running = null;
   $("send").disabled = false; $("stop").disabled = true;
   list();
+}
+
+// ---- what an answer's attention rested on ----
+
+const CELLS = 96;  // parts of the picture at most
+const SVG = "http://www.w3.org/2000/svg";
+
+function shape(name, attributes) {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
+}
+
+const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+
+// A strip of the text from its beginning to its end: the taller a bar, the more attention rested there; what is pale was
+// read by no step. The first block is left out of the scale: attention rests there that has nowhere else to go.
+function picture(attention) {
+  const blocks = attention.mass.length;
+  const cells = Math.min(blocks, CELLS);
+  const of = (list, cell) => list.slice(Math.floor(cell * blocks / cells), Math.floor((cell + 1) * blocks / cells));
+  const mass = Array.from({ length: cells }, (_, cell) => of(attention.mass, cell).reduce((sum, share) => sum + share, 0));
+  const read = Array.from({ length: cells }, (_, cell) => Math.max(...of(attention.read, cell)));
+  const most = Math.max(...mass.slice(cells > 1 ? 1 : 0), 1e-9);
+  const strip = shape("svg", { viewBox: `0 0 ${cells} 20`, preserveAspectRatio: "none", class: "strip", role: "img" });
+  mass.forEach((share, cell) => {
+    const height = 20 * Math.sqrt(Math.min(share / most, 1));
+    if (read[cell] > 0) strip.append(shape("rect", { class: "read", x: cell, y: 0, width: 1, height: 20 }));
+    strip.append(shape("rect", { class: "mass", x: cell, y: 20 - height, width: 1, height }));
+  });
+  const parts = attention.most.map((part) => `tokens ${count(part.first_token)} to ${count(part.end_token)}: ${percent(part.mass)}`);
+  const unread = attention.read.filter((share) => share === 0).length;
+  const left = unread ? `; ${count(unread)} of ${count(blocks)} blocks were not read` : "";
+  strip.setAttribute("aria-label", parts.length
+    ? `Where the attention rested: ${parts.join(", ")}${left}` : "The attention rested on the first tokens and the answer alone");
+  const list = element("ol", {}, ...attention.most.map((part) =>
+    element("li", {}, `${percent(part.mass)} on tokens ${count(part.first_token)} to ${count(part.end_token)}: “${part.text.trim()}”`)));
+  return element("details", { class: "attention" },
+    element("summary", {}, strip, element("span", {}, `Where the attention rested${left}`)), list);
 }
 
 // ---- what people do ----

@@ -134,3 +134,53 @@ fn every_stage_that_is_a_requests_own_does_what_it_does_alone() {
     assert_eq!(small["longview"]["methods"]["store"], "q8");
     assert!(!small["longview"]["notices"].as_array().unwrap().is_empty());
 }
+
+#[test]
+fn a_request_may_choose_what_it_reads_and_see_where_its_attention_rests() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::usual(folder.path());
+    let prompt = words(5, 400);
+    let ask = |longview: Value| {
+        let request = json!({
+            "prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": true, "longview": longview
+        });
+        server.post("/v1/completions", &request)
+    };
+    let whole = ask(json!({})).good();
+    assert!(whole["longview"]["read"].is_null() && whole["longview"]["attention"].is_null());
+    let read = "quest(budget=192, page=16, dense=0)";
+    let answer = ask(json!({ "read": read, "attention": true })).good();
+    let report = &answer["longview"];
+    assert_eq!(report["methods"]["read"], read);
+    // Seven steps after the prompt's, four layers of two KV heads, three blocks; the prompt was found.
+    assert_eq!(report["read"]["pages_read"], 7 * 8 * 3, "{report}");
+    assert!(report["reused_tokens"].as_u64().unwrap() >= 320, "{report}");
+    let picture = &report["attention"];
+    assert_eq!(picture["block_tokens"], 64);
+    let tokens = picture["tokens"].as_u64().unwrap();
+    let blocks = picture["mass"].as_array().unwrap().len() as u64;
+    assert_eq!(blocks, (tokens - 1).div_ceil(64), "{picture}");
+    assert_eq!(picture["most"].as_array().unwrap().len(), 5, "{picture}");
+    // What answers computed from less is not found, and the exact text comes again.
+    assert_eq!(ask(json!({})).good()["choices"], whole["choices"]);
+
+    let sparse = ask(json!({ "prefill": "a-shape(sinks=64, local=128)" })).good();
+    assert_eq!(sparse["longview"]["reused_tokens"], 0, "{sparse}");
+    for (methods, words) in [
+        (
+            json!({ "keep": "knorm(budget=128)", "attention": true }),
+            "cannot be shown under keep",
+        ),
+        (
+            json!({ "keep": "knorm(budget=128)", "read": read }),
+            "choose one of the two",
+        ),
+        (json!({ "read": "quset" }), "did you mean"),
+    ] {
+        let (status, message, _) = ask(methods).refusal();
+        assert!(
+            status == 400 && message.contains(words),
+            "{status}: {message}"
+        );
+    }
+}

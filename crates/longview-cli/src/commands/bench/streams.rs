@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use longview::schedule::{
-    AnswerOptions, Goal, Listener, Priority, Request, ScheduleOptions, Scheduler, Update,
+    AnswerOptions, Goal, Listener, Observe, Priority, Request, ScheduleOptions, Scheduler, Update,
 };
 use longview::{Context, ContextMethods, EndOfText};
 
@@ -42,6 +42,7 @@ pub(super) fn decode(
             start: Some(base.fork()),
             goal: Goal::Write(vec![answer]),
             methods: ContextMethods::default(),
+            observe: Observe::Nothing,
             priority: Priority::Normal,
             listener: Box::new(errors.clone()),
         });
