@@ -366,3 +366,87 @@ fn finished_tool_results_leave_a_conversation() {
     longview(&["run", "--keep", "timrun", "--prompt", "x"])
         .refused(2, &["between the turns of a conversation: longview chat"]);
 }
+
+/// The reference model, said to have so many positions.
+#[cfg(unix)]
+fn model_with_positions(folder: &Folder, positions: usize) -> String {
+    let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    let config = std::fs::read_to_string(model.join("config.json")).unwrap();
+    let config = config.replace("1048576", &positions.to_string());
+    folder.write("model/config.json", config);
+    for name in [
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        std::os::unix::fs::symlink(model.join(name), folder.path(&format!("model/{name}")))
+            .unwrap();
+    }
+    folder.path("model")
+}
+
+#[test]
+#[cfg(unix)]
+fn by_slots_a_text_may_be_longer_than_the_model_s_positions() {
+    let folder = Folder::new();
+    let model = model_with_positions(&folder, 700);
+    // The fact stands two thirds into the text, and within the window when it is asked for.
+    let text = format!(
+        "{} The code of the silver kettle is 5182. {}",
+        story(1500),
+        story(60)
+    );
+    let prompt = format!(" {text}<|user|> {KETTLE}<|assistant|>");
+    let run = |keep: &str| {
+        let arguments = [
+            "run",
+            "--json",
+            "--model",
+            &model,
+            "--chunk",
+            "128",
+            "--special-tokens",
+            "-n",
+            "24",
+            "--keep",
+            keep,
+            "--prompt",
+            &prompt,
+        ];
+        longview(&arguments)
+    };
+    run("streaming-llm(budget=300, block=64, decode=16)")
+        .refused(2, &["the model reads at most 700"]);
+    run("streaming-llm(budget=600, positions=slots, block=64, decode=16)").refused(
+        2,
+        &["holds up to 792 tokens at once, but the model has 700 positions"],
+    );
+    let json = run("streaming-llm(budget=300, positions=slots, block=64, decode=16)")
+        .done()
+        .json();
+    assert!(json["prompt_tokens"].as_u64().unwrap() > 1500, "{json}");
+    let answer = json["answer"].as_str().unwrap();
+    assert!(
+        answer.starts_with(" The code of the silver kettle is 5182"),
+        "{json}"
+    );
+}
+
+#[test]
+fn trained_heads_keep_a_fact_while_a_text_is_read() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(1200));
+    let heads = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../models/needle/locret.safetensors"
+    );
+    let method =
+        format!("locret(heads=\"{heads}\", budget=300, stabilizers=64, local=16, block=128)");
+    let ask = ["ask", "--json", "--file", &book, "--keep", &method, KETTLE];
+    // Trained on the folder, the heads are for every file of the same model: the program's is a GGUF.
+    let json = longview(&ask).done().json();
+    assert_eq!(json["answer"], "The code of the silver kettle is 5182.");
+    let keep = &json["keep"];
+    assert!(keep["pairs_kept"].as_u64().unwrap() * 3 < keep["pairs_seen"].as_u64().unwrap());
+    assert!(keep["compactions"].as_u64().unwrap() > 5, "{json}");
+}
