@@ -143,8 +143,11 @@ mod tests {
             }
             emitted.push_str(&matcher.push(&chars.collect::<String>()).text);
             let expected = earliest(&stops, &text);
+            let stop = expected.map(|(_, stop)| stops[stop].as_str());
+            prop_assert_eq!(matcher.found(), stop);
             emitted.push_str(&matcher.finish());
-            prop_assert_eq!(emitted.as_str(), &text[..expected.unwrap_or(text.len())]);
+            let end = expected.map_or(text.len(), |(start, _)| start);
+            prop_assert_eq!(emitted.as_str(), &text[..end]);
         }
     }
 }
