@@ -46,8 +46,8 @@ fn wrong_arguments_are_refused_with_two() {
             &["keeps nothing", "at least 32"],
         ),
         (
-            &["run", "--prompt", "x", "--read", "quest(page=16)"],
-            &["quest", "known: dense"],
+            &["run", "--prompt", "x", "--read", "quesst(page=16)"],
+            &["quesst", "\"quest\"", "known: dense, quest"],
         ),
         (
             &["run", "--prompt", "x", "--prefill", "dense(x=1)"],
