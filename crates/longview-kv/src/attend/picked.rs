@@ -9,7 +9,8 @@ use std::ops::Range;
 use longview_kernels::attention::SPAN_TOKENS;
 use longview_kernels::page::PAGE_TOKENS;
 
-use super::{Call, Cut, Source, Task, Worker};
+use super::plan::{Cut, Source, Task};
+use super::{Call, Worker};
 use crate::layout::LayerState;
 use crate::read::{ReadPlan, RowQuery};
 

@@ -11,9 +11,9 @@ use std::sync::Mutex;
 use longview_kernels::attention::{PageRef, QueryRows, attend_further};
 use longview_kernels::page::PAGE_TOKENS;
 
-use super::{
-    Call, DECODE_TASKS_PER_THREAD, HEADS_PER_TASK, Merge, SPAN_BLOCKS, Source, Task, Worker, lock,
-};
+use super::merge::Merge;
+use super::plan::{DECODE_TASKS_PER_THREAD, Source, Task};
+use super::{Call, HEADS_PER_TASK, SPAN_BLOCKS, Worker, lock};
 use crate::sharing::{Run, Sharing};
 
 /// How the runs of a layer's group are cut.

@@ -9,7 +9,8 @@ use std::ops::Range;
 use longview_kernels::attention::{PageRef, QueryRows, attend_span};
 use longview_kernels::page::PAGE_TOKENS;
 
-use super::{Call, Cut, SPAN_BLOCKS, Source, Task, Worker};
+use super::plan::{Cut, Source, Task};
+use super::{Call, SPAN_BLOCKS, Worker};
 use crate::context::Context;
 
 impl<'a> Call<'a, '_> {

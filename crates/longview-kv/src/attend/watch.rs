@@ -6,7 +6,9 @@ use std::sync::Mutex;
 use longview_kernels::attention::{score_page, softmax};
 use longview_kernels::page::PAGE_TOKENS;
 
-use super::{Call, Pick, Worker, lock, sink_slots};
+use super::blocks::sink_slots;
+use super::picked::Pick;
+use super::{Call, Worker, lock};
 use crate::BLOCK_TOKENS;
 use crate::error::KvError;
 use crate::layout::{Group, LayerState};
