@@ -80,6 +80,9 @@ pub(crate) struct Home {
     pub(crate) origin: Arc<Origin>,
     /// The hash of every full block so far.
     pub(crate) chain: SharedList<BlockHash, HASHES>,
+    /// What stands before the block with this number, where it is called otherwise than the block
+    /// before it: text was moved or removed there.
+    pub(crate) moved: Option<(usize, BlockHash)>,
     /// Keep what was taken over from being evicted while this context or a fork lives.
     pub(crate) holds: Vec<Arc<Hold>>,
 }
@@ -119,6 +122,7 @@ impl Context {
             store,
             origin,
             chain: SharedList::default(),
+            moved: None,
             holds: Vec::new(),
         });
         context
@@ -246,12 +250,16 @@ impl Context {
         if let Some(kept) = self.kept.as_mut().filter(|_| len < self.tokens.len()) {
             kept.observed.forget_sums();
         }
+        let shorter = len < self.tokens.len();
         self.tokens.truncate(len);
         self.places.truncate(len);
         self.trim_reads(len);
-        let slots = self.places.slot(len);
-        if let Some(home) = &mut self.home {
-            home.chain.truncate(slots / BLOCK_TOKENS);
+        if len == 0 {
+            // Windows and moved text may have begun further on.
+            self.groups.fill_with(BlockRun::default);
+        }
+        if let Some(home) = self.home.as_mut().filter(|_| shorter) {
+            home.cut(&self.places, len);
         }
         self.trim();
         self.share_full();
@@ -307,7 +315,7 @@ impl Context {
             *state = RecurrentState::default();
         }
         if let Some(home) = &mut self.home {
-            home.chain = SharedList::default();
+            home.cut(&self.places, 0);
         }
         all
     }
@@ -348,6 +356,9 @@ impl Context {
 impl Home {
     /// The hash of everything before block `index`.
     pub(crate) fn before(&self, index: usize) -> BlockHash {
+        if let Some((_, name)) = self.moved.filter(|(at, _)| *at == index) {
+            return name;
+        }
         let last = index.checked_sub(1).and_then(|last| self.chain.get(last));
         last.copied().unwrap_or(self.origin.seed)
     }

@@ -10,8 +10,11 @@ use crate::context::{Context, Home};
 use crate::error::KvError;
 use crate::hash::BlockHash;
 use crate::layout::LayerState;
-use crate::places::Stretch;
+use crate::places::{Places, Stretch};
+use crate::records::new_id;
 use crate::run::{Gap, Slot};
+use crate::shared::SharedList;
+use crate::tokens::PIECE;
 
 impl Context {
     /// Removes the tokens `span`; those after it move up. Their keys and values stay as they are:
@@ -51,6 +54,8 @@ impl Context {
         for run in &mut self.groups {
             run.remove(first..end);
         }
+        let what = format!("without tokens {}..{}", span.start, span.end);
+        let now = self.name().derived(&what);
         let rest = self.tokens.to_vec(span.end..self.len());
         self.tokens.truncate(span.start);
         self.tokens.extend(rest);
@@ -58,9 +63,6 @@ impl Context {
         if let Some(home) = &mut self.home {
             // From the first block that changed on, nothing here is what its tokens alone say.
             let full = home.chain.len();
-            let what = format!("without tokens {}..{}", span.start, span.end);
-            let all = self.tokens.to_vec(0..self.tokens.len());
-            let now = home.last().derived(&what).then(&all);
             home.chain.truncate(span.start / BLOCK_TOKENS);
             home.derive(now, full);
         }
@@ -123,6 +125,8 @@ impl Context {
             taken.push((first..end).map(slot).collect());
         }
 
+        let what = format!("and {}..{} of {}", span.start, span.end, from.name());
+        let now = self.name().derived(&what);
         // They follow from the next block on; the slots left in the last one stay empty.
         for ((run, group), taken) in self.groups.iter_mut().zip(&self.layout.groups).zip(taken) {
             if group.most_blocks == usize::MAX {
@@ -130,6 +134,10 @@ impl Context {
             }
         }
         let len = self.len();
+        if len == 0 && from.sparse.is_some() {
+            // What it was read by, this is read by now, and found by nobody.
+            (self.sparse, self.home) = (from.sparse.clone(), None);
+        }
         let slots = from.places.slot(span.start)..from.places.slot(span.end - 1) + 1;
         for (covered, stretch) in from.places.within(slots, from.len()) {
             let old = stretch.token + covered.start - stretch.slot;
@@ -142,16 +150,41 @@ impl Context {
         }
         self.tokens.extend(from.tokens.to_vec(span.clone()));
         let full = self.places.slot(self.len()) / BLOCK_TOKENS;
-        if let (Some(home), Some(other)) = (&mut self.home, &from.home) {
-            let what = format!("and {}..{} of {}", span.start, span.end, other.last());
-            let all = self.tokens.to_vec(0..self.tokens.len());
-            let now = home.last().derived(&what).then(&all);
-            home.holds.extend(other.holds.iter().cloned());
-            home.derive(now, full);
+        if let Some(home) = &mut self.home {
+            let held = from.home.iter().flat_map(|other| &other.holds);
+            home.holds.extend(held.cloned());
+            match self.places.is_plain() {
+                // The beginning of `from` is here what it is there.
+                true => home
+                    .chain
+                    .extend(hashes(home.origin.seed, &self.tokens, full)),
+                false => home.derive(now, full),
+            }
         }
         self.share_full();
         Ok(())
     }
+
+    /// What stands for all that is held here, for the keys and values and how they came to be: equal
+    /// names, equal bytes.
+    fn name(&self) -> BlockHash {
+        let all = self.tokens.to_vec(0..self.len());
+        match &self.home {
+            Some(home) => home.last().then(&all),
+            // It may have been read in any way.
+            None => BlockHash::seed(&[("unnamed", new_id().as_bytes())]),
+        }
+    }
+}
+
+/// The names of the first `full` blocks of a context that has read `tokens`.
+fn hashes(seed: BlockHash, tokens: &SharedList<u32, PIECE>, full: usize) -> Vec<BlockHash> {
+    let next = |hash: &mut BlockHash, index: usize| {
+        let ids = tokens.to_vec(index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS);
+        *hash = hash.then(&ids);
+        Some(*hash)
+    };
+    (0..full).scan(seed, next).collect()
 }
 
 impl Home {
@@ -160,10 +193,25 @@ impl Home {
         self.before(self.chain.len())
     }
 
-    /// Gives the blocks after those whose hashes are known names of their own, up to block `end`.
+    /// Gives the blocks after those whose hashes are known names of their own, up to block `end`, and
+    /// has the one after them sealed under such a name, too: `now` stands for all they were made from.
     fn derive(&mut self, now: BlockHash, end: usize) {
         for index in self.chain.len()..end {
             self.chain.push(now.derived(&format!("block {index}")));
         }
+        self.moved = Some((self.chain.len(), now.derived("what follows")));
+    }
+
+    /// Forgets the names of blocks that are no longer full, when the context was cut to `len` tokens
+    /// that lie at `places`.
+    pub(crate) fn cut(&mut self, places: &Places, len: usize) {
+        let before = self.last();
+        self.chain.truncate(places.slot(len) / BLOCK_TOKENS);
+        // What is moved in the last block is not told by its tokens, nor where that ends now.
+        let moved = || {
+            let name = before.derived(&format!("up to token {len}"));
+            (self.chain.len(), name)
+        };
+        self.moved = (!places.is_plain()).then(moved);
     }
 }

@@ -37,7 +37,14 @@ impl Default for Places {
 impl Places {
     /// Whether every token is in the slot of its number.
     pub(crate) fn is_plain(&self) -> bool {
-        self.0.len() == 1
+        matches!(
+            self.0[..],
+            [Stretch {
+                token: 0,
+                slot: 0,
+                shift: 0
+            }]
+        )
     }
 
     /// The slot of token `token`, or the one it will have.
@@ -64,6 +71,9 @@ impl Places {
 
     /// Forgets tokens from `len` on.
     pub(crate) fn truncate(&mut self, len: usize) {
+        if len == 0 {
+            *self = Places::default();
+        }
         let kept = 1 + self.0[1..]
             .iter()
             .take_while(|stretch| stretch.token < len)

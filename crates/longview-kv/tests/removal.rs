@@ -5,7 +5,10 @@ mod rotated;
 
 use std::sync::Arc;
 
-use longview_kv::{Context, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger};
+use longview_kv::tier::Origin;
+use longview_kv::{
+    BlockHash, Context, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, Store,
+};
 use rotated::{DIM, IDENTITY};
 
 struct Reader(rotated::Reader);
@@ -17,14 +20,31 @@ impl Reader {
 }
 
 fn context(state: LayerState) -> Context {
+    Context::new(layout(state), Ledger::unlimited(), IDENTITY)
+}
+
+fn in_store(store: &Arc<Store>) -> Context {
+    let origin = Arc::new(Origin {
+        seed: BlockHash::seed(&[]),
+        model: String::new(),
+        identity: String::new(),
+    });
+    Context::in_store(
+        layout(LayerState::Full),
+        Arc::clone(store),
+        origin,
+        IDENTITY,
+    )
+}
+
+fn layout(state: LayerState) -> Arc<KvLayout> {
     let layer = LayerLayout {
         state,
         kv_heads: 1,
         head_dim: DIM,
         v_dim: DIM,
     };
-    let layout = Arc::new(KvLayout::new(&[layer], KvType::F32));
-    Context::new(layout, Ledger::unlimited(), IDENTITY)
+    Arc::new(KvLayout::new(&[layer], KvType::F32))
 }
 
 #[test]
@@ -140,4 +160,113 @@ fn whole_blocks_inside_a_span_are_freed_and_forks_keep_theirs() {
         window.remove_span(800..990),
         Err(KvError::WindowPassed { .. })
     ));
+}
+
+/// What a fresh context finds of what `context` holds.
+fn found(store: &Arc<Store>, context: &Context) -> usize {
+    let tokens = context.tokens().to_vec();
+    in_store(store).attach(&tokens).unwrap()
+}
+
+#[test]
+fn a_block_that_text_was_moved_into_is_never_found_by_its_tokens() {
+    let mut reader = Reader(rotated::Reader::new(1));
+    let store = Arc::new(Store::new(Ledger::unlimited(), Vec::new()));
+    let ids: Vec<u32> = (0..212).collect();
+    let mut old = in_store(&store);
+    reader.read(&mut old, &ids);
+    // The same text under a store's eyes and not.
+    let mut apart = context(LayerState::Full);
+    reader.read(&mut apart, &ids);
+    for from in [&old, &apart] {
+        // Tokens 64..192 leave; the twenty after them fill no block until more is read.
+        let mut moved = old.fork();
+        moved.truncate(64).unwrap();
+        moved.append_moved(from, 192..212).unwrap();
+        reader.read(&mut moved, &(1000..1070).collect::<Vec<u32>>());
+        assert_eq!(found(&store, &moved), 64);
+        // Cut back into what was moved, and grown again.
+        moved.truncate(80).unwrap();
+        reader.read(&mut moved, &(2000..2070).collect::<Vec<u32>>());
+        assert_eq!(found(&store, &moved), 64);
+        assert!(!moved.is_exact());
+        // Cut back to before it, it is exact, and found again.
+        moved.truncate(64).unwrap();
+        reader.read(&mut moved, &(3000..3070).collect::<Vec<u32>>());
+        assert!(moved.is_exact());
+        assert_eq!(found(&store, &moved), 128);
+    }
+}
+
+#[test]
+fn two_texts_that_lost_what_told_them_apart_share_no_blocks() {
+    let mut reader = Reader(rotated::Reader::new(1));
+    let store = Arc::new(Store::new(Ledger::unlimited(), Vec::new()));
+    // Removed within the last block, at a block's edge, and from blocks that are full.
+    for (len, span) in [(100, 70..80), (150, 64..128), (200, 70..80)] {
+        let mut keys_of = |secret: u32| {
+            let mut context = in_store(&store);
+            let mut text: Vec<u32> = (0..len).collect();
+            text[72] = secret;
+            reader.read(&mut context, &text);
+            context.remove_span(span.clone()).unwrap();
+            reader.read(&mut context, &(1000..1128).collect::<Vec<u32>>());
+            let first = context.keys();
+            // The same when a part of it is read again.
+            context.truncate(90).unwrap();
+            reader.read(&mut context, &(1000..1128).collect::<Vec<u32>>());
+            [first, context.keys()].concat()
+        };
+        let (one, other) = (keys_of(70_001), keys_of(70_002));
+        let mut same = one
+            .iter()
+            .filter(|key| other.contains(key))
+            .collect::<Vec<_>>();
+        same.dedup();
+        assert!(
+            one.len() > 3 && same.iter().all(|key| **key == one[0]),
+            "{span:?}"
+        );
+    }
+}
+
+#[test]
+fn a_context_whose_first_tokens_left_is_not_exact() {
+    let mut reader = Reader(rotated::Reader::new(1));
+    let store = Arc::new(Store::new(Ledger::unlimited(), Vec::new()));
+    let ids: Vec<u32> = (0..300).collect();
+    let mut old = in_store(&store);
+    reader.read(&mut old, &ids);
+    reader.read(&mut in_store(&store), &ids[10..]);
+
+    let mut cut = old.fork();
+    cut.remove_span(0..10).unwrap();
+    let mut taken = in_store(&store);
+    taken.append_moved(&old, 10..300).unwrap();
+    for mut context in [cut, taken] {
+        for len in [290, 200, 50] {
+            context.truncate(len).unwrap();
+            assert!(!context.is_exact());
+            assert_eq!(
+                context.attach(&ids[10..]).unwrap(),
+                len,
+                "nothing is taken over"
+            );
+        }
+        // Nothing of it is left.
+        context.truncate(0).unwrap();
+        assert!(context.is_exact());
+        assert_eq!(context.attach(&ids[10..]).unwrap(), 256);
+        let mut plain = in_store(&store);
+        reader.read(&mut plain, &ids[10..266]);
+        assert_eq!(
+            reader.read(&mut context, &[5]),
+            reader.read(&mut plain, &[5])
+        );
+    }
+    // The beginning of another context is what it is there.
+    let mut beginning = in_store(&store);
+    beginning.append_moved(&old, 0..100).unwrap();
+    assert!(beginning.is_exact());
+    assert_eq!(beginning.attach(&ids).unwrap(), 256);
 }
