@@ -508,6 +508,7 @@ mod tests {
             name,
             exact: true,
             paper: None,
+            claim: None,
             doc: "",
             parameters,
             build: Build::Nothing,

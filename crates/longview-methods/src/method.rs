@@ -45,6 +45,8 @@ pub struct Method {
     pub exact: bool,
     /// Where it was published.
     pub paper: Option<&'static str>,
+    /// What was said of it where it was published, on other models and tasks than the evaluation's.
+    pub claim: Option<&'static str>,
     /// What it does, in one sentence.
     pub doc: &'static str,
     /// Its parameters, in the order in which values without a name are taken.

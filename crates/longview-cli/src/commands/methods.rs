@@ -49,6 +49,9 @@ fn text(methods: &[&Method]) -> String {
             if let Some(paper) = method.paper {
                 text.push_str(&format!("      {paper}\n"));
             }
+            if let Some(claim) = method.claim {
+                text.push_str(&format!("      claimed there: {claim}\n"));
+            }
         }
         text.push('\n');
     }

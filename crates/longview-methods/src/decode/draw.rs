@@ -14,6 +14,7 @@ pub(crate) const METHOD: Method = Method {
     name: "draw",
     exact: true,
     paper: None,
+    claim: None,
     doc: "chooses a token with its probability; ends a chain",
     parameters: &[Parameter {
         name: "seed",

@@ -11,6 +11,7 @@ pub(crate) const METHOD: Method = Method {
     name: "frequency",
     exact: true,
     paper: None,
+    claim: None,
     doc: "takes an amount off the logits of tokens for every time they occurred",
     parameters: &[
         Parameter {

@@ -10,6 +10,7 @@ pub(crate) const METHOD: Method = Method {
     name: "greedy",
     exact: true,
     paper: None,
+    claim: None,
     doc: "chooses the most likely token; ends a chain",
     parameters: &[],
     build: Build::Finish(|_| Finish::Greedy),

@@ -10,6 +10,7 @@ pub(crate) const METHOD: Method = Method {
     name: "logit-bias",
     exact: true,
     paper: None,
+    claim: None,
     doc: "adds a number to the logits of chosen tokens; -inf forbids them",
     parameters: &[Parameter {
         name: "TOKEN",

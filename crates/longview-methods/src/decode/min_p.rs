@@ -13,6 +13,7 @@ pub(crate) const METHOD: Method = Method {
     name: "min-p",
     exact: true,
     paper: Some("https://arxiv.org/abs/2407.01082"),
+    claim: None,
     doc: "keeps the tokens at least p times as likely as the most likely one",
     parameters: &[Parameter {
         name: "p",

@@ -11,6 +11,7 @@ pub(crate) const METHOD: Method = Method {
     name: "presence",
     exact: true,
     paper: None,
+    claim: None,
     doc: "takes a fixed amount off the logits of tokens that occurred",
     parameters: &[
         Parameter {

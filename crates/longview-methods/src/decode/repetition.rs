@@ -14,6 +14,7 @@ pub(crate) const METHOD: Method = Method {
     name: "repetition",
     exact: true,
     paper: Some("https://arxiv.org/abs/1909.05858"),
+    claim: None,
     doc: "makes tokens that occurred less likely by a factor on their logits",
     parameters: &[
         Parameter {

@@ -13,6 +13,7 @@ pub(crate) const METHOD: Method = Method {
     name: "temperature",
     exact: true,
     paper: None,
+    claim: None,
     doc: "divides the logits; below 1 the likely tokens become likelier, at 0 only one is left",
     parameters: &[Parameter {
         name: "t",

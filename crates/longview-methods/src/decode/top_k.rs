@@ -12,6 +12,7 @@ pub(crate) const METHOD: Method = Method {
     name: "top-k",
     exact: true,
     paper: Some("https://arxiv.org/abs/1805.04833"),
+    claim: None,
     doc: "keeps the k most likely tokens",
     parameters: &[Parameter {
         name: "k",

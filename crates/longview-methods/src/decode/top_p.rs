@@ -13,6 +13,7 @@ pub(crate) const METHOD: Method = Method {
     name: "top-p",
     exact: true,
     paper: Some("https://arxiv.org/abs/1904.09751"),
+    claim: None,
     doc: "keeps the most likely tokens whose probabilities sum to p",
     parameters: &[Parameter {
         name: "p",

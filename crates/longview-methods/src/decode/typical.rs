@@ -13,6 +13,7 @@ pub(crate) const METHOD: Method = Method {
     name: "typical",
     exact: true,
     paper: Some("https://arxiv.org/abs/2202.00666"),
+    claim: None,
     doc: "keeps the tokens whose surprise is nearest to the expected one",
     parameters: &[Parameter {
         name: "p",

@@ -8,6 +8,7 @@ pub(crate) const METHOD: Method = Method {
     name: "all",
     exact: true,
     paper: None,
+    claim: None,
     doc: "every key and value stays",
     parameters: &[],
     build: Build::Nothing,

@@ -19,6 +19,7 @@ pub(crate) const METHOD: Method = Method {
     name: "chelsea",
     exact: false,
     paper: Some("https://arxiv.org/abs/2506.11418"),
+    claim: Some("up to 80 % less memory at comparable quality, decoding up to 3.19 times as fast"),
     doc: "of neighbouring pairs that are alike one stays, into which the others are averaged \
           (reconstructed)",
     parameters: &[

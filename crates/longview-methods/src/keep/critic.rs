@@ -24,6 +24,7 @@ pub(crate) const METHOD: Method = Method {
     name: "critic",
     exact: false,
     paper: Some("https://arxiv.org/abs/2504.01281"),
+    claim: Some("half the latency on HotpotQA for a joint F1 of 67.95 instead of 71.32"),
     doc: "pairs that received much attention, or whose token spread its own, stay",
     parameters: &[
         parameter::budget("70%"),

@@ -27,6 +27,10 @@ pub(crate) const METHOD: Method = Method {
     name: "duo-attention",
     exact: false,
     paper: Some("https://arxiv.org/abs/2410.10819"),
+    claim: Some(
+        "2.55 times less memory, 1.67 times where query heads share KV heads, \
+             at little loss",
+    ),
     doc: "heads that retrieve keep everything, the others the first and the last tokens",
     parameters: &[
         Parameter {

@@ -18,6 +18,7 @@ pub(crate) const METHOD: Method = Method {
     name: "expected-attention",
     exact: false,
     paper: Some("https://arxiv.org/abs/2510.00636"),
+    claim: Some("better than snapkv and tova where the question is not known while compressing"),
     doc: "the pairs that queries like those seen are expected to attend to stay",
     parameters: &[
         parameter::budget("20%"),

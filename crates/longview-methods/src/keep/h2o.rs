@@ -18,6 +18,10 @@ pub(crate) const METHOD: Method = Method {
     name: "h2o",
     exact: false,
     paper: Some("https://arxiv.org/abs/2306.14048"),
+    claim: Some(
+        "a cache of 20 % answers about as well as the whole one, up to 29 \
+             times the throughput",
+    ),
     doc: "the pairs that received the most attention stay, with the most recent ones",
     parameters: &[
         parameter::budget("20%"),

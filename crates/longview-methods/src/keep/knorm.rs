@@ -16,6 +16,7 @@ pub(crate) const METHOD: Method = Method {
     name: "knorm",
     exact: false,
     paper: Some("https://arxiv.org/abs/2406.11430"),
+    claim: None,
     doc: "the pairs with the smallest keys stay",
     parameters: &[
         parameter::budget("20%"),

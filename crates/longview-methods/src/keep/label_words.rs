@@ -20,6 +20,7 @@ pub(crate) const METHOD: Method = Method {
     name: "label-words",
     exact: false,
     paper: Some("https://arxiv.org/abs/2305.14160"),
+    claim: Some("demonstrations answered 1.1 to 2.9 times as fast at a small loss"),
     doc: "of labelled examples only the labels, the words of the template and line breaks stay",
     parameters: &[
         Parameter {

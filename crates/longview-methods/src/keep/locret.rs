@@ -30,6 +30,7 @@ pub(crate) const METHOD: Method = Method {
     name: "locret",
     exact: false,
     paper: Some("https://arxiv.org/abs/2410.01805"),
+    claim: Some("8 to 20 times less memory with little loss"),
     doc: "the pairs that a network trained for it expects later tokens to look at stay",
     parameters: &[
         Parameter {

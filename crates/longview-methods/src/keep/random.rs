@@ -15,6 +15,7 @@ pub(crate) const METHOD: Method = Method {
     name: "random",
     exact: false,
     paper: None,
+    claim: None,
     doc: "pairs stay by chance: the floor of every comparison",
     parameters: &[
         parameter::budget("20%"),

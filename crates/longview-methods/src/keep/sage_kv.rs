@@ -18,6 +18,10 @@ pub(crate) const METHOD: Method = Method {
     name: "sage-kv",
     exact: false,
     paper: Some("https://arxiv.org/abs/2503.08879"),
+    claim: Some(
+        "better accuracy with 4 times less memory than streaming-llm and 2 \
+             times less than quest",
+    ),
     doc: "first and recent tokens stay, and between them what the prompt's last token looks at",
     parameters: &[
         parameter::budget("20%"),

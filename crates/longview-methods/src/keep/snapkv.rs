@@ -21,6 +21,10 @@ pub(crate) const METHOD: Method = Method {
     name: "snapkv",
     exact: false,
     paper: Some("https://arxiv.org/abs/2404.14469"),
+    claim: Some(
+        "close to the whole cache on LongBench, 8.2 times less memory and 3.6 \
+             times as fast at 16,000 tokens",
+    ),
     doc: "the pairs that the last tokens of the prompt attend to stay, with the last tokens",
     parameters: &[
         parameter::budget("20%"),

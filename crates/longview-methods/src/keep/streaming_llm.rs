@@ -20,6 +20,10 @@ pub(crate) const METHOD: Method = Method {
     name: "streaming-llm",
     exact: false,
     paper: Some("https://arxiv.org/abs/2309.17453"),
+    claim: Some(
+        "flat perplexity over 4 million tokens, up to 22.2 times as fast as a \
+             window that is read anew",
+    ),
     doc: "the first tokens and a window of the last ones stay; what is between is forgotten",
     parameters: &[
         parameter::budget("1024"),

@@ -18,6 +18,7 @@ pub(crate) const METHOD: Method = Method {
     name: "timrun",
     exact: false,
     paper: Some("https://arxiv.org/abs/2507.16784"),
+    claim: Some("less than half of the context in memory at about equal accuracy"),
     doc: "finished tool results and sub-tasks leave a conversation",
     parameters: &[
         Parameter {

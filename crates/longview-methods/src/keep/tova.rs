@@ -17,6 +17,10 @@ pub(crate) const METHOD: Method = Method {
     name: "tova",
     exact: false,
     paper: Some("https://arxiv.org/abs/2401.06104"),
+    claim: Some(
+        "nearly the quality of the whole cache with an eighth of it, up to 4.8 \
+             times the throughput",
+    ),
     doc: "the tokens that the newest one attends to stay, the same for all heads of a layer",
     parameters: &[
         parameter::budget("20%"),

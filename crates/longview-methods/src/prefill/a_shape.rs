@@ -21,6 +21,7 @@ pub(super) const METHOD: Method = Method {
     name: "a-shape",
     exact: false,
     paper: Some("https://arxiv.org/abs/2407.02490"),
+    claim: None,
     doc: "while a prompt is read, a query attends to the first tokens and to a window of the latest",
     parameters: &[
         Parameter {

@@ -11,6 +11,7 @@ pub(crate) static METHODS: &[Method] = &[
         name: "dense",
         exact: true,
         paper: None,
+        claim: None,
         doc: "every query attends to every key before it",
         parameters: &[],
         build: Build::Nothing,

@@ -8,6 +8,7 @@ pub(crate) static METHODS: &[Method] = &[Method {
     name: "whole",
     exact: true,
     paper: None,
+    claim: None,
     doc: "the whole prompt is read",
     parameters: &[],
     build: Build::Nothing,

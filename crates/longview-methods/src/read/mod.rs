@@ -11,6 +11,7 @@ pub(crate) static METHODS: &[Method] = &[
         name: "dense",
         exact: true,
         paper: None,
+        claim: None,
         doc: "every decode step reads every key and value",
         parameters: &[],
         build: Build::Nothing,

@@ -28,6 +28,10 @@ pub(super) const METHOD: Method = Method {
     name: "quest",
     exact: false,
     paper: Some("https://arxiv.org/abs/2406.10774"),
+    claim: Some(
+        "attention up to 7.03 times as fast at negligible loss, with budgets \
+             of 256 to 4,096 tokens",
+    ),
     doc: "while an answer is written, each step reads the pages whose keys may score highest",
     parameters: &[
         Parameter {

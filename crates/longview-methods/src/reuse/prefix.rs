@@ -14,6 +14,7 @@ pub(crate) const METHOD: Method = Method {
     name: "prefix",
     exact: true,
     paper: Some("https://arxiv.org/abs/2312.07104"),
+    claim: None,
     doc: "what a prompt begins with is taken over from what was read before, found by content",
     parameters: &[],
     build: Build::Reuse(|_| Reuse::Prefix),

@@ -16,6 +16,7 @@ pub(crate) const METHOD: Method = Method {
     name: "shift",
     exact: false,
     paper: Some("https://arxiv.org/abs/2311.04934"),
+    claim: None,
     doc: "when a conversation's earlier text changes, unchanged later spans are moved, not read again",
     parameters: &[Parameter {
         name: "least",

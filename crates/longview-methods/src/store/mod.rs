@@ -57,6 +57,7 @@ static EXEMPT: Method = Method {
     name: "--store",
     exact: true,
     paper: None,
+    claim: None,
     doc: "tokens that stay in half precision",
     parameters: &[
         Parameter {

@@ -20,6 +20,7 @@ pub(super) const METHOD: Method = Method {
     name: "mustafar",
     exact: false,
     paper: Some("https://arxiv.org/abs/2505.22913"),
+    claim: Some("70 % of the numbers dropped without loss of accuracy, 45 % of the bytes left"),
     doc: "of the numbers of every key and value those of largest magnitude, in half precision, and a \
           bitmap that says which they are; the latest tokens whole",
     parameters: &[

@@ -10,6 +10,7 @@ pub(super) const F16: Method = Method {
     name: "f16",
     exact: true,
     paper: None,
+    claim: None,
     doc: "keys and values in half precision, as the default numerics class does",
     parameters: &[],
     build: Build::Store(|_| Ok(KvType::F16.into())),

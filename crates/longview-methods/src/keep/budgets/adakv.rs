@@ -16,6 +16,7 @@ pub(crate) const METHOD: Method = Method {
     name: "adakv",
     exact: false,
     paper: Some("https://arxiv.org/abs/2407.11550"),
+    claim: Some("better than equal shares on RULER and LongBench at the same total"),
     doc: "a layer's budget goes to the heads that have its best pairs",
     parameters: &[Parameter {
         name: "floor",

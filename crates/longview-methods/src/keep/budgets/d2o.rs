@@ -17,6 +17,7 @@ pub(crate) const METHOD: Method = Method {
     name: "d2o",
     exact: false,
     paper: Some("https://arxiv.org/abs/2406.13035"),
+    claim: None,
     doc: "layers whose scores vary less keep more",
     parameters: &[Parameter {
         name: "scale",

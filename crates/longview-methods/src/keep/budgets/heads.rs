@@ -14,6 +14,7 @@ pub(crate) const METHOD: Method = Method {
     name: "heads",
     exact: false,
     paper: Some("https://arxiv.org/abs/2505.23416"),
+    claim: None,
     doc: "the heads with the best pairs keep everything, the others only what always stays",
     parameters: &[],
     build: Build::Allocate(|_| Box::new(Heads)),

@@ -14,6 +14,7 @@ pub(crate) const METHOD: Method = Method {
     name: "threshold",
     exact: false,
     paper: Some("https://arxiv.org/abs/2505.23416"),
+    claim: None,
     doc: "the best pairs of all heads and layers together stay",
     parameters: &[],
     build: Build::Allocate(|_| Box::new(Threshold)),

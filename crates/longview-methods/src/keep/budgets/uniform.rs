@@ -10,6 +10,7 @@ pub(crate) const METHOD: Method = Method {
     name: "uniform",
     exact: false,
     paper: None,
+    claim: None,
     doc: "every KV head of every layer keeps the same number of pairs",
     parameters: &[],
     build: Build::Allocate(|_| Box::new(Uniform)),

@@ -17,6 +17,7 @@ pub(crate) const METHOD: Method = Method {
     name: "zigzagkv",
     exact: false,
     paper: Some("https://arxiv.org/abs/2412.09036"),
+    claim: Some("about 20 % of the cache is nearly lossless"),
     doc: "layers that need more pairs to keep most of their attention have more",
     parameters: &[
         Parameter {

@@ -16,6 +16,7 @@ pub(crate) const METHOD: Method = Method {
     name: "chelsea",
     exact: false,
     paper: Some("https://arxiv.org/abs/2506.11418"),
+    claim: None,
     doc: "evicted pairs are averaged into the kept one near them that is most like them",
     parameters: &[
         Parameter {

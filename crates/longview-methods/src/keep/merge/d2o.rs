@@ -19,6 +19,7 @@ pub(crate) const METHOD: Method = Method {
     name: "d2o",
     exact: false,
     paper: Some("https://arxiv.org/abs/2406.13035"),
+    claim: Some("more than 3 times the throughput, better than h2o at the same budget"),
     doc: "evicted pairs that are like a kept one are merged into it, by exponential shares",
     parameters: &[
         Parameter {
