@@ -1,4 +1,4 @@
-//! The decode loop: from a context and the end of its prompt to new text.
+//! The decode loop: from a context and the end of its prompt to new text, or several side by side.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use longview_kv::keep::Keep;
 use longview_kv::{Context, Segment, Wanted};
 use longview_models::Work;
-use longview_text::{ShowSpecials, Start, StopMatcher};
+use longview_text::{ShowSpecials, Start, StopMatcher, StreamDecoder};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::prefill::{Control, PrefillProgress};
-use crate::sampling::Chain;
+use crate::sampling::{Chain, Choice};
 
 /// How text is generated.
 pub struct GenerateOptions {
@@ -93,11 +93,48 @@ impl GenerateOptions {
 }
 
 impl Generated {
+    fn nothing(finish: FinishReason) -> Generated {
+        Generated {
+            text: String::new(),
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+            finish,
+            time_to_first_token: Duration::ZERO,
+            decode_time: Duration::ZERO,
+        }
+    }
+
     /// Tokens a second after the first; `None` for fewer than two.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let after_first = self.ids.len().checked_sub(1).filter(|&count| count > 0)?;
         Some(after_first as f64 / self.decode_time.as_secs_f64().max(1e-9))
     }
+}
+
+/// A text to be written and where it goes on.
+pub struct Continuation<'a> {
+    /// What the model has read so far.
+    pub context: &'a mut Context,
+    /// The end of what it is to continue, at least one token.
+    pub prompt: &'a [u32],
+    /// How it goes on.
+    pub options: GenerateOptions,
+}
+
+/// A text being written.
+struct Writing<'o> {
+    options: &'o mut GenerateOptions,
+    /// Every token so far.
+    history: Vec<u32>,
+    /// What the next pass reads.
+    next: Vec<u32>,
+    stream: StreamDecoder,
+    stops: StopMatcher,
+    /// Tokens that the context may grow to.
+    limit: usize,
+    begun: Instant,
+    first_token: Option<Instant>,
+    generated: Generated,
 }
 
 impl Engine {
@@ -116,102 +153,239 @@ impl Engine {
         options: &mut GenerateOptions,
         on: &mut dyn FnMut(Event<'_>) -> Control,
     ) -> Result<Generated, EngineError> {
-        let start = Instant::now();
-        let (&last, before) = prompt.split_last().ok_or(EngineError::EmptyPrompt)?;
-        context.answer_from(context.len() + prompt.len());
-        let mut generated = Generated {
-            text: String::new(),
-            ids: Vec::new(),
-            logprobs: Vec::new(),
-            finish: FinishReason::Length,
-            time_to_first_token: Duration::ZERO,
-            decode_time: Duration::ZERO,
+        let begun = Instant::now();
+        let Some(rest) = self.read_whole_chunks(context, prompt, on)? else {
+            return Ok(Generated::nothing(FinishReason::Cancelled));
         };
-        // The last chunk of the prompt and its last token go in one pass, unless it is full.
-        let by_blocks = |keep: &Arc<Keep>| keep.when.block.is_some();
-        let whole = if context.keep_method().is_some_and(by_blocks) {
-            // A keep method may be due anywhere on the way, and passes end there.
-            before.len()
-        } else {
-            before.len() - before.len() % self.chunk_tokens()
-        };
-        let (chunks, rest) = prompt.split_at(whole);
-        debug_assert_eq!(rest.last(), Some(&last));
-        let mut progress = |progress| on(Event::Prefill(progress));
-        if self.prefill(context, chunks, &mut progress)? == Control::Stop {
-            generated.finish = FinishReason::Cancelled;
-            return Ok(generated);
-        }
-
-        let mut history = context.tokens().to_vec();
-        let mut stream = self
-            .tokenizer()
-            .stream(Start::Continuation, options.specials);
-        let mut stops = StopMatcher::new(options.stop.clone());
-        let limit = self.model().positions_of(context);
-        let mut next: Vec<u32> = rest.to_vec();
-        let mut first_token = None;
-        let text_error = |source| EngineError::Text {
-            file: self.describe().name,
-            source: Box::new(source),
-        };
-        generated.finish = loop {
-            if generated.ids.len() == options.max_tokens {
-                break FinishReason::Length;
+        let mut writing = Writing::new(self, context, rest, options, begun);
+        let finish = loop {
+            if let Some(reason) = writing.is_over(context) {
+                break reason;
             }
-            if context.len() + next.len() > limit && !generated.ids.is_empty() {
-                break FinishReason::ContextFull;
-            }
-            history.extend_from_slice(&next);
-            let segment = Segment {
-                context: &mut *context,
-                tokens: &next,
-                wanted: Wanted::Last,
-            };
             let choice = {
-                let mut workspace = self.pass([segment])?;
-                let choice = options.chain.pick(workspace.logits(), &history)?;
+                let mut workspace = self.pass([writing.segment(context)])?;
+                let choice = writing.choose(workspace.logits())?;
                 workspace.lap(Work::Sampling);
                 choice
             };
-            let due = match first_token {
-                None => context.keep_is_due_at_end(),
-                Some(_) => context.keep_is_due_in_decode(),
-            };
-            first_token.get_or_insert_with(Instant::now);
-            if due {
-                self.compress(context)?;
-            }
-            generated.ids.push(choice.id);
-            generated.logprobs.push(choice.logprob);
-            next.clear();
-            next.push(choice.id);
-            let ends = self.tokenizer().eos_ids().contains(&choice.id);
-            if ends && options.end_of_text == EndOfText::Ends {
-                break FinishReason::EndOfText;
-            }
-            let piece = stream.push(choice.id).map_err(text_error)?;
-            let emit = stops.push(&piece);
-            generated.text.push_str(&emit.text);
-            // Empty pieces too, so that the caller can stop while nothing is to be shown.
-            if on(Event::Text(&emit.text)) == Control::Stop {
-                break FinishReason::Cancelled;
-            }
-            if emit.stopped {
-                break FinishReason::Stop;
+            if let Some(reason) = writing.take(self, context, choice, on)? {
+                break reason;
             }
         };
-        if generated.finish != FinishReason::Stop {
-            let emit = stops.push(&stream.finish());
-            let tail = emit.text + &stops.finish();
+        Ok(writing.finish(finish, on))
+    }
+
+    /// Continues several texts side by side, a token of each in one pass. Every text is what
+    /// [`Engine::generate`] makes of it alone, to the bit; its times are those of all together.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`], of the first text that has one.
+    pub fn generate_together(
+        &self,
+        texts: &mut [Continuation<'_>],
+    ) -> Result<Vec<Generated>, EngineError> {
+        let begun = Instant::now();
+        let on = &mut |_: Event<'_>| Control::Continue;
+        let mut contexts = Vec::with_capacity(texts.len());
+        let mut writings = Vec::with_capacity(texts.len());
+        for text in texts {
+            let rest = self.read_whole_chunks(text.context, text.prompt, on)?;
+            let rest = rest.expect("nobody stops the reading");
+            writings.push(Writing::new(
+                self,
+                text.context,
+                rest,
+                &mut text.options,
+                begun,
+            ));
+            contexts.push(&mut *text.context);
+        }
+        let mut ends: Vec<Option<FinishReason>> = vec![None; writings.len()];
+        loop {
+            let mut going = Vec::new();
+            for (at, (writing, context)) in writings.iter().zip(&contexts).enumerate() {
+                if ends[at].is_none() {
+                    ends[at] = writing.is_over(context);
+                }
+                if ends[at].is_none() {
+                    going.push(at);
+                }
+            }
+            if going.is_empty() {
+                break;
+            }
+            let mut left = &*going;
+            while !left.is_empty() {
+                // What one pass of a prefill may have, and one text at least.
+                let mut rows = 0;
+                let fits = |&at: &usize| {
+                    rows += writings[at].next.len();
+                    rows <= self.chunk_tokens()
+                };
+                let count = left.iter().copied().take_while(fits).count().max(1);
+                let (now, later) = left.split_at(count);
+                left = later;
+                let picked = contexts.iter_mut().zip(&writings).enumerate();
+                let picked = picked.filter(|(at, _)| now.contains(at));
+                let segments = picked.map(|(_, (context, writing))| writing.segment(context));
+                let mut choices = Vec::with_capacity(count);
+                {
+                    let mut workspace = self.pass(segments)?;
+                    let vocabulary = workspace.logits().len() / count;
+                    let logits = workspace.logits().chunks_exact(vocabulary);
+                    for (&at, logits) in now.iter().zip(logits) {
+                        choices.push(writings[at].choose(logits)?);
+                    }
+                    workspace.lap(Work::Sampling);
+                }
+                for (&at, choice) in now.iter().zip(choices) {
+                    ends[at] = writings[at].take(self, contexts[at], choice, on)?;
+                }
+            }
+        }
+        let ended = writings.into_iter().zip(ends);
+        let ended = ended.map(|(writing, end)| {
+            let end = end.expect("the loop ends when every text has");
+            writing.finish(end, on)
+        });
+        Ok(ended.collect())
+    }
+
+    /// Reads those chunks of `prompt` that need a pass of their own and returns the rest, its last
+    /// token included; nothing when `on` stopped the reading.
+    fn read_whole_chunks<'p>(
+        &self,
+        context: &mut Context,
+        prompt: &'p [u32],
+        on: &mut dyn FnMut(Event<'_>) -> Control,
+    ) -> Result<Option<&'p [u32]>, EngineError> {
+        let (_, before) = prompt.split_last().ok_or(EngineError::EmptyPrompt)?;
+        context.answer_from(context.len() + prompt.len());
+        let by_blocks = |keep: &Arc<Keep>| keep.when.block.is_some();
+        let decides = context.keep_method().is_some_and(by_blocks)
+            && context.next_pass(prompt.len(), self.chunk_tokens()) < prompt.len();
+        // The last chunk of the prompt and its last token go in one pass, unless it is full.
+        let whole = match decides {
+            // A keep method is due on the way, and passes end there.
+            true => before.len(),
+            false => before.len() - before.len() % self.chunk_tokens(),
+        };
+        let (chunks, rest) = prompt.split_at(whole);
+        let mut progress = |progress| on(Event::Prefill(progress));
+        let read = self.prefill(context, chunks, &mut progress)?;
+        Ok((read == Control::Continue).then_some(rest))
+    }
+}
+
+impl<'o> Writing<'o> {
+    /// A text that begins with `next`, which is read but for `context`.
+    fn new(
+        engine: &Engine,
+        context: &Context,
+        next: &[u32],
+        options: &'o mut GenerateOptions,
+        begun: Instant,
+    ) -> Writing<'o> {
+        let mut history = context.tokens().to_vec();
+        history.extend_from_slice(next);
+        Writing {
+            history,
+            next: next.to_vec(),
+            stream: engine
+                .tokenizer()
+                .stream(Start::Continuation, options.specials),
+            stops: StopMatcher::new(options.stop.clone()),
+            limit: engine.model().positions_of(context),
+            options,
+            begun,
+            first_token: None,
+            generated: Generated::nothing(FinishReason::Length),
+        }
+    }
+
+    /// Why no further token is to be chosen, if none is.
+    fn is_over(&self, context: &Context) -> Option<FinishReason> {
+        if self.generated.ids.len() == self.options.max_tokens {
+            return Some(FinishReason::Length);
+        }
+        let is_full = context.len() + self.next.len() > self.limit;
+        (is_full && !self.generated.ids.is_empty()).then_some(FinishReason::ContextFull)
+    }
+
+    /// What the next pass reads.
+    fn segment<'a>(&'a self, context: &'a mut Context) -> Segment<'a> {
+        Segment {
+            context,
+            tokens: &self.next,
+            wanted: Wanted::Last,
+        }
+    }
+
+    /// Chooses the next token from `logits`, `[vocabulary]`.
+    fn choose(&mut self, logits: &[f32]) -> Result<Choice, EngineError> {
+        Ok(self.options.chain.pick(logits, &self.history)?)
+    }
+
+    /// Takes the token that was chosen after a pass over `context`, whose keep method decides now if
+    /// it is due. Returns why the text ends, if it does.
+    fn take(
+        &mut self,
+        engine: &Engine,
+        context: &mut Context,
+        choice: Choice,
+        on: &mut dyn FnMut(Event<'_>) -> Control,
+    ) -> Result<Option<FinishReason>, EngineError> {
+        let due = match self.first_token {
+            None => context.keep_is_due_at_end(),
+            Some(_) => context.keep_is_due_in_decode(),
+        };
+        self.first_token.get_or_insert_with(Instant::now);
+        if due {
+            engine.compress(context)?;
+        }
+        self.generated.ids.push(choice.id);
+        self.generated.logprobs.push(choice.logprob);
+        self.history.push(choice.id);
+        self.next.clear();
+        self.next.push(choice.id);
+        let ends = engine.tokenizer().eos_ids().contains(&choice.id);
+        if ends && self.options.end_of_text == EndOfText::Ends {
+            return Ok(Some(FinishReason::EndOfText));
+        }
+        let piece = self.stream.push(choice.id);
+        let piece = piece.map_err(|source| EngineError::Text {
+            file: engine.describe().name,
+            source: Box::new(source),
+        })?;
+        let emit = self.stops.push(&piece);
+        self.generated.text.push_str(&emit.text);
+        // Empty pieces too, so that the caller can stop while nothing is to be shown.
+        if on(Event::Text(&emit.text)) == Control::Stop {
+            return Ok(Some(FinishReason::Cancelled));
+        }
+        Ok(emit.stopped.then_some(FinishReason::Stop))
+    }
+
+    /// What was generated, when it ends for the reason `finish`.
+    fn finish(
+        mut self,
+        finish: FinishReason,
+        on: &mut dyn FnMut(Event<'_>) -> Control,
+    ) -> Generated {
+        if finish != FinishReason::Stop {
+            let emit = self.stops.push(&self.stream.finish());
+            let tail = emit.text + &self.stops.finish();
             if !tail.is_empty() {
-                generated.text.push_str(&tail);
+                self.generated.text.push_str(&tail);
                 on(Event::Text(&tail));
             }
         }
-        let first = first_token.unwrap_or_else(Instant::now);
-        generated.time_to_first_token = first - start;
-        generated.decode_time = first.elapsed();
-        Ok(generated)
+        let first = self.first_token.unwrap_or_else(Instant::now);
+        Generated {
+            finish,
+            time_to_first_token: first - self.begun,
+            decode_time: first.elapsed(),
+            ..self.generated
+        }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use longview_kv::keep::{
-    AttentionOf, AttentionShape, Compression, Keep, KeepBytes, Needs, Question, Repeated, When,
+    AttentionOf, AttentionShape, Compression, Keep, KeepBytes, Needs, Question, Repeated,
+    Repetition, When,
 };
 use longview_kv::{Context, KvError, KvForms, RopeSet, Segment, Wanted};
 use longview_text::{AskFrame, Moment, Specials};
@@ -197,16 +198,18 @@ impl Engine {
     }
 
     /// Lets the model repeat what `context` holds, part by part in forks, if its method needs to know
-    /// what that looks at.
-    fn repeat(&self, context: &mut Context) -> Result<(), EngineError> {
-        let Some(part) = context.repeats() else {
+    /// what that looks at and does not yet. [`Engine::compress`] does; before it this is for forks that
+    /// several methods which ask for the same repetition are put in charge of.
+    ///
+    /// # Errors
+    /// As [`Engine::pass`].
+    pub fn repeat(&self, context: &mut Context) -> Result<(), EngineError> {
+        let Some(Repetition { part, prefix }) = context.repeats() else {
             return Ok(());
         };
         let begun = Instant::now();
         let end = context.len();
-        // What a repetition may always look at, and what always stays.
-        let sinks = context.keep_method().map_or(0, |keep| keep.protected.sinks);
-        let prefix = sinks.min(end);
+        let prefix = prefix.min(end);
         let mut repeated = Repeated::default();
         let mut work = Operations::default();
         let turn = self.answer_opening()?;

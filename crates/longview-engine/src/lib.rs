@@ -28,7 +28,7 @@ mod threads;
 pub use acting::ContextMethods;
 pub use engine::{Engine, EngineOptions, ModelSource, TemplateOrigin, Tenant};
 pub use error::EngineError;
-pub use generate::{EndOfText, Event, FinishReason, GenerateOptions, Generated};
+pub use generate::{Continuation, EndOfText, Event, FinishReason, GenerateOptions, Generated};
 pub use inspect::{ModelDescription, inspect, open_tokenizer, plan};
 pub use lookup::Lookup;
 pub use picture::{AttentionPicture, PicturePart};

@@ -73,6 +73,12 @@ pub enum EvalError {
         /// Tokens of the text.
         tokens: usize,
     },
+    /// A task whose samples are a text and nothing else.
+    #[error("--export {task}: it goes on with a text and asks nothing; name tasks with questions")]
+    NotExported {
+        /// The task.
+        task: String,
+    },
     /// A wording that cannot be used.
     #[error("{file}: {what}")]
     Wording {

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 /// What of the expected answers must be in the text of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Scorer {
     /// The share of them that is.
     All,

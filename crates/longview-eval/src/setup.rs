@@ -3,7 +3,7 @@
 use std::fmt;
 
 use longview_kv::KvType;
-use longview_methods::{MethodError, Methods, Stage, registry};
+use longview_methods::{Method, MethodError, Methods, Stage, registry};
 
 use crate::error::EvalError;
 
@@ -110,6 +110,18 @@ impl Setup {
     /// Whether no method acts.
     pub fn is_dense(&self) -> bool {
         self.name == DENSE
+    }
+
+    /// The method of the first stage in which one was chosen by its name.
+    ///
+    /// # Errors
+    /// What there is instead.
+    pub(crate) fn first_method(&self) -> Result<&'static Method, String> {
+        let chosen = |stage: Stage| Some((stage, self.chosen(stage)?));
+        let first = STAGES.into_iter().find_map(chosen);
+        let (stage, text) = first.ok_or("it is the dense path")?;
+        let name = text.split('(').next().unwrap_or_default();
+        registry::find(stage, name).map_err(|error| error.to_string())
     }
 
     /// The canonical texts of the stages before reuse, with `kv_type` as the store's default.
@@ -262,7 +274,7 @@ fn stage_of(part: &str) -> Result<(Stage, &str), String> {
 }
 
 /// The parts of `text` between those `separator`s that stand outside brackets and quotes.
-fn split(text: &str, separator: char) -> Vec<&str> {
+pub(crate) fn split(text: &str, separator: char) -> Vec<&str> {
     let (mut depth, mut quoted, mut start) = (0usize, false, 0);
     let mut parts = Vec::new();
     for (at, c) in text.char_indices() {

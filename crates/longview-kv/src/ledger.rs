@@ -47,6 +47,8 @@ pub struct Usage {
     pub scratch: u64,
     /// The highest total so far.
     pub peak: u64,
+    /// The most bytes of keys and values since [`Ledger::watch_kv`].
+    pub kv_peak: u64,
 }
 
 struct Account {
@@ -81,6 +83,14 @@ impl Ledger {
         *self.account.lock()
     }
 
+    /// Begins to watch anew for the most bytes of keys and values, [`Usage::kv_peak`], and returns those
+    /// in use now.
+    pub fn watch_kv(&self) -> u64 {
+        let mut usage = self.account.lock();
+        usage.kv_peak = usage.kv;
+        usage.kv
+    }
+
     /// Bytes that may still be reserved.
     pub fn available(&self) -> u64 {
         self.limit().saturating_sub(self.usage().total())
@@ -109,7 +119,7 @@ impl Ledger {
             });
         }
         *usage.of(purpose) += bytes;
-        usage.peak = usage.peak.max(used + bytes);
+        usage.note_peaks();
         Ok(Reservation {
             account: Arc::clone(&self.account),
             purpose,
@@ -122,6 +132,11 @@ impl Usage {
     /// All bytes in use.
     pub fn total(&self) -> u64 {
         self.program + self.weights + self.kv + self.scratch
+    }
+
+    fn note_peaks(&mut self) {
+        self.peak = self.peak.max(self.total());
+        self.kv_peak = self.kv_peak.max(self.kv);
     }
 
     fn of(&mut self, purpose: Purpose) -> &mut u64 {
@@ -167,7 +182,7 @@ impl Reservation {
         let mut usage = self.account.lock();
         let of_purpose = usage.of(self.purpose);
         *of_purpose = *of_purpose - self.bytes + bytes;
-        usage.peak = usage.peak.max(usage.total());
+        usage.note_peaks();
         self.bytes = bytes;
     }
 }
@@ -226,6 +241,7 @@ mod tests {
             Usage {
                 kv: 40,
                 peak: 100,
+                kv_peak: 40,
                 ..Usage::default()
             }
         );
@@ -234,8 +250,9 @@ mod tests {
         assert_eq!((kv.bytes(), part.bytes(), ledger.usage().kv), (25, 15, 40));
         drop(part);
         assert_eq!((ledger.usage().kv, kv.split(99).bytes()), (25, 25));
+        assert_eq!((ledger.watch_kv(), ledger.usage().kv_peak), (25, 25));
         drop(kv);
-        assert_eq!(ledger.usage().total(), 0);
+        assert_eq!((ledger.usage().total(), ledger.usage().kv_peak), (0, 25));
         assert!(ledger.reserve(Purpose::Scratch, u64::MAX).is_err());
     }
 }

@@ -77,6 +77,11 @@ pub(crate) struct EvalTasksArgs {
     #[arg(long, short, value_name = "FOLDER")]
     pub(crate) output: Option<PathBuf>,
 
+    /// Write every sample to this file as the model reads it (token ids, one JSON object a line), so that
+    /// another program can be asked the same, and measure nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "methods"])]
+    pub(crate) export: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }
@@ -137,9 +142,20 @@ pub(crate) struct LeaderboardArgs {
     #[arg(long, value_name = "FILE", default_value = "docs/leaderboard.md")]
     pub(crate) page: PathBuf,
 
-    /// A page with what there is to say of the results, put before them
+    /// A page with what there is to say of the results, put before them [default: what stands there on
+    /// the page that is written anew]
     #[arg(long, value_name = "FILE")]
     pub(crate) remarks: Option<PathBuf>,
+
+    /// A method with parameters, measured beside those of the registry, with every budget unless it names
+    /// one, such as locret(heads="FILE"); may be repeated
+    #[arg(long, value_name = "METHODS")]
+    pub(crate) also: Vec<String>,
+
+    /// Stop after so many minutes and write the page from what was measured by then; the same command
+    /// goes on
+    #[arg(long, value_name = "N")]
+    pub(crate) minutes: Option<u64>,
 
     /// Samples of a task at 4,096 tokens, with budgets of 50, 25, 10 and 5 %
     #[arg(long, value_name = "N", default_value = "100", value_parser = parse_samples)]

@@ -2,7 +2,7 @@
 
 use super::svg::{Axis, Chart, HeatMap, Scale, Series};
 use super::{Summary, summaries};
-use crate::outcome::{Measure, Row};
+use crate::outcome::{Measure, Row, Sight};
 use crate::setup::brief;
 
 /// The charts that `rows` have the numbers for, each with the name of its file: score by bytes held
@@ -49,7 +49,7 @@ pub fn charts(rows: &[Row]) -> Vec<(String, String)> {
 fn by_bytes(summaries: &[&Summary], length: usize) -> Chart {
     let mut series: Vec<Series> = Vec::new();
     for of in summaries {
-        let name = family(&brief(&of.setup));
+        let name = named(family(&brief(&of.setup)), of.question);
         let point = (of.bytes_held, of.score);
         match series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push(point),
@@ -75,7 +75,7 @@ fn by_length(summaries: &[Summary]) -> Chart {
     let mut series: Vec<Series> = Vec::new();
     for of in summaries {
         let point = (of.length as f64, of.score);
-        let name = brief(&of.setup);
+        let name = named(brief(&of.setup), of.question);
         match series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push(point),
             None => series.push(Series {
@@ -130,6 +130,14 @@ fn heat_map(setup: &str, rows: &[&Row]) -> HeatMap {
             .iter()
             .map(|&depth| lengths.iter().map(|&length| value(depth, length)).collect())
             .collect(),
+    }
+}
+
+/// The name of a line of a chart.
+fn named(setup: String, question: Sight) -> String {
+    match question {
+        Sight::Unseen => setup,
+        Sight::Seen => format!("{setup}, question seen"),
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Summary {
     pub score: f64,
     /// The same of the dense path on the same tasks.
     pub dense_score: f64,
+    /// Half the width of the score's 95 % interval, the tasks' taken together.
+    pub half_width: f64,
     /// Tasks.
     pub tasks: usize,
     /// Mean bytes held.
@@ -62,7 +64,8 @@ pub fn summaries(rows: &[Row]) -> Vec<Summary> {
     let held = |rows: &[&Row]| mean(rows, &|row| row.bytes_held as f64);
     let dense_bytes = |row: &Row| {
         let same = |other: &&Row| {
-            other.setup == "dense" && other.task == row.task && other.length == row.length
+            let dense = other.setup == "dense" && other.question == row.question;
+            dense && other.task == row.task && other.length == row.length
         };
         rows.iter().find(same).map(|dense| dense.bytes_held as f64)
     };
@@ -77,6 +80,11 @@ pub fn summaries(rows: &[Row]) -> Vec<Summary> {
                 question: part[0].question,
                 score: mean(&part, &|row| row.score),
                 dense_score: mean(&part, &|row| row.dense_score.unwrap_or(f64::NAN)),
+                half_width: {
+                    let half = |row: &&Row| (row.interval[1] - row.interval[0]) / 2.0;
+                    let squares = part.iter().map(|row| half(row).powi(2));
+                    squares.sum::<f64>().sqrt() / part.len() as f64
+                },
                 tasks: part.len(),
                 bytes_held: held(&part),
                 share_held: dense.map(|dense| all / dense),

@@ -1,17 +1,44 @@
 //! Tasks with questions and answers.
 
-use longview_engine::{Control, GenerateOptions, Generated};
+use longview_engine::{Continuation, GenerateOptions, Generated};
 use longview_kv::Context;
 
-use super::{Evaluation, Lengths, Measured, Reading, all_or_refused, read_share, seconds};
+use super::{
+    Compressed, Evaluation, Lengths, Measured, Reading, all_or_refused, compression_seconds,
+    read_share, seconds,
+};
 use crate::error::EvalError;
 use crate::outcome::{Case, Measure, Outcome, Sight};
 use crate::prompt::Prompt;
 use crate::setup::Setup;
-use crate::task::{Question, Sample, Task};
+use crate::task::{Sample, Task};
+
+/// Bytes of keys and values that contexts may hold, each counted whole, which answer together.
+const TOGETHER_BYTES: u64 = 1 << 30;
+
+/// One sample of a task as it is asked.
+struct Asked<'a> {
+    case: &'a Case,
+    sample: &'a Sample,
+    prompt: &'a Prompt,
+    lengths: Lengths,
+}
+
+/// A setup that has read a sample's document and is to answer.
+struct Ready<'s> {
+    setup: &'s Setup,
+    context: Context,
+    outcome: Outcome,
+    /// One for each question answered.
+    scores: Vec<f64>,
+    shares: Vec<f64>,
+}
 
 impl Evaluation<'_> {
     /// Asks the questions of one sample under every one of `setups`.
+    ///
+    /// Under the first sample every setup answers alone, which says how fast it decodes; of the others
+    /// the setups answer side by side, which takes a fraction of the time and changes no answer.
     pub(super) fn ask(
         &self,
         task: &Task,
@@ -30,98 +57,176 @@ impl Evaluation<'_> {
             Sight::Unseen => 0,
             Sight::Seen => prompt.questions[0].len(),
         };
-        let lengths = Lengths {
-            prompt: prompt.document.len() + seen,
-            planned: (prompt.document.len() + questions + answers).min(limit),
+        let asked = Asked {
+            case,
+            sample: &sample,
+            prompt: &prompt,
+            lengths: Lengths {
+                prompt: prompt.document.len() + seen,
+                planned: (prompt.document.len() + questions + answers).min(limit),
+            },
         };
+        // What is held together must fit: under a limit of memory it is one setup at a time.
+        let room = match case.sample > 0 && self.engine.ledger().limit() == u64::MAX {
+            true => TOGETHER_BYTES,
+            false => 0,
+        };
+        let mut ready: Vec<Ready<'_>> = Vec::new();
+        let mut held = 0;
         for part in self.by_reading(setups) {
-            let reading = self.read(&part, &prompt.document, lengths);
-            let Some(reading) = all_or_refused(reading, &part, measured)? else {
+            let reading = self.read(&part, &prompt.document, asked.lengths);
+            let Some(mut reading) = all_or_refused(reading, &part, measured)? else {
                 continue;
             };
             for setup in part {
-                measured(
-                    setup,
-                    self.answer(case, setup, &sample, &prompt, &reading, lengths),
-                )?;
+                match self.prepare(&asked, setup, &mut reading) {
+                    Ok(one) => {
+                        held += one.context.kv_bytes();
+                        ready.push(one);
+                    }
+                    Err(error) => measured(setup, Err(error))?,
+                }
+                if held > room {
+                    self.answer(&asked, std::mem::take(&mut ready), measured)?;
+                    held = 0;
+                }
             }
+        }
+        self.answer(&asked, ready, measured)
+    }
+
+    /// Makes a fork of `reading` ready to be asked under `setup`.
+    fn prepare<'s>(
+        &self,
+        asked: &Asked<'_>,
+        setup: &'s Setup,
+        reading: &mut Reading,
+    ) -> Result<Ready<'s>, EvalError> {
+        let Compressed {
+            context,
+            bytes_held,
+            peak_bytes,
+            seconds,
+        } = match asked.case.question {
+            Sight::Unseen => self.compress(setup, reading, asked.lengths)?,
+            // It is compressed when the first question has been read.
+            Sight::Seen => {
+                let context = self.put_in_charge(setup, reading, asked.lengths)?;
+                Compressed {
+                    bytes_held: self.held(setup, &context),
+                    peak_bytes: reading.peak_bytes,
+                    seconds: 0.0,
+                    context,
+                }
+            }
+        };
+        Ok(Ready {
+            setup,
+            context,
+            scores: Vec::new(),
+            shares: Vec::new(),
+            outcome: Outcome {
+                case: asked.case.clone(),
+                setup: setup.to_string(),
+                measure: Measure::Recall,
+                score: 0.0,
+                divergence: None,
+                same_until: None,
+                read_share: None,
+                tokens: asked.prompt.tokens(),
+                bytes_held,
+                peak_bytes,
+                prefill_seconds: reading.seconds,
+                compression_seconds: seconds,
+                decode_tokens: 0,
+                decode_seconds: 0.0,
+                answers: Vec::new(),
+            },
+        })
+    }
+
+    /// Asks `ready` all questions of the sample, each of all of them at once.
+    fn answer(
+        &self,
+        asked: &Asked<'_>,
+        mut ready: Vec<Ready<'_>>,
+        measured: &mut Measured<'_>,
+    ) -> Result<(), EvalError> {
+        for index in 0..asked.sample.questions.len() {
+            if self.ask_together(asked, index, &mut ready).is_ok() {
+                continue;
+            }
+            // One of them cannot answer: the others do without it.
+            let mut left = Vec::new();
+            for mut one in ready {
+                match self.ask_together(asked, index, std::slice::from_mut(&mut one)) {
+                    Ok(()) => left.push(one),
+                    Err(error) => measured(one.setup, Err(error))?,
+                }
+            }
+            ready = left;
+        }
+        for one in ready {
+            measured(one.setup, Ok(one.outcome()))?;
         }
         Ok(())
     }
 
-    fn answer(
+    /// Asks all of `ready` question `index`. On an error none of them has changed.
+    fn ask_together(
         &self,
-        case: &Case,
-        setup: &Setup,
-        sample: &Sample,
-        prompt: &Prompt,
-        reading: &Reading,
-        lengths: Lengths,
-    ) -> Result<Outcome, EvalError> {
-        let mut context = reading.context.fork();
-        match case.question {
-            Sight::Unseen => self.compress(setup, &mut context, lengths)?,
-            // It is compressed when the first question has been read.
-            Sight::Seen => self.put_in_charge(setup, &mut context, lengths)?,
-        }
-        let asked = sample.questions.iter().zip(&prompt.questions);
-        let (mut scores, mut shares) = (Vec::new(), Vec::new());
-        let mut outcome = Outcome {
-            case: case.clone(),
-            setup: setup.to_string(),
-            measure: Measure::Recall,
-            score: 0.0,
-            divergence: None,
-            same_until: None,
-            read_share: None,
-            tokens: prompt.tokens(),
-            bytes_held: self.held(setup, &context),
-            peak_bytes: reading.peak_bytes,
-            prefill_seconds: reading.seconds,
-            compression_seconds: 0.0,
-            decode_tokens: 0,
-            decode_seconds: 0.0,
-            answers: Vec::new(),
+        asked: &Asked<'_>,
+        index: usize,
+        ready: &mut [Ready<'_>],
+    ) -> Result<(), EvalError> {
+        let question = &asked.sample.questions[index];
+        let mut forks: Vec<Context> = ready.iter().map(|one| one.context.fork()).collect();
+        let text = |context| Continuation {
+            context,
+            prompt: &asked.prompt.questions[index],
+            options: GenerateOptions::greedy(question.max_tokens),
         };
-        for (index, (question, tokens)) in asked.enumerate() {
-            let mut fork;
-            let asked = match case.question {
-                Sight::Unseen => {
-                    fork = context.fork();
-                    &mut fork
-                }
-                // A conversation: every question goes on from the answer before it.
-                Sight::Seen => &mut context,
-            };
-            let generated = self.generate(asked, tokens, question)?;
-            shares.extend(read_share(asked));
-            if index == 0 && case.question == Sight::Seen {
-                outcome.bytes_held = context.kv_bytes();
+        let mut texts: Vec<Continuation<'_>> = forks.iter_mut().map(text).collect();
+        let generated = self.engine.generate_together(&mut texts)?;
+        drop(texts);
+        let alone = ready.len() == 1;
+        for ((one, generated), fork) in ready.iter_mut().zip(generated).zip(forks) {
+            let score = question.scorer.score(&generated.text, &question.answers);
+            one.scores.push(score);
+            one.shares.extend(read_share(&fork));
+            if alone {
+                one.outcome.note_speed(&generated);
             }
-            scores.push(question.scorer.score(&generated.text, &question.answers));
-            outcome.decode_tokens += generated.ids.len().saturating_sub(1);
-            outcome.decode_seconds += seconds(generated.decode_time);
-            outcome.answers.push(generated.text);
+            one.outcome.answers.push(generated.text);
+            if asked.case.question == Sight::Seen {
+                // A conversation: every question goes on from the answer before it.
+                one.context = fork;
+                if index == 0 {
+                    one.outcome.bytes_held = one.context.kv_bytes();
+                    one.outcome.compression_seconds = compression_seconds(&one.context);
+                }
+            }
         }
-        let report = context.keep_report();
-        outcome.compression_seconds = report.map_or(0.0, |report| seconds(report.time));
-        if !shares.is_empty() {
-            outcome.read_share = Some(shares.iter().sum::<f64>() / shares.len() as f64);
-        }
-        outcome.score = 100.0 * scores.iter().sum::<f64>() / scores.len() as f64;
-        Ok(outcome)
+        Ok(())
     }
+}
 
-    fn generate(
-        &self,
-        context: &mut Context,
-        question: &[u32],
-        asked: &Question,
-    ) -> Result<Generated, EvalError> {
-        let mut options = GenerateOptions::greedy(asked.max_tokens);
-        let go_on = &mut |_: longview_engine::Event<'_>| Control::Continue;
-        Ok(self
-            .engine
-            .generate(context, question, &mut options, go_on)?)
+impl Ready<'_> {
+    /// What came of it when all questions were answered.
+    fn outcome(self) -> Outcome {
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        Outcome {
+            score: 100.0 * mean(&self.scores),
+            read_share: (!self.shares.is_empty()).then(|| mean(&self.shares)),
+            ..self.outcome
+        }
+    }
+}
+
+impl Outcome {
+    /// Counts an answer that was written alone.
+    fn note_speed(&mut self, generated: &Generated) {
+        self.decode_tokens += generated.ids.len().saturating_sub(1);
+        self.decode_seconds += seconds(generated.decode_time);
     }
 }

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use longview_engine::{Control, Engine, EngineError};
 use longview_kv::Context;
-use longview_kv::keep::{Keep, Needs};
+use longview_kv::keep::{Keep, Needs, Repetition};
 use longview_methods::Stage;
 
 use crate::draw::seed_of;
 use crate::error::EvalError;
+use crate::export::ExportedSample;
 use crate::haystack::Haystack;
 use crate::outcome::{Case, Outcome, Row, Sight, rows};
 use crate::prompt::Prompter;
@@ -104,9 +105,22 @@ struct Reading {
     context: Context,
     /// Seconds it took.
     seconds: f64,
-    /// The most bytes of keys and values held meanwhile, by this context and whatever else there
-    /// is.
+    /// The most bytes of keys and values it held meanwhile.
     peak_bytes: u64,
+    /// Forks in which the model has repeated the document, for all methods that want that done in the
+    /// same way.
+    repeated: Vec<(Repetition, Context)>,
+}
+
+/// A fork of a reading that was compressed as a setup says.
+struct Compressed {
+    context: Context,
+    /// Bytes of keys and values held, with what a read method will keep to choose by.
+    bytes_held: u64,
+    /// The most bytes of keys and values held until then.
+    peak_bytes: u64,
+    /// Seconds that the methods took after the document was read.
+    seconds: f64,
 }
 
 impl Subject {
@@ -303,6 +317,27 @@ impl<'a> Evaluation<'a> {
         Ok(refused)
     }
 
+    /// Gives `write` every sample of the plan's tasks as the model reads it; nothing is measured.
+    ///
+    /// # Errors
+    /// Lengths too short for a task, and what `write` says.
+    pub fn export(
+        &self,
+        write: &mut dyn FnMut(ExportedSample) -> Result<(), EvalError>,
+    ) -> Result<(), EvalError> {
+        for (subject, case) in self.cases() {
+            let Subject::Task(task) = subject else {
+                return Err(EvalError::NotExported {
+                    task: case.task.clone(),
+                });
+            };
+            let (making, seed) = (self.making(case.depth), self.seed(&case));
+            let (sample, prompt) = self.prompter.fitted(task, &making, seed, case.length)?;
+            write(ExportedSample::new(case, &sample, prompt))?;
+        }
+        Ok(())
+    }
+
     /// The rows of what `record` has of the plan, in the plan's order.
     pub fn rows(&self, record: &Record) -> Vec<Row> {
         let setups = self.setups();
@@ -390,54 +425,76 @@ impl<'a> Evaluation<'a> {
             let engine = self.engine;
             engine.keep_with(&mut context, first, needs, lengths.prompt)?;
         }
-        let held = || self.engine.ledger().usage().kv;
-        let mut peak_bytes = 0;
+        // What other contexts hold is none of this one's.
+        let before = self.engine.ledger().watch_kv();
         let start = Instant::now();
-        self.engine.prefill(&mut context, tokens, &mut |_| {
-            peak_bytes = peak_bytes.max(held());
-            Control::Continue
-        })?;
+        let go_on = &mut |_| Control::Continue;
+        self.engine.prefill(&mut context, tokens, go_on)?;
         Ok(Reading {
             context,
             seconds: start.elapsed().as_secs_f64(),
-            peak_bytes: peak_bytes.max(held()),
+            peak_bytes: self.engine.ledger().usage().kv_peak - before,
+            repeated: Vec::new(),
         })
     }
 
-    /// Puts the keep and the read method of `setup` in charge of `context`, a fork of a reading that it
-    /// shares, if they are not already.
+    /// A fork of `reading`, which `setup` shares, with the keep and the read method of `setup` in charge
+    /// if they are not already.
     fn put_in_charge(
         &self,
         setup: &Setup,
-        context: &mut Context,
+        reading: &mut Reading,
         lengths: Lengths,
-    ) -> Result<(), EvalError> {
-        match setup.methods().keep() {
-            Some(keep) if context.keep_method() != Some(keep) => {
-                self.engine.keep(context, keep, lengths.prompt)?;
+    ) -> Result<Context, EvalError> {
+        let keep = setup.methods().keep();
+        let wanted = keep.and_then(|keep| keep.repetition());
+        let known = reading
+            .repeated
+            .iter()
+            .find(|(repetition, _)| Some(*repetition) == wanted);
+        let mut context = known
+            .map_or(&reading.context, |(_, context)| context)
+            .fork();
+        // One that decides while a document is read has been since it began.
+        if let Some(keep) = keep.filter(|keep| keep.when.block.is_none()) {
+            self.engine.keep(&mut context, keep, lengths.prompt)?;
+        }
+        if let Some(repetition) = wanted.filter(|_| known.is_none()) {
+            self.engine.repeat(&mut context)?;
+            let report = context.keep_report();
+            if report.is_some_and(|report| report.repeated.is_some()) {
+                reading.repeated.push((repetition, context.fork()));
             }
-            _ => {}
         }
         if let Some(read) = setup.methods().read() {
             context.read_by(read).map_err(EngineError::from)?;
         }
-        Ok(())
+        Ok(context)
     }
 
-    /// Compresses `context`, a document whose questions are not known yet, as `setup` says.
+    /// A fork of `reading`, a document whose questions are not known yet, compressed as `setup` says.
     fn compress(
         &self,
         setup: &Setup,
-        context: &mut Context,
+        reading: &mut Reading,
         lengths: Lengths,
-    ) -> Result<(), EvalError> {
-        self.put_in_charge(setup, context, lengths)?;
-        if context.keep_method().is_some() && !self.engine.compress_document(context)? {
+    ) -> Result<Compressed, EvalError> {
+        let before = self.engine.ledger().watch_kv();
+        let mut context = self.put_in_charge(setup, reading, lengths)?;
+        if context.keep_method().is_some() && !self.engine.compress_document(&mut context)? {
             // A method that would rather see the question.
-            self.engine.compress(context)?;
+            self.engine.compress(&mut context)?;
             context.settle();
         }
-        Ok(())
+        // The document is still held whole beside what is kept of it.
+        let more = self.engine.ledger().usage().kv_peak - before;
+        let both = reading.context.kv_bytes() + more;
+        Ok(Compressed {
+            bytes_held: self.held(setup, &context),
+            peak_bytes: reading.peak_bytes.max(both),
+            seconds: compression_seconds(&context),
+            context,
+        })
     }
 
     /// Bytes that `context` holds under `setup`, with what its read method will keep to choose by.
@@ -527,6 +584,12 @@ fn all_or_refused(
 fn read_share(context: &Context) -> Option<f64> {
     let report = context.read_report()?;
     (report.pages_present > 0).then(|| report.pages_read as f64 / report.pages_present as f64)
+}
+
+/// Seconds that a keep method has taken of `context` so far.
+fn compression_seconds(context: &Context) -> f64 {
+    let report = context.keep_report();
+    report.map_or(0.0, |report| seconds(report.time))
 }
 
 /// Seconds as numbers.

@@ -7,7 +7,9 @@ use longview_engine::{Control, EndOfText, GenerateOptions};
 use longview_kv::{Context, Segment, Wanted};
 use longview_text::Specials;
 
-use super::{Evaluation, Lengths, Measured, Reading, all_or_refused, read_share, seconds};
+use super::{
+    Compressed, Evaluation, Lengths, Measured, Reading, all_or_refused, read_share, seconds,
+};
 use crate::divergence::divergence_of;
 use crate::draw::below;
 use crate::error::EvalError;
@@ -41,23 +43,21 @@ impl Evaluation<'_> {
         let dense = self.read(&[&Setup::dense()], before, lengths)?;
         for part in self.by_reading(setups) {
             let reading = self.read(&part, before, lengths);
-            let Some(reading) = all_or_refused(reading, &part, measured)? else {
+            let Some(mut reading) = all_or_refused(reading, &part, measured)? else {
                 continue;
             };
             for setup in part {
                 let mut compared = Compared::default();
-                let mut context = reading.context.fork();
-                if let Err(error) = self.compress(setup, &mut context, lengths) {
-                    measured(setup, Err(error))?;
-                    continue;
-                }
-                // What is predicted is read as an answer is.
-                context.answer_from(before.len() + 1);
-                let held = Held {
-                    bytes: self.held(setup, &context),
-                    ..Held::of(&context)
+                let held = match self.compress(setup, &mut reading, lengths) {
+                    Ok(held) => held,
+                    Err(error) => {
+                        measured(setup, Err(error))?;
+                        continue;
+                    }
                 };
-                let mut contexts = [context, dense.context.fork()];
+                let mut contexts = [held.context.fork(), dense.context.fork()];
+                // What is predicted is read as an answer is.
+                contexts[0].answer_from(before.len() + 1);
                 for (rows, targets) in rows.chunks(PASS_TOKENS).zip(rest.chunks(PASS_TOKENS)) {
                     self.compare(&mut contexts, rows, targets, &mut compared)?;
                 }
@@ -109,22 +109,20 @@ impl Evaluation<'_> {
         let rows: Vec<u32> = [&[last], read].concat();
         for part in self.by_reading(setups) {
             let reading = self.read(&part, before, lengths);
-            let Some(reading) = all_or_refused(reading, &part, measured)? else {
+            let Some(mut reading) = all_or_refused(reading, &part, measured)? else {
                 continue;
             };
             for setup in part {
                 let mut compared = Compared::default();
-                let mut context = reading.context.fork();
-                if let Err(error) = self.compress(setup, &mut context, lengths) {
-                    measured(setup, Err(error))?;
-                    continue;
-                }
-                context.answer_from(before.len() + 1);
-                let held = Held {
-                    bytes: self.held(setup, &context),
-                    ..Held::of(&context)
+                let held = match self.compress(setup, &mut reading, lengths) {
+                    Ok(held) => held,
+                    Err(error) => {
+                        measured(setup, Err(error))?;
+                        continue;
+                    }
                 };
-                let mut contexts = [context, dense.context.fork()];
+                let mut contexts = [held.context.fork(), dense.context.fork()];
+                contexts[0].answer_from(before.len() + 1);
                 for (row, target) in rows.chunks(1).zip(generated.chunks(1)) {
                     self.compare(&mut contexts, row, target, &mut compared)?;
                 }
@@ -199,22 +197,6 @@ impl Evaluation<'_> {
     }
 }
 
-/// What a context holds when it has read its text.
-struct Held {
-    bytes: u64,
-    compression_seconds: f64,
-}
-
-impl Held {
-    fn of(context: &Context) -> Held {
-        let report = context.keep_report();
-        Held {
-            bytes: context.kv_bytes(),
-            compression_seconds: report.map_or(0.0, |report| seconds(report.time)),
-        }
-    }
-}
-
 /// Sums over the tokens compared so far.
 #[derive(Default)]
 struct Compared {
@@ -246,7 +228,7 @@ impl Compared {
         case: &Case,
         setup: &Setup,
         reading: &Reading,
-        held: &Held,
+        held: &Compressed,
         tokens: usize,
     ) -> Outcome {
         Outcome {
@@ -258,10 +240,10 @@ impl Compared {
             same_until: Some(self.same_until),
             read_share: None,
             tokens,
-            bytes_held: held.bytes,
-            peak_bytes: reading.peak_bytes,
+            bytes_held: held.bytes_held,
+            peak_bytes: held.peak_bytes,
             prefill_seconds: reading.seconds,
-            compression_seconds: held.compression_seconds,
+            compression_seconds: held.seconds,
             decode_tokens: 0,
             decode_seconds: 0.0,
             answers: Vec::new(),

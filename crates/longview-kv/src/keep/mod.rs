@@ -21,7 +21,7 @@ pub use compress::Compression;
 pub use observe::LayerRows;
 pub(crate) use pace::Kept;
 pub use pace::{KeepBytes, KeepReport};
-pub use repeat::{Marks, Repeated};
+pub use repeat::{Marks, Repeated, Repetition};
 pub use view::{KeyPage, LayerView, Queries, ValuePage};
 
 use longview_kernels::Exec;
@@ -355,6 +355,16 @@ impl Keep {
     pub fn is_endless(&self) -> bool {
         let When { block, decode } = self.when;
         self.positions == Positions::Slots && block.is_some() && decode.is_some()
+    }
+
+    /// How it has the model repeat a context, if it does. What was seen of one repetition serves every
+    /// method that asks for the same.
+    pub fn repetition(&self) -> Option<Repetition> {
+        let Needs { repeat: part, .. } = self.score.needs();
+        (part > 0).then_some(Repetition {
+            part,
+            prefix: self.protected.sinks,
+        })
     }
 
     pub(crate) fn refused(&self, why: String) -> KvError {

@@ -185,6 +185,40 @@ impl Observed {
         }
     }
 
+    /// The same as far as `needs`, part of what was gathered of `len` tokens, asks for: nothing else is
+    /// gathered from here on.
+    pub(super) fn narrowed(
+        self,
+        needs: Needs,
+        len: usize,
+        ledger: &Ledger,
+    ) -> Result<Observed, KvError> {
+        if self.needs() == needs {
+            return Ok(self);
+        }
+        let layers = self.gathered.layers.iter();
+        let layers: Vec<LayerSeen> = layers.map(|layer| layer.narrowed(needs, len)).collect();
+        let longest = |lists: &[Vec<f32>]| lists.iter().map(Vec::len).max().unwrap_or(0);
+        let pairs = layers.iter().flat_map(|layer| {
+            [&layer.sums, &layer.entropies, &layer.own].map(|lists| longest(lists))
+        });
+        let bytes = bytes(&layers, pairs.max().unwrap_or(0));
+        let held = ledger.reserve(Purpose::Scratch, bytes)?;
+        Ok(Observed {
+            gathered: Arc::new(Gathered { layers, held }),
+            complete: self.complete,
+        })
+    }
+
+    /// Nothing more is gathered, and what was is let go.
+    pub(super) fn end(&mut self, ledger: &Ledger) {
+        // Without room for nothing it is gathered to no purpose, and does no harm.
+        if let Ok(held) = ledger.reserve(Purpose::Scratch, 0) {
+            let layers = vec![LayerSeen::default(); self.gathered.layers.len()];
+            self.gathered = Arc::new(Gathered { layers, held });
+        }
+    }
+
     /// Some rows were not watched or are no longer part of the context: sums over rows are not known.
     pub(crate) fn forget_sums(&mut self) {
         self.complete = false;
@@ -327,6 +361,47 @@ impl LayerSeen {
             moments: vec![Moments::default(); of(needs.query_moments, heads)],
             new_moments: vec![Moments::default(); of(needs.query_moments, heads)],
         }
+    }
+
+    /// What of it `needs` asks for, when the context has `len` tokens.
+    fn narrowed(&self, needs: Needs, len: usize) -> LayerSeen {
+        if !self.is_watched() {
+            return LayerSeen::default();
+        }
+        let kept = |gather: Gather, lists: &[Vec<f32>]| match gather {
+            Gather::Yes => lists.to_vec(),
+            Gather::No => Vec::new(),
+        };
+        let cleared =
+            |gather: Gather, lists: &[Vec<f32>]| kept(gather, &vec![Vec::new(); lists.len()]);
+        let moments = match needs.query_moments {
+            Gather::Yes => self.moments.clone(),
+            Gather::No => Vec::new(),
+        };
+        let mut narrowed = LayerSeen {
+            needs,
+            row: self.row,
+            head_dim: self.head_dim,
+            queries: vec![0.0; needs.last_queries * self.row],
+            held: vec![NOBODY; needs.last_queries],
+            sums: kept(needs.column_sums, &self.sums),
+            new_sums: cleared(needs.column_sums, &self.new_sums),
+            entropies: kept(needs.row_entropies, &self.entropies),
+            new_entropies: cleared(needs.row_entropies, &self.new_entropies),
+            own: kept(needs.own, &self.own),
+            new_own: cleared(needs.own, &self.new_own),
+            new_moments: vec![Moments::default(); moments.len()],
+            moments,
+        };
+        let is_held = |position: &u32| (*position as usize) < len;
+        let mut known: Vec<u32> = self.held.iter().copied().filter(is_held).collect();
+        known.sort_unstable();
+        for &position in &known[known.len().saturating_sub(needs.last_queries)..] {
+            if let Some(row) = self.query(position as usize) {
+                narrowed.note_queries(position as usize, row);
+            }
+        }
+        narrowed
     }
 
     /// Whether the layer is one that is compressed.

@@ -8,7 +8,7 @@ use super::observe::Observed;
 use super::repeat::Watch;
 use super::stream::Stream;
 use super::view::ROWS_AT_ONCE;
-use super::{AttentionOf, Keep, LayerShape, Needs, Question, Repeated};
+use super::{AttentionOf, Keep, LayerShape, Needs, Question, Repeated, When};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
@@ -174,10 +174,15 @@ impl Context {
             let why = "another keep method has dropped pairs of this context; fork it before";
             return Err(plan.refused(why.to_owned()));
         }
+        let repeated = known
+            .as_ref()
+            .filter(|kept| kept.plan.repetition() == plan.repetition())
+            .map(|kept| (Arc::clone(&kept.marks), kept.done.repeated));
+        let (marks, repeated) = repeated.unwrap_or_default();
         let observed = match known {
-            Some(kept) if kept.observed.needs().and(needs) == kept.observed.needs() => {
-                kept.observed
-            }
+            Some(kept) if kept.observed.needs().and(needs) == kept.observed.needs() => kept
+                .observed
+                .narrowed(needs, self.tokens.len(), &self.ledger)?,
             _ => {
                 let mut observed = Observed::new(&layout, needs, model, &self.ledger)?;
                 if !self.is_empty() {
@@ -194,9 +199,13 @@ impl Context {
             edge: 0,
             streams: Vec::new(),
             settled: false,
-            done: Done::default(),
+            done: Done {
+                compactions: 0,
+                time: repeated.map_or(Duration::ZERO, |repeated| repeated.time),
+                repeated,
+            },
             watch: None,
-            marks: Arc::default(),
+            marks,
             merge_memory: BTreeMap::new(),
         }));
         Ok(())
@@ -292,10 +301,13 @@ impl Context {
     }
 
     /// Says that what the context holds is a document that was compressed for any question: what
-    /// follows stays.
+    /// follows stays. A method that has nothing left to decide then is told nothing more.
     pub fn settle(&mut self) {
         if let Some(kept) = &mut self.kept {
             kept.settled = true;
+            if kept.plan.question == Question::Unseen && kept.plan.when == When::default() {
+                kept.observed.end(&self.ledger);
+            }
         }
     }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 use longview_kernels::Exec;
 use longview_kernels::attention::softmax;
 
-use super::Needs;
 use super::view::{LayerView, ROWS_AT_ONCE};
 use crate::context::Context;
 use crate::error::KvError;
@@ -17,6 +16,15 @@ pub struct Marks {
     tokens: Range<usize>,
     /// `[layers][heads][tokens]`
     layers: Vec<Vec<Vec<f32>>>,
+}
+
+/// How a context is repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repetition {
+    /// Tokens repeated at a time.
+    pub part: usize,
+    /// The first tokens of the context, which a repetition may always look at.
+    pub prefix: usize,
 }
 
 /// What repeating a context took.
@@ -105,13 +113,12 @@ impl Context {
         }
     }
 
-    /// The size of the parts in which the model is to repeat what the context holds, if its keep
-    /// method needs that and it was not done.
-    pub fn repeats(&self) -> Option<usize> {
+    /// How the model is to repeat what the context holds, if its keep method needs that and it was not
+    /// done.
+    pub fn repeats(&self) -> Option<Repetition> {
         let kept = self.kept.as_ref()?;
-        let Needs { repeat, .. } = kept.plan.score.needs();
-        let wanted = repeat > 0 && kept.marks.is_empty() && kept.pairs(self.len()) > kept.slots;
-        wanted.then_some(repeat)
+        let open = kept.marks.is_empty() && kept.pairs(self.len()) > kept.slots;
+        kept.plan.repetition().filter(|_| open)
     }
 }
 

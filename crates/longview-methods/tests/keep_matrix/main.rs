@@ -8,7 +8,7 @@ mod world;
 
 use std::sync::Arc;
 
-use longview_kv::keep::Keep;
+use longview_kv::keep::{Keep, Needs};
 use longview_kv::{KvError, KvType, Ledger};
 use longview_methods::{Domain, Methods, Role, Stage, registry};
 use world::*;
@@ -192,6 +192,40 @@ fn forks_are_isolated_and_chunks_do_not_matter() {
             };
             assert_eq!(kept(&again), kept(&world), "{text}: other chunks");
         }
+    }
+}
+
+#[test]
+fn one_reading_serves_every_method_that_decides_after_it() {
+    let after = |text: &String| method(text).when.block.is_none();
+    let texts: Vec<String> = texts("70").into_iter().filter(after).collect();
+    let needs = texts.iter().fold(Needs::default(), |needs, text| {
+        needs.and(method(text).score.needs())
+    });
+    let mut shared = World::new(KvType::F16, Ledger::unlimited());
+    shared.keep_with(&method(&texts[0]), needs, PROMPT).unwrap();
+    shared.read(PROMPT, 128);
+    for text in &texts {
+        let keep = method(text);
+        let mut own = World::new(KvType::F16, Ledger::unlimited());
+        own.keep(&keep, PROMPT).unwrap();
+        own.read(PROMPT, 128);
+        let mut fork = shared.fork();
+        fork.keep(&keep, PROMPT).unwrap();
+        // What is gathered from here on is what the method itself asks for.
+        for world in [&mut own, &mut fork] {
+            world.end_of_prompt().unwrap();
+            world.read(50, 7);
+            world.compress().unwrap();
+        }
+        for head in 0..KV_HEADS {
+            assert_eq!(
+                fork.context.kept_positions(2, head),
+                own.context.kept_positions(2, head),
+                "{text}"
+            );
+        }
+        assert!(fork.read(3, 3) == own.read(3, 3), "{text}");
     }
 }
 

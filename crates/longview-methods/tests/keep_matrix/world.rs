@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use longview_kernels::{Exec, Isa, Numerics};
-use longview_kv::keep::{AttentionOf, AttentionShape, Keep, KeepBytes, LayerRows};
+use longview_kv::keep::{
+    AttentionOf, AttentionShape, Keep, KeepBytes, LayerRows, Needs, Repetition,
+};
 use longview_kv::read::Read;
 use longview_kv::{
     AttendWorkspace, Attention, Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout,
@@ -119,6 +121,16 @@ impl World {
         self.context.keep(keep, prompt, &Plain)
     }
 
+    /// The same, gathering what others need as well.
+    pub(crate) fn keep_with(
+        &mut self,
+        keep: &Arc<Keep>,
+        needs: Needs,
+        prompt: usize,
+    ) -> Result<(), KvError> {
+        self.context.keep_with(keep, needs, prompt, &Plain)
+    }
+
     pub(crate) fn stated(&self, keep: &Keep, prompt: usize, generated: usize) -> KeepBytes {
         let layout = layout(LayerState::Window { tokens: 70 }, self.kv_type);
         keep.bytes(&layout, &Plain, prompt, generated, 64, 2)
@@ -169,7 +181,7 @@ impl World {
     /// Compresses after what the engine does before: repeating the context in forks, where a method
     /// needs that.
     pub(crate) fn compress(&mut self) -> Result<(), KvError> {
-        if let Some(part) = self.context.repeats() {
+        if let Some(Repetition { part, .. }) = self.context.repeats() {
             let end = self.context.len();
             for first in (4..end).step_by(part.min(200)) {
                 let tokens = first..(first + part.min(200)).min(end);

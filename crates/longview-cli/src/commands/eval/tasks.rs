@@ -1,11 +1,13 @@
 //! Tasks under methods beside the dense path.
 
 use std::fs;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use longview::Control;
 use longview_eval::{
-    Evaluation, Haystack, Material, Plan, Record, Refusal, Row, RunProgress, Setup, Subject, report,
+    EvalError, Evaluation, Haystack, Material, Plan, Record, Refusal, Row, RunProgress, Setup,
+    Subject, report,
 };
 use serde_json::{Map, Value, json};
 
@@ -28,6 +30,18 @@ pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
     let material = material(args)?;
     let session = Session::open(&args.engine, &MethodArgs::default())?;
     let evaluation = Evaluation::new(&session.engine, &material, &plan).map_err(failed)?;
+    if let Some(path) = &args.export {
+        let count = export(&evaluation, path)?;
+        return match format {
+            Format::Json => {
+                let mut object = Map::new();
+                object.insert("samples".to_owned(), count.into());
+                object.extend(session.summary());
+                output::print_json(&object)
+            }
+            Format::Text => output::print(&format!("{count} samples in {}\n", path.display())),
+        };
+    }
     let mut record = match &args.output {
         None => Record::in_memory(),
         Some(folder) => {
@@ -65,6 +79,26 @@ pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
             output::print(&text)
         }
     }
+}
+
+/// Writes the samples to `path` and returns how many there are.
+fn export(evaluation: &Evaluation<'_>, path: &Path) -> Result<usize, Failure> {
+    let io = |error: &std::io::Error| Failure::io(path.display(), error);
+    let file = fs::File::create(path).map_err(|error| io(&error))?;
+    let mut file = BufWriter::new(file);
+    let mut count = 0;
+    let exported = evaluation.export(&mut |sample| {
+        count += 1;
+        let line = json!(sample).to_string();
+        writeln!(file, "{line}").map_err(|source| EvalError::Io {
+            path: path.display().to_string(),
+            action: "write",
+            source,
+        })
+    });
+    exported.map_err(failed)?;
+    file.flush().map_err(|error| io(&error))?;
+    Ok(count)
 }
 
 fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
