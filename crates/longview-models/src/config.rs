@@ -33,6 +33,9 @@ pub(crate) struct Sizes {
 const MOST_LAYERS: usize = 4096;
 const MOST_WIDTH: usize = 1 << 22;
 
+/// The most positions a model may have.
+pub(crate) const MOST_POSITIONS: usize = 1 << 31;
+
 impl Config {
     /// Settings `values` (a JSON object) of the model in `file`, which errors name.
     pub fn new(file: impl Into<String>, values: Value) -> Config {
@@ -184,7 +187,7 @@ impl Config {
             kv_heads,
             head_dim,
             ffn: self.within(ffn, 1, MOST_WIDTH)?,
-            max_positions: self.within("max_position_embeddings", 1, 1 << 31)?,
+            max_positions: self.within("max_position_embeddings", 1, MOST_POSITIONS)?,
             norm_eps,
         })
     }

@@ -1,6 +1,7 @@
 //! From a weight file to the layers the forward pass runs, packed for the kernels.
 
 mod delta;
+mod feed_forward;
 
 use longview_kernels::{Format, Packed, Pool};
 use longview_weights::{Tensor, WeightFile};
@@ -10,12 +11,13 @@ use std::sync::Mutex;
 
 use crate::arch::{Architecture, GgufRows, NormWeights};
 use crate::blueprint::{
-    self, AttentionBlueprint, Bias, Blueprint, LayerBlueprint, MlpBlueprint, Norms, OutputGate,
-    Projections, QkNorm,
+    self, AttentionBlueprint, Bias, Blueprint, LayerBlueprint, Norms, OutputGate, Projections,
+    QkNorm,
 };
 use crate::error::ModelError;
 use crate::names::{self, Naming, Role};
 pub(crate) use delta::{Delta, rate_of_logarithm};
+pub(crate) use feed_forward::{Gated, Mlp, Shared};
 
 /// The packed weights of a decoder, the embedding excepted: its rows are read where they lie.
 pub(crate) struct Weights {
@@ -52,30 +54,6 @@ pub(crate) struct Attention {
     /// `[head_dim]` each.
     pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
     pub(crate) output: Linear,
-}
-
-/// The weights of a feed-forward part.
-pub(crate) enum Mlp {
-    Gated(Gated),
-    Experts {
-        router: Linear,
-        experts: Vec<Gated>,
-        shared: Option<Shared>,
-    },
-}
-
-/// An expert that every row uses.
-pub(crate) struct Shared {
-    /// `[hidden]`: how much of it.
-    pub(crate) router: Vec<f32>,
-    pub(crate) expert: Gated,
-}
-
-/// A gated feed-forward part.
-pub(crate) struct Gated {
-    pub(crate) gate: Linear,
-    pub(crate) up: Linear,
-    pub(crate) down: Linear,
 }
 
 /// A matrix and the bias added to its products.
@@ -267,97 +245,6 @@ impl Loader<'_> {
         })
     }
 
-    fn mlp(&self, hidden: usize, mlp: &MlpBlueprint, layer: usize) -> Result<Mlp, ModelError> {
-        let straight = |row: usize| row;
-        match *mlp {
-            MlpBlueprint::Gated {
-                ffn,
-                projections,
-                bias,
-                ..
-            } => {
-                let [gate, up] = match projections {
-                    Projections::Separate => [
-                        Place::whole(Role::Gate, layer, 0, ffn),
-                        Place::whole(Role::Up, layer, 0, ffn),
-                    ],
-                    Projections::Fused => {
-                        let fused = Place::whole(Role::GateUp, layer, 0, 2 * ffn);
-                        [fused.part(0..ffn), fused.part(ffn..2 * ffn)]
-                    }
-                };
-                let down = Place::whole(Role::Down, layer, 0, hidden);
-                Ok(Mlp::Gated(Gated {
-                    gate: self.linear(&gate, hidden, bias, &straight)?,
-                    up: self.linear(&up, hidden, bias, &straight)?,
-                    down: self.linear(&down, ffn, bias, &straight)?,
-                }))
-            }
-            MlpBlueprint::Experts {
-                ffn,
-                experts,
-                shared,
-                ..
-            } => {
-                let router = Place::whole(Role::Router, layer, 0, experts);
-                // Experts that lie in one tensor: `n` rows each of which this is one.
-                let one_of = |role, expert: usize, n: usize| {
-                    Place::whole(role, layer, 0, experts * n).part(expert * n..(expert + 1) * n)
-                };
-                let place = |role, expert, n: usize| match self.naming() {
-                    Naming::HuggingFace => Place::whole(role, layer, expert, n),
-                    Naming::Gguf => one_of(role, expert, n),
-                };
-                let gate_up = self.has(Role::AllExpertsGateUp, layer);
-                let down = self.has(Role::AllExpertsDown, layer);
-                let matrix =
-                    |place: Place, k: usize| self.linear(&place, k, Bias::Absent, &straight);
-                let expert = |expert| -> Result<Gated, ModelError> {
-                    let (gate, up) = if gate_up {
-                        let both =
-                            Place::whole(Role::AllExpertsGateUp, layer, 0, experts * 2 * ffn);
-                        let middle = (2 * expert + 1) * ffn;
-                        (
-                            both.part(middle - ffn..middle),
-                            both.part(middle..middle + ffn),
-                        )
-                    } else {
-                        (
-                            place(Role::ExpertGate, expert, ffn),
-                            place(Role::ExpertUp, expert, ffn),
-                        )
-                    };
-                    let down = if down {
-                        one_of(Role::AllExpertsDown, expert, hidden)
-                    } else {
-                        place(Role::ExpertDown, expert, hidden)
-                    };
-                    Ok(Gated {
-                        gate: matrix(gate, hidden)?,
-                        up: matrix(up, hidden)?,
-                        down: matrix(down, ffn)?,
-                    })
-                };
-                let of_shared = |ffn| -> Result<Shared, ModelError> {
-                    let place = |role, n| Place::whole(role, layer, 0, n);
-                    Ok(Shared {
-                        router: self.vector(Role::SharedRouter, layer, hidden)?,
-                        expert: Gated {
-                            gate: matrix(place(Role::SharedGate, ffn), hidden)?,
-                            up: matrix(place(Role::SharedUp, ffn), hidden)?,
-                            down: matrix(place(Role::SharedDown, hidden), ffn)?,
-                        },
-                    })
-                };
-                Ok(Mlp::Experts {
-                    router: self.linear(&router, hidden, Bias::Absent, &straight)?,
-                    experts: (0..experts).map(expert).collect::<Result<_, _>>()?,
-                    shared: shared.map(of_shared).transpose()?,
-                })
-            }
-        }
-    }
-
     fn linear(
         &self,
         place: &Place,
@@ -384,7 +271,7 @@ impl Loader<'_> {
     ) -> Result<Linear, ModelError> {
         let name = self.weight_name(place.role, place.layer, place.expert);
         let tensor = self.tensor(&name)?;
-        check_shape(&self.file.name(), &tensor, &[place.all_rows, k])?;
+        check_shape(self.file, &tensor, &[place.all_rows, k])?;
         let row_bytes = tensor.row_bytes();
         let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
         for row in rows {
@@ -412,7 +299,7 @@ impl Loader<'_> {
         let names = self.architecture.names;
         let name = names::bias(self.naming(), names, place.role, place.layer, place.expert);
         let tensor = self.tensor(&name)?;
-        check_shape(&self.file.name(), &tensor, &[place.all_rows])?;
+        check_shape(self.file, &tensor, &[place.all_rows])?;
         Ok(Some(tensor.to_f32()))
     }
 
@@ -428,7 +315,7 @@ impl Loader<'_> {
             // The experts of a layer: [experts][rows][k], one after another.
             self.check_rows(&tensor, place.all_rows, k)?;
         } else {
-            check_shape(&self.file.name(), &tensor, &[place.all_rows, k])?;
+            check_shape(self.file, &tensor, &[place.all_rows, k])?;
         }
         let row_bytes = tensor.row_bytes();
         let bytes = &tensor.data[place.rows.start * row_bytes..place.rows.end * row_bytes];
@@ -466,7 +353,7 @@ impl Loader<'_> {
     fn vector(&self, role: Role, layer: usize, len: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.tensor(&self.weight_name(role, layer, 0))?;
         if tensor.shape != [1, len] {
-            check_shape(&self.file.name(), &tensor, &[len])?;
+            check_shape(self.file, &tensor, &[len])?;
         }
         Ok(tensor.to_f32())
     }
@@ -532,7 +419,7 @@ impl Place {
 
 /// Checks a tensor of `file` against the shape that the settings ask for.
 pub(crate) fn check_shape(
-    file: &str,
+    file: &WeightFile,
     tensor: &Tensor<'_>,
     expected: &[usize],
 ) -> Result<(), ModelError> {
@@ -540,7 +427,7 @@ pub(crate) fn check_shape(
         return Ok(());
     }
     Err(ModelError::Shape {
-        file: file.to_owned(),
+        file: file.name(),
         tensor: tensor.name.to_owned(),
         found: tensor.shape.to_vec(),
         expected: expected.to_vec(),

@@ -82,7 +82,7 @@ impl ModelFile {
         let name = |role| names::weight(naming(&file), architecture.names, role, 0, 0);
         let embedding = name(Role::TokenEmbedding);
         let tensor = file.tensor(&embedding)?;
-        check_shape(&file.name(), &tensor, &[blueprint.vocab, blueprint.hidden])?;
+        check_shape(&file, &tensor, &[blueprint.vocab, blueprint.hidden])?;
         // A folder may carry a tensor for the logits and still say that the embedding makes them.
         let own = file.find_tensor(&name(Role::Output)).is_some();
         let tied = config.flag("tie_word_embeddings", false)? || !own;

@@ -7,7 +7,7 @@ use longview_kernels::rope::{
 use longview_kv::RopeSet;
 use serde_json::Value;
 
-use crate::config::Config;
+use crate::config::{Config, MOST_POSITIONS};
 use crate::error::ModelError;
 
 /// A rotary embedding as the settings describe it.
@@ -128,10 +128,12 @@ impl Rope {
         }
     }
 
-    /// Positions that the scaling was made to reach, where it says so.
+    /// Positions that the scaling was made to reach, where it says so; at most [`MOST_POSITIONS`].
     pub(crate) fn reach(&self) -> usize {
         match &self.scaling {
-            Scaling::Yarn(yarn) => (yarn.original_max_positions * yarn.factor) as usize,
+            Scaling::Yarn(yarn) => {
+                ((yarn.original_max_positions * yarn.factor) as usize).min(MOST_POSITIONS)
+            }
             _ => 0,
         }
     }

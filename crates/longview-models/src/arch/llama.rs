@@ -22,10 +22,8 @@ pub(super) static LLAMA: Architecture = Architecture {
 
 fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
     let mut blueprint = plain(config, "llama", |_| false)?;
-    let bias = |present: bool| if present { Bias::Present } else { Bias::Absent };
-    let attention_bias = bias(config.flag("attention_bias", false)?);
-    let output_bias = bias(config.flag("attention_output_bias", attention_bias == Bias::Present)?);
-    let mlp_bias = bias(config.flag("mlp_bias", false)?);
+    let (attention_bias, output_bias) = biases(config)?;
+    let mlp_bias = bias(config, "mlp_bias", Bias::Absent)?;
     for attention in blueprint.attentions_mut() {
         attention.qkv_bias = attention_bias;
         attention.output_bias = output_bias;
@@ -36,6 +34,19 @@ fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
         }
     }
     Ok(blueprint)
+}
+
+/// Biases on the query, key and value projections, and on the output projection.
+pub(super) fn biases(config: &Config) -> Result<(Bias, Bias), ModelError> {
+    let qkv = bias(config, "attention_bias", Bias::Absent)?;
+    Ok((qkv, bias(config, "attention_output_bias", qkv)?))
+}
+
+fn bias(config: &Config, key: &str, default: Bias) -> Result<Bias, ModelError> {
+    Ok(match config.flag(key, default == Bias::Present)? {
+        true => Bias::Present,
+        false => Bias::Absent,
+    })
 }
 
 /// The decoder that most architectures vary: RMS norm before attention and before a SiLU-gated

@@ -1,7 +1,8 @@
 //! Qwen3 (<https://arxiv.org/abs/2505.09388>): llama with a norm on every query and key head.
 
+use super::llama::biases;
 use super::{Architecture, GgufRows, Names, NormWeights, qwen2};
-use crate::blueprint::{Bias, Blueprint, QkNorm};
+use crate::blueprint::{Blueprint, QkNorm};
 use crate::config::Config;
 use crate::error::ModelError;
 
@@ -29,12 +30,4 @@ pub(super) fn with_head_norms(
         attention.output_bias = output_bias;
     }
     Ok(blueprint)
-}
-
-/// Biases on the query, key and value projections, and on the output projection.
-pub(super) fn biases(config: &Config) -> Result<(Bias, Bias), ModelError> {
-    let bias = |present: bool| if present { Bias::Present } else { Bias::Absent };
-    let qkv = config.flag("attention_bias", false)?;
-    let output = config.flag("attention_output_bias", qkv)?;
-    Ok((bias(qkv), bias(output)))
 }

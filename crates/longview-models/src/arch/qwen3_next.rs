@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Architecture, GgufRows, Names, NormWeights, llama, qwen3};
+use super::{Architecture, GgufRows, Names, NormWeights, llama};
 use crate::blueprint::{
     Activation, Blueprint, DeltaShape, Mixer, MlpBlueprint, OutputGate, QkNorm, Weighting,
 };
@@ -64,7 +64,7 @@ pub(super) fn hybrid(config: &Config, architecture: &'static str) -> Result<Blue
     }
     let layers = config.sizes()?.layers;
     let mut blueprint = llama::with_windows(config, architecture, vec![None; layers])?;
-    let (qkv_bias, output_bias) = qwen3::biases(config)?;
+    let (qkv_bias, output_bias) = llama::biases(config)?;
     for attention in blueprint.attentions_mut() {
         attention.qk_norm = QkNorm::PerHead;
         attention.output_gate = OutputGate::Sigmoid;

@@ -26,7 +26,7 @@ pub(super) fn from_folder<'a>(
     let values = shape.value_heads * shape.value_dim;
     let matrix = |role, expected: [usize; 2], rows: Rows| {
         let tensor = folder_tensor(model, role, entry.layer, 0)?;
-        check_shape(model, &tensor, &expected)?;
+        check_shape(model.weight_file(), &tensor, &expected)?;
         Ok(Some(Data::Tensors {
             file: model.weight_file(),
             tensors: vec![tensor],
@@ -36,7 +36,7 @@ pub(super) fn from_folder<'a>(
     };
     let vector = |rows: Vec<usize>, change: fn(f32) -> f32| {
         let tensor = folder_tensor(model, entry.role, entry.layer, 0)?;
-        check_shape(model, &tensor, &[rows.len()])?;
+        check_shape(model.weight_file(), &tensor, &[rows.len()])?;
         let stored = tensor.to_f32();
         let values = rows.into_iter().map(|row| change(stored[row]));
         Ok(Some(Data::Values(values.collect())))
@@ -69,7 +69,11 @@ pub(super) fn from_folder<'a>(
         }
         (Role::DeltaConv, _) => {
             let tensor = folder_tensor(model, entry.role, entry.layer, 0)?;
-            check_shape(model, &tensor, &[shape.channels(), 1, shape.taps])?;
+            check_shape(
+                model.weight_file(),
+                &tensor,
+                &[shape.channels(), 1, shape.taps],
+            )?;
             let stored = tensor.to_f32();
             let rows = heads_of(keys, shape.value_dim);
             let values = rows

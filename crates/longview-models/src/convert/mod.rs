@@ -26,7 +26,7 @@ use crate::blueprint::{Blueprint, Mixer};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::gguf_config;
-use crate::load::naming;
+use crate::load::{check_shape, naming};
 use crate::model::ModelFile;
 use crate::names::{self, Role};
 use inventory::{Entry, Part, inventory};
@@ -201,7 +201,7 @@ fn plan(model: &ModelFile, recipe: Recipe) -> Result<Vec<Planned<'_>>, ModelErro
                 .map(|entry| (entry.name(architecture), entry))
                 .collect();
             for (name, entry) in &known {
-                check_shape(model, &file.tensor(name)?, &entry.shape)?;
+                check_shape(model.weight_file(), &file.tensor(name)?, &entry.shape)?;
             }
             let planned = |tensor: Tensor<'_>| match known.get(tensor.name) {
                 // Vectors keep the type they have.
@@ -280,7 +280,7 @@ fn from_folder<'a>(model: &'a ModelFile, entry: &Entry) -> Result<Data<'a>, Mode
         };
         // Folders have a router of one row.
         if entry.role != Role::SharedRouter || tensor.shape != [1, shape[0]] {
-            check_shape(model, &tensor, shape)?;
+            check_shape(model.weight_file(), &tensor, shape)?;
         }
         Ok(tensor)
     };
@@ -327,7 +327,7 @@ fn from_all_experts<'a>(
     let Ok(tensor) = folder_tensor(model, role, entry.layer, 0) else {
         return Ok(None);
     };
-    check_shape(model, &tensor, &[experts, all, k])?;
+    check_shape(model.weight_file(), &tensor, &[experts, all, k])?;
     let listed = |half: usize| {
         let of_expert = |expert: usize| {
             let start = (2 * expert + half) * rows;
@@ -452,20 +452,4 @@ fn is_norm(role: Role) -> bool {
             | Role::FfnNorm
             | Role::PostFfnNorm
     )
-}
-
-fn check_shape(
-    model: &ModelFile,
-    tensor: &Tensor<'_>,
-    expected: &[usize],
-) -> Result<(), ModelError> {
-    if tensor.shape == expected {
-        return Ok(());
-    }
-    Err(ModelError::Shape {
-        file: model.weight_file().name(),
-        tensor: tensor.name.to_owned(),
-        found: tensor.shape.to_vec(),
-        expected: expected.to_vec(),
-    })
 }

@@ -100,7 +100,7 @@ impl Loader<'_> {
             3 => &[channels, 1, taps],
             _ => &[channels, taps],
         };
-        check_shape(&self.file.name(), &tensor, expected)?;
+        check_shape(self.file, &tensor, expected)?;
         Ok(transposed(&tensor.to_f32(), taps))
     }
 
