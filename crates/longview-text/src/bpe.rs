@@ -6,7 +6,7 @@
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::{
     AddedToken, AddedVocabulary, Model, NormalizerWrapper, OffsetType, PreTokenizer,
-    PreTokenizerWrapper,
+    PreTokenizerWrapper, Token,
 };
 
 use crate::{Specials, Start, TextError};
@@ -119,7 +119,11 @@ impl Bpe {
             split.pre_tokenize(&mut words).map_err(failed)?;
         }
         words
-            .tokenize(|word| self.model.tokenize(word.get()))
+            .tokenize(|word| {
+                let tokens = self.model.tokenize(word.get())?;
+                check_complete(word.get(), &tokens)?;
+                Ok(tokens)
+            })
             .map_err(failed)?;
         let encoding = words
             .into_encoding(None, 0, OffsetType::None)
@@ -147,6 +151,21 @@ impl Bpe {
             .iter()
             .map(|(&id, token)| (id, token))
     }
+}
+
+/// Refuses a word of which `tokens` leave something out: merging passes over characters that the
+/// vocabulary has no token for, neither of their bytes nor for what is unknown.
+fn check_complete(word: &str, tokens: &[Token]) -> Result<(), String> {
+    let covered: usize = tokens
+        .iter()
+        .map(|token| token.offsets.1 - token.offsets.0)
+        .sum();
+    if covered >= word.len() {
+        return Ok(());
+    }
+    Err(format!(
+        "the vocabulary has no token for something in {word:?}, no byte tokens and no unknown token"
+    ))
 }
 
 /// Refuses text with too much white space in one place.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use longview_weights::spelling::byte_token;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -11,7 +12,7 @@ use tokenizers::models::bpe::{Merges, Vocab};
 use crate::TextError;
 use crate::bpe::{Bpe, BpeParts, Steps};
 use crate::ends::is_ending;
-use crate::pieces::{ByteAlphabet, Piece, byte_level_bytes, byte_token};
+use crate::pieces::{ByteAlphabet, Piece, byte_level_bytes};
 
 /// Steps that may stand in a `tokenizer.json`. Others either belong to models that do not
 /// generate text or trust binary data inside the file.
@@ -206,19 +207,6 @@ pub(crate) fn read(
         bpe,
         pieces,
     })
-}
-
-/// The chat template in a `tokenizer_config.json`: a text, or a list of named ones (then the one
-/// named `default`, or the first).
-pub(crate) fn chat_template(tokenizer_config: Option<&Value>) -> Option<String> {
-    let value = tokenizer_config?.get("chat_template")?;
-    if let Some(source) = value.as_str() {
-        return Some(source.to_owned());
-    }
-    let list = value.as_array()?;
-    let is_default = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
-    let entry = list.iter().find(is_default).or_else(|| list.first())?;
-    Some(entry.get("template")?.as_str()?.to_owned())
 }
 
 impl Model {

@@ -1,5 +1,7 @@
 //! Id → bytes: what every token writes.
 
+use longview_weights::spelling::byte_to_char;
+
 use crate::TextError;
 use crate::vocabulary::MAX_IDS;
 
@@ -99,17 +101,6 @@ impl Pieces {
     }
 }
 
-/// The character that stands for byte `byte` in byte-level vocabularies: printable Latin-1 bytes
-/// stand for themselves, the other 68 for U+0100 onward, in order.
-pub(crate) fn byte_to_char(byte: u8) -> char {
-    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if printable(byte) {
-        return char::from(byte);
-    }
-    let before = (0..byte).filter(|&b| !printable(b)).count() as u32;
-    char::from_u32(0x100 + before).expect("U+0100 to U+0143 are characters")
-}
-
 /// The bytes a byte-level token writes. Text outside the alphabet (tokens added by hand) stands
 /// for itself.
 pub(crate) fn byte_level_bytes(token: &str, alphabet: &ByteAlphabet) -> Vec<u8> {
@@ -134,36 +125,18 @@ impl ByteAlphabet {
     }
 }
 
-/// The byte that a token such as `<0x0A>` stands for.
-pub(crate) fn byte_token(token: &str) -> Option<u8> {
-    let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    (hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
-        .then(|| u8::from_str_radix(hex, 16).ok())?
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn byte_alphabet_is_a_bijection_with_the_published_corners() {
-        assert_eq!(byte_to_char(b' '), 'Ġ');
-        assert_eq!(byte_to_char(b'\n'), 'Ċ');
-        assert_eq!(byte_to_char(0xAD), '\u{143}');
+    fn the_byte_alphabet_is_read_back() {
         let alphabet = ByteAlphabet::new();
         for byte in 0..=255 {
             assert_eq!(alphabet.byte(byte_to_char(byte)), Some(byte));
         }
         assert_eq!(byte_level_bytes("Ġhé", &alphabet), [b' ', b'h', 0xE9]);
         assert_eq!(byte_level_bytes("▁é", &alphabet), "▁é".as_bytes());
-    }
-
-    #[test]
-    fn byte_tokens_are_recognised_strictly() {
-        assert_eq!(byte_token("<0x0A>"), Some(10));
-        for other in ["<0x0>", "<0x+1>", "<0x0A", "0x0A", "<0xGG>"] {
-            assert_eq!(byte_token(other), None, "{other}");
-        }
     }
 
     #[test]

@@ -7,7 +7,8 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
-use crate::pieces::byte_token;
+use longview_weights::spelling::byte_token;
+
 use crate::special::SpecialMatcher;
 use crate::vocabulary::{AfterControl, TokenKind, Vocabulary};
 use crate::{Specials, Start, TextError};

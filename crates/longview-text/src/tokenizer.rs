@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use longview_weights::chat_template_in;
+use longview_weights::gguf::Presplit;
+use longview_weights::spelling::byte_token;
 use serde_json::Value;
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{Merges, Vocab};
@@ -11,8 +14,8 @@ use crate::TextError;
 use crate::bpe::{Bpe, BpeParts, Steps};
 use crate::ends::ending_ids;
 use crate::huggingface;
-use crate::pieces::{ByteAlphabet, Piece, Pieces, byte_level_bytes, byte_token};
-use crate::presplit::Presplit;
+use crate::pieces::{ByteAlphabet, Piece, Pieces, byte_level_bytes};
+use crate::presplit;
 use crate::spm::Spm;
 use crate::stream::{ShowSpecials, Start, StreamDecoder};
 use crate::vocabulary::{TokenKind, Vocabulary};
@@ -76,7 +79,7 @@ impl Tokenizer {
             unk: read.unk,
             prefix: read.prefix,
             suffix: read.suffix,
-            chat_template: huggingface::chat_template(tokenizer_config),
+            chat_template: tokenizer_config.and_then(chat_template_in),
             encoder: Encoder::Bpe(Box::new(read.bpe)),
         })
     }
@@ -90,7 +93,7 @@ impl Tokenizer {
         let ids = vocabulary.check()?;
         let (encoder, add_bos) = match vocabulary.model.as_str() {
             "gpt2" => {
-                let split = Presplit::named(vocabulary.pre.as_deref().unwrap_or("default"))?;
+                let split = presplit::named(vocabulary.pre.as_deref().unwrap_or("default"))?;
                 let bpe = byte_level_bpe(&vocabulary, &ids, split)?;
                 (Encoder::Bpe(Box::new(bpe)), split.add_bos)
             }
@@ -334,7 +337,7 @@ fn byte_level_bpe(
         whole_words: split.whole_words,
         steps: Steps {
             normalizer: None,
-            split: Some(split.chain()?),
+            split: Some(presplit::chain(split)?),
         },
         continuation: None,
         added: added.collect(),
@@ -375,7 +378,9 @@ mod tests {
     /// A byte-level vocabulary of `<|x|>`, the whole alphabet, and a few merges.
     fn tiny_bpe() -> Vocabulary {
         let mut tokens = vec!["<|x|>".to_owned()];
-        tokens.extend((0..=255).map(|byte| crate::pieces::byte_to_char(byte).to_string()));
+        tokens.extend(
+            (0..=255).map(|byte| longview_weights::spelling::byte_to_char(byte).to_string()),
+        );
         tokens.extend(["he".to_owned(), "hel".to_owned(), "Ġhe".to_owned()]);
         let mut kinds = vec![TokenKind::Control];
         kinds.resize(tokens.len(), TokenKind::Normal);

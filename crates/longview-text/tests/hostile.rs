@@ -275,6 +275,24 @@ proptest! {
 }
 
 #[test]
+fn byte_level_lists_without_a_byte_refuse_what_they_cannot_write() {
+    let vocabulary = Vocabulary {
+        model: "gpt2".into(),
+        pre: Some("gpt-2".into()),
+        tokens: ["a", "b", "ab"].map(String::from).to_vec(),
+        merges: vec!["a b".into()],
+        ..Vocabulary::default()
+    };
+    let tokenizer = Tokenizer::from_vocabulary(vocabulary).unwrap();
+    assert_eq!(tokenizer.encode("aba", Specials::AsText).unwrap(), [2, 0]);
+    // Merging passes over what is no token, and the text would lose it in silence.
+    for text in ["abc", "c", "a b", "é"] {
+        let error = tokenizer.encode(text, Specials::AsText).unwrap_err();
+        assert!(matches!(error, TextError::Encode(_)), "{text:?}: {error}");
+    }
+}
+
+#[test]
 fn sentencepiece_lists_that_disagree_are_refused() {
     let good = || Vocabulary {
         model: "llama".into(),

@@ -17,6 +17,12 @@ use crate::tensor::Tensor;
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
+/// The most a `tokenizer.json` may have; the largest known has 40 MiB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// The most a chat template may have; real ones stay below a hundredth of this.
+const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
+
 /// An open model folder.
 #[derive(Debug)]
 pub struct HuggingFaceFolder {
@@ -82,15 +88,20 @@ impl HuggingFaceFolder {
         self.tokenizer_config.as_ref()
     }
 
-    /// Where `tokenizer.json` is.
+    /// Where `tokenizer.json` is, or would be.
+    pub fn tokenizer_path(&self) -> PathBuf {
+        self.path.join("tokenizer.json")
+    }
+
+    /// `tokenizer.json`, as it is.
     ///
     /// # Errors
     ///
-    /// When there is none.
-    pub fn tokenizer_path(&self) -> Result<PathBuf> {
-        let path = self.path.join("tokenizer.json");
-        if path.is_file() {
-            return Ok(path);
+    /// When there is none, it cannot be read, or it is larger than any tokenizer.
+    pub fn tokenizer_json(&self) -> Result<Vec<u8>> {
+        let path = self.tokenizer_path();
+        if let Some(bytes) = read_bounded(&path, MAX_TOKENIZER_BYTES)? {
+            return Ok(bytes);
         }
         let needed = if self.path.join("tokenizer.model").is_file() {
             "tokenizer.model alone is not read; save the tokenizer in the fast format, which \
@@ -112,7 +123,7 @@ impl HuggingFaceFolder {
     /// When a file that should have it cannot be read.
     pub fn chat_template(&self) -> Result<Option<String>> {
         let jinja = self.path.join("chat_template.jinja");
-        if let Some(bytes) = read_bounded(&jinja)? {
+        if let Some(bytes) = read_bounded(&jinja, MAX_TEMPLATE_BYTES)? {
             let text = String::from_utf8(bytes).map_err(|_| WeightsError::Json {
                 path: jinja.display().to_string(),
                 what: "not UTF-8 text".into(),
@@ -121,7 +132,7 @@ impl HuggingFaceFolder {
         }
         let json = read_json(&self.path.join("chat_template.json"))?;
         let configs = [json.as_ref(), self.tokenizer_config.as_ref()];
-        Ok(configs.into_iter().flatten().find_map(template_in))
+        Ok(configs.into_iter().flatten().find_map(chat_template_in))
     }
 
     /// The tensor with this name.
@@ -286,8 +297,9 @@ impl HuggingFaceFolder {
     }
 }
 
-/// The chat template in `tokenizer_config.json` or `chat_template.json`.
-fn template_in(config: &Value) -> Option<String> {
+/// The chat template in a `tokenizer_config.json` or `chat_template.json`: a text, or a list of named
+/// ones (then the one named `default`, or the first).
+pub fn chat_template_in(config: &Value) -> Option<String> {
     match config.get("chat_template")? {
         Value::String(template) => Some(template.clone()),
         Value::Array(named) => {
@@ -336,9 +348,12 @@ mod tests {
     fn of_several_templates_the_default_is_taken() {
         let config = serde_json::json!({"chat_template": [
             {"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]});
-        assert_eq!(template_in(&config).as_deref(), Some("D"));
+        assert_eq!(chat_template_in(&config).as_deref(), Some("D"));
         let config = serde_json::json!({"chat_template": [{"name": "rag", "template": "R"}]});
-        assert_eq!(template_in(&config).as_deref(), Some("R"));
-        assert_eq!(template_in(&serde_json::json!({"chat_template": 7})), None);
+        assert_eq!(chat_template_in(&config).as_deref(), Some("R"));
+        assert_eq!(
+            chat_template_in(&serde_json::json!({"chat_template": 7})),
+            None
+        );
     }
 }

@@ -8,13 +8,12 @@ use serde_json::Value;
 
 use crate::error::{Result, WeightsError};
 
-/// The most a JSON file may have that is read whole. Real indexes and configurations stay below a
-/// tenth of this.
+/// The most an index or a configuration may have. Real ones stay below a tenth of this.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// A JSON file, or `None` if it is not there.
 pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
-    let Some(bytes) = read_bounded(path)? else {
+    let Some(bytes) = read_bounded(path, MAX_JSON_BYTES)? else {
         return Ok(None);
     };
     serde_json::from_slice(&bytes)
@@ -25,8 +24,8 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
         })
 }
 
-/// A small file whole, or `None` if it is not there.
-pub(crate) fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>> {
+/// A file of at most `limit` bytes whole, or `None` if it is not there.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let name = || path.display().to_string();
     let bytes = match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => metadata.len(),
@@ -47,11 +46,11 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Option<Vec<u8>>> {
             });
         }
     };
-    if bytes > MAX_JSON_BYTES {
+    if bytes > limit {
         return Err(WeightsError::TooLarge {
             path: name(),
             bytes,
-            limit: MAX_JSON_BYTES,
+            limit,
         });
     }
     match fs::read(path) {

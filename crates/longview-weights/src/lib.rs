@@ -17,13 +17,14 @@ mod json;
 mod listing;
 mod safetensors;
 mod source;
+pub mod spelling;
 mod table;
 mod tensor;
 mod weight_file;
 
 pub use error::WeightsError;
 pub use gguf::{GgufFile, GgufHeader, GgufWriter};
-pub use huggingface::HuggingFaceFolder;
+pub use huggingface::{HuggingFaceFolder, chat_template_in};
 pub use listing::Listing;
 pub use tensor::Tensor;
 pub use weight_file::{WeightFile, WeightPart};

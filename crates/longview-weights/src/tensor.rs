@@ -26,7 +26,9 @@ impl<'a> Tensor<'a> {
 
     /// Rows: the product of all dimensions but the last, 1 for a vector.
     pub fn rows(&self) -> usize {
-        self.shape.iter().rev().skip(1).product()
+        // From the front, where a dimension of 0 stands in shapes whose other sizes are absurd.
+        let (_, before) = self.shape.split_last().unwrap_or((&1, &[]));
+        before.iter().fold(1, |rows, &of| rows.saturating_mul(of))
     }
 
     /// All elements.

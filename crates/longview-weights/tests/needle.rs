@@ -85,7 +85,7 @@ fn the_folder_carries_its_configuration() {
             .unwrap()
             .contains("<|assistant|>")
     );
-    assert!(folder.tokenizer_path().unwrap().ends_with("tokenizer.json"));
+    assert!(folder.tokenizer_path().ends_with("tokenizer.json"));
     assert_eq!(
         folder.file_bytes(),
         std::fs::metadata(model("model.safetensors")).unwrap().len()

@@ -1,28 +1,13 @@
 //! From the word splitting in a `tokenizer.json` to the name that GGUF files have for it.
 
+use longview_weights::gguf::{GPT2_WORDS, PRESPLITS, Presplit};
 use serde_json::Value;
 
 /// The contractions of English as most files write them, and as the others do.
 const CONTRACTIONS: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const CONTRACTIONS_BY_CASE: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DIGIT: &str = r"\p{N}";
-
-/// Patterns in their order, whether words that are tokens are taken whole, and the name.
-const KNOWN: [(&[&str], Option<bool>, &str); 7] = [
-    (&[LLAMA3], Some(true), "llama-bpe"),
-    (&[LLAMA3], Some(false), "dbrx"),
-    (&[QWEN2], None, "qwen2"),
-    (&[GPT2], None, "gpt-2"),
-    (&[DIGIT, GPT2], None, "smollm"),
-    (&[TEKKEN], None, "tekken"),
-    (&[GPT4O], None, "gpt-4o"),
-];
 
 /// The name for `pre_tokenizer`, or what stands in the way of one. `whole_words` is the model's
 /// `ignore_merges`.
@@ -34,12 +19,15 @@ pub(super) fn name_of(
     if let Some(value) = pre_tokenizer {
         collect(value, &mut patterns)?;
     }
-    let known = KNOWN.iter().find(|(known, whole, _)| {
-        let same = known.iter().map(|pattern| canonical(pattern));
-        same.eq(patterns.iter().cloned()) && whole.is_none_or(|whole| whole == whole_words)
-    });
-    known.map(|(_, _, name)| *name).ok_or_else(|| {
-        let names: Vec<&str> = KNOWN.iter().map(|(_, _, name)| *name).collect();
+    let splits_so = |family: &&Presplit| {
+        let same = family.patterns.iter().map(|pattern| canonical(pattern));
+        same.eq(patterns.iter().cloned())
+    };
+    let mut alike: Vec<&Presplit> = PRESPLITS.iter().filter(splits_so).collect();
+    // Where whole words tell two families apart; for others the file's own flag is what counts.
+    alike.sort_by_key(|family| family.whole_words != whole_words);
+    alike.first().map(|family| family.names[0]).ok_or_else(|| {
+        let names: Vec<&str> = PRESPLITS.iter().map(|family| family.names[0]).collect();
         format!(
             "splits words by {patterns:?}, which GGUF files have no name for; known kinds: {}",
             names.join(", ")
@@ -80,7 +68,7 @@ fn collect(step: &Value, patterns: &mut Vec<String>) -> Result<(), String> {
                 return Err("puts a space before texts, which GGUF files cannot say".to_owned());
             }
             if flag("use_regex", true) {
-                patterns.push(canonical(GPT2));
+                patterns.push(canonical(GPT2_WORDS));
             }
         }
         other => {
@@ -95,7 +83,18 @@ fn collect(step: &Value, patterns: &mut Vec<String>) -> Result<(), String> {
 
 /// A pattern in the one of its spellings that others are compared in.
 fn canonical(pattern: &str) -> String {
-    pattern.replace(CONTRACTIONS_BY_CASE, CONTRACTIONS)
+    let mut spelled = pattern.replace(CONTRACTIONS_BY_CASE, CONTRACTIONS);
+    while let Some((before, rest)) = spelled.split_once(r"\u{") {
+        let escaped = rest.split_once('}').and_then(|(code, after)| {
+            let code = u32::from_str_radix(code, 16).ok()?;
+            Some((char::from_u32(code)?, after))
+        });
+        let Some((character, after)) = escaped else {
+            break;
+        };
+        spelled = format!("{before}{character}{after}");
+    }
+    spelled
 }
 
 #[cfg(test)]
@@ -110,23 +109,37 @@ mod tests {
     }
 
     #[test]
-    fn known_patterns_get_their_names() {
-        let name = |value: &Value, whole| name_of(Some(value), whole).unwrap();
-        assert_eq!(name(&split(LLAMA3), true), "llama-bpe");
-        assert_eq!(name(&split(LLAMA3), false), "dbrx");
-        assert_eq!(name(&split(QWEN2), false), "qwen2");
-        assert_eq!(
-            name(
-                &split(&QWEN2.replace(CONTRACTIONS, CONTRACTIONS_BY_CASE)),
-                false
-            ),
-            "qwen2"
-        );
+    fn every_family_is_known_by_its_patterns_however_they_are_spelled() {
+        for family in PRESPLITS {
+            let steps = |spell: &dyn Fn(&str) -> String| {
+                let splits = family.patterns.iter().map(|pattern| {
+                    json!({"type": "Split", "pattern": {"Regex": spell(pattern)},
+                           "behavior": "Isolated", "invert": false})
+                });
+                let bytes = json!({"type": "ByteLevel", "add_prefix_space": false,
+                                   "use_regex": false});
+                let steps: Vec<Value> = splits.chain([bytes]).collect();
+                json!({"type": "Sequence", "pretokenizers": steps})
+            };
+            for spelled in [
+                steps(&str::to_owned),
+                steps(&|pattern| pattern.replace(CONTRACTIONS_BY_CASE, CONTRACTIONS)),
+                steps(&|pattern| pattern.replace(r"\u{3040}", "\u{3040}")),
+            ] {
+                let name = name_of(Some(&spelled), family.whole_words).unwrap();
+                assert_eq!(name, family.names[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn splitting_without_patterns_has_names_too() {
+        let name = |value: &Value| name_of(Some(value), false).unwrap();
         let plain = json!({"type": "ByteLevel", "add_prefix_space": false});
-        assert_eq!(name(&plain, false), "gpt-2");
+        assert_eq!(name(&plain), "gpt-2");
         let digits = json!({"type": "Sequence", "pretokenizers": [
             {"type": "Digits", "individual_digits": true}, plain]});
-        assert_eq!(name(&digits, false), "smollm");
+        assert_eq!(name(&digits), "smollm");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! can be written in it; it takes more tokens than a trained vocabulary would.
 
 use longview_weights::GgufHeader;
+use longview_weights::spelling::byte_to_char;
 
 use super::vocabulary::Kind;
 
@@ -29,7 +30,9 @@ pub(super) const LEAST: usize = 256 + 2 + PAIRS.len();
 
 /// Writes a vocabulary of `rows` tokens, at least [`LEAST`].
 pub(super) fn write(rows: usize, header: &mut GgufHeader) {
-    let mut tokens: Vec<String> = (0..=255).map(|byte| letter(byte).to_string()).collect();
+    let mut tokens: Vec<String> = (0..=255)
+        .map(|byte| byte_to_char(byte).to_string())
+        .collect();
     let mut kinds = vec![Kind::Normal as i32; tokens.len()];
     let bos = tokens.len() as u32;
     for special in ["<|begin_of_text|>", "<|end_of_text|>"] {
@@ -54,32 +57,4 @@ pub(super) fn write(rows: usize, header: &mut GgufHeader) {
     header.u32("tokenizer.ggml.eos_token_id", bos + 1);
     header.bool("tokenizer.ggml.add_bos_token", true);
     header.bool("tokenizer.ggml.add_eos_token", false);
-}
-
-/// How byte-level vocabularies write a byte: the printable ones of Latin-1 as themselves, the others
-/// by the characters from U+0100 on, in order.
-fn letter(byte: u8) -> char {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    if printable(byte) {
-        return char::from(byte);
-    }
-    let before = (0..byte).filter(|&other| !printable(other)).count() as u32;
-    char::from_u32(0x100 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_have_the_letters_that_byte_level_vocabularies_use() {
-        assert_eq!(letter(b'A'), 'A');
-        assert_eq!(letter(b' '), 'Ġ');
-        assert_eq!(letter(b'\n'), 'Ċ');
-        assert_eq!(letter(0xad), '\u{143}');
-        let mut letters: Vec<char> = (0..=255).map(letter).collect();
-        letters.sort_unstable();
-        letters.dedup();
-        assert_eq!(letters.len(), 256);
-    }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use longview_weights::spelling::byte_token;
 use longview_weights::{GgufHeader, HuggingFaceFolder};
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,8 +14,6 @@ use serde_json::Value;
 use super::presplit;
 use crate::error::ModelError;
 
-/// A `tokenizer.json` larger than this is none; the largest known has 40 MiB.
-const MOST_BYTES: u64 = 256 << 20;
 /// How SentencePiece writes a space.
 const SPACE: char = '\u{2581}';
 
@@ -104,25 +103,15 @@ pub(super) fn write(
                       ids only";
         return Ok(vec![notice.to_owned()]);
     }
-    let path = folder.tokenizer_path()?;
-    let path_name = path.display().to_string();
-    let unreadable = |problem: String| ModelError::Tokenizer {
-        file: path_name.clone(),
-        problem,
-    };
-    let io = |error: std::io::Error| unreadable(format!("cannot be read: {error}"));
-    let bytes = std::fs::metadata(&path).map_err(io)?.len();
-    if bytes > MOST_BYTES {
-        return Err(unreadable(format!(
-            "has {bytes} bytes, more than the {MOST_BYTES} a tokenizer may have"
-        )));
-    }
-    let text = std::fs::read(&path).map_err(io)?;
-    let file: File =
-        serde_json::from_slice(&text).map_err(|error| unreadable(format!("is broken: {error}")))?;
+    let path = folder.tokenizer_path().display().to_string();
+    let text = folder.tokenizer_json()?;
+    let file: File = serde_json::from_slice(&text).map_err(|error| ModelError::Tokenizer {
+        file: path.clone(),
+        problem: format!("is broken: {error}"),
+    })?;
     let reader = Reader {
         folder,
-        path: path_name,
+        path,
         file,
         rows,
     };
@@ -193,7 +182,7 @@ impl Reader<'_> {
             let kind = match () {
                 () if byte_level => Kind::Normal,
                 () if Some(text) == self.file.model.unk_token.as_ref() => Kind::Unknown,
-                () if is_byte_token(text) => Kind::Byte,
+                () if byte_token(text).is_some() => Kind::Byte,
                 () => Kind::Normal,
             };
             put(text, id, kind)?;
@@ -394,14 +383,6 @@ fn put_lists(tokens: &Tokens, header: &mut GgufHeader) {
     header.strings("tokenizer.ggml.tokens", &tokens.texts);
     let kinds: Vec<i32> = tokens.kinds.iter().map(|&kind| kind as i32).collect();
     header.i32s("tokenizer.ggml.token_type", &kinds);
-}
-
-/// Whether a token is written `<0x41>`.
-fn is_byte_token(text: &str) -> bool {
-    let digits = text
-        .strip_prefix("<0x")
-        .and_then(|rest| rest.strip_suffix('>'));
-    digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
 }
 
 /// The step of this type in a chain of steps.

@@ -100,7 +100,7 @@ fn rope_scaling(
     } else if let Some(factors) = factors("rope_freqs.weight") {
         scaling.insert("rope_type".to_owned(), json!("factors"));
         scaling.insert("factors".to_owned(), json!(factors));
-    } else if let Some(kind) = file.find_str(&key("type"))? {
+    } else if let Some(kind) = rope_scaling_type(file, gguf)? {
         scaling.insert(
             "rope_type".to_owned(),
             json!(if kind == "none" { "default" } else { kind }),
@@ -114,6 +114,12 @@ fn rope_scaling(
                 scaling.insert(name.to_owned(), json!(f64::from(value)));
             }
         }
+        if let (false, Some(factor)) = (
+            scaling.contains_key("factor"),
+            old_linear_factor(file, gguf)?,
+        ) {
+            scaling.insert("factor".to_owned(), json!(f64::from(factor)));
+        }
         let relative = file.find_f32(&key("attn_factor"))?.map(f64::from);
         let factor = scaling.get("factor").and_then(Value::as_f64);
         if let ("yarn", Some(relative), Some(factor)) = (kind, relative, factor) {
@@ -125,6 +131,24 @@ fn rope_scaling(
         settings.insert("rope_scaling".to_owned(), Value::Object(scaling));
     }
     Ok(())
+}
+
+/// The kind of rotary scaling. A file that names none and has a factor means the linear one.
+fn rope_scaling_type<'a>(file: &'a GgufFile, gguf: &str) -> Result<Option<&'a str>, ModelError> {
+    if let Some(kind) = file.find_str(&format!("{gguf}.rope.scaling.type"))? {
+        return Ok(Some(kind));
+    }
+    let factor = match file.find_f32(&format!("{gguf}.rope.scaling.factor"))? {
+        Some(factor) => Some(factor),
+        None => old_linear_factor(file, gguf)?,
+    };
+    let scales = |&factor: &f32| factor != 0.0 && factor != 1.0;
+    Ok(factor.filter(scales).map(|_| "linear"))
+}
+
+/// The factor of linear scaling where files had it before there were other kinds.
+fn old_linear_factor(file: &GgufFile, gguf: &str) -> Result<Option<f32>, ModelError> {
+    Ok(file.find_f32(&format!("{gguf}.rope.scale_linear"))?)
 }
 
 /// A vocabulary longer than the embedding would give ids that no row stands for.

@@ -1,9 +1,10 @@
 //! What a converted file says about itself.
 
 use std::ops::ControlFlow::{Break, Continue};
+use std::path::Path;
 
 use longview_kernels::{Format, Pool};
-use longview_models::{ModelError, Recipe, quantize};
+use longview_models::{ModelError, Recipe, Scaling, quantize};
 use longview_weights::{GgufFile, GgufHeader};
 use tempfile::TempDir;
 
@@ -86,32 +87,15 @@ fn a_gguf_source_keeps_all_its_metadata_but_the_type() {
     let folder = TempDir::new().unwrap();
     let (full, _) = convert(&named("llama31"), Recipe::F32, &folder).unwrap();
     // A key no program knows, and a chat template, put in by hand.
-    let (tagged, source) = (
-        folder.path().join("tagged.gguf"),
-        GgufFile::open(&full).unwrap(),
-    );
+    let source = GgufFile::open(&full).unwrap();
+    let tagged = folder.path().join("tagged.gguf");
     let mut header = GgufHeader::new();
     header.str("somebody.elses.key", "kept");
     header.str("tokenizer.chat_template", "{{ messages }}");
     for (key, value) in source.metadata() {
         header.value(key, value);
     }
-    let names: Vec<String> = source
-        .tensors()
-        .map(|tensor| tensor.name.to_owned())
-        .collect();
-    for tensor in source.tensors() {
-        header
-            .tensor(tensor.name, tensor.format, tensor.shape)
-            .unwrap();
-    }
-    let mut writer = header.create(&tagged).unwrap();
-    for name in &names {
-        writer
-            .append(name, source.tensor(name).unwrap().data)
-            .unwrap();
-    }
-    writer.finish().unwrap();
+    write_with(header, &source, &tagged);
 
     let (path, _) = convert(&tagged, Recipe::Q8_0, &folder).unwrap();
     let file = GgufFile::open(&path).unwrap();
@@ -140,6 +124,71 @@ fn a_gguf_source_keeps_all_its_metadata_but_the_type() {
     );
     assert_eq!(file.tensor_count(), source.tensor_count());
     assert!(distance(&logits(&path, 140), &logits(&tagged, 140)) < 0.1);
+}
+
+/// The tensors of `source` under another header.
+fn write_with(mut header: GgufHeader, source: &GgufFile, path: &Path) {
+    for tensor in source.tensors() {
+        header
+            .tensor(tensor.name, tensor.format, tensor.shape)
+            .unwrap();
+    }
+    let mut writer = header.create(path).unwrap();
+    for tensor in source.tensors() {
+        writer.append(tensor.name, tensor.data).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// What a test writes into a header.
+type Change = fn(&mut GgufHeader) -> &mut GgufHeader;
+
+#[test]
+fn a_factor_without_a_kind_scales_positions_linearly() {
+    let folder = TempDir::new().unwrap();
+    let (full, _) = convert(&named("llama_linear"), Recipe::F32, &folder).unwrap();
+    let source = GgufFile::open(&full).unwrap();
+    let (kind, factor) = ("llama.rope.scaling.type", "llama.rope.scaling.factor");
+    assert_eq!(source.str(kind).unwrap(), "linear");
+    let scaling = |change: Change| {
+        let mut header = GgufHeader::new();
+        for (key, value) in source.metadata() {
+            if key != kind && key != factor {
+                header.value(key, value);
+            }
+        }
+        change(&mut header);
+        let path = folder.path().join("changed.gguf");
+        write_with(header, &source, &path);
+        open(&path).blueprint().ropes[0].scaling.clone()
+    };
+    let by_four = Scaling::Linear { factor: 4.0 };
+    let changes: [(Change, Scaling); 5] = [
+        (
+            |header| header.f32("llama.rope.scaling.factor", 4.0),
+            by_four.clone(),
+        ),
+        // How files had it before there were other kinds.
+        (
+            |header| header.f32("llama.rope.scale_linear", 4.0),
+            by_four.clone(),
+        ),
+        (
+            |header| {
+                let header = header.str("llama.rope.scaling.type", "linear");
+                header.f32("llama.rope.scale_linear", 4.0)
+            },
+            by_four,
+        ),
+        (
+            |header| header.f32("llama.rope.scaling.factor", 1.0),
+            Scaling::None,
+        ),
+        (|header| header, Scaling::None),
+    ];
+    for (change, expected) in changes {
+        assert_eq!(scaling(change), expected);
+    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn agree(name: &str) -> (Tokenizer, Tokenizer, GgufFile) {
     }
     let source = HuggingFaceFolder::open(folder.path()).unwrap();
     let original = Tokenizer::from_huggingface(
-        &std::fs::read(source.tokenizer_path().unwrap()).unwrap(),
+        &source.tokenizer_json().unwrap(),
         source.tokenizer_config(),
         source.generation_config(),
     )

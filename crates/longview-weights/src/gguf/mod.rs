@@ -3,6 +3,7 @@
 mod cursor;
 mod metadata;
 mod parse;
+mod presplit;
 mod shards;
 mod value;
 mod write;
@@ -16,6 +17,7 @@ use crate::table::Table;
 use crate::tensor::Tensor;
 use parse::{Header, Located};
 
+pub use presplit::{GPT2_WORDS, PRESPLITS, Presplit};
 pub(crate) use shards::is_later_part;
 pub use value::{Array, Kind, Value};
 pub use write::{GgufHeader, GgufWriter};

@@ -99,9 +99,20 @@ fn tokenizer_and_template_files_are_found_in_their_order() {
         _ => panic!("a folder"),
     };
     assert_refused!(
-        open().tokenizer_path().unwrap_err(),
+        open().tokenizer_json().unwrap_err(),
         WeightsError::MissingFile { .. },
         "tokenizer.json: missing; tokenizer.model alone"
+    );
+    let path = folder.path().join("tokenizer.json");
+    write(folder.path(), "tokenizer.json", b"{}");
+    assert_eq!(open().tokenizer_json().unwrap(), b"{}");
+    // A file without blocks behind it: its size alone is believed, and nothing is allocated for it.
+    let sparse = std::fs::File::create(path).unwrap();
+    sparse.set_len(200 << 30).unwrap();
+    assert_refused!(
+        open().tokenizer_json().unwrap_err(),
+        WeightsError::TooLarge { .. },
+        "tokenizer.json"
     );
     assert_eq!(open().chat_template().unwrap(), None);
     write(
