@@ -239,7 +239,7 @@ impl Session {
         fallback: Fallback<'_>,
     ) -> Result<(), Failure> {
         let decode = generation.decode(fallback)?;
-        let vocabulary = self.engine.model().blueprint().vocab;
+        let vocabulary = self.engine.vocabulary();
         if let Some(id) = decode.largest_token()
             && id as usize >= vocabulary
         {

@@ -180,7 +180,7 @@ impl Engine {
         let kv_forms = options.kv_forms();
         let chunk_tokens = options.chunk_tokens.max(1);
         let ledger = Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX));
-        let program_bytes = program_bytes(&options.model);
+        let program_bytes = program_bytes(file.weight_file());
         let circumstances = Circumstances {
             kv_forms,
             chunk_tokens,
@@ -439,6 +439,14 @@ impl Engine {
     pub fn explain(&self, tokens: &[u32]) -> Result<Explanation, EngineError> {
         let context = self.new_context(tokens.len().max(1))?;
         Ok(context.explain(&tokens[..tokens.len().saturating_sub(1)])?)
+    }
+
+    /// Tokens that may be chosen: those the tokenizer knows. Models have rows of logits beyond them, to
+    /// make the number of rows a round one, which no text stands for.
+    pub fn vocabulary(&self) -> usize {
+        self.tokenizer()
+            .vocab_size()
+            .min(self.model().blueprint().vocab)
     }
 
     /// The store that contexts are kept in.

@@ -132,6 +132,8 @@ struct Writing<'o> {
     stops: StopMatcher,
     /// Tokens that the context may grow to.
     limit: usize,
+    /// Tokens that may be chosen.
+    vocabulary: usize,
     begun: Instant,
     first_token: Option<Instant>,
     generated: Generated,
@@ -296,6 +298,7 @@ impl<'o> Writing<'o> {
                 .stream(Start::Continuation, options.specials),
             stops: StopMatcher::new(options.stop.clone()),
             limit: engine.model().positions_of(context),
+            vocabulary: engine.vocabulary(),
             options,
             begun,
             first_token: None,
@@ -323,7 +326,8 @@ impl<'o> Writing<'o> {
 
     /// Chooses the next token from `logits`, `[vocabulary]`.
     fn choose(&mut self, logits: &[f32]) -> Result<Choice, EngineError> {
-        Ok(self.options.chain.pick(logits, &self.history)?)
+        let known = &logits[..self.vocabulary];
+        Ok(self.options.chain.pick(known, &self.history)?)
     }
 
     /// Takes the token that was chosen after a pass over `context`, whose keep method decides now if

@@ -56,7 +56,7 @@ pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, Engine
         kv_forms,
         chunk_tokens: options.chunk_tokens.max(1),
         threads: options.threads.unwrap_or_else(processor_cores),
-        program: program_bytes(&options.model),
+        program: program_bytes(file.weight_file()),
         ledger: &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
         overflow: options.overflow(),
     };
@@ -118,14 +118,8 @@ pub(crate) fn text_side(
 ) -> Result<(Tokenizer, ChatTemplate, TemplateOrigin), TextSideError> {
     let (tokenizer, own_template) = match file {
         WeightFile::HuggingFace(folder) => {
-            let path = folder.tokenizer_path()?;
-            let json = std::fs::read(&path).map_err(|source| WeightsError::Io {
-                path: path.display().to_string(),
-                action: "read",
-                source,
-            })?;
             let tokenizer = Tokenizer::from_huggingface(
-                &json,
+                &folder.tokenizer_json()?,
                 folder.tokenizer_config(),
                 folder.generation_config(),
             )?;
@@ -272,14 +266,10 @@ pub(crate) fn processor_cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
-/// Bytes of the program with the vocabulary read: what the process holds now, and the reference
-/// model where that is what runs, since it is part of the program and stays resident once read.
-pub(crate) fn program_bytes(model: &ModelSource) -> u64 {
-    let embedded = match model {
-        ModelSource::Embedded => EMBEDDED.len() as u64,
-        ModelSource::Path(_) => 0,
-    };
-    resident_bytes() + embedded
+/// Bytes of the program with the vocabulary of `file` read: what the process holds now, and what will
+/// stay in memory of a model inside the program.
+pub(crate) fn program_bytes(file: &WeightFile) -> u64 {
+    resident_bytes() + file.staying_bytes() as u64
 }
 
 /// Bytes of memory this process holds now; 0 where the system does not say.

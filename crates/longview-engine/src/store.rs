@@ -191,6 +191,8 @@ fn weights_hash(file: &WeightFile, known: Option<&Path>) -> Result<blake3::Hash,
         };
         hasher.update(hash.as_bytes());
     }
+    // Hashing weights inside the program brought all of them into memory.
+    file.release_all();
     if let Some(known) = known
         && table.len() > before
     {

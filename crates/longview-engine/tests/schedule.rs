@@ -1,17 +1,20 @@
 //! Many requests at once, on the reference model: the same texts as alone, and nobody waits long.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use half::f16;
 use longview_engine::sampling::{Chain, Finish, Rng};
 use longview_engine::schedule::{
     AnswerOptions, Goal, Listener, Observe, Priority, Request, ScheduleOptions, Scheduler, Step,
     Summary, Update,
 };
 use longview_engine::{
-    ContextMethods, Control, Engine, EngineOptions, FinishReason, GenerateOptions, StoreOptions,
-    StorePlace, Tenant,
+    ContextMethods, Control, Engine, EngineOptions, FinishReason, GenerateOptions, ModelSource,
+    StoreOptions, StorePlace, Tenant,
 };
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 /// Memory is measured for the whole process, so tests take turns.
 fn turn() -> MutexGuard<'static, ()> {
@@ -359,4 +362,69 @@ fn ranks_and_tenants_decide_who_is_first() {
         *order.lock().unwrap(),
         ["a high", "b1", "a1", "a2", "a low"]
     );
+}
+
+/// The reference model with its matrices of tokens twice as long, the second half twice the first: the
+/// likeliest row is always one that no token belongs to.
+fn write_with_rows_of_no_token(folder: &Path) {
+    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(needle.join(name), folder.join(name)).unwrap();
+    }
+    let config = std::fs::read_to_string(needle.join("config.json")).unwrap();
+    let config = config.replace("\"vocab_size\": 4096", "\"vocab_size\": 8192");
+    std::fs::write(folder.join("config.json"), config).unwrap();
+    let bytes = std::fs::read(needle.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let twice = |half: &[u8]| {
+        let value = f16::from_le_bytes([half[0], half[1]]);
+        (value * f16::from_f32(2.0)).to_le_bytes()
+    };
+    let longer = |data: &[u8]| [data.to_vec(), data.chunks(2).flat_map(twice).collect()].concat();
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = file
+        .iter()
+        .map(|(name, tensor)| match tensor.shape() {
+            [4096, width] => (name.to_owned(), vec![8192, *width], longer(tensor.data())),
+            shape => (name.to_owned(), shape.to_vec(), tensor.data().to_vec()),
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, data)| {
+        let view = TensorView::new(Dtype::F16, shape.clone(), data);
+        (name.as_str(), view.unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
+}
+
+#[test]
+fn rows_of_logits_that_no_token_belongs_to_are_never_chosen() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    write_with_rows_of_no_token(folder.path());
+    let options = EngineOptions {
+        model: ModelSource::Path(folder.path().to_owned()),
+        ..EngineOptions::default()
+    };
+    let padded = Arc::new(Engine::open(&options).unwrap());
+    assert_eq!(padded.vocabulary(), 4096);
+    assert_eq!(padded.model().blueprint().vocab, 8192);
+    let prompt = text(3, 60);
+    let greedy = |engine: &Engine| {
+        let mut context = engine.new_context(prompt.len() + 24).unwrap();
+        let mut options = GenerateOptions::greedy(24);
+        let generated = engine.generate(&mut context, &prompt, &mut options, &mut |_| {
+            Control::Continue
+        });
+        generated.unwrap().ids
+    };
+    let wanted = greedy(&engine(None));
+    assert_eq!(greedy(&padded), wanted);
+    let mut scheduler = Scheduler::new(Arc::clone(&padded), ScheduleOptions::default());
+    let (tenant, ear) = (Arc::new(padded.tenant("")), Ear::default());
+    let mut answer = AnswerOptions::greedy(24);
+    answer.top_logprobs = 3;
+    scheduler.submit(request(&tenant, &prompt, vec![answer], &ear));
+    finish(&mut scheduler);
+    let heard = ear.heard.lock().unwrap();
+    assert_eq!(heard.error, None);
+    assert_eq!(heard.ids, [wanted]);
 }

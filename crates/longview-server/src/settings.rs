@@ -206,7 +206,7 @@ impl Wishes {
                 settled.map_err(|error| refused("temperature", &error))?
             }
         };
-        let vocabulary = app.engine().model().blueprint().vocab;
+        let vocabulary = app.engine().vocabulary();
         match decode.largest_token() {
             Some(id) if id as usize >= vocabulary => Err(ApiError::field(
                 "logit_bias",

@@ -136,29 +136,45 @@ impl Source {
 
     /// Whether [`Source::release`] has an effect.
     pub(crate) fn can_release(&self) -> bool {
-        cfg!(unix) && matches!(self.bytes, Bytes::Mapped(_))
+        match self.bytes {
+            Bytes::Mapped(_) => cfg!(unix),
+            Bytes::Static(_) => cfg!(target_os = "linux"),
+            Bytes::Empty | Bytes::Owned(_) => false,
+        }
+    }
+
+    /// Bytes that take memory once they were read, and go on taking it.
+    pub(crate) fn staying_bytes(&self) -> usize {
+        match &self.bytes {
+            Bytes::Static(bytes) if !self.can_release() => bytes.len(),
+            // What is owned takes memory from the start.
+            _ => 0,
+        }
     }
 
     /// Lets the operating system take back the pages of a range; a later read loads them again.
     /// Advice only: where it is not offered, nothing happens.
     pub(crate) fn release(&self, range: Range<usize>) {
-        #[cfg(unix)]
-        if let Bytes::Mapped(Mapped { map, .. }) = &self.bytes
-            && range.end <= map.len()
-            && !range.is_empty()
-        {
-            // SAFETY: the map is read-only and backed by a file, so a dropped page is read again
-            // from that file on the next access and references into the map stay valid.
-            let _ = unsafe {
-                map.unchecked_advise_range(
-                    memmap2::UncheckedAdvice::DontNeed,
-                    range.start,
-                    range.len(),
-                )
-            };
+        if range.is_empty() || range.end > self.bytes().len() {
+            return;
         }
-        #[cfg(not(unix))]
-        let _ = range;
+        match &self.bytes {
+            #[cfg(unix)]
+            Bytes::Mapped(Mapped { map, .. }) => {
+                // SAFETY: the map is read-only and backed by a file, so a dropped page is read again
+                // from that file on the next access and references into the map stay valid.
+                let _ = unsafe {
+                    map.unchecked_advise_range(
+                        memmap2::UncheckedAdvice::DontNeed,
+                        range.start,
+                        range.len(),
+                    )
+                };
+            }
+            #[cfg(target_os = "linux")]
+            Bytes::Static(bytes) => release_static(&bytes[range]),
+            _ => {}
+        }
     }
 
     /// Asks the disk for `range` and for what lies behind it, as far as it was not asked before. A
@@ -184,5 +200,67 @@ impl Source {
         }
         #[cfg(not(unix))]
         let _ = range;
+    }
+}
+
+/// Gives back the pages that lie in `bytes` whole; those on its edges hold something else, too.
+#[cfg(target_os = "linux")]
+fn release_static(bytes: &'static [u8]) {
+    let page = rustix::param::page_size();
+    let before = bytes.as_ptr().align_offset(page);
+    let Some(inside) = bytes.get(before..).filter(|rest| rest.len() >= page) else {
+        return;
+    };
+    let length = inside.len() - inside.len() % page;
+    // SAFETY: the pages hold nothing but immutable bytes without addresses in them, which the system
+    // maps privately from the program's file and nobody writes to: a dropped page is read again from that
+    // file, which cannot be written to while it runs.
+    let _ = unsafe {
+        rustix::mm::madvise(
+            inside.as_ptr().cast_mut().cast(),
+            length,
+            rustix::mm::Advice::LinuxDontNeed,
+        )
+    };
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Too large for the pages around it to matter, and without zeros, which would lie elsewhere.
+    static PART_OF_THE_PROGRAM: [u8; 4 << 20] = [7; 4 << 20];
+
+    fn file_bytes_in_memory() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssFile:"));
+        let kibibytes = line.unwrap().trim().strip_suffix("kB").unwrap().trim();
+        kibibytes.parse::<usize>().unwrap() * 1024
+    }
+
+    #[test]
+    fn weights_inside_the_program_are_given_back_and_read_again() {
+        let source = Source::from_static("inside", &PART_OF_THE_PROGRAM);
+        let sum = || {
+            source
+                .bytes()
+                .iter()
+                .map(|&byte| u64::from(byte))
+                .sum::<u64>()
+        };
+        let whole = 7 * (4 << 20);
+        assert_eq!(std::hint::black_box(sum()), whole);
+        let before = file_bytes_in_memory();
+        source.release(0..source.bytes().len());
+        let after = file_bytes_in_memory();
+        assert!(after + (3 << 20) < before, "{before} bytes, then {after}");
+        assert_eq!(std::hint::black_box(sum()), whole);
+        assert!(source.can_release() && source.staying_bytes() == 0);
+        // Ranges that hold no whole page, and one beyond the end.
+        source.release(1..100);
+        source.release(source.bytes().len()..source.bytes().len() + 1);
+        assert_eq!(sum(), whole);
     }
 }

@@ -144,6 +144,18 @@ impl Table {
             .is_some_and(|&number| self.sources[self.tensors[number].source].can_release())
     }
 
+    /// Gives the pages of all files back to the operating system.
+    pub(crate) fn release_all(&self) {
+        for source in &self.sources {
+            source.release(0..source.bytes().len());
+        }
+    }
+
+    /// Bytes of the files that take memory once they were read, and go on taking it.
+    pub(crate) fn staying_bytes(&self) -> usize {
+        self.sources.iter().map(Source::staying_bytes).sum()
+    }
+
     /// Gives the pages of `bytes` of the tensor back to the operating system.
     pub(crate) fn release(&self, name: &str, bytes: Range<usize>) {
         if let Some(&number) = self.by_name.get(name) {

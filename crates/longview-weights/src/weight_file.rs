@@ -125,7 +125,18 @@ impl WeightFile {
         self.table().release(tensor, bytes);
     }
 
-    /// Whether [`WeightFile::release`] has an effect on a tensor: it is mapped from a file.
+    /// Gives the pages of everything back to the operating system, after it was read from end to end.
+    pub fn release_all(&self) {
+        self.table().release_all();
+    }
+
+    /// Bytes that take memory once they were read, and go on taking it: weights inside the program, where
+    /// the system offers no way to give their pages back.
+    pub fn staying_bytes(&self) -> usize {
+        self.table().staying_bytes()
+    }
+
+    /// Whether [`WeightFile::release`] has an effect on a tensor: its pages come from a file.
     pub fn can_release(&self, tensor: &str) -> bool {
         self.table().can_release(tensor)
     }

@@ -366,8 +366,12 @@ impl Scheduler {
             segments.push(sequence.segment(rows, wanted));
         }
         let mut workspace = engine.pass(segments)?;
-        let vocabulary = engine.model().blueprint().vocab;
-        let rows = workspace.logits().chunks_exact(vocabulary);
+        let (all, known) = (engine.model().blueprint().vocab, engine.vocabulary());
+        let logits = || {
+            let rows = workspace.logits().chunks_exact(all);
+            rows.map(|logits| &logits[..known])
+        };
+        let rows = logits();
         let of_rows = wants_logits.iter().zip(rows);
         let mut choices: Vec<NextChoice<'_>> = Vec::with_capacity(wants_logits.len());
         let mut running = self.running.iter_mut().enumerate();
@@ -377,7 +381,7 @@ impl Scheduler {
         }
         let pool = &engine.exec().pool;
         pool.for_each(&mut choices, |_, choice, _| choice.make());
-        let mut rows = workspace.logits().chunks_exact(vocabulary);
+        let mut rows = logits();
         let mut states = workspace
             .states()
             .chunks_exact(engine.model().blueprint().hidden);
