@@ -28,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
     for tensor in model.tensors() {
         assert_eq!(tensor.format.bytes_for(tensor.elements()), Some(tensor.data.len()));
         assert!(tensor.data.len() <= weights.len().max(4));
-        std::hint::black_box(tensor.to_f32());
+        std::hint::black_box((tensor.to_f32(), tensor.rows()));
         assert!(model.tensor(tensor.name).is_ok());
     }
 });
