@@ -309,7 +309,7 @@ mod tests {
     use super::*;
     use crate::tier::simulated::SimulatedFiles;
     use crate::tier::testing::{Chain, assert_held, contents, keys, put};
-    use crate::tier::{DiskOptions, DiskTier, StoreFolder};
+    use crate::tier::{DiskOptions, DiskTier, StoreFolder, Syncing};
 
     struct Machine {
         tier: Arc<dyn Tier>,
@@ -320,7 +320,7 @@ mod tests {
         let files = Arc::new(SimulatedFiles::default());
         let folder = StoreFolder::open_in(Path::new("/store"), files).unwrap();
         let options = DiskOptions {
-            sync_every: None,
+            sync: Syncing::WhenAsked,
             ..DiskOptions::default()
         };
         Machine {

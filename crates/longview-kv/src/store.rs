@@ -136,8 +136,10 @@ impl Store {
 
     /// What holds a block: `memory` or a tier's name; `None` when nothing does.
     pub fn place_of(&self, key: &BlockKey) -> Option<&str> {
-        let holds = |tier: &&dyn Tier| tier.find(key).is_some();
-        self.levels().find(holds).map(|tier| tier.name())
+        if self.memory.find(key).is_some() {
+            return Some(self.memory.name());
+        }
+        self.holder(key).map(|tier| self.tiers[tier].name())
     }
 
     /// The blocks of group 0 that directly follow `parent`, wherever they are.
@@ -153,7 +155,7 @@ impl Store {
         found
     }
 
-    /// Seconds that reading `bytes` of the block called `key` is expected to take; 0 from memory.
+    /// Seconds that reading a whole block is expected to take; 0 from memory.
     pub(crate) fn seconds_to_read(&self, handle: &Handle) -> f64 {
         /// Assumed of a tier that was not read from yet: an ordinary disk.
         const UNMEASURED: f64 = 500e6;
@@ -162,7 +164,7 @@ impl Store {
         }
         let key = handle.key();
         let shape = handle.info().shape;
-        let tier = self.tiers.iter().find(|tier| tier.find(&key).is_some());
+        let tier = self.holder(&key).map(|tier| &self.tiers[tier]);
         let rate = tier.and_then(|tier| tier.read_rate()).unwrap_or(UNMEASURED);
         (shape.layers * shape.layer_bytes) as f64 / rate
     }
@@ -192,8 +194,12 @@ impl Store {
 
     fn read_run(&self, keys: &[BlockKey], layer: usize, out: &mut [u8]) -> Result<(), TierError> {
         let mut result = Err(TierError::Missing(keys[0]));
-        let holds = |tier: &&Arc<dyn Tier>| tier.find(&keys[0]).is_some();
-        for tier in self.tiers.iter().filter(holds) {
+        let first = &keys[0];
+        let known = self.tiers.iter().filter(|tier| tier.knows(first));
+        // Those that have to look for it come last, if it must be.
+        let others = self.tiers.iter().filter(|tier| !tier.knows(first));
+        let found = others.filter(|tier| tier.find(first).is_some());
+        for tier in known.chain(found) {
             result = tier.read(keys, layer, out);
             if result.is_ok() {
                 lock(&self.counts).read_bytes += out.len() as u64;
@@ -211,9 +217,11 @@ impl Store {
         }
     }
 
-    /// The first tier that holds a block.
+    /// The first tier that holds a block. One that knows it to be there is asked before those that would
+    /// have to look for it: a folder is searched for what it does not have.
     fn holder(&self, key: &BlockKey) -> Option<usize> {
-        self.tiers.iter().position(|tier| tier.find(key).is_some())
+        let known = self.tiers.iter().position(|tier| tier.knows(key));
+        known.or_else(|| self.tiers.iter().position(|tier| tier.find(key).is_some()))
     }
 
     /// Says that one layer's slices of `keys` are about to be read.
@@ -233,8 +241,7 @@ impl Store {
     /// Puts a block that was read from far away into the tiers before that which last, so that the
     /// next process finds it there.
     pub(crate) fn bring_nearer(&self, info: &BlockInfo, block: &Arc<Block>) {
-        let holds = |tier: &Arc<dyn Tier>| tier.find(&info.key).is_some();
-        let from = self.tiers.iter().position(holds).unwrap_or(0);
+        let from = self.holder(&info.key).unwrap_or(0);
         for tier in self.tiers[..from].iter().filter(|tier| tier.lasts()) {
             match tier.put(info, block) {
                 Ok(()) | Err(TierError::ReadOnly { .. }) => {}
@@ -278,19 +285,27 @@ impl Store {
         let mut by_tier: Vec<Vec<BlockKey>> = vec![Vec::new(); self.tiers.len()];
         for handle in handles {
             let key = handle.key();
-            match self.tiers.iter().position(|tier| tier.find(&key).is_some()) {
-                Some(tier) => by_tier[tier].push(key),
-                None if handle.is_resident() => {}
-                None => return None,
+            // What is in memory is not looked for.
+            let tier = match handle.is_resident() {
+                true => self.tiers.iter().position(|tier| tier.knows(&key)),
+                false => Some(self.holder(&key)?),
+            };
+            if let Some(tier) = tier {
+                by_tier[tier].push(key);
             }
         }
+        let mut holds = Vec::new();
         let held = self.tiers.iter().zip(&by_tier);
-        held.filter(|(_, keys)| !keys.is_empty())
-            .map(|(tier, keys)| {
-                tier.touch(keys);
-                tier.hold(keys).ok()
-            })
-            .collect()
+        for (tier, keys) in held.filter(|(_, keys)| !keys.is_empty()) {
+            tier.touch(keys);
+            match tier.hold(keys) {
+                Ok(hold) => holds.push(hold),
+                Err(TierError::Missing(_)) => return None,
+                // It can be read all the same; what is evicted meanwhile is computed again.
+                Err(error) => self.note(error.to_string()),
+            }
+        }
+        Some(holds)
     }
 
     /// Takes back a reference to a block that its context has passed.
@@ -332,9 +347,12 @@ impl Store {
 
     /// Whether a block that leaves memory is below, if need be from now on.
     fn put_below(&self, handle: &Handle) -> bool {
-        if self.is_below(&handle.key()) {
-            return true;
-        }
+        let key = handle.key();
+        self.tiers.iter().any(|tier| tier.knows(&key)) || self.spill(handle)
+    }
+
+    /// Puts a block into a tier that does not last.
+    fn spill(&self, handle: &Handle) -> bool {
         let Some(block) = handle.pin(handle.last_used()) else {
             return false;
         };
@@ -354,14 +372,20 @@ impl Store {
             return true;
         }
         let key = handle.key();
-        let hold = || {
-            let mut below = self.tiers.iter().filter(|tier| tier.find(&key).is_some());
-            below.find_map(|tier| tier.hold(&[key]).ok())
+        let held_by = |tier: &Arc<dyn Tier>| match tier.hold(&[key]) {
+            Ok(hold) => Some(hold),
+            Err(TierError::Missing(_)) => None,
+            // Such as a full disk, which cannot note what is held: another place may.
+            Err(error) => {
+                self.note(error.to_string());
+                None
+            }
         };
-        let held = hold().or_else(|| match self.put_below(handle) {
-            true => hold(),
-            false => None,
-        });
+        let hold = || {
+            let mut known = self.tiers.iter().filter(|tier| tier.knows(&key));
+            known.find_map(held_by)
+        };
+        let held = hold().or_else(|| self.spill(handle).then(hold).flatten());
         held.is_some_and(|held| {
             handle.rely(held);
             true
@@ -370,7 +394,7 @@ impl Store {
 
     /// Whether a tier below memory holds a block.
     fn is_below(&self, key: &BlockKey) -> bool {
-        self.tiers.iter().any(|tier| tier.find(key).is_some())
+        self.holder(key).is_some()
     }
 }
 
@@ -380,3 +404,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ mod rotated;
 
 use std::sync::Arc;
 
-use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Tier};
+use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Syncing, Tier};
 use longview_kv::{
     BlockHash, Context, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, Store,
 };
@@ -76,7 +76,7 @@ impl World {
         };
         let folder = StoreFolder::open(folder).unwrap();
         let options = DiskOptions {
-            sync_every: None,
+            sync: Syncing::WhenAsked,
             ..DiskOptions::default()
         };
         let tier: Arc<dyn Tier> = Arc::new(DiskTier::open(&folder, options).unwrap());

@@ -24,7 +24,7 @@ pub(crate) mod simulated;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use disk::{DiskOptions, DiskTier, Fate, Fsck, Problem, Repair};
+pub use disk::{DiskOptions, DiskTier, Fate, Fsck, Problem, Repair, Syncing};
 pub use folder::StoreFolder;
 pub use notices::Notices;
 pub(crate) use ram::RamTier;
@@ -116,6 +116,12 @@ pub trait Tier: Send + Sync {
 
     /// What is known of a block; `None` when it is not held.
     fn find(&self, key: &BlockKey) -> Option<BlockInfo>;
+
+    /// Whether a block is held, as far as that is known without looking: `false` for one that only
+    /// another process has put. Costs no input or output.
+    fn knows(&self, key: &BlockKey) -> bool {
+        self.find(key).is_some()
+    }
 
     /// The blocks of group 0 that directly follow `parent`, to say where two prompts part.
     fn after(&self, parent: &BlockHash) -> Vec<BlockInfo>;

@@ -34,6 +34,9 @@ struct Disk {
     now: Option<SystemTime>,
     /// Writes take at most so many bytes at once.
     longest_write: Option<usize>,
+    /// Times that a path was looked at, and that a file was synced.
+    looks: usize,
+    syncs: usize,
 }
 
 #[derive(Clone)]
@@ -127,6 +130,16 @@ impl SimulatedFiles {
 
     pub(crate) fn write_at_most(&self, bytes: usize) {
         self.disk().longest_write = Some(bytes);
+    }
+
+    /// How often a path was looked at since this was asked last.
+    pub(crate) fn take_looks(&self) -> usize {
+        std::mem::take(&mut self.disk().looks)
+    }
+
+    /// How often a file was synced.
+    pub(crate) fn syncs(&self) -> usize {
+        self.disk().syncs
     }
 
     /// Bytes that files with names hold.
@@ -296,7 +309,8 @@ impl Files for SimulatedFiles {
     }
 
     fn stat(&self, path: &Path) -> io::Result<Stat> {
-        let disk = self.disk();
+        let mut disk = self.disk();
+        disk.looks += 1;
         if disk.folders.contains(path) {
             return Ok(Stat {
                 len: 0,
@@ -371,6 +385,7 @@ impl OpenFile for SimulatedFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut disk = self.disk.disk();
+        disk.syncs += 1;
         let inode = &mut disk.inodes[self.inode];
         inode.durable = inode.bytes.clone();
         inode.unsynced.clear();

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 use super::files::{Files, SystemFiles};
 use super::{
-    BlockInfo, BlockKey, DiskOptions, DiskTier, Hold, Notices, StoreFolder, Tier, TierError,
-    TierUsage,
+    BlockInfo, BlockKey, DiskOptions, DiskTier, Hold, Notices, StoreFolder, Syncing, Tier,
+    TierError, TierUsage,
 };
 use crate::block::Block;
 use crate::hash::BlockHash;
@@ -77,8 +77,8 @@ impl SpillTier {
             source,
         })?;
         let options = DiskOptions {
-            // Nobody looks for it after a power loss.
-            sync_every: None,
+            // Nobody looks for it after a power loss, nor after the program.
+            sync: Syncing::Never,
             ..DiskOptions::default()
         };
         let tier = DiskTier::open(&StoreFolder::open(&home.path().join(STORE))?, options)?;
@@ -131,6 +131,10 @@ impl Tier for SpillTier {
 
     fn find(&self, key: &BlockKey) -> Option<BlockInfo> {
         self.opened()?.find(key)
+    }
+
+    fn knows(&self, key: &BlockKey) -> bool {
+        self.opened().is_some_and(|tier| tier.knows(key))
     }
 
     fn after(&self, parent: &BlockHash) -> Vec<BlockInfo> {

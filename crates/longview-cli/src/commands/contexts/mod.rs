@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use longview::human_bytes;
 use longview::records::{Listed, Record, Records, Summary};
-use longview::tier::{BlockKey, DiskOptions, DiskTier, Repair, StoreFolder, Tier};
+use longview::tier::{BlockKey, DiskOptions, DiskTier, Repair, StoreFolder, Syncing, Tier};
 use serde_json::{Value, json};
 
 use crate::args::{ContextsAction, ContextsArgs, Format, Life};
@@ -107,7 +107,7 @@ impl Kept {
         let pinned = records.clone();
         let options = DiskOptions {
             max_bytes: None,
-            sync_every: None,
+            sync: Syncing::WhenAsked,
             pinned: Some(Arc::new(move || pinned.pinned())),
         };
         let tier = DiskTier::open(&folder, options).map_err(failure)?;

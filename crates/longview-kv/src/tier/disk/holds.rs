@@ -15,6 +15,9 @@ use crate::tier::files::{Access, Files, OpenFile};
 use crate::tier::folder::{HOLDS, LOCK, temporary_path};
 use crate::tier::{BlockKey, Hold, TierError};
 
+/// A note longer than this is written anew when most of it has been taken back since.
+const LONGEST_NOTE: u64 = 1 << 20;
+
 /// What this process holds.
 #[derive(Default)]
 pub(super) struct Holds {
@@ -139,7 +142,23 @@ impl Holds {
             Some(note) => note,
             none => none.insert(Note::create(files, root)?),
         };
-        note.append(&lines)
+        note.append(&lines)?;
+        self.shorten(files, root)
+    }
+
+    /// Writes the note anew, when what is held now is little of it. Evictions are waiting, so nobody
+    /// misses what is in neither for a moment.
+    fn shorten(&mut self, files: &Arc<dyn Files>, root: &Path) -> io::Result<()> {
+        let Some(note) = self.note.as_ref().filter(|note| note.len > LONGEST_NOTE) else {
+            return Ok(());
+        };
+        let lines: String = self.counts.keys().map(|extent| line('+', extent)).collect();
+        if (lines.len() as u64) < note.len / 4 {
+            let mut new = Note::create(files, root)?;
+            new.append(&lines)?;
+            self.note = Some(new);
+        }
+        Ok(())
     }
 
     fn release(&mut self, extents: &[BlockKey]) {

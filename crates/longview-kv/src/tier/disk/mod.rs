@@ -37,11 +37,22 @@ use read::{Handles, Meter};
 pub struct DiskOptions {
     /// Bytes it may take; beyond them the least valuable blocks go. `None`: as many as there are.
     pub max_bytes: Option<u64>,
-    /// How often what was put is made to survive a power loss; `None`: when [`Tier::sync`] says so.
-    pub sync_every: Option<Duration>,
+    /// When what was put is made to survive a power loss.
+    pub sync: Syncing,
     /// Says which contexts are pinned, by the hashes of their last blocks: they are never evicted.
     /// Asked anew for every eviction, since other processes pin as well.
     pub pinned: Option<Arc<dyn Fn() -> Vec<BlockHash> + Send + Sync>>,
+}
+
+/// When what was put is made to survive a power loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syncing {
+    /// After this time at the latest, when [`Tier::sync`] says so, and at the end.
+    Every(Duration),
+    /// When [`Tier::sync`] says so, and at the end.
+    WhenAsked,
+    /// Never: what is put is for this process alone.
+    Never,
 }
 
 impl Default for DiskOptions {
@@ -49,7 +60,7 @@ impl Default for DiskOptions {
     fn default() -> DiskOptions {
         DiskOptions {
             max_bytes: None,
-            sync_every: Some(Duration::from_secs(2)),
+            sync: Syncing::Every(Duration::from_secs(2)),
             pinned: None,
         }
     }
@@ -69,7 +80,7 @@ struct Disk {
     options: DiskOptions,
     read_only: bool,
     notices: Notices,
-    /// Held for short times only, never during input or output.
+    /// Held for short times only, never while files are read or written.
     state: Mutex<State>,
     /// Held while blocks are put or removed. Taken before `state` where both are.
     writing: Mutex<Writing>,
@@ -97,7 +108,7 @@ impl DiskTier {
     /// # Errors
     /// When the folder cannot be read.
     pub fn open(folder: &StoreFolder, options: DiskOptions) -> Result<DiskTier, TierError> {
-        let sync_every = options.sync_every;
+        let sync = options.sync;
         let disk = Arc::new(Disk {
             name: "disk".to_owned(),
             root: folder.root().to_owned(),
@@ -113,11 +124,11 @@ impl DiskTier {
         });
         disk.sweep_temporary_files();
         disk.scan()?;
-        if !disk.read_only {
+        if !disk.read_only && sync != Syncing::Never {
             disk.adopt_unsynced();
         }
-        let syncer = match sync_every {
-            Some(every) if !disk.read_only => Some(start_syncer(&disk, every)?),
+        let syncer = match sync {
+            Syncing::Every(every) if !disk.read_only => Some(start_syncer(&disk, every)?),
             _ => None,
         };
         Ok(DiskTier { disk, syncer })
@@ -166,6 +177,10 @@ impl Tier for DiskTier {
     fn find(&self, key: &BlockKey) -> Option<BlockInfo> {
         self.disk.locate(key);
         self.disk.state().index.info(key)
+    }
+
+    fn knows(&self, key: &BlockKey) -> bool {
+        self.disk.state().index.place(key).is_some()
     }
 
     fn after(&self, parent: &BlockHash) -> Vec<BlockInfo> {

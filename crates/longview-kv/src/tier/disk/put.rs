@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use super::index::Place;
 use super::scan::{Unknown, contents};
-use super::{Disk, age, io_error};
+use super::{Disk, Syncing, age, io_error};
 use crate::error::human_bytes;
 use crate::tier::extent::{Header, Slot, Unreadable, block_bytes, unfit};
 use crate::tier::files::{Access, OpenFile, is_full};
@@ -88,7 +88,7 @@ impl Disk {
             });
         }
         let mut writing = self.writing();
-        if self.locate(&info.key) {
+        if self.locate_behind(info) {
             return Ok(());
         }
         let slot = Arc::new(Slot::of(info, bytes));
@@ -125,6 +125,9 @@ impl Disk {
     }
 
     pub(super) fn sync(&self) -> Result<(), TierError> {
+        if self.options.sync == Syncing::Never {
+            return Ok(());
+        }
         let (extents, folders) = {
             let mut writing = self.writing();
             let writing = &mut *writing;

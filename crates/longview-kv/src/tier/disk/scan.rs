@@ -11,7 +11,7 @@ use crate::hash::BlockHash;
 use crate::tier::extent::{Header, Slot, SlotState, Unreadable};
 use crate::tier::files::{Access, OpenFile};
 use crate::tier::folder::TEMPORARY;
-use crate::tier::{BlockKey, TierError};
+use crate::tier::{BlockInfo, BlockKey, TierError};
 
 /// File systems note times of change this coarsely at worst: a file may have changed again
 /// without showing it when it was read so soon after a change.
@@ -118,6 +118,28 @@ impl Disk {
         growing.iter().any(|name| {
             self.reload_if_changed(name);
             self.state().index.place(key).is_some()
+        })
+    }
+
+    /// The same of a block of which the one before is known: others put it behind that one, or into
+    /// an extent that begins with it.
+    pub(super) fn locate_behind(&self, info: &BlockInfo) -> bool {
+        let parent = BlockKey {
+            hash: info.parent,
+            group: info.key.group,
+        };
+        let held = || self.state().index.place(&info.key).is_some();
+        if held() {
+            return true;
+        }
+        self.reload_if_changed(&info.key);
+        if held() {
+            return true;
+        }
+        let behind = self.state().index.place(&parent);
+        behind.is_some_and(|place| {
+            self.reload_if_changed(&place.extent);
+            held()
         })
     }
 

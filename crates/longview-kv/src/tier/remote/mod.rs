@@ -358,6 +358,10 @@ impl Tier for RemoteTier {
         self.remote.state().info(key)
     }
 
+    fn knows(&self, key: &BlockKey) -> bool {
+        self.remote.state().holds(key)
+    }
+
     fn after(&self, parent: &BlockHash) -> Vec<BlockInfo> {
         let mut infos = self.remote.state().infos();
         infos.retain(|info| info.parent == *parent && info.key.group == 0);

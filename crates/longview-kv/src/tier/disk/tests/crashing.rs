@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::tier::folder::StoreFolder;
 use crate::tier::testing::{Chain, assert_held, block};
-use crate::tier::{BlockInfo, BlockShape, DiskOptions, DiskTier, Repair, Tier};
+use crate::tier::{BlockInfo, BlockShape, DiskOptions, DiskTier, Repair, Syncing, Tier};
 
 /// Names the folder that a child writes to.
 const FOLDER: &str = "LONGVIEW_TEST_CRASH_FOLDER";
@@ -39,7 +39,7 @@ fn contexts(seed: u64) -> Vec<Vec<BlockInfo>> {
 fn open(folder: &Path) -> DiskTier {
     let folder = StoreFolder::open(folder).unwrap();
     let options = DiskOptions {
-        sync_every: Some(Duration::from_millis(5)),
+        sync: Syncing::Every(Duration::from_millis(5)),
         ..DiskOptions::default()
     };
     DiskTier::open(&folder, options).unwrap()

@@ -8,7 +8,7 @@ use super::open;
 use crate::tier::folder::StoreFolder;
 use crate::tier::simulated::SimulatedFiles;
 use crate::tier::testing::{Chain, assert_gone, assert_held, block, keys, put};
-use crate::tier::{BlockInfo, DiskOptions, DiskTier, Tier, TierError};
+use crate::tier::{BlockInfo, DiskOptions, DiskTier, Syncing, Tier, TierError};
 
 const EXTENT: u64 = 16 * 3000 + 8192;
 
@@ -124,7 +124,7 @@ fn pinned_contexts_stay_whole() {
     let asked = Arc::clone(&pinned);
     let options = DiskOptions {
         max_bytes: None,
-        sync_every: None,
+        sync: Syncing::WhenAsked,
         pinned: Some(Arc::new(move || asked.lock().unwrap().clone())),
     };
     let tier = DiskTier::open(&folder, options).unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{DiskOptions, DiskTier};
+use super::{DiskOptions, DiskTier, Syncing};
 use crate::tier::Tier;
 use crate::tier::conformance::{self, Fixture};
 use crate::tier::folder::StoreFolder;
@@ -61,12 +61,29 @@ fn a_rebuilt_index_equals_the_lost_one() {
     assert!(tier.take_notices().is_empty());
 }
 
+#[test]
+fn what_is_for_this_process_alone_is_not_synced() {
+    for (sync, synced) in [(Syncing::Never, false), (Syncing::WhenAsked, true)] {
+        let files = SimulatedFiles::default();
+        let folder = StoreFolder::open_in(Path::new("/store"), Arc::new(files.clone())).unwrap();
+        let options = DiskOptions {
+            sync,
+            ..DiskOptions::default()
+        };
+        let tier = DiskTier::open(&folder, options).unwrap();
+        let before = files.syncs();
+        put(&tier, &Chain::new("m").blocks(20, 1));
+        drop(tier);
+        assert_eq!(files.syncs() > before, synced);
+    }
+}
+
 /// A tier on a simulated disk, with a limit in bytes.
 fn open(files: &SimulatedFiles, max_bytes: Option<u64>) -> DiskTier {
     let folder = StoreFolder::open_in(Path::new("/store"), Arc::new(files.clone())).unwrap();
     let options = DiskOptions {
         max_bytes,
-        sync_every: None,
+        sync: Syncing::WhenAsked,
         pinned: None,
     };
     DiskTier::open(&folder, options).unwrap()

@@ -121,3 +121,25 @@ fn holds_of_a_process_that_died_do_not_last() {
     assert_eq!(three.usage(), TierUsage::default());
     assert_eq!(notes(&after), 0);
 }
+
+#[test]
+fn the_note_of_a_process_that_holds_for_long_stays_short() {
+    let files = SimulatedFiles::default();
+    let (one, two) = (open(&files, None), open(&files, None));
+    let texts = [1, 2, 3].map(|text| Chain::new("m").blocks(16, text));
+    texts.iter().for_each(|infos| put(&one, infos));
+    let always = one.hold(&keys(&texts[0])).unwrap();
+    let at_rest = files.used();
+    // Two lines of seventy bytes each time.
+    for _ in 0..20_000 {
+        drop(one.hold(&keys(&texts[1][..1])).unwrap());
+    }
+    assert!(files.used() - at_rest < 2 << 20, "{}", files.used());
+    // What is held all the while still is, for others too.
+    let now = one.hold(&keys(&texts[1])).unwrap();
+    two.gc(0).unwrap();
+    assert_held(&two, &texts[0]);
+    assert_held(&two, &texts[1]);
+    assert_gone(&two, &texts[2]);
+    drop((always, now));
+}
