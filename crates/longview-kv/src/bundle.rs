@@ -4,25 +4,27 @@
 //! (the record), and `blocks/HASH-GROUP.kv`, one for each block, in the format of extents.
 //!
 //! Everything is checked before any of it enters a store: names, sizes, checksums, that no block
-//! is missing and none is foreign. What cannot be checked is that a block's numbers are those its
-//! model computes; a store believes whoever made the bundle, so take bundles from people you trust.
+//! is missing and none is foreign, and that each is called what the context's tokens make its name:
+//! a bundle brings nothing that another salt, model or text would find. What cannot be checked is that
+//! a block's numbers are those its model computes; a store believes whoever made the bundle, so take
+//! bundles from people you trust. Blocks that moved text is part of are found by nobody, and stay out.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 
+use crate::BLOCK_TOKENS;
 use crate::block::Block;
 use crate::error::KvError;
+use crate::hash::BlockHash;
 use crate::ledger::Ledger;
-use crate::records::{Record, Records, decode_record, encode_record, new_id};
+use crate::records::{MOST_RECORD_BYTES, Record, Records, decode_record, encode_record, new_id};
 use crate::tier::extent::{Header, Slot, SlotState, checksum};
 use crate::tier::{BlockInfo, BlockKey, Origin, Tier, TierError};
 
 const MARKER: &str = "longview-bundle";
 const CONTEXT: &str = "context";
 const VERSION: &str = "1";
-/// More than any context has; a record that claims more is not read into memory.
-const MAX_RECORD: u64 = 1 << 30;
 
 /// Why a bundle was not made or not taken in. Nothing was changed then.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +61,8 @@ pub struct Imported {
     pub label_taken: Option<String>,
 }
 
-/// Writes a context and its blocks, which are taken from the first of `tiers` that holds them.
+/// Writes a context and its blocks, which are taken from the first of `tiers` that holds them. What is
+/// not called by its tokens alone, because text was moved, is left out: nobody would find it.
 ///
 /// # Errors
 /// [`TierError::Missing`] or [`TierError::Damaged`] when a block cannot be had any more.
@@ -75,10 +78,17 @@ pub fn export(
         entry.set_mode(0o600);
         archive.append_data(&mut entry, name, bytes)
     };
-    add(MARKER, VERSION.as_bytes())?;
-    add(CONTEXT, &encode_record(record))?;
+    let first = record.keys.first();
+    let (_, first) = first.map(|key| held(key, tiers)).transpose()?.unzip();
+    let names = names(first.as_ref().map(|info| &*info.origin), &record.tokens);
+    let mut record = record.clone();
     let mut seen = HashSet::new();
-    for key in record.keys.iter().filter(|key| seen.insert(**key)) {
+    record
+        .keys
+        .retain(|key| names.contains_key(&key.hash) && seen.insert(*key));
+    add(MARKER, VERSION.as_bytes())?;
+    add(CONTEXT, &encode_record(&record))?;
+    for key in &record.keys {
         add(&name_of(key), &block_file(key, tiers)?)?;
     }
     archive.into_inner()?.flush()?;
@@ -100,14 +110,19 @@ pub fn import(
     only: Option<&Origin>,
 ) -> Result<Imported, BundleError> {
     let start = bundle.stream_position()?;
-    let mut record = check(&mut bundle, ledger)?;
+    let limits = Limits {
+        bytes: bundle.seek(io::SeekFrom::End(0))?.saturating_sub(start),
+        ledger,
+    };
+    bundle.seek(io::SeekFrom::Start(start))?;
+    let mut record = check(&mut bundle, &limits)?;
     if let Some(origin) = only {
         record.summary.check_origin(origin)?;
     }
     records.check_salt(&record)?;
     bundle.seek(io::SeekFrom::Start(start))?;
     let mut new_blocks = 0;
-    each_block(&mut bundle, ledger, &mut |info, block| {
+    each_block(&mut bundle, &limits, &mut |info, block| {
         if tier.find(&info.key).is_none() {
             tier.put(info, &Arc::new(block))?;
             new_blocks += 1;
@@ -145,16 +160,35 @@ pub fn import(
     })
 }
 
+/// What a bundle may make this program do.
+struct Limits<'a> {
+    /// Length of the whole: no block is longer.
+    bytes: u64,
+    /// Accounts for the memory of one block at a time.
+    ledger: &'a Ledger,
+}
+
 /// Reads everything, and compares it with what the record says.
-fn check(bundle: &mut impl Read, ledger: &Ledger) -> Result<Record, BundleError> {
-    let mut blocks = HashSet::new();
-    let record = each_block(bundle, ledger, &mut |info, _| {
-        if blocks.insert(info.key) {
-            Ok(())
-        } else {
-            Err(damaged(format!("{} is there twice", name_of(&info.key))))
-        }
+fn check(bundle: &mut impl Read, limits: &Limits<'_>) -> Result<Record, BundleError> {
+    let mut infos = HashMap::new();
+    let record = each_block(bundle, limits, &mut |info, _| match infos
+        .insert(info.key, info.clone())
+    {
+        None => Ok(()),
+        Some(_) => Err(damaged(format!("{} is there twice", name_of(&info.key)))),
     })?;
+    let origin = infos.values().next().map(|info| Arc::clone(&info.origin));
+    let names = names(origin.as_deref(), &record.tokens);
+    for (key, info) in &infos {
+        let of_context = record.summary.check_origin(&info.origin).is_ok();
+        if !of_context || names.get(&key.hash) != Some(&Named::of(info)) {
+            return Err(damaged(format!(
+                "{} is not called what the context's text says",
+                name_of(key)
+            )));
+        }
+    }
+    let blocks: HashSet<_> = infos.keys().copied().collect();
     let wanted: HashSet<_> = record.keys.iter().copied().collect();
     if let Some(missing) = wanted.difference(&blocks).next() {
         return Err(damaged(format!("{} is missing", name_of(missing))));
@@ -168,10 +202,48 @@ fn check(bundle: &mut impl Read, ledger: &Ledger) -> Result<Record, BundleError>
     Ok(record)
 }
 
+/// What a block's name stands for.
+#[derive(PartialEq)]
+struct Named {
+    parent: BlockHash,
+    index: u32,
+    tokens: Arc<[u32]>,
+}
+
+impl Named {
+    fn of(info: &BlockInfo) -> Named {
+        Named {
+            parent: info.parent,
+            index: info.index,
+            tokens: Arc::clone(&info.tokens),
+        }
+    }
+}
+
+/// What the blocks of a context that has read `tokens` under `origin` are called.
+fn names(origin: Option<&Origin>, tokens: &[u32]) -> HashMap<BlockHash, Named> {
+    let Some(origin) = origin else {
+        return HashMap::new();
+    };
+    let mut parent = origin.seed;
+    let blocks = tokens.chunks_exact(BLOCK_TOKENS).zip(0..);
+    let name = |(tokens, index): (&[u32], u32)| {
+        let hash = parent.then(tokens);
+        let parent = std::mem::replace(&mut parent, hash);
+        let named = Named {
+            parent,
+            index,
+            tokens: tokens.into(),
+        };
+        (hash, named)
+    };
+    blocks.map(name).collect()
+}
+
 /// Reads a bundle from its beginning to its end and calls `visit` with every block.
 fn each_block(
     bundle: &mut impl Read,
-    ledger: &Ledger,
+    limits: &Limits<'_>,
     visit: &mut dyn FnMut(&BlockInfo, Block) -> Result<(), BundleError>,
 ) -> Result<Record, BundleError> {
     let mut archive = tar::Archive::new(bundle);
@@ -195,7 +267,7 @@ fn each_block(
         return Err(BundleError::Version(text));
     }
     let mut context = next(CONTEXT)?;
-    if context.size() > MAX_RECORD {
+    if context.size() > MOST_RECORD_BYTES {
         return Err(damaged("the record is longer than any can be".to_owned()));
     }
     let mut bytes = Vec::new();
@@ -203,7 +275,7 @@ fn each_block(
     let record = decode_record(&bytes).map_err(|error| damaged(error.to_string()))?;
     for entry in entries {
         let (name, mut entry) = named(entry)?;
-        let (info, block) = read_block(&name, &mut entry, ledger)?;
+        let (info, block) = read_block(&name, &mut entry, limits)?;
         visit(&info, block)?;
     }
     Ok(record)
@@ -225,7 +297,7 @@ fn named<R: Read>(
 fn read_block<R: Read>(
     name: &str,
     entry: &mut tar::Entry<'_, R>,
-    ledger: &Ledger,
+    limits: &Limits<'_>,
 ) -> Result<(BlockInfo, Block), BundleError> {
     let wrong = |what: &str| damaged(format!("{name:?}: {what}"));
     let read = |entry: &mut tar::Entry<'_, R>, into: &mut Vec<u8>, len: u64| {
@@ -246,7 +318,8 @@ fn read_block<R: Read>(
         return Err(wrong("its name is not that of its contents"));
     }
     let file_bytes = header.payload_offset() + header.block_bytes();
-    if entry.size() != file_bytes {
+    // What an entry says of its length is no more than a claim.
+    if entry.size() != file_bytes || file_bytes > limits.bytes {
         return Err(wrong("its length is not what its header says"));
     }
     read(entry, &mut bytes, header.payload_offset())?;
@@ -258,8 +331,7 @@ fn read_block<R: Read>(
     if slot.hash != header.hash || slot.parent != header.parent {
         return Err(wrong("its record is of another block"));
     }
-    // The header's bounds and the length of the entry keep this from being huge for nothing.
-    let mut block = Block::zeroed(header.block_bytes() as usize, ledger)?;
+    let mut block = Block::zeroed(header.block_bytes() as usize, limits.ledger)?;
     entry
         .read_exact(block.bytes_mut())
         .map_err(|error| wrong(&error.to_string()))?;
@@ -275,8 +347,7 @@ fn read_block<R: Read>(
 
 /// A block as the file of an extent that holds nothing else.
 fn block_file(key: &BlockKey, tiers: &[Arc<dyn Tier>]) -> Result<Vec<u8>, BundleError> {
-    let found = tiers.iter().find_map(|tier| Some((tier, tier.find(key)?)));
-    let (tier, info) = found.ok_or(TierError::Missing(*key))?;
+    let (tier, info) = held(key, tiers)?;
     let layer_bytes = info.shape.layer_bytes;
     let mut payload = vec![0; info.shape.layers * layer_bytes];
     for (layer, slice) in payload.chunks_exact_mut(layer_bytes).enumerate() {
@@ -291,6 +362,15 @@ fn block_file(key: &BlockKey, tiers: &[Arc<dyn Tier>]) -> Result<Vec<u8>, Bundle
     bytes.resize(header.payload_offset() as usize, 0);
     bytes.extend(payload);
     Ok(bytes)
+}
+
+/// The first of `tiers` that holds a block.
+fn held<'a>(
+    key: &BlockKey,
+    tiers: &'a [Arc<dyn Tier>],
+) -> Result<(&'a Arc<dyn Tier>, BlockInfo), TierError> {
+    let found = tiers.iter().find_map(|tier| Some((tier, tier.find(key)?)));
+    found.ok_or(TierError::Missing(*key))
 }
 
 fn name_of(key: &BlockKey) -> String {
@@ -309,7 +389,7 @@ mod tests {
     use super::*;
     use crate::tier::simulated::SimulatedFiles;
     use crate::tier::testing::{Chain, assert_held, contents, keys, put};
-    use crate::tier::{DiskOptions, DiskTier, StoreFolder, Syncing};
+    use crate::tier::{BlockShape, DiskOptions, DiskTier, StoreFolder, Syncing};
 
     struct Machine {
         tier: Arc<dyn Tier>,
@@ -380,6 +460,28 @@ mod tests {
     }
 
     #[test]
+    fn what_moved_text_is_part_of_stays_behind() {
+        let here = machine();
+        let mut chain = Chain::new("m");
+        let plain = chain.blocks(2, 1);
+        chain.head = chain.head.derived("without tokens 130..190");
+        let moved = chain.blocks(2, 1);
+        put(&*here.tier, &[plain.clone(), moved.clone()].concat());
+        let all = keys(&[plain.clone(), moved].concat());
+        let record = Record::new(&plain[0].origin, vec![1; 4 * 64], all);
+        let mut bundle = Vec::new();
+        export(&record, &[here.tier], &mut bundle).unwrap();
+        let there = machine();
+        let imported = there.import(&bundle, None).unwrap();
+        assert_eq!(
+            (imported.new_blocks, &imported.record.tokens),
+            (2, &record.tokens)
+        );
+        assert_eq!(imported.record.keys, keys(&plain));
+        assert_eq!(contents(&*there.tier).len(), 2);
+    }
+
+    #[test]
     fn nothing_that_is_there_is_overwritten() {
         let (infos, record, bundle) = exported();
         let there = machine();
@@ -444,6 +546,38 @@ mod tests {
         out.into_inner().unwrap()
     }
 
+    /// The bundle with a block more, whose header and entry claim the largest block there may be.
+    fn claiming_terabytes(bundle: &[u8]) -> Vec<u8> {
+        let mut info = Chain::new("m").block(2);
+        info.shape = BlockShape {
+            layers: 4096,
+            layer_bytes: 1 << 30,
+        };
+        let header = Header {
+            capacity: 1,
+            ..Header::beginning_with(&info)
+        };
+        let slot = Slot {
+            hash: info.key.hash,
+            parent: info.parent,
+            tokens: Arc::clone(&info.tokens),
+            seconds: 1.0,
+            sums: vec![0; info.shape.layers].into(),
+        };
+        let mut file = header.encode();
+        file.extend(slot.encode(&header, 0));
+        file.resize(header.payload_offset() as usize, 0);
+        let mut entry = tar::Header::new_gnu();
+        entry.set_path(name_of(&info.key)).unwrap();
+        entry.set_size(header.payload_offset() + header.block_bytes());
+        entry.set_cksum();
+        // In place of the two empty records at the end.
+        let mut out = bundle[..bundle.len() - 1024].to_vec();
+        out.extend(entry.as_bytes());
+        out.extend(file);
+        out
+    }
+
     #[test]
     fn hostile_bundles_change_nothing() {
         let (infos, _, bundle) = exported();
@@ -498,7 +632,26 @@ mod tests {
             entry.read_to_end(&mut bytes).unwrap();
             files.push((name(&others[0].key.hash.to_string()), bytes));
         });
-        refused("is not of the context", &extra);
+        refused("is not called what the context's text says", &extra);
+        // Blocks under names of another seed, or of another text, that a record claims.
+        let planted = |origin: &Origin, tokens: Vec<u32>, infos: &[BlockInfo]| {
+            let here = machine();
+            put(&*here.tier, infos);
+            let honest = Record::new(&infos[0].origin, vec![1; 64], keys(infos));
+            let mut bundle = Vec::new();
+            export(&honest, &[here.tier], &mut bundle).unwrap();
+            let claimed = Record::new(origin, tokens, keys(infos));
+            rebuilt(&bundle, |files| files[1].1 = encode_record(&claimed))
+        };
+        let mine = Chain::new("m").blocks(1, 1);
+        let theirs = planted(&mine[0].origin, vec![1; 64], &others);
+        refused("is not called what the context's text says", &theirs);
+        let other_text = planted(&mine[0].origin, vec![2; 64], &mine);
+        refused("is not called what the context's text says", &other_text);
+        refused(
+            "length is not what its header says",
+            &claiming_terabytes(&bundle),
+        );
         refused("it has no longview-bundle", b"");
         refused("not a Longview bundle", &[7; 4096]);
         // Cut anywhere: the end of an archive is two empty records that need not be there.

@@ -20,6 +20,8 @@ const VERSION: u32 = 1;
 /// Bytes before the head.
 const PREFIX: usize = 8 + 4 + 4 + 8 + 16 + 16 + 16;
 const KEY: usize = 32 + 2;
+/// More than any context has; a record that claims more is not read into memory.
+pub(crate) const MOST_BYTES: u64 = 1 << 30;
 /// Lengths of tokens, keys and pieces.
 const COUNTS: usize = 3 * 8;
 
@@ -79,24 +81,32 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Record, Unreadable> {
 
 /// Reads a whole record.
 pub(crate) fn read(file: &dyn OpenFile) -> Result<Record, Unreadable> {
-    let mut bytes = vec![0; usize::try_from(file.stat()?.len).map_err(|_| Unreadable::Damaged)?];
+    let lengths = lengths(file)?;
+    let mut bytes = vec![0; PREFIX + lengths.head + lengths.body];
     file.read_all_at(&mut bytes, 0).map_err(cut_short)?;
     decode(&bytes)
 }
 
 /// Reads what is listed only.
 pub(crate) fn read_summary(file: &dyn OpenFile) -> Result<Summary, Unreadable> {
-    let len = file.stat()?.len;
-    let mut prefix = vec![0; PREFIX.min(len as usize)];
-    file.read_all_at(&mut prefix, 0).map_err(cut_short)?;
-    let lengths = Lengths::read(&prefix)?;
-    if len != (PREFIX + lengths.head) as u64 + lengths.body as u64 {
-        return Err(Unreadable::Damaged);
-    }
+    let lengths = lengths(file)?;
     let mut head = vec![0; lengths.head];
     file.read_all_at(&mut head, PREFIX as u64)
         .map_err(cut_short)?;
     lengths.summary(&head)
+}
+
+/// The lengths of a record's parts, which are those of its file.
+fn lengths(file: &dyn OpenFile) -> Result<Lengths, Unreadable> {
+    let len = file.stat()?.len;
+    let mut prefix = vec![0; PREFIX.min(usize::try_from(len).unwrap_or(PREFIX))];
+    file.read_all_at(&mut prefix, 0).map_err(cut_short)?;
+    let lengths = Lengths::read(&prefix)?;
+    let said = (PREFIX + lengths.head) as u64;
+    match said.checked_add(lengths.body as u64) == Some(len) && len <= MOST_BYTES {
+        true => Ok(lengths),
+        false => Err(Unreadable::Damaged),
+    }
 }
 
 struct Lengths {

@@ -12,7 +12,9 @@ mod folder;
 mod format;
 
 pub use folder::Records;
-pub(crate) use format::{decode as decode_record, encode as encode_record};
+pub(crate) use format::{
+    MOST_BYTES as MOST_RECORD_BYTES, decode as decode_record, encode as encode_record,
+};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};

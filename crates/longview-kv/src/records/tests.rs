@@ -283,3 +283,18 @@ fn a_power_loss_leaves_the_old_record_or_the_new_one() {
         assert_eq!(label.as_deref(), Some(if saved { "new" } else { "old" }));
     }
 }
+
+#[test]
+fn a_record_as_long_as_a_disk_is_not_read_into_memory() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = StoreFolder::open(home.path()).unwrap();
+    let records = Records::open(&folder, b"");
+    let saved = record(None);
+    records.save(&saved).unwrap();
+    let path = std::fs::read_dir(home.path().join("contexts")).unwrap();
+    let path = path.map(|entry| entry.unwrap().path()).next().unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_len(1 << 42).unwrap();
+    let error = records.load(&saved.summary.id).unwrap_err();
+    assert!(error.to_string().contains("damaged"), "{error}");
+}
