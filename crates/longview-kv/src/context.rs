@@ -165,14 +165,10 @@ impl Context {
             return Vec::new();
         };
         let mut keys = Vec::new();
-        for (place, (run, group)) in self.groups.iter().zip(&self.layout.groups).enumerate() {
-            if matches!(group.kind.state, LayerState::Recurrent { .. }) {
-                let of_edge = |&hash: &BlockHash| BlockKey {
-                    hash,
-                    group: place as u16,
-                };
-                let states = home.chain.iter_from(0).map(of_edge);
-                keys.extend(states.filter(|key| home.store.place_of(key).is_some()));
+        for (run, state) in self.groups.iter().zip(&self.states) {
+            if let Some(state) = state {
+                let stored = state.stored();
+                keys.extend(stored.filter(|key| home.store.place_of(key).is_some()));
             } else {
                 keys.extend(run.slots().filter_map(|(_, slot)| match slot {
                     Slot::Sealed(handle) => Some(handle.key()),
@@ -275,7 +271,8 @@ impl Context {
     }
 
     /// Goes back to before the block called `key`, which turned out not to be readable, so that it
-    /// is computed again. Returns the tokens that were forgotten; they are to be read again.
+    /// is computed again. Returns the tokens that were forgotten; they are to be read again. What is
+    /// counted of an answer's rows (pages read, attention observed) is then counted twice of these.
     pub fn lose(&mut self, key: &BlockKey) -> Vec<u32> {
         let place = |run: &BlockRun| {
             let is_it = |slot: &Slot| matches!(slot, Slot::Sealed(handle) if handle.key() == *key);

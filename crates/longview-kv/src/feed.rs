@@ -5,7 +5,7 @@
 //! order into a few buffers; attention takes each when its turn comes and gives the buffer back.
 //! Blocks for which there is room in memory are kept, the others are read again by the next pass.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -147,7 +147,7 @@ impl Feed {
         let missing = Arc::new(missing);
         let orders = orders(segments, &missing);
         let buffer_bytes = orders.iter().map(|order| order.bytes).max().unwrap_or(0);
-        let incoming = admit(wanted, &store, keep_free)?;
+        let incoming = admit(wanted, &store, keep_free);
 
         let (ready_sender, ready) = sync_channel(BUFFERS);
         let (empty, empty_receiver) = sync_channel::<Vec<u8>>(BUFFERS);
@@ -357,21 +357,29 @@ fn orders(segments: &[Segment<'_>], missing: &HashMap<(usize, usize), Vec<Missin
     orders
 }
 
-/// Blocks for those of `wanted` that memory has room for, beginning with the first.
+/// Blocks for those of `wanted` that memory has room for, beginning with the first; one for a block that
+/// several contexts want.
 fn admit(
     wanted: Vec<((usize, usize, usize), Arc<Handle>)>,
     store: &Store,
     keep_free: u64,
-) -> Result<Incoming, KvError> {
+) -> Incoming {
     let mut incoming = Incoming::new();
+    let mut seen = HashSet::new();
     for (place, handle) in wanted {
+        if !seen.insert(handle.key()) {
+            continue;
+        }
         let shape = handle.info().shape;
         let bytes = shape.layers * shape.layer_bytes;
         if store.ledger().available() < (bytes as u64).saturating_add(keep_free) {
             break;
         }
-        let block = Block::zeroed(bytes, store.ledger())?;
+        // Another thread may have taken the room since.
+        let Ok(block) = Block::zeroed(bytes, store.ledger()) else {
+            break;
+        };
         incoming.insert(place, (handle, block));
     }
-    Ok(incoming)
+    incoming
 }

@@ -221,6 +221,14 @@ impl RecurrentState {
         self.seconds = 0.0;
     }
 
+    /// What the checkpoints that a store has are called there.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = BlockKey> {
+        self.checkpoints().filter_map(|known| match known.place {
+            Place::Store(key) => Some(key),
+            Place::Here(_) => None,
+        })
+    }
+
     fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
         self.regular.iter_from(0).chain(&self.messages)
     }

@@ -107,20 +107,6 @@ impl BlockRun {
         self.first = first;
     }
 
-    /// Reads the blocks that are not in memory into blocks of this context's own.
-    pub(crate) fn bring_in(&mut self, block_bytes: usize, store: &Store) -> Result<(), KvError> {
-        self.pin(store);
-        let away = self
-            .away()
-            .map(|(index, handle)| (index - self.first, Arc::clone(handle)));
-        let away: Vec<(usize, Arc<Handle>)> = away.collect();
-        for (at, handle) in away {
-            let block = store.private_copy(&handle, block_bytes)?;
-            self.slots.private(at)[0] = Slot::Open(Arc::new(block));
-        }
-        Ok(())
-    }
-
     /// Keeps every block in memory until [`BlockRun::unpin`], and reads those that are not there.
     pub(crate) fn pin_all(&mut self, block_bytes: usize, store: &Store) -> Result<(), KvError> {
         self.pin(store);

@@ -9,6 +9,10 @@ use std::sync::{Arc, Mutex};
 
 use common::*;
 use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::keep::{
+    Allocate, Allocation, AttentionOf, AttentionShape, Budget, Keep, LayerView, Positions,
+    Protected, Question, Score, Scores, When,
+};
 use longview_kv::read::{Part, Read, ReadPlan, RowQuery, Select};
 use longview_kv::tier::{
     BlockInfo, BlockKey, DiskOptions, DiskTier, Hold, Origin, SpillTier, StoreFolder, Tier,
@@ -16,7 +20,7 @@ use longview_kv::tier::{
 };
 use longview_kv::{
     AttendWorkspace, Block, BlockHash, Context, KvError, KvForm, KvLayout, KvType, LayerState,
-    Ledger, ReuseEnd, Sparse, Store,
+    Ledger, ReuseEnd, RopeSet, Sparse, Store,
 };
 
 const FULL: LayerState = LayerState::Full;
@@ -476,4 +480,92 @@ fn a_read_method_takes_prompts_from_the_store_and_leaves_answers_out_of_it() {
         .unwrap();
     assert!(tight.is_exact());
     assert_eq!(tight.keys(), dense.keys());
+}
+
+#[test]
+fn a_block_that_many_forks_wait_for_comes_back_once() {
+    let mut world = World::new(&[FULL, FULL]);
+    let ids = ids(1281);
+    let store = world.store(u64::MAX);
+    let mut first = world.context(&store);
+    world.read(&mut first, &ids, 400).unwrap();
+    let whole = first.kv_bytes();
+    drop((first, store));
+
+    let store = world.store(u64::MAX);
+    let mut again = world.context(&store);
+    assert_eq!(again.attach(&ids).unwrap(), 1280);
+    let mut forks: Vec<Context> = (0..8).map(|_| again.fork()).collect();
+    let rows = forks.iter_mut().map(|fork| (fork, 1)).collect();
+    try_step(rows, &ids[1280..], &world.exec, &mut world.workspace).unwrap();
+    assert_eq!(again.away_bytes(), 0);
+    let peak = store.ledger().usage().peak;
+    assert!(
+        peak < 2 * whole + whole / 2,
+        "{peak} bytes at most, {whole} of them needed"
+    );
+}
+
+/// Scores that are no numbers.
+struct Nonsense;
+
+impl Score for Nonsense {
+    fn score(&self, _layer: &LayerView<'_>, scores: &mut Scores) -> Result<(), KvError> {
+        (0..scores.heads()).for_each(|head| scores.head_mut(head).fill(f32::NAN));
+        Ok(())
+    }
+}
+
+impl Allocate for Nonsense {
+    fn wanted(&self, _ask: &Allocation<'_>) -> Vec<Vec<f64>> {
+        unreachable!("nothing is chosen")
+    }
+}
+
+impl AttentionOf for Nonsense {
+    fn shape(&self, _layer: usize) -> AttentionShape {
+        AttentionShape {
+            heads: HEADS,
+            scale: 0.4,
+            softcap: 0.0,
+        }
+    }
+
+    fn rotate(&self, _layer: usize, _set: RopeSet, _positions: isize, _vectors: &mut [f32]) {}
+}
+
+#[test]
+fn a_compression_that_fails_leaves_blocks_as_they_were() {
+    let mut world = World::new(&[FULL, FULL]);
+    let ids = ids(1281);
+    let store = world.store(u64::MAX);
+    let mut first = world.context(&store);
+    world.read(&mut first, &ids, 400).unwrap();
+    drop((first, store));
+
+    let limit = 4_000_000;
+    let store = world.store(limit);
+    let mut context = world.context(&store);
+    context.attach(&ids).unwrap();
+    let keep = Arc::new(Keep {
+        text: "nonsense".to_owned(),
+        score: Box::new(Nonsense),
+        allocate: Box::new(Nonsense),
+        merge: None,
+        budget: Budget::Pairs(100),
+        protected: Protected::default(),
+        when: When::default(),
+        question: Question::Unseen,
+        positions: Positions::Text,
+        made_for: None,
+    });
+    context.keep(&keep, ids.len(), &Nonsense).unwrap();
+    let keys = context.keys();
+    let error = context.compress(&world.exec, &Nonsense).unwrap_err();
+    assert!(matches!(error, KvError::KeepRefused { .. }), "{error}");
+    assert_eq!((context.keys(), keys.len()), (keys, 20));
+    // They may leave memory again.
+    assert_eq!(context.away_bytes(), 0);
+    store.make_space(limit);
+    assert_eq!(context.away_bytes(), context.kv_bytes());
 }

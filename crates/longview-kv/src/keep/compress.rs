@@ -17,6 +17,7 @@ use crate::context::Context;
 use crate::error::KvError;
 use crate::layout::LayerState;
 use crate::ledger::{Purpose, Reservation};
+use crate::run::BlockRun;
 use crate::shared::SharedList;
 
 /// What one compaction did.
@@ -52,6 +53,8 @@ impl Context {
             return Ok(Compression::default());
         };
         let result = self.compress_with(&mut kept, exec, model);
+        // What was brought in stays where it was sealed, and may leave memory again.
+        self.groups.iter_mut().for_each(BlockRun::unpin);
         let time = begun.elapsed();
         kept.done.time += time;
         self.kept = Some(kept);
@@ -201,7 +204,7 @@ impl Context {
         }
     }
 
-    /// Reads blocks of full layers that are not in memory into blocks of this context's own.
+    /// Keeps the blocks of full layers in memory, and reads those that are not there.
     fn bring_in(&mut self) -> Result<(), KvError> {
         let Some(home) = &self.home else {
             return Ok(());
@@ -211,7 +214,7 @@ impl Context {
             if group.kind.state != LayerState::Full {
                 continue;
             }
-            run.bring_in(group.block_bytes(), &store)?;
+            run.pin_all(group.block_bytes(), &store)?;
         }
         Ok(())
     }
