@@ -32,6 +32,9 @@ struct Heard {
     read: Vec<usize>,
     summary: Option<Summary>,
     error: Option<String>,
+    /// Tokens of the context that was handed back.
+    context: Option<usize>,
+    embedding: Option<Vec<f32>>,
 }
 
 #[derive(Clone, Default)]
@@ -77,6 +80,8 @@ impl Listener for Ear {
             }
             Update::Ended(ended) => {
                 heard.summary = Some(ended.summary);
+                heard.context = ended.context.as_ref().map(|context| context.len());
+                heard.embedding = ended.embedding;
                 heard.error = ended.error.map(|error| error.to_string());
             }
         }
@@ -427,4 +432,90 @@ fn rows_of_logits_that_no_token_belongs_to_are_never_chosen() {
     let heard = ear.heard.lock().unwrap();
     assert_eq!(heard.error, None);
     assert_eq!(heard.ids, [wanted]);
+}
+
+#[test]
+fn a_text_of_no_tokens_is_complete_at_once() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let (alone, beside) = (Ear::default(), Ear::default());
+    scheduler.submit(request(
+        &tenant,
+        &text(1, 50),
+        vec![AnswerOptions::greedy(0)],
+        &alone,
+    ));
+    assert!(scheduler.is_idle());
+    let answers = vec![drawn(1, 0), drawn(2, 4), drawn(3, 0), drawn(4, 3)];
+    scheduler.submit(request(&tenant, &text(1, 50), answers, &beside));
+    finish(&mut scheduler);
+    let (alone, beside) = (alone.heard.lock().unwrap(), beside.heard.lock().unwrap());
+    assert_eq!(alone.finished, [(0, FinishReason::Length)]);
+    assert!(alone.summary.is_some() && alone.error.is_none());
+    let mut finished = beside.finished.clone();
+    finished.sort_by_key(|(answer, _)| *answer);
+    assert_eq!(finished, [0, 1, 2, 3].map(|at| (at, FinishReason::Length)));
+    let lengths: Vec<usize> = beside.ids.iter().map(Vec::len).collect();
+    assert_eq!(lengths, [0, 4, 0, 3]);
+}
+
+#[test]
+fn what_a_request_was_given_is_handed_back_when_it_never_began() {
+    let _turn = turn();
+    let fixed = {
+        let engine = engine(Some(1 << 30));
+        let usage = engine.ledger().usage();
+        usage.program + usage.weights + usage.scratch
+    };
+    let engine = engine(Some(fixed + (24 << 20) + (3 << 20)));
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let (busy, waits) = (Ear::default(), Ear::default());
+    let others = text(1, 12_000);
+    scheduler.submit(request(&tenant, &others, vec![drawn(1, 30)], &busy));
+    scheduler.step();
+    // Forty tokens that no store has.
+    let mut start = engine.new_context(9000).unwrap();
+    let prompt = text(2, 9000);
+    let mut quiet = |_| Control::Continue;
+    engine
+        .prefill(&mut start, &prompt[..40], &mut quiet)
+        .unwrap();
+    let id = scheduler.submit(Request {
+        start: Some(start),
+        goal: Goal::Read,
+        ..request(&tenant, &prompt, Vec::new(), &waits)
+    });
+    scheduler.step();
+    assert_eq!(scheduler.counts().waiting, 1, "there is no room for both");
+    scheduler.cancel(id);
+    assert_eq!(waits.heard.lock().unwrap().context, Some(40));
+    scheduler.cancel_all();
+}
+
+#[test]
+fn an_embedding_is_of_all_tokens_whatever_is_known_of_them() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let prompt = text(6, 300);
+    let mut start = engine.new_context(400).unwrap();
+    let mut quiet = |_| Control::Continue;
+    engine
+        .prefill(&mut start, &prompt[..200], &mut quiet)
+        .unwrap();
+    let embeddings = [None, Some(start)].map(|start| {
+        let ear = Ear::default();
+        scheduler.submit(Request {
+            start,
+            goal: Goal::Embed,
+            ..request(&tenant, &prompt, Vec::new(), &ear)
+        });
+        finish(&mut scheduler);
+        ear.heard.lock().unwrap().embedding.take().unwrap()
+    });
+    assert!(embeddings[0] == embeddings[1]);
 }

@@ -132,7 +132,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes a request. Its listener hears everything else, errors included.
+    /// Takes a request. Its listener hears everything else, errors included. A text of no tokens is
+    /// complete at once.
     pub fn submit(&mut self, request: Request) -> RequestId {
         let id = self.next_id;
         self.next_id += 1;
@@ -146,6 +147,9 @@ impl Scheduler {
         }
         self.waiting.push(sequence);
         self.look_again = true;
+        if self.jobs.get_mut(&id).is_some_and(Job::finish_empty) {
+            self.end(id, None);
+        }
         id
     }
 
@@ -224,16 +228,19 @@ impl Scheduler {
                 return;
             };
             let mut sequence = self.waiting.remove(at);
-            let job = sequence.job;
-            match self.open(&mut sequence) {
+            let (job, start) = (sequence.job, sequence.start());
+            let opened = self.open(&mut sequence);
+            if opened.is_ok() && self.has_room(&sequence) {
+                drop(start);
+                self.start(sequence);
+                continue;
+            }
+            // What it found may leave memory while it waits; what it was given is its own.
+            sequence.close(start);
+            self.waiting.insert(at, sequence);
+            match opened {
+                Ok(()) => self.look_again = false,
                 Err(error) => self.fail(job, error),
-                Ok(()) if self.has_room(&sequence) => self.start(sequence),
-                Ok(()) => {
-                    self.look_again = false;
-                    // What it found may leave memory while it waits.
-                    sequence.close();
-                    self.waiting.insert(at, sequence);
-                }
             }
         }
     }
@@ -461,7 +468,10 @@ impl Scheduler {
             )
         };
         let all = 0..self.running.len();
-        let can = |at: &usize| self.jobs[&self.running[*at].job].methods.keep.is_none();
+        let can = |at: &usize| {
+            let sequence = &self.running[*at];
+            sequence.can_give_way(&self.jobs[&sequence.job])
+        };
         let Some(at) = all.clone().filter(can).max_by_key(order) else {
             if let Some(at) = all.max_by_key(order) {
                 self.fail(self.running[at].job, error);
@@ -469,7 +479,7 @@ impl Scheduler {
             return;
         };
         let mut sequence = self.running.remove(at);
-        sequence.close();
+        sequence.close(None);
         sequence.gave_way = true;
         self.waiting.insert(0, sequence);
         self.counts.preemptions += 1;
@@ -520,3 +530,6 @@ impl Scheduler {
             .keep(|tenant| jobs.values().any(|job| job.tenant.id() == tenant));
     }
 }
+
+#[cfg(test)]
+mod tests;

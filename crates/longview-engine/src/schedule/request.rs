@@ -40,7 +40,8 @@ pub struct Request {
     /// What is to be made of the prompt.
     pub goal: Goal,
     /// What acts on its contexts. A keep method takes time between two passes, and a request with one
-    /// never gives way: what was dropped could not be had again. Under a keep or a prefill method, or
+    /// never gives way: what was dropped could not be had again; nor does one whose `start` holds
+    /// moved text. Under a keep or a prefill method, or
     /// in another form, the prompt is read in a context of its own, whatever `start` is.
     pub methods: ContextMethods,
     /// What is observed of its answers.
@@ -142,7 +143,8 @@ pub struct Ended {
     pub error: Option<EngineError>,
     /// What was measured.
     pub summary: Summary,
-    /// The context with what was read of the prompt, for [`Goal::Read`].
+    /// The context with what was read of the prompt, for [`Goal::Read`]; where nothing was, the one it
+    /// was to begin with.
     pub context: Option<Context>,
     /// What the keep method has done to the text that was complete last.
     pub keep: Option<KeepReport>,

@@ -15,6 +15,7 @@ use super::writer::{Writer, Written};
 use crate::acting::ContextMethods;
 use crate::engine::{Engine, Tenant};
 use crate::error::EngineError;
+use crate::generate::FinishReason;
 use crate::picture::AttentionPicture;
 
 /// What the sequences of one request share.
@@ -23,8 +24,8 @@ pub(super) struct Job {
     pub(super) priority: Priority,
     pub(super) listener: Box<dyn Listener>,
     pub(super) kind: Kind,
-    /// Texts not begun.
-    answers: Vec<AnswerOptions>,
+    /// Texts not begun, with their numbers.
+    answers: Vec<(usize, AnswerOptions)>,
     /// Texts not complete, those not begun included.
     pub(super) open_answers: usize,
     pub(super) arrived: Instant,
@@ -62,6 +63,8 @@ pub(super) struct Sequence {
     planned_tokens: usize,
     /// Whether its prompt was read in the last pass.
     at_end: bool,
+    /// Whether its context began with keys and values that reading its tokens does not give.
+    began_moved: bool,
     state: State,
 }
 
@@ -114,7 +117,7 @@ impl Job {
             observe: request.observe,
             attention: None,
             open_answers: answers.len(),
-            answers,
+            answers: answers.into_iter().enumerate().collect(),
             states: Vec::new(),
             arrived: Instant::now(),
             started: None,
@@ -130,6 +133,7 @@ impl Job {
             gave_way: false,
             planned_tokens: request.planned_tokens,
             at_end: false,
+            began_moved: false,
             state: State::Closed(request.start),
         };
         (job, sequence)
@@ -137,6 +141,23 @@ impl Job {
 
     pub(super) fn hear(&mut self, update: Update) {
         self.listener.hear(update);
+    }
+
+    /// Ends texts that are to have no token. Returns whether that leaves no text to be written, where
+    /// there was one.
+    pub(super) fn finish_empty(&mut self) -> bool {
+        let is_empty = |(_, options): &mut (usize, AnswerOptions)| options.generate.max_tokens == 0;
+        let empty: Vec<_> = self.answers.extract_if(.., is_empty).collect();
+        for (answer, _) in &empty {
+            self.hear(Update::Finished {
+                answer: *answer,
+                reason: FinishReason::Length,
+                stop: None,
+                rest: String::new(),
+            });
+        }
+        self.open_answers -= empty.len();
+        !empty.is_empty() && self.open_answers == 0
     }
 
     pub(super) fn end(mut self, error: Option<EngineError>, context: Option<Context>) {
@@ -180,7 +201,8 @@ impl Job {
 
     /// Tokens that its longest text may have, as far as texts have not begun.
     pub(super) fn longest_answer(&self) -> usize {
-        let lengths = self.answers.iter().map(|answer| answer.generate.max_tokens);
+        let answers = self.answers.iter();
+        let lengths = answers.map(|(_, options)| options.generate.max_tokens);
         lengths.max().unwrap_or(0)
     }
 }
@@ -194,9 +216,18 @@ impl Sequence {
         };
         let planned = self.planned_tokens.max(self.tokens.len());
         let (methods, prompt) = (&job.methods, job.summary.prompt_tokens);
+        let embeds = job.kind == Kind::Embeds;
+        if embeds {
+            // The mean is of all tokens' states, which none but a pass gives.
+            *start = None;
+            job.states.clear();
+        }
         if methods.keep.is_some() || !methods.reads_alike() {
             let mut context = engine.new_context_with_of(&job.tenant, methods, prompt, planned)?;
-            let reusable = methods.reusable_tokens(prompt).min(prompt - 1);
+            let reusable = match embeds {
+                true => 0,
+                false => methods.reusable_tokens(prompt).min(prompt - 1),
+            };
             context.attach(&self.tokens[..reusable])?;
             job.observe(&mut context)?;
             context.answer_from(prompt);
@@ -207,19 +238,25 @@ impl Sequence {
             Some(start) => start,
             None => engine.new_context_of(&job.tenant, planned)?,
         };
-        if job.kind == Kind::Embeds {
-            job.states.clear();
+        if embeds {
             self.state = State::Open(context);
             return Ok(());
         }
-        if let Err(error) = engine.align(&mut context, &self.tokens) {
+        // What an answer has computed by a read method is nowhere: it is computed again, even where
+        // others have read the same text whole.
+        let known = match &methods.read {
+            Some(_) => &self.tokens[..self.tokens.len().min(prompt + 1)],
+            None => &self.tokens[..],
+        };
+        if let Err(error) = engine.align(&mut context, known) {
             if context.is_empty() {
                 return Err(error);
             }
             // Windows have passed what going back would need: begin anew.
             context = engine.new_context_of(&job.tenant, planned)?;
-            engine.align(&mut context, &self.tokens)?;
+            engine.align(&mut context, known)?;
         }
+        self.began_moved = !context.is_exact() && context.approximate_from().is_none();
         engine.put_in_charge(&mut context, methods, prompt)?;
         job.observe(&mut context)?;
         context.answer_from(prompt);
@@ -227,9 +264,22 @@ impl Sequence {
         Ok(())
     }
 
-    /// Gives the context up; what is sealed of it is found again.
-    pub(super) fn close(&mut self) {
-        self.state = State::Closed(None);
+    /// A fork of what it begins with, if it waits.
+    pub(super) fn start(&self) -> Option<Context> {
+        match &self.state {
+            State::Closed(start) => start.as_ref().map(Context::fork),
+            State::Open(_) | State::Done => None,
+        }
+    }
+
+    /// Gives the context up; what is sealed of it is found again. It will begin with `start`.
+    pub(super) fn close(&mut self, start: Option<Context>) {
+        self.state = State::Closed(start);
+    }
+
+    /// Whether its context can be had again by reading its tokens.
+    pub(super) fn can_give_way(&self, job: &Job) -> bool {
+        job.methods.keep.is_none() && !self.began_moved
     }
 
     pub(super) fn context(&self) -> &Context {
@@ -383,9 +433,9 @@ impl Sequence {
         let answers = std::mem::take(&mut job.answers);
         self.at_end = true;
         let count = answers.len();
-        for (answer, options) in answers.into_iter().enumerate() {
+        for (at, (answer, options)) in answers.into_iter().enumerate() {
             let writer = Writer::new(answer, options, engine.tokenizer());
-            if answer + 1 == count {
+            if at + 1 == count {
                 self.writer = Some(writer);
                 self.step(job, logits, engine)?;
             } else {
@@ -396,6 +446,7 @@ impl Sequence {
                     gave_way: false,
                     planned_tokens: self.planned_tokens,
                     at_end: true,
+                    began_moved: self.began_moved,
                     state: State::Open(self.context().fork()),
                 };
                 sequence.step(job, logits, engine)?;

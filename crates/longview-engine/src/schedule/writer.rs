@@ -59,7 +59,7 @@ impl Writer {
 
     /// Tokens that may still be written.
     pub(super) fn left(&self) -> usize {
-        self.options.max_tokens - self.generated
+        self.options.max_tokens.saturating_sub(self.generated)
     }
 
     /// Chooses the next token from `logits` (`[vocabulary]`) for the step that follows; `history`
