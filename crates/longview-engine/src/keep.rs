@@ -14,6 +14,7 @@ use crate::cost::Operations;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::inspect::largest;
+use crate::pass::Losses;
 use crate::plan::MemoryPlan;
 
 /// Tokens before a part that say where to begin to repeat.
@@ -140,13 +141,15 @@ impl Engine {
     /// As [`Context::compress`].
     pub fn compress(&self, context: &mut Context) -> Result<Compression, EngineError> {
         self.repeat(context)?;
+        let mut losses = Losses::default();
         loop {
             let error = match context.compress(self.exec(), &self.reader()) {
                 Ok(done) => return Ok(done),
                 Err(error) => EngineError::from(error),
             };
             let mut workspace = self.workspace();
-            self.recompute(error, std::iter::once(&mut *context), &mut workspace)?;
+            let contexts = std::iter::once(&mut *context);
+            self.recompute(error, contexts, &mut workspace, &mut losses)?;
         }
     }
 

@@ -15,6 +15,10 @@ use crate::error::EngineError;
 /// it does not.
 const MOST_LOSSES: usize = 3;
 
+/// The blocks that turned out to be lost while one thing was done, each as often as it was.
+#[derive(Default)]
+pub(crate) struct Losses(Vec<BlockKey>);
+
 /// The most tokens that one pass of a prefill computes when it reads blocks back.
 const LARGEST_CHUNK: usize = 4096;
 
@@ -39,34 +43,27 @@ impl Engine {
         let wanted = wanted.sum::<usize>().max(1);
         self.settle_memory(rows, wanted);
         self.has_run.store(true, Ordering::Relaxed);
-        let mut lost: Vec<BlockKey> = Vec::new();
+        let mut losses = Losses::default();
         loop {
             let attempt = segments.iter_mut().map(Segment::reborrow);
             let Err(error) = self.model.forward(&self.exec, attempt, &mut workspace) else {
                 return Ok(workspace);
             };
-            let error = EngineError::from(error);
-            let times = |key| lost.iter().filter(|known| **known == key).count();
-            if error
-                .lost_block()
-                .is_none_or(|key| times(key) >= MOST_LOSSES)
-            {
-                return Err(error);
-            }
-            lost.extend(error.lost_block());
             let contexts = segments.iter_mut().map(|segment| &mut *segment.context);
-            self.recompute(error, contexts, &mut workspace)?;
+            self.recompute(error.into(), contexts, &mut workspace, &mut losses)?;
         }
     }
 
-    /// Computes again what `error` says is lost; any other error is handed back.
+    /// Computes again what `error` says is lost; any other error is handed back, and so is that of a
+    /// block that was lost too often.
     pub(crate) fn recompute<'c>(
         &self,
         error: EngineError,
         contexts: impl Iterator<Item = &'c mut Context>,
         workspace: &mut Workspace,
+        losses: &mut Losses,
     ) -> Result<(), EngineError> {
-        let Some(key) = error.lost_block() else {
+        let Some(key) = error.lost_block().filter(|&key| losses.note(key)) else {
             return Err(error);
         };
         let mut found = false;
@@ -85,7 +82,7 @@ impl Engine {
                     Err(error) => {
                         let error = EngineError::from(error);
                         // More of the same context is lost: go back further.
-                        let Some(key) = error.lost_block() else {
+                        let Some(key) = error.lost_block().filter(|&key| losses.note(key)) else {
                             return Err(error);
                         };
                         let before = context.lose(&key);
@@ -158,5 +155,13 @@ impl Engine {
         account.scratch.resize(scratch);
         drop(account);
         kept.store.make_space(0);
+    }
+}
+
+impl Losses {
+    /// Notes that a block is lost. Returns whether it is worth computing again.
+    fn note(&mut self, key: BlockKey) -> bool {
+        self.0.push(key);
+        self.0.iter().filter(|known| **known == key).count() <= MOST_LOSSES
     }
 }

@@ -25,8 +25,8 @@ pub enum Tail {
     /// It is read again: the context is what reading the rest alone gives, to the bit.
     #[default]
     Anew,
-    /// It moves up with the keys and values it has, which were computed when the work stood there:
-    /// nothing is computed, and the context is an approximation.
+    /// It moves up with the keys and values it has, which were computed when the work stood there: but
+    /// for pieces of a few tokens nothing is computed, and the context is an approximation.
     Moved,
 }
 
@@ -45,12 +45,18 @@ pub struct Pruned {
     pub control: Control,
 }
 
+/// Moved text begins at a block, of which it takes all 64 slots: what is shorter is read again, which
+/// costs little and keeps rewritten passages, whose words a diff finds one by one, from filling memory.
+const LEAST_MOVED: usize = longview_kv::BLOCK_TOKENS / 4;
+
 impl Tail {
     /// What of the text after a gap may be taken over.
     pub fn reuse(self) -> Reuse {
         match self {
             Tail::Anew => Reuse::Prefix,
-            Tail::Moved => Reuse::Shift { least_tokens: 1 },
+            Tail::Moved => Reuse::Shift {
+                least_tokens: LEAST_MOVED,
+            },
         }
     }
 }

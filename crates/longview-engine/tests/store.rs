@@ -1,10 +1,11 @@
 //! Contexts that last, on the reference model: across engines, within a memory limit, over damage.
 
 use std::fs;
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use longview_engine::{
-    Control, Engine, EngineOptions, GenerateOptions, Reuse, StoreOptions, StorePlace,
+    Control, Engine, EngineOptions, GenerateOptions, Reuse, StoreOptions, StorePlace, Tail,
 };
 use longview_kv::{Context, ReuseEnd, Segment, Wanted};
 
@@ -221,6 +222,48 @@ fn a_text_that_changed_is_followed() {
         "what the exact one has read"
     );
     assert!(found.0.is_exact());
+}
+
+#[test]
+fn moved_text_that_fills_no_block_is_not_taken_for_what_its_tokens_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(&options(folder.path()));
+    let tokens = text(400);
+    let mut quiet = |_| Control::Continue;
+    let mut moved = engine.new_context(500).unwrap();
+    read(&engine, &mut moved, &tokens[..212]);
+    engine
+        .remove(
+            &mut moved,
+            iter::once(64..192).collect(),
+            Tail::Moved,
+            &mut quiet,
+        )
+        .unwrap();
+    assert!(!moved.is_exact());
+    read(&engine, &mut moved, &tokens[212..300]);
+    let now = [&tokens[..64], &tokens[192..300]].concat();
+    assert_eq!(moved.tokens(), now);
+    let (exact, held) = engine.open_context(&now, 500).unwrap();
+    assert_eq!((held, exact.is_exact()), (64, true));
+}
+
+#[test]
+fn a_few_tokens_between_two_gaps_are_read_again_and_take_no_block_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(&options(folder.path()));
+    let tokens = text(500);
+    let mut context = engine.new_context(600).unwrap();
+    read(&engine, &mut context, &tokens);
+    let before = context.kv_bytes() / 8;
+    let gaps = vec![100..130, 133..200];
+    let pruned = engine
+        .remove(&mut context, gaps, Tail::Moved, &mut |_| Control::Continue)
+        .unwrap();
+    // Those, and the last one, which is always computed.
+    assert_eq!((pruned.read_again, context.len()), (4, 403));
+    // Of 500 tokens in eight blocks, 103 and then 300 from the fourth on.
+    assert_eq!(context.kv_bytes() / before, 7);
 }
 
 fn extents(folder: &Path) -> Vec<PathBuf> {

@@ -238,11 +238,15 @@ impl Candidates {
         if kept == 0 || kept == self.items.len() {
             return;
         }
-        self.items.retain(|&item| keep(item));
         let sorted = match self.order {
-            Order::Descending(sorted) if sorted > kept => kept,
-            _ => 0,
+            // What is left of the highest ones is still that.
+            Order::Descending(sorted) => {
+                let highest = self.items[..sorted].iter();
+                highest.filter(|&&item| keep(item)).count()
+            }
+            Order::Vocabulary => 0,
         };
+        self.items.retain(|&item| keep(item));
         self.order = Order::Descending(sorted);
     }
 }
@@ -306,6 +310,21 @@ mod tests {
         let mut candidates = Candidates::from_logits(&[0.0; 4]).unwrap();
         candidates.keep_mass_by_key(0.5, |candidate| -f64::from(candidate.id));
         assert_eq!(ids(candidates.in_draw_order()), [2, 3]);
+    }
+
+    #[test]
+    fn what_is_retained_from_beyond_the_sorted_ones_is_not_taken_for_sorted() {
+        let logits: Vec<f32> = (0..100).map(|id| (id * 37 % 100) as f32).collect();
+        let mut candidates = Candidates::from_logits(&logits).unwrap();
+        let highest = ids(candidates.top(10));
+        let kept = [3, 50, 9, highest[4], highest[5]];
+        candidates.retain(|candidate| kept.contains(&candidate.id));
+        let mut expected = kept;
+        expected.sort_by(|&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]));
+        assert_eq!(candidates.len(), 5);
+        assert_eq!(ids(candidates.top(1)), expected[..1]);
+        assert_eq!(ids(candidates.top(4)), expected[..4]);
+        assert_eq!(ids(candidates.in_draw_order()), expected);
     }
 
     #[test]
