@@ -5,11 +5,10 @@ use std::sync::Arc;
 use longview_kv::keep::Keep;
 use longview_kv::pattern::Prefill;
 use longview_kv::read::Read;
-use longview_kv::{Context, KvForms, KvLayout};
+use longview_kv::{Context, KvForms, KvLayout, largest};
 
 use crate::engine::{Engine, Tenant};
 use crate::error::EngineError;
-use crate::inspect::largest;
 use crate::plan::MemoryPlan;
 
 /// What acts on one context; nothing by default.

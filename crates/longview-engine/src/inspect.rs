@@ -1,7 +1,7 @@
 //! What is known of a model before its weights are loaded: its description, its tokenizer, and the
 //! memory a context will need.
 
-use longview_kv::{KvForms, Ledger};
+use longview_kv::{KvForms, Ledger, largest};
 use longview_models::{ModelFile, Workspace};
 use longview_text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 use longview_weights::{GgufFile, WeightFile, WeightsError};
@@ -248,20 +248,6 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
     }
 }
 
-/// The largest number from 0 to `most` for which `fits` holds; it holds for all smaller ones.
-pub(crate) fn largest(most: usize, fits: impl Fn(&usize) -> bool) -> usize {
-    let (mut fitting, mut beyond) = (0, most + 1);
-    while beyond - fitting > 1 {
-        let middle = fitting + (beyond - fitting) / 2;
-        if fits(&middle) {
-            fitting = middle
-        } else {
-            beyond = middle
-        }
-    }
-    fitting
-}
-
 pub(crate) fn processor_cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())
 }
@@ -278,17 +264,4 @@ pub(crate) fn resident_bytes() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
     kibibytes.unwrap_or(0u64) * 1024
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_largest_fitting_number_is_found() {
-        for limit in [0, 1, 17, 99, 100] {
-            assert_eq!(largest(100, |&n| n <= limit), limit);
-        }
-        assert_eq!(largest(100, |_| true), 100);
-    }
 }

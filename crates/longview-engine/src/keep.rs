@@ -7,13 +7,12 @@ use longview_kv::keep::{
     AttentionOf, AttentionShape, Compression, Keep, KeepBytes, Needs, Question, Repeated,
     Repetition, When,
 };
-use longview_kv::{Context, KvError, KvForms, RopeSet, Segment, Wanted};
+use longview_kv::{Context, KvError, KvForms, RopeSet, Segment, Wanted, largest};
 use longview_text::{AskFrame, Moment, Specials};
 
 use crate::cost::Operations;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::inspect::largest;
 use crate::pass::Losses;
 use crate::plan::MemoryPlan;
 

@@ -13,9 +13,9 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use longview_kernels::Exec;
-use longview_kernels::attention::{AttentionScratch, Partials, SPAN_TOKENS};
-use longview_kernels::page::PAGE_TOKENS;
+use longview_kernels::attention::{AttentionScratch, Partials};
 
+use crate::SPAN_BLOCKS;
 use crate::batch::Batch;
 use crate::context::{Context, RopeSet};
 use crate::error::KvError;
@@ -26,9 +26,6 @@ use merge::Finish;
 use picked::Pick;
 use plan::{Cuts, Task};
 use shared::Pieces;
-
-/// Blocks in a key span.
-const SPAN_BLOCKS: usize = SPAN_TOKENS / PAGE_TOKENS;
 
 /// KV heads a decode task walks at most. Pages of neighbouring heads lie one after another in a
 /// block, so a task over several heads reads longer runs of memory.

@@ -3,7 +3,7 @@
 use crate::ledger::Purpose;
 use crate::tier::TierError;
 
-/// An error of the store; nothing was changed when one is returned.
+/// An error of the store; what contexts hold is as it was when one is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum KvError {
     /// A prefill pattern cannot be used.

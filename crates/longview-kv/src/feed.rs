@@ -11,9 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use longview_kernels::attention::SPAN_TOKENS;
-
-use crate::BLOCK_TOKENS;
+use crate::SPAN_BLOCKS;
 use crate::batch::Segment;
 use crate::block::Block;
 use crate::error::KvError;
@@ -23,9 +21,6 @@ use crate::recurrent::RecurrentState;
 use crate::sealed::Handle;
 use crate::store::Store;
 use crate::tier::{BlockKey, TierError};
-
-/// Blocks in a key span.
-const SPAN_BLOCKS: usize = SPAN_TOKENS / BLOCK_TOKENS;
 
 /// Buffers of one span and layer each: one being attended to, one ready, one being read.
 const BUFFERS: usize = 3;

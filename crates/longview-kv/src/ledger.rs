@@ -213,6 +213,20 @@ impl Account {
     }
 }
 
+/// The largest number from 0 to `most` for which `fits` holds; it holds for all smaller ones.
+pub fn largest(most: usize, fits: impl Fn(&usize) -> bool) -> usize {
+    let (mut fitting, mut beyond) = (0, most + 1);
+    while beyond - fitting > 1 {
+        let middle = fitting + (beyond - fitting) / 2;
+        if fits(&middle) {
+            fitting = middle
+        } else {
+            beyond = middle
+        }
+    }
+    fitting
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,5 +268,13 @@ mod tests {
         drop(kv);
         assert_eq!((ledger.usage().total(), ledger.usage().kv_peak), (0, 25));
         assert!(ledger.reserve(Purpose::Scratch, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn the_largest_fitting_number_is_found() {
+        for limit in [0, 1, 17, 99, 100] {
+            assert_eq!(largest(100, |&n| n <= limit), limit);
+        }
+        assert_eq!(largest(100, |_| true), 100);
     }
 }

@@ -46,7 +46,7 @@ pub use error::{KvError, human_bytes};
 pub use forms::{KvForm, KvForms};
 pub use hash::BlockHash;
 pub use layout::{KvLayout, LayerLayout, LayerState};
-pub use ledger::{Ledger, Purpose, Reservation, Usage};
+pub use ledger::{Ledger, Purpose, Reservation, Usage, largest};
 pub use longview_kernels::page::{KiviBits, KiviGroup, KiviQueries, KvType, Sparse};
 pub use recurrent::{CHECKPOINT_TOKENS, RecurrentWorkspace};
 pub use store::{Store, StoreCounts};
@@ -55,3 +55,6 @@ pub use watched::AttentionMap;
 
 /// Tokens in a block; also the slots of a page.
 pub const BLOCK_TOKENS: usize = longview_kernels::page::PAGE_TOKENS;
+
+/// Blocks that attention goes over at a time; extents on disk end where such a span ends.
+pub(crate) const SPAN_BLOCKS: usize = longview_kernels::attention::SPAN_TOKENS / BLOCK_TOKENS;

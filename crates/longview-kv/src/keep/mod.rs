@@ -29,6 +29,7 @@ use longview_kernels::Exec;
 use crate::context::RopeSet;
 use crate::error::KvError;
 use crate::layout::KvLayout;
+use crate::ledger::largest;
 use stream::Stream;
 
 /// A keep method with all its parts.
@@ -451,18 +452,4 @@ impl PartialEq for Keep {
     fn eq(&self, other: &Keep) -> bool {
         self.text == other.text
     }
-}
-
-/// The largest number from 0 to `most` for which `fits` holds; it holds for all smaller ones.
-fn largest(most: usize, fits: impl Fn(&usize) -> bool) -> usize {
-    let (mut fitting, mut beyond) = (0, most + 1);
-    while beyond - fitting > 1 {
-        let middle = fitting + (beyond - fitting) / 2;
-        if fits(&middle) {
-            fitting = middle;
-        } else {
-            beyond = middle;
-        }
-    }
-    fitting
 }

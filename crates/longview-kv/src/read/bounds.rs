@@ -16,15 +16,13 @@ use longview_kernels::attention::{
 use longview_kernels::page::{PAGE_TOKENS, read_key};
 
 use super::Part;
+use crate::SPAN_BLOCKS;
 use crate::block::Block;
 use crate::error::KvError;
 use crate::layout::Group;
 use crate::ledger::Ledger;
 use crate::shared::SharedList;
 use crate::store::Store;
-
-/// Blocks of a key span.
-const SPAN_BLOCKS: usize = SPAN_TOKENS / PAGE_TOKENS;
 
 /// Spans that share a slab of the level above.
 const SLAB_SPANS: usize = 16;

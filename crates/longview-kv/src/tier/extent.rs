@@ -22,6 +22,8 @@ use crate::hash::BlockHash;
 
 /// Blocks in a span: extents never cross its edges.
 pub(crate) const SPAN_BLOCKS: u32 = 16;
+// What attention goes over at a time is then read in one piece.
+const _: () = assert!(SPAN_BLOCKS as usize == crate::SPAN_BLOCKS);
 const MAGIC: [u8; 8] = *b"LVEXTENT";
 const VERSION: u32 = 1;
 /// Fixed fields of a header, the two texts and the checksum come after.
