@@ -263,8 +263,8 @@ mod tests {
         let part = kv.split(15);
         assert_eq!((kv.bytes(), part.bytes(), ledger.usage().kv), (25, 15, 40));
         drop(part);
-        assert_eq!((ledger.usage().kv, kv.split(99).bytes()), (25, 25));
         assert_eq!((ledger.watch_kv(), ledger.usage().kv_peak), (25, 25));
+        assert_eq!((ledger.usage().kv, kv.split(99).bytes()), (25, 25));
         drop(kv);
         assert_eq!((ledger.usage().total(), ledger.usage().kv_peak), (0, 25));
         assert!(ledger.reserve(Purpose::Scratch, u64::MAX).is_err());
