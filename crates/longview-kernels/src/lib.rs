@@ -10,12 +10,14 @@
 pub mod activation;
 pub mod activations;
 pub mod attention;
+mod compiled;
 mod error;
 mod exec;
 pub mod format;
 pub mod isa;
 mod lanes;
 pub mod limits;
+pub mod logits;
 mod matmul;
 pub mod memory;
 pub mod norm;

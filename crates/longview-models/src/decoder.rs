@@ -211,13 +211,13 @@ fn attention(
         w.v.sized(rows * kv_len),
     ];
     matmul_many(exec, &w.activations, &weights, outs);
-    add_bias(&layer.query, &mut w.q);
-    add_bias(&layer.key, &mut w.k);
-    add_bias(&layer.value, &mut w.v);
+    add_bias(exec, &layer.query, &mut w.q);
+    add_bias(exec, &layer.key, &mut w.k);
+    add_bias(exec, &layer.value, &mut w.v);
     if let Some(gate) = &layer.gate {
         let out = w.gate.sized(rows * q_len);
         matmul(exec, &w.activations, &gate.weight, out);
-        add_bias(gate, &mut w.gate);
+        add_bias(exec, gate, &mut w.gate);
     }
     w.lap(Work::Qkv);
 
@@ -281,7 +281,7 @@ fn attention(
         &output.weight,
         w.normed.sized(rows * hidden),
     );
-    add_bias(output, &mut w.normed);
+    add_bias(exec, output, &mut w.normed);
     w.lap(Work::Output);
     Ok(())
 }
@@ -343,10 +343,13 @@ fn needs(exec: &Exec, weights: &[&longview_kernels::Packed]) -> longview_kernels
         .expect("a product has at least one matrix")
 }
 
-fn add_bias(linear: &Linear, x: &mut [f32]) {
+fn add_bias(exec: &Exec, linear: &Linear, x: &mut [f32]) {
     if let Some(bias) = &linear.bias {
-        for row in x.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-        }
+        let per_task = rows_per_task(exec, x.len() / bias.len()) * bias.len();
+        exec.pool.for_each_chunk(x, per_task, |_, rows, _| {
+            for row in rows.chunks_exact_mut(bias.len()) {
+                activation::add(exec.isa, row, bias);
+            }
+        });
     }
 }

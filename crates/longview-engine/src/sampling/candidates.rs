@@ -54,6 +54,12 @@ impl Candidates {
     /// As [`Candidates::from_logits`].
     pub fn fill(&mut self, logits: &[f32]) -> Result<(), SamplingError> {
         check(logits)?;
+        self.take(logits);
+        Ok(())
+    }
+
+    /// Takes the candidates of the next step, whose logits were [checked](check).
+    pub(super) fn take(&mut self, logits: &[f32]) {
         self.items.clear();
         self.items.extend(
             (0..)
@@ -61,7 +67,6 @@ impl Candidates {
                 .map(|(id, &logit)| Candidate { id, logit }),
         );
         self.order = Order::Vocabulary;
-        Ok(())
     }
 
     /// How many are left.
@@ -251,14 +256,15 @@ impl Candidates {
     }
 }
 
-/// Refuses logits that no choice can be made from.
-pub(crate) fn check(logits: &[f32]) -> Result<(), SamplingError> {
+/// The highest of `logits`; refuses those that no choice can be made from.
+pub(crate) fn check(logits: &[f32]) -> Result<f32, SamplingError> {
     if logits.is_empty() {
         return Err(SamplingError::NoCandidate { vocabulary: 0 });
     }
     // One pass without branches for the usual case; the culprit is looked for afterwards.
-    if math::all_below_infinity(logits) {
-        return Ok(());
+    let seen = math::survey(logits);
+    if seen.all_below_infinity {
+        return Ok(seen.highest);
     }
     let (id, &value) = (0..)
         .zip(logits)

@@ -63,11 +63,11 @@ impl Chain {
     /// [`SamplingError::NotFinite`] when a logit is NaN or +∞; [`SamplingError::NoCandidate`] when
     /// every token is forbidden.
     pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<Choice, SamplingError> {
+        let highest = check(logits)?;
         let id = if self.samplers.is_empty() && self.finish == Finish::Greedy {
-            check(logits)?;
-            argmax(logits)
+            argmax(logits, highest)
         } else {
-            self.candidates.fill(logits)?;
+            self.candidates.take(logits);
             for sampler in &mut self.samplers {
                 sampler.apply(&mut self.candidates, history);
             }
@@ -81,19 +81,17 @@ impl Chain {
         })?;
         Ok(Choice {
             id,
-            logprob: logprob(logits, id),
+            logprob: (f64::from(logits[id as usize]) - offset(logits, highest)) as f32,
         })
     }
 }
 
 /// The lowest id among the highest logits, unless all are −∞.
-fn argmax(logits: &[f32]) -> Option<u32> {
-    let most = math::highest(logits);
-    if most == f32::NEG_INFINITY {
+fn argmax(logits: &[f32], highest: f32) -> Option<u32> {
+    if highest == f32::NEG_INFINITY {
         return None;
     }
-    let at = logits.iter().position(|&logit| logit == most)?;
-    u32::try_from(at).ok()
+    u32::try_from(math::first(logits, highest)?).ok()
 }
 
 fn allowed_top(candidates: &mut Candidates) -> Option<u32> {
@@ -129,20 +127,17 @@ fn draw(candidates: &mut Candidates, rng: &mut Rng) -> Option<u32> {
 /// # Errors
 /// As [`Chain::pick`].
 pub fn top_logprobs(logits: &[f32], count: usize) -> Result<Vec<(u32, f32)>, SamplingError> {
-    let mut candidates = Candidates::from_logits(logits)?;
+    let highest = check(logits)?;
+    let mut candidates = Candidates::default();
+    candidates.take(logits);
     let ids = candidates.top(count).iter().map(|candidate| candidate.id);
-    let offset = offset(logits);
+    let offset = offset(logits, highest);
     let logprob = |id: u32| (id, (f64::from(logits[id as usize]) - offset) as f32);
     Ok(ids.map(logprob).collect())
 }
 
-fn logprob(logits: &[f32], id: u32) -> f32 {
-    (f64::from(logits[id as usize]) - offset(logits)) as f32
-}
-
-/// What a logit is above the logarithm of its probability.
-fn offset(logits: &[f32]) -> f64 {
-    let highest = math::highest(logits);
+/// What a logit is above the logarithm of its probability, `highest` being the highest.
+fn offset(logits: &[f32], highest: f32) -> f64 {
     f64::from(highest) + math::ln(math::mass_of(logits, highest))
 }
 
@@ -186,7 +181,8 @@ mod tests {
         for (id, logprob) in top {
             let share = [1.0, 2.0, 0.0, 5.0][id as usize] / 8.0;
             assert!((f64::from(logprob).exp() - share).abs() < 1e-6);
-            assert_eq!(logprob, super::logprob(&logits, id));
+            let picked = Chain::greedy().pick(&logits, &[]).unwrap();
+            assert!(id != picked.id || logprob == picked.logprob);
         }
     }
 

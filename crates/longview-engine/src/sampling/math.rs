@@ -3,38 +3,11 @@
 //! The standard library's versions come from the platform's C library and differ in the last bit
 //! from one to the next, which is enough to move a random draw.
 
-/// eˣ for x ≤ 0, to within 2 units in the last place; 0 below −87, where f32 runs out of normal
-/// numbers, and 1 above 0.
-///
-/// Branch-free, so that loops over a vocabulary are vectorised.
-#[inline]
-pub fn exp(x: f32) -> f32 {
-    // x = n·ln 2 + r with |r| ≤ ln 2 / 2. The constant rounds to an integer in the f32 format.
-    const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts, the first short enough that n times it is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = x.clamp(-87.0, 0.0);
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
-    // The Taylor series to r⁷/7!: its remainder is below 1e-8 for |r| ≤ 0.35.
-    let mut sum = 1.0 / 5_040.0;
-    for term in [
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ] {
-        sum = sum * r + term;
-    }
-    // n stands in the low bits of `shifted`; a conversion to integers would not be vectorised.
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    if x < -87.0 { 0.0 } else { sum * power }
-}
+use std::sync::OnceLock;
+
+use longview_kernels::Isa;
+pub use longview_kernels::logits::exp;
+use longview_kernels::logits::{self as kernels, Mass, Survey};
 
 /// The natural logarithm of a finite x > 0, to within a few units in the last place of f64.
 pub fn ln(x: f64) -> f64 {
@@ -57,86 +30,53 @@ pub fn ln(x: f64) -> f64 {
     n as f64 * std::f64::consts::LN_2 + 2.0 * t * sum
 }
 
-/// Numbers that the passes over a vocabulary take at once, each in a lane of its own: a fixed number,
-/// so that sums come out the same everywhere.
-const LANES: usize = 16;
+/// Logits that are copied before they are summed up: a multiple of what a sum takes at once.
+const PIECE: usize = 256;
 
 /// Σ exp(logit − highest) over `logits`, none of which is above `highest`.
-pub fn mass(logits: impl Iterator<Item = f32>, highest: f32) -> f64 {
-    let mut logits = logits.fuse();
-    let mut sums = [0.0; LANES];
+pub fn mass(mut logits: impl Iterator<Item = f32>, highest: f32) -> f64 {
+    let (isa, mut mass) = (isa(), Mass::new(highest));
+    let mut piece = [0.0; PIECE];
     loop {
-        let mut block = [f32::NEG_INFINITY; LANES];
         let mut count = 0;
-        for (slot, logit) in block.iter_mut().zip(&mut logits) {
+        for (slot, logit) in piece.iter_mut().zip(&mut logits) {
             *slot = logit;
             count += 1;
         }
-        add_mass(&mut sums, &block, highest);
-        if count < LANES {
-            return sums.iter().sum();
+        mass.add(isa, &piece[..count]);
+        if count < PIECE {
+            return mass.total();
         }
     }
 }
 
 /// [`mass`] of a whole vocabulary, with the same sum.
 pub fn mass_of(logits: &[f32], highest: f32) -> f64 {
-    let (blocks, rest) = logits.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for block in blocks {
-        add_mass(&mut sums, block, highest);
-    }
-    let mut block = [f32::NEG_INFINITY; LANES];
-    block[..rest.len()].copy_from_slice(rest);
-    add_mass(&mut sums, &block, highest);
-    sums.iter().sum()
+    let mut mass = Mass::new(highest);
+    mass.add(isa(), logits);
+    mass.total()
 }
 
-#[inline(always)]
-fn add_mass(sums: &mut [f64; LANES], block: &[f32; LANES], highest: f32) {
-    for (sum, logit) in sums.iter_mut().zip(block) {
-        *sum += f64::from(exp(logit - highest));
-    }
+/// The highest of `logits` and whether all are numbers below +∞.
+pub fn survey(logits: &[f32]) -> Survey {
+    kernels::survey(isa(), logits)
 }
 
-/// The highest of `logits`, −∞ when there is none; NaNs are passed over.
-pub fn highest(logits: &[f32]) -> f32 {
-    let higher = |most: f32, logit: f32| if logit > most { logit } else { most };
-    let (blocks, rest) = logits.as_chunks::<LANES>();
-    let mut most = [f32::NEG_INFINITY; LANES];
-    for block in blocks {
-        for (most, &logit) in most.iter_mut().zip(block) {
-            *most = higher(*most, logit);
-        }
-    }
-    let most = most.into_iter().chain(rest.iter().copied());
-    most.fold(f32::NEG_INFINITY, higher)
+/// The first of `logits` that equals `logit`.
+pub fn first(logits: &[f32], logit: f32) -> Option<usize> {
+    kernels::first(isa(), logits, logit)
 }
 
-/// Whether all of `logits` are below +∞: neither that nor NaN.
-pub fn all_below_infinity(logits: &[f32]) -> bool {
-    // Without an early end, so that the loop is vectorised.
-    logits
-        .iter()
-        .fold(true, |all, &logit| all & (logit < f32::INFINITY))
+/// What passes over a vocabulary are compiled for. They give the same bits whatever it is, so it
+/// need not be handed through every chain of samplers.
+fn isa() -> Isa {
+    static CHOSEN: OnceLock<Isa> = OnceLock::new();
+    *CHOSEN.get_or_init(|| Isa::from_environment().unwrap_or(Isa::Scalar))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_close_everywhere_and_exact_at_zero() {
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(-100.0), 0.0);
-        for step in 0..87_000 {
-            let x = -(step as f32) / 1_000.0;
-            let want = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - want).abs() / want;
-            assert!(error < 2.5e-7, "exp({x}) = {} but {want}", exp(x));
-        }
-    }
 
     #[test]
     fn ln_is_close_over_many_magnitudes() {
@@ -158,26 +98,5 @@ mod tests {
             let logits: Vec<f32> = (0..count).map(|i| -(i as f32)).collect();
             assert_eq!(mass_of(&logits, 0.0), mass(logits.iter().copied(), 0.0));
         }
-    }
-
-    #[test]
-    fn the_highest_is_found_wherever_it_is() {
-        for len in [1, 15, 16, 17, 40] {
-            for at in 0..len {
-                let mut logits = vec![-1.0; len];
-                logits[at] = 3.0;
-                assert_eq!(highest(&logits), 3.0);
-                assert!(all_below_infinity(&logits));
-                logits[at] = f32::NAN;
-                assert_eq!(
-                    highest(&logits),
-                    if len > 1 { -1.0 } else { f32::NEG_INFINITY }
-                );
-                assert!(!all_below_infinity(&logits));
-                logits[at] = f32::INFINITY;
-                assert!(!all_below_infinity(&logits));
-            }
-        }
-        assert_eq!(highest(&[]), f32::NEG_INFINITY);
     }
 }

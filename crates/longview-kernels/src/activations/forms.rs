@@ -1,38 +1,11 @@
 //! Rows of f32 → the forms that products read.
 
 use super::ROW_RECORD;
+use crate::compiled::for_each_isa;
 use crate::isa::Isa;
 use crate::packed::layout::BLOCK;
 
-/// Compiles a plain function once for each instruction set: the same operations, wider registers.
-macro_rules! for_each_isa {
-    ($name:ident, $body:ident($($arg:ident: $type:ty),*)) => {
-        pub(super) fn $name(isa: Isa, $($arg: $type),*) {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($arg: $type),*) {
-                    $body($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) {
-                    $body($($arg),*)
-                }
-                match isa {
-                    // SAFETY: callers ask only for instruction sets the processor offers.
-                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
-                    Isa::Avx2 | Isa::AvxVnni => return unsafe { avx2($($arg),*) },
-                    _ => {}
-                }
-            }
-            let _ = isa;
-            $body($($arg),*)
-        }
-    };
-}
-
-for_each_isa!(interleave, interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]));
+for_each_isa!(pub(super) interleave, interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]));
 
 /// `[rows][k]` → `[k][group]`; rows that are not there are zeros.
 #[inline(always)]

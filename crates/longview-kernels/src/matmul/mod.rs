@@ -34,7 +34,7 @@ const PANELS_TOGETHER: usize = 3;
 /// Groups of rows whose sums stay in registers.
 const FEW_GROUPS: usize = 3;
 /// Rows up to which blocks of panels are unpacked into registers, met by all rows.
-const SOME_ROWS: usize = 48;
+const SOME_ROWS: usize = 40;
 /// Panels that such rows take together where they are more than a few groups.
 const PANELS_OF_SOME_ROWS: usize = 2;
 

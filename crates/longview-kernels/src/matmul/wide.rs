@@ -1,8 +1,9 @@
 //! Walking a product of many rows: some panels at a time, unpacked slab by slab into the first-level
 //! cache, against blocks of rows whose activations stay in the second.
 //!
-//! The sums of a block of rows lie side by side in a buffer of their own while a panel's slabs are
-//! walked: in the output, rows are a power of two apart and would push each other out of the caches.
+//! The sums of a block of rows lie side by side in a buffer of their own between one slab and the
+//! next: in the output, rows are a power of two apart and would push each other out of the caches.
+//! What comes out of the last slab goes straight there.
 
 use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
 use std::mem::MaybeUninit;
@@ -15,8 +16,8 @@ use crate::packed::layout::LANES;
 pub(super) const PANELS: usize = super::PANELS_TOGETHER;
 /// Rows of a block at most.
 pub(super) const ROWS: usize = 192;
-/// Numbers from one row of a tile's sums to the next.
-pub(super) const SUMS_STRIDE: usize = PANELS * LANES;
+/// Numbers from one row of a block's sums to the next.
+const SUMS_STRIDE: usize = PANELS * LANES;
 
 /// What a walk does with a slab.
 pub(super) trait Kernel {
@@ -37,21 +38,98 @@ pub(super) trait Kernel {
     /// Unpacks elements `first..first + count` of `panel` as the tile's panel `slot`.
     fn unpack(&mut self, part: &Part, panel: usize, slot: usize, first: usize, count: usize);
 
-    /// Adds the products of the unpacked elements `first..first + count` with the rows of `tile`.
-    fn add(&self, part: &Part, tile: &Tile, first: usize, count: usize);
+    /// Adds the products of the unpacked elements `first..first + count` with the rows of `tiles`.
+    fn add(&self, part: &Part, tiles: Tiles<'_>, first: usize, count: usize);
 }
 
-/// The sums of some groups of rows for some panels.
-pub(super) struct Tile {
+/// The sums of some groups of rows for some panels, which a kernel takes a tile at a time: with the
+/// loop over tiles in the kernel, little stands between one and the next.
+pub(super) struct Tiles<'a> {
     /// Panels, at least one.
     pub(super) panels: usize,
-    /// The first group of four rows.
+    /// The next group of four rows.
     pub(super) group: usize,
-    /// Groups, at least one.
+    /// Groups from there on.
     pub(super) groups: usize,
-    /// `[row][SUMS_STRIDE]`, aligned to 64 bytes, the lanes of a panel after those of another.
-    pub(super) sums: *mut f32,
+    /// What the sums of the next group are before.
+    from: At<*const f32>,
+    /// Where they go.
+    to: At<*mut f32>,
+    /// The output of the next group, where it is met.
+    met: Option<At<*const f32>>,
+    ahead: &'a mut Ahead,
 }
+
+/// The sums of the rows of a tile.
+pub(super) struct Tile {
+    /// What they are before.
+    pub(super) from: At<*const f32>,
+    /// Where they go.
+    pub(super) to: At<*mut f32>,
+}
+
+impl Tiles<'_> {
+    /// The next tile of so many groups, if they are there.
+    #[inline(always)]
+    pub(super) fn next(&mut self, groups: usize) -> Option<Tile> {
+        if self.groups < groups {
+            return None;
+        }
+        self.ahead.step();
+        let numbers = |stride: usize| 4 * groups * stride;
+        if let Some(met) = &mut self.met {
+            met.start = met.start.wrapping_add(numbers(met.stride));
+            expect(*met, 4 * groups, self.panels);
+        }
+        let tile = Tile {
+            from: self.from,
+            to: self.to,
+        };
+        let (from, to) = (&mut self.from, &mut self.to);
+        from.start = from.start.wrapping_add(numbers(from.stride));
+        to.start = to.start.wrapping_add(numbers(to.stride));
+        self.group += groups;
+        self.groups -= groups;
+        Some(tile)
+    }
+}
+
+/// Asks for the lines of some rows of the output, for writing: stores to lines that are not there
+/// wait for one another.
+#[inline(always)]
+fn expect(at: At<*const f32>, rows: usize, panels: usize) {
+    for row in 0..rows {
+        for panel in 0..panels {
+            let line = at.start.wrapping_add(row * at.stride + panel * LANES);
+            // SAFETY: prefetching reads and writes nothing; any address is allowed.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.cast()) };
+        }
+    }
+}
+
+/// Sums of some rows, the lanes of a panel after those of another.
+#[derive(Clone, Copy)]
+pub(super) struct At<P> {
+    /// The first lane of the first row.
+    pub(super) start: P,
+    /// Numbers from one row to the next.
+    pub(super) stride: usize,
+}
+
+impl At<*mut f32> {
+    fn to_read(self) -> At<*const f32> {
+        At {
+            start: self.start.cast_const(),
+            stride: self.stride,
+        }
+    }
+}
+
+/// What all rows' sums are in the beginning.
+#[repr(align(64))]
+struct Zeros([f32; SUMS_STRIDE]);
+
+static ZEROS: Zeros = Zeros([0.0; SUMS_STRIDE]);
 
 /// Room for the sums of a block of rows.
 #[repr(align(64))]
@@ -77,9 +155,7 @@ pub(super) fn walk<K: Kernel>(part: &Part, kernel: &mut K) {
                     end,
                     sums,
                 };
-                block.begin(wide == 0);
                 block.slabs(kernel, wide);
-                block.finish();
             }
         }
         group = end;
@@ -98,21 +174,12 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// Sums begin at zero when `fresh`, else at what the output holds.
-    fn begin(&self, fresh: bool) {
-        let rows = 4 * (self.end - self.group);
-        // SAFETY: a block has at most `ROWS` rows.
-        unsafe { self.sums.write_bytes(0, rows * SUMS_STRIDE) };
-        if !fresh {
-            // SAFETY: both have room for so many lanes.
-            self.each_row(|out, sums, lanes| unsafe { copy(out, sums, lanes) });
-        }
-    }
-
-    /// Adds the slabs from element `wide` on.
+    /// Adds the slabs from element `wide` on. Sums begin at zero or, after the first elements, at
+    /// what the output holds, and end there.
     fn slabs<K: Kernel>(&self, kernel: &mut K, wide: usize) {
         let k = self.part.w.k();
         let end = k.min(wide + K::WIDE_SLAB);
+        let direct = self.direct::<K>();
         for first in (wide..end).step_by(K::SLAB) {
             let count = K::SLAB.min(k - first);
             for slot in 0..self.panels {
@@ -120,32 +187,99 @@ impl Block<'_> {
             }
             let tiles = (self.end - self.group).div_ceil(K::GROUPS);
             let mut ahead = self.ahead::<K>(wide, first, tiles);
-            for group in (self.group..self.end).step_by(K::GROUPS) {
-                ahead.step();
-                if first + K::SLAB >= end {
-                    self.expect_writes(group, K::GROUPS);
+            let begins = (first == wide).then_some(wide);
+            let ends = first + K::SLAB >= end;
+            for groups in [self.group..direct, direct..self.end] {
+                let whole = groups.end == direct;
+                let tiles = self.tiles(&groups, whole, begins, ends, &mut ahead);
+                kernel.add(self.part, tiles, first, count);
+                if ends && !whole {
+                    // SAFETY: both have room for so many lanes.
+                    self.each_row(&groups, |row, sums, lanes| unsafe {
+                        copy(sums, row, lanes)
+                    });
                 }
-                let tile = Tile {
-                    panels: self.panels,
-                    group,
-                    groups: K::GROUPS.min(self.end - group),
-                    // SAFETY: inside the block's sums.
-                    sums: unsafe { self.sums.add(4 * (group - self.group) * SUMS_STRIDE) },
-                };
-                kernel.add(self.part, &tile, first, count);
             }
         }
+    }
+
+    /// The end of the groups whose tiles may be read from the output and written to it: whole ones.
+    fn direct<K: Kernel>(&self) -> usize {
+        let groups = self.end.min(self.part.x.rows() / 4) - self.group;
+        match self.part.lanes(self.panel + self.panels - 1) {
+            LANES => self.group + groups - groups % K::GROUPS,
+            _ => self.group,
+        }
+    }
+
+    /// The tiles of a slab for some groups; the first one `begins` after so many elements of k.
+    fn tiles<'a>(
+        &self,
+        groups: &Range<usize>,
+        whole: bool,
+        begins: Option<usize>,
+        ends: bool,
+        ahead: &'a mut Ahead,
+    ) -> Tiles<'a> {
+        // SAFETY: inside the block's sums, or behind the last.
+        let sums = unsafe { self.sums.add(4 * (groups.start - self.group) * SUMS_STRIDE) };
+        let sums = At {
+            start: sums,
+            stride: SUMS_STRIDE,
+        };
+        let mut tiles = Tiles {
+            panels: self.panels,
+            group: groups.start,
+            groups: groups.len(),
+            from: sums.to_read(),
+            to: sums,
+            met: None,
+            ahead,
+        };
+        if begins == Some(0) {
+            tiles.from = At {
+                start: ZEROS.0.as_ptr(),
+                stride: 0,
+            };
+        }
+        let begins_later = begins.is_some_and(|before| before > 0);
+        if whole && !groups.is_empty() {
+            let out = At {
+                start: self.part.out(4 * groups.start, self.panel),
+                stride: self.part.w.n(),
+            };
+            if begins_later {
+                tiles.from = out.to_read();
+            }
+            if ends {
+                tiles.to = out;
+            }
+            if begins_later || ends {
+                expect(out.to_read(), 4, self.panels);
+                tiles.met = Some(out.to_read());
+            }
+        } else if begins_later {
+            // SAFETY: both have room for so many lanes.
+            self.each_row(groups, |row, sums, lanes| unsafe { copy(row, sums, lanes) });
+        }
+        tiles
     }
 
     /// What is unpacked after the slab at `first` of the wide slab at `wide`.
     fn ahead<K: Kernel>(&self, wide: usize, first: usize, tiles: usize) -> Ahead {
         let part = self.part;
-        let next = first + K::SLAB;
-        let same = next < part.w.k().min(wide + K::WIDE_SLAB);
-        let (panel, first) = if same {
-            (self.panel, next)
+        let k = part.w.k();
+        let (next, end) = (first + K::SLAB, k.min(wide + K::WIDE_SLAB));
+        let after = self.panel + K::PANELS;
+        // The next slab, the next panels, or all panels again.
+        let (first, panel) = if next < end {
+            (next, self.panel)
+        } else if after < part.panels.end {
+            (wide, after)
+        } else if end < k {
+            (end, part.panels.start)
         } else {
-            (self.panel + K::PANELS, wide)
+            (0, part.panels.end)
         };
         let bytes = K::bytes(part, first);
         let panels = panel..part.panels.end.min(panel + K::PANELS);
@@ -163,35 +297,15 @@ impl Block<'_> {
         }
     }
 
-    /// Asks for the lines of the output that the sums of some groups go to, for writing: stores to
-    /// lines that are not there wait for one another.
-    fn expect_writes(&self, group: usize, groups: usize) {
-        let rows = 4 * group..self.part.x.rows().min(4 * (group + groups));
-        for row in rows {
-            let out = self.part.out(row, self.panel).cast::<i8>();
-            for line in 0..=self.panels {
-                // SAFETY: prefetching reads and writes nothing; any address is allowed.
-                unsafe { _mm_prefetch::<_MM_HINT_ET0>(out.wrapping_add(LINE * line)) };
-            }
-        }
-    }
-
-    /// Writes the sums to the output.
-    fn finish(&self) {
-        // SAFETY: both have room for so many lanes.
-        self.each_row(|out, sums, lanes| unsafe { copy(sums, out, lanes) });
-    }
-
-    /// Calls `work(out, sums, lanes)` for every panel of every row that is there.
-    fn each_row(&self, work: impl Fn(*mut f32, *mut f32, usize)) {
-        let rows = self.part.x.rows().min(4 * self.end) - 4 * self.group;
-        for row in 0..rows {
+    /// Calls `work(out, sums, lanes)` for every panel of every row of `groups` that is there.
+    fn each_row(&self, groups: &Range<usize>, work: impl Fn(*mut f32, *mut f32, usize)) {
+        for row in 4 * groups.start..self.part.x.rows().min(4 * groups.end) {
             for slot in 0..self.panels {
                 let panel = self.panel + slot;
-                let out = self.part.out(4 * self.group + row, panel);
+                let at = (row - 4 * self.group) * SUMS_STRIDE + slot * LANES;
                 // SAFETY: inside the block's sums.
-                let sums = unsafe { self.sums.add(row * SUMS_STRIDE + slot * LANES) };
-                work(out, sums, self.part.lanes(panel));
+                let sums = unsafe { self.sums.add(at) };
+                work(self.part.out(row, panel), sums, self.part.lanes(panel));
             }
         }
     }
@@ -215,6 +329,7 @@ struct Ahead {
 const LINE: usize = 64;
 
 impl Ahead {
+    #[inline(always)]
     fn step(&mut self) {
         let end = self.lines.min(self.at + self.stride);
         for line in self.at..end {

@@ -191,11 +191,34 @@ pub(crate) fn float_at(format: Format, panel: &[u8], at: usize) -> f32 {
 }
 
 fn pack_floats(format: Format, k: usize, rows: &[Option<&[u8]>; LANES], target: &mut [u8]) {
-    let size = format.block_bytes();
-    for (lane, row) in rows.iter().enumerate() {
-        let Some(row) = row else { continue };
-        for i in 0..k {
-            target[(i * LANES + lane) * size..][..size].copy_from_slice(&row[i * size..][..size]);
+    match format.block_bytes() {
+        2 => interleave::<2>(k, rows, target),
+        _ => interleave::<4>(k, rows, target),
+    }
+}
+
+/// `[16 rows][k]` → `[k][16]`, numbers of `SIZE` bytes; rows that are not there leave zeros.
+///
+/// A line of each row is copied before it is taken apart: rows often lie a power of two apart, and
+/// sixteen such lines push each other out of the nearest cache.
+fn interleave<const SIZE: usize>(k: usize, rows: &[Option<&[u8]>; LANES], target: &mut [u8]) {
+    /// Numbers of each row that are taken at once.
+    const LINE: usize = 32;
+    let (target, _) = target.as_chunks_mut::<SIZE>();
+    let mut lines = [[[0; SIZE]; LINE]; LANES];
+    for first in (0..k).step_by(LINE) {
+        let count = LINE.min(k - first);
+        for (line, row) in lines.iter_mut().zip(rows) {
+            if let Some(row) = row {
+                let (row, _) = row.as_chunks::<SIZE>();
+                line[..count].copy_from_slice(&row[first..first + count]);
+            }
+        }
+        let target = target[first * LANES..].as_chunks_mut::<LANES>().0;
+        for (i, target) in target.iter_mut().take(count).enumerate() {
+            for (number, line) in target.iter_mut().zip(&lines) {
+                *number = line[i];
+            }
         }
     }
 }

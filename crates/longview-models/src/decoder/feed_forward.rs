@@ -1,7 +1,7 @@
 //! The feed-forward part of a layer: one gated part, or the experts that a router picks.
 
 use longview_kernels::activation::{self, Activation};
-use longview_kernels::{Activations, Exec, Floats, matmul, matmul_many};
+use longview_kernels::{Activations, Exec, Floats, Need, matmul, matmul_many};
 
 use super::entry::Entry;
 use super::{add_bias, needs};
@@ -13,6 +13,8 @@ use crate::workspace::Workspace;
 /// Rows of a block at most: what a block's gate and up take together, 12 MiB for a feed-forward
 /// part of 8,192, stays in the last-level cache, and its buffers do not grow with the pass.
 pub(crate) const ROWS_PER_BLOCK: usize = 192;
+/// The same where activations stay floats: products take no more rows at once then.
+const FLOAT_ROWS_PER_BLOCK: usize = 96;
 
 /// `w.normed` becomes what the gated part gives for the residual stream, some rows after others.
 pub(super) fn from_stream(
@@ -33,7 +35,7 @@ pub(super) fn from_stream(
     } = w;
     let width = entry.norm.len();
     let need = needs(exec, &[&mlp.gate.weight, &mlp.up.weight]);
-    let step = block_rows(normed.len() / width) * width;
+    let step = block_rows(normed.len() / width, need) * width;
     for (hidden, x) in hidden.chunks_mut(step).zip(normed.chunks_mut(step)) {
         entry.prepare(exec, hidden, x, need, activations);
         lap(profile, Work::Norms);
@@ -59,7 +61,7 @@ fn gated(
 ) {
     let hidden = x.len() / rows;
     let need = needs(exec, &[&mlp.gate.weight, &mlp.up.weight]);
-    for x in x.chunks_mut(block_rows(rows) * hidden) {
+    for x in x.chunks_mut(block_rows(rows, need) * hidden) {
         activations.set(exec, x, x.len() / hidden, hidden, need);
         lap(profile, Work::Quantise);
         products(exec, mlp, activation, x, gate, up, activations, profile);
@@ -67,8 +69,12 @@ fn gated(
 }
 
 /// Rows of a block. Blocks are of about equal size: one of few rows would wait for the weights.
-fn block_rows(rows: usize) -> usize {
-    let blocks = rows.div_ceil(ROWS_PER_BLOCK).max(1);
+fn block_rows(rows: usize, need: Need) -> usize {
+    let most = match need {
+        Need::Int8 => ROWS_PER_BLOCK,
+        Need::F32 | Need::Both => FLOAT_ROWS_PER_BLOCK,
+    };
+    let blocks = rows.div_ceil(most).max(1);
     rows.div_ceil(blocks).next_multiple_of(4).max(1)
 }
 
@@ -94,8 +100,8 @@ fn products(
         &[&mlp.gate.weight, &mlp.up.weight],
         &mut [gate.sized(rows * ffn), up.sized(rows * ffn)],
     );
-    add_bias(&mlp.gate, gate);
-    add_bias(&mlp.up, up);
+    add_bias(exec, &mlp.gate, gate);
+    add_bias(exec, &mlp.up, up);
     lap(profile, Work::GateUp);
     let up = &*up;
     let need = needs(exec, &[&mlp.down.weight]);
@@ -105,7 +111,7 @@ fn products(
     });
     lap(profile, Work::Quantise);
     matmul(exec, activations, &mlp.down.weight, out);
-    add_bias(&mlp.down, out);
+    add_bias(exec, &mlp.down, out);
     lap(profile, Work::Down);
 }
 

@@ -82,6 +82,8 @@ fn one_group<W: Element>(part: &Part) {
 
 /// Panels that one group of rows takes at once.
 const TOGETHER: usize = 4;
+/// Bytes ahead in each panel at which such a group asks for weights.
+const AHEAD: usize = 2048;
 
 /// Computes the products of `P` panels with the one group of `G` rows.
 ///
@@ -92,18 +94,24 @@ unsafe fn together<W: Element, const P: usize, const G: usize>(part: &Part, pane
     let weights: [*const u8; P] = std::array::from_fn(|p| part.w.panel(panel + p).as_ptr());
     let mut x = part.x.floats()[..G * part.w.k()].as_ptr();
     let mut sums = [[_mm512_setzero_ps(); G]; P];
+    // What lies ahead of the end of a panel is read by the next panels' call, which begin after all
+    // of these.
+    let others = (P - 1) * part.w.panel(panel).len();
+    let edge = part.w.k().saturating_sub(AHEAD / (LANES * W::BYTES));
     // SAFETY: elements inside the panels and the group, rows and lanes inside the output.
     unsafe {
-        for i in 0..part.w.k() {
-            for (weights, sums) in weights.iter().zip(&mut sums) {
-                let at = weights.add(i * LANES * W::BYTES);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048).cast());
-                let w = W::load(at);
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(r)), *sum);
+        for (elements, skipped) in [(0..edge, 0), (edge..part.w.k(), others)] {
+            for i in elements {
+                for (weights, sums) in weights.iter().zip(&mut sums) {
+                    let at = weights.add(i * LANES * W::BYTES);
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + skipped).cast());
+                    let w = W::load(at);
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        *sum = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(r)), *sum);
+                    }
                 }
+                x = x.add(G);
             }
-            x = x.add(G);
         }
         for (p, sums) in sums.iter().enumerate() {
             let lanes = (0xffff_u32 >> (LANES - part.lanes(panel + p))) as __mmask16;

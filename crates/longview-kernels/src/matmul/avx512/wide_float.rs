@@ -15,7 +15,7 @@ use super::unpack::Block;
 use crate::format::Format;
 use crate::matmul::Part;
 use crate::matmul::source::{Segment, Source, with_source};
-use crate::matmul::wide::{self, Kernel, SUMS_STRIDE, Tile, walk};
+use crate::matmul::wide::{self, Kernel, Tile, Tiles, walk};
 use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Elements of k that are unpacked at a time.
@@ -73,46 +73,81 @@ impl<W: Weights> Kernel for Unpacked<W> {
         unsafe { W::unpack(part.w.panel(panel).as_ptr(), part.w.k(), first, count, to) }
     }
 
-    fn add(&self, part: &Part, tile: &Tile, first: usize, count: usize) {
+    fn add(&self, part: &Part, mut tiles: Tiles<'_>, first: usize, count: usize) {
         let stride = part.x.shape().float_bytes() / size_of::<f32>();
-        let x: [*const f32; 2] = std::array::from_fn(|i| {
-            let at = (tile.group + i.min(tile.groups - 1)) * stride + 4 * first;
-            part.x.floats()[at..at + 4 * count].as_ptr()
-        });
+        let floats = &part.x.floats()[..(tiles.group + tiles.groups) * stride];
+        let x = Rows {
+            floats: floats.as_ptr().wrapping_add(4 * first),
+            stride,
+            count,
+        };
         let w = self.floats.as_ptr().cast();
-        // SAFETY: the features as above; so many elements of so many panels are unpacked, the
-        // groups hold them too, and the sums of the tile's rows are there.
+        // SAFETY: the features as above; so many elements of so many panels are unpacked, and the
+        // tiles' groups hold them too. What two groups at a time leave is one.
         unsafe {
-            match (tile.panels, tile.groups) {
-                (1, 1) => compute::<1, 1>(w, x, count, tile.sums),
-                (1, _) => compute::<1, 2>(w, x, count, tile.sums),
-                (2, 1) => compute::<2, 1>(w, x, count, tile.sums),
-                (2, _) => compute::<2, 2>(w, x, count, tile.sums),
-                (_, 1) => compute::<3, 1>(w, x, count, tile.sums),
-                _ => compute::<3, 2>(w, x, count, tile.sums),
+            match tiles.panels {
+                1 => {
+                    compute::<1, 2>(w, &x, &mut tiles);
+                    compute::<1, 1>(w, &x, &mut tiles);
+                }
+                2 => {
+                    compute::<2, 2>(w, &x, &mut tiles);
+                    compute::<2, 1>(w, &x, &mut tiles);
+                }
+                _ => {
+                    compute::<3, 2>(w, &x, &mut tiles);
+                    compute::<3, 1>(w, &x, &mut tiles);
+                }
             }
         }
     }
 }
 
-/// Adds `count` elements of `P` panels times `G` groups of four rows to `out`.
+/// Some elements of each group of rows.
+struct Rows {
+    /// Those of the very first group.
+    floats: *const f32,
+    /// Numbers from one group to the next.
+    stride: usize,
+    /// Elements.
+    count: usize,
+}
+
+/// Adds the unpacked elements of `P` panels times the rows of `x` to the sums of `tiles`, `G` groups at
+/// a time, as long as there are so many.
 ///
 /// # Safety
-/// The processor offers the features; `w` holds the unpacked elements of `P` panels, `x` those of
-/// the groups, `out` the sums of their rows.
+/// The processor offers the features; `w` holds as many elements of `P` panels as `x` has for each
+/// group of the tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn compute<const P: usize, const G: usize>(
+unsafe fn compute<const P: usize, const G: usize>(w: *const f32, x: &Rows, tiles: &mut Tiles<'_>) {
+    loop {
+        let first = x.floats.wrapping_add(tiles.group * x.stride);
+        let Some(tile) = tiles.next(G) else { return };
+        let groups = [first, first.wrapping_add(x.stride)];
+        // SAFETY: the caller's promise.
+        unsafe { of_groups::<P, G>(w, groups, x.count, tile) };
+    }
+}
+
+/// Adds `count` elements of `P` panels times `G` groups of four rows to the sums of `tile`.
+///
+/// # Safety
+/// As [`compute`].
+#[inline(always)]
+unsafe fn of_groups<const P: usize, const G: usize>(
     w: *const f32,
     x: [*const f32; 2],
     count: usize,
-    out: *mut f32,
+    tile: Tile,
 ) {
     // SAFETY: what is read and written lies inside what the caller promises.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 8]; P];
         each!(p < P, {
             each!(r < 4 * G, {
-                sums[p][r] = _mm512_load_ps(out.add(r * SUMS_STRIDE + p * LANES));
+                let from = tile.from.start.add(r * tile.from.stride + p * LANES);
+                sums[p][r] = _mm512_loadu_ps(from);
             } of 8);
         } of 3);
         for i in 0..count {
@@ -130,7 +165,8 @@ unsafe fn compute<const P: usize, const G: usize>(
         }
         each!(p < P, {
             each!(r < 4 * G, {
-                _mm512_store_ps(out.add(r * SUMS_STRIDE + p * LANES), sums[p][r]);
+                let to = tile.to.start.add(r * tile.to.stride + p * LANES);
+                _mm512_storeu_ps(to, sums[p][r]);
             } of 8);
         } of 3);
     }

@@ -16,7 +16,7 @@ use super::unpack::Block;
 use crate::activations::ROW_RECORD;
 use crate::matmul::Part;
 use crate::matmul::source::{Segment, Source};
-use crate::matmul::wide::{self, Kernel, SUMS_STRIDE, Tile, walk};
+use crate::matmul::wide::{self, Kernel, Tile, Tiles, walk};
 use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Computes `part`, of at least four rows.
@@ -24,32 +24,41 @@ pub(super) fn wide_int8<S: Source>(part: &Part) {
     walk(part, &mut Unpacked::<S>::new());
 }
 
-/// A segment of each panel of a tile.
+/// Blocks that are unpacked at a time: two segments.
+const BLOCKS: usize = 2 * SEGMENT;
+/// Bytes of a register.
+const VECTOR: usize = 64;
+/// Bytes of a block's codes.
+const CODES: usize = LANES * BLOCK;
+
+/// Some blocks of each panel of a tile, `[panel][BLOCKS]`, each codes `[group][row][4]` · scales
+/// `[half][row]` · minima `[half][row]`, which are added; halves and minima as the format has them.
+#[repr(align(64))]
 struct Unpacked<S> {
-    blocks: MaybeUninit<[[UnpackedBlock; SEGMENT]; wide::PANELS]>,
+    room: MaybeUninit<[u8; wide::PANELS * BLOCKS * (CODES + 4 * VECTOR)]>,
     source: PhantomData<S>,
 }
 
-/// A block of a panel.
-#[repr(C, align(64))]
-struct UnpackedBlock {
-    /// `[group][row][4]`
-    codes: [u8; CODES],
-    /// `[half][row]`
-    scale: [[f32; LANES]; 2],
-    /// `[half][row]`, added.
-    min: [[f32; LANES]; 2],
-}
+/// Where the parts of an unpacked block are.
+struct Place<S>(PhantomData<S>);
 
-/// Bytes of a block's codes.
-const CODES: usize = LANES * BLOCK;
-/// Bytes from one panel of a tile to the next.
-const PANEL: usize = SEGMENT * size_of::<UnpackedBlock>();
+impl<S: Source> Place<S> {
+    /// Minima in a block.
+    const MINIMA: usize = CODES + S::LAYOUT.subs * VECTOR;
+    /// Bytes of a block.
+    const BLOCK: usize = if S::LAYOUT.has_min() {
+        Self::MINIMA + S::LAYOUT.subs * VECTOR
+    } else {
+        Self::MINIMA
+    };
+    /// Bytes from one panel to the next.
+    const PANEL: usize = BLOCKS * Self::BLOCK;
+}
 
 impl<S: Source> Unpacked<S> {
     fn new() -> Self {
         Unpacked {
-            blocks: MaybeUninit::uninit(),
+            room: MaybeUninit::uninit(),
             source: PhantomData,
         }
     }
@@ -59,88 +68,120 @@ impl<S: Source> Kernel for Unpacked<S> {
     const PANELS: usize = wide::PANELS;
     const GROUPS: usize = 1;
     const BLOCK_GROUPS: usize = wide::ROWS / 4;
-    const SLAB: usize = SEGMENT * BLOCK;
+    const SLAB: usize = BLOCKS * BLOCK;
     const WIDE_SLAB: usize = 8 * SEGMENT * BLOCK;
 
     fn bytes(_part: &Part, first: usize) -> Range<usize> {
         let bytes = S::LAYOUT.segment_bytes(SEGMENT);
-        let start = first / Self::SLAB * bytes;
-        start..start + bytes
+        let start = first / (SEGMENT * BLOCK) * bytes;
+        start..start + BLOCKS / SEGMENT * bytes
     }
 
-    fn unpack(&mut self, part: &Part, panel: usize, slot: usize, first: usize, _count: usize) {
+    fn unpack(&mut self, part: &Part, panel: usize, slot: usize, first: usize, count: usize) {
         let panel = part.w.panel(panel).as_ptr();
-        // SAFETY: `Isa::Avx512` runs only where the processor offers the features; `first` is the
-        // first element of a segment of the panel, and `slot` is below `PANELS`.
-        unsafe { self.read(panel, part.blocks(), first / Self::SLAB, slot) }
+        for at in (0..count / BLOCK).step_by(SEGMENT) {
+            let segment = (first / BLOCK + at) / SEGMENT;
+            let to = slot * Place::<S>::PANEL + at * Place::<S>::BLOCK;
+            // SAFETY: `Isa::Avx512` runs only where the processor offers the features; `first` is
+            // the first element of a segment of the panel, and `slot` is below `PANELS`, so there
+            // is room for the segment.
+            unsafe {
+                let to = self.room.as_mut_ptr().cast::<u8>().add(to);
+                read::<S>(panel, part.blocks(), segment, to);
+            }
+        }
     }
 
-    fn add(&self, part: &Part, tile: &Tile, first: usize, count: usize) {
+    fn add(&self, part: &Part, tiles: Tiles<'_>, first: usize, count: usize) {
         let stride = part.x.shape().record_bytes();
-        let blocks = count / BLOCK;
-        let at = tile.group * stride + first / BLOCK * 4 * ROW_RECORD;
-        let x = part.x.records()[at..at + blocks * 4 * ROW_RECORD].as_ptr();
-        let w = self.blocks.as_ptr().cast();
-        // SAFETY: the features as above; so many blocks of so many panels are unpacked, the
-        // records of the group's blocks are there, and so are the sums of the tile's rows.
+        let records = &part.x.records()[..(tiles.group + tiles.groups) * stride];
+        let x = Records {
+            start: records
+                .as_ptr()
+                .wrapping_add(tiles.group * stride + first / BLOCK * RECORD),
+            stride,
+            blocks: count / BLOCK,
+        };
+        let w = self.room.as_ptr().cast();
+        // SAFETY: the features as above; so many blocks of so many panels are unpacked, and the
+        // records of the tiles' groups are there.
         unsafe {
-            match tile.panels {
-                1 => compute::<S, 1>(w, x, blocks, tile.sums),
-                2 => compute::<S, 2>(w, x, blocks, tile.sums),
-                _ => compute::<S, 3>(w, x, blocks, tile.sums),
+            match tiles.panels {
+                1 => compute::<S, 1>(w, x, tiles),
+                2 => compute::<S, 2>(w, x, tiles),
+                _ => compute::<S, 3>(w, x, tiles),
             }
         }
     }
 }
 
-impl<S: Source> Unpacked<S> {
-    /// Unpacks segment `at` of `panel`.
-    ///
-    /// # Safety
-    /// The processor offers the features; the segment lies in the panel, and `slot` is a panel of
-    /// the tile.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn read(&mut self, panel: *const u8, blocks: usize, at: usize, slot: usize) {
-        let layout = S::LAYOUT;
-        let slot = self
-            .blocks
-            .as_mut_ptr()
-            .cast::<UnpackedBlock>()
-            .wrapping_add(slot * SEGMENT);
-        // SAFETY: the caller's promise; blocks are counted inside the segment.
-        unsafe {
-            let (segment, count) = Segment::at::<S>(panel, blocks, at);
-            for b in 0..count {
-                let block = Block::unpack::<S>(segment.planes::<S>(b));
-                let to = slot.add(b);
-                let codes = (&raw mut (*to).codes).cast::<u8>();
-                for (g, code) in block.codes.into_iter().enumerate() {
-                    _mm512_store_si512(codes.add(64 * g).cast(), code);
-                }
-                let scale = (&raw mut (*to).scale).cast::<f32>();
-                let min = (&raw mut (*to).min).cast::<f32>();
-                for s in 0..layout.subs {
-                    _mm512_store_ps(scale.add(s * LANES), block.scale[s]);
-                    if layout.has_min() {
-                        _mm512_store_ps(min.add(s * LANES), block.min[s]);
-                    }
-                }
-            }
-        }
-    }
+/// Bytes of a group's record.
+const RECORD: usize = 4 * ROW_RECORD;
+
+/// Some records of each group of rows.
+struct Records {
+    /// The first of the first group.
+    start: *const u8,
+    /// Bytes from one group to the next.
+    stride: usize,
+    /// Records.
+    blocks: usize,
 }
 
-/// Adds `blocks` blocks of `P` panels times the four rows of the records `x` to `out`.
+/// Unpacks segment `at` of `panel`.
 ///
 /// # Safety
-/// The processor offers the features; `w` holds the unpacked blocks of `P` panels, `x` their
-/// records, `out` the sums of four rows.
+/// The processor offers the features; the segment lies in the panel of so many blocks, and `to`, aligned
+/// to 64 bytes, has room for its own.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn compute<S: Source, const P: usize>(
+unsafe fn read<S: Source>(panel: *const u8, blocks: usize, at: usize, to: *mut u8) {
+    let layout = S::LAYOUT;
+    // SAFETY: the caller's promise; blocks are counted inside the segment.
+    unsafe {
+        let (segment, count) = Segment::at::<S>(panel, blocks, at);
+        for b in 0..count {
+            let block = Block::unpack::<S>(segment.planes::<S>(b));
+            let to = to.add(b * Place::<S>::BLOCK);
+            for (g, code) in block.codes.into_iter().enumerate() {
+                _mm512_store_si512(to.add(VECTOR * g).cast(), code);
+            }
+            for s in 0..layout.subs {
+                _mm512_store_ps(to.add(CODES + VECTOR * s).cast(), block.scale[s]);
+                if layout.has_min() {
+                    let min = to.add(Place::<S>::MINIMA + VECTOR * s);
+                    _mm512_store_ps(min.cast(), block.min[s]);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the unpacked blocks of `P` panels times the rows of the records `x` to the sums of `tiles`.
+///
+/// # Safety
+/// The processor offers the features; `w` holds as many blocks of `P` panels as `x` has records for each
+/// group of the tiles.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn compute<S: Source, const P: usize>(w: *const u8, x: Records, mut tiles: Tiles<'_>) {
+    let mut start = x.start;
+    while let Some(tile) = tiles.next(1) {
+        // SAFETY: the caller's promise.
+        unsafe { of_group::<S, P>(w, start, x.blocks, tile) };
+        start = start.wrapping_add(x.stride);
+    }
+}
+
+/// Adds `blocks` unpacked blocks of `P` panels times the four rows of the records `x` to the sums of
+/// `tile`.
+///
+/// # Safety
+/// As [`compute`].
+#[inline(always)]
+unsafe fn of_group<S: Source, const P: usize>(
     w: *const u8,
     x: *const u8,
     blocks: usize,
-    out: *mut f32,
+    tile: Tile,
 ) {
     let layout = S::LAYOUT;
     let (subs, groups) = (layout.subs, 8 / layout.subs);
@@ -149,19 +190,21 @@ unsafe fn compute<S: Source, const P: usize>(
         let mut sums = [[_mm512_setzero_ps(); 4]; P];
         each!(p < P, {
             each!(r < 4, {
-                sums[p][r] = _mm512_load_ps(out.add(r * SUMS_STRIDE + p * LANES));
+                let from = tile.from.start.add(r * tile.from.stride + p * LANES);
+                sums[p][r] = _mm512_loadu_ps(from);
             } of 4);
         } of 3);
         for b in 0..blocks {
-            let w = w.add(b * size_of::<UnpackedBlock>());
-            let record = x.add(b * 4 * ROW_RECORD);
+            let w = w.add(b * Place::<S>::BLOCK);
+            let part = |p: usize, at: usize| w.add(p * Place::<S>::PANEL + at);
+            let record = x.add(b * RECORD);
             let field = |i: usize, r: usize| record.add(4 * BLOCK + 4 * (4 * i + r));
             let int = |i: usize, r: usize| field(i, r).cast::<i32>().read_unaligned();
             let float = |i: usize, r: usize| field(i, r).cast::<f32>().read_unaligned();
-            let scale =
-                |p: usize, s: usize| _mm512_load_ps(w.add(p * PANEL + CODES + 64 * s).cast());
-            let min =
-                |p: usize, s: usize| _mm512_load_ps(w.add(p * PANEL + CODES + 128 + 64 * s).cast());
+            let scale = |p: usize, s: usize| _mm512_load_ps(part(p, CODES + VECTOR * s).cast());
+            let min = |p: usize, s: usize| {
+                _mm512_load_ps(part(p, Place::<S>::MINIMA + VECTOR * s).cast())
+            };
             let mut dots = [[_mm512_setzero_ps(); 4]; P];
             each!(s < subs, {
                 let mut ints = [[_mm512_setzero_si512(); 4]; P];
@@ -181,7 +224,7 @@ unsafe fn compute<S: Source, const P: usize>(
                     let g = s * groups + i;
                     let mut codes = [_mm512_setzero_si512(); P];
                     each!(p < P, {
-                        codes[p] = _mm512_load_si512(w.add(p * PANEL + 64 * g).cast());
+                        codes[p] = _mm512_load_si512(part(p, VECTOR * g).cast());
                     } of 3);
                     each!(r < 4, {
                         let four = record.add(r * BLOCK + 4 * g).cast::<i32>();
@@ -226,7 +269,8 @@ unsafe fn compute<S: Source, const P: usize>(
         }
         each!(p < P, {
             each!(r < 4, {
-                _mm512_store_ps(out.add(r * SUMS_STRIDE + p * LANES), sums[p][r]);
+                let to = tile.to.start.add(r * tile.to.stride + p * LANES);
+                _mm512_storeu_ps(to, sums[p][r]);
             } of 4);
         } of 3);
     }
