@@ -165,3 +165,23 @@ impl Losses {
         self.0.iter().filter(|known| **known == key).count() <= MOST_LOSSES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use longview_kv::BlockHash;
+
+    use super::*;
+
+    #[test]
+    fn each_block_is_computed_again_so_often_and_no_more() {
+        let key = |group| BlockKey {
+            hash: BlockHash::seed(&[]),
+            group,
+        };
+        let mut losses = Losses::default();
+        for _ in 0..MOST_LOSSES {
+            assert!(losses.note(key(0)) && losses.note(key(1)));
+        }
+        assert!(!losses.note(key(0)) && losses.note(key(2)));
+    }
+}

@@ -362,3 +362,23 @@ fn a_prompt_goes_on_where_all_kinds_of_layers_can() {
     world.read(&mut begun, &ids[..64]);
     assert_eq!(begun.attach(&ids).unwrap(), 448);
 }
+
+#[test]
+fn the_states_of_a_context_are_those_it_has_kept_itself() {
+    let mut world = World::new();
+    let ids: Vec<u32> = (0..640).collect();
+    let store = || Arc::new(Store::new(Ledger::unlimited(), Vec::new()));
+    let mut read = |store: &Arc<Store>, end: usize| {
+        let mut context = in_store(store);
+        world.read(&mut context, &ids[..end]);
+        assert!(context.checkpoint());
+        context
+    };
+    let alone = read(&store(), 640);
+    let shared = store();
+    // Another context has kept a state on the way: the store is not searched for such.
+    let other = read(&shared, 320);
+    let context = read(&shared, 640);
+    assert_eq!(context.keys(), alone.keys());
+    drop(other);
+}
