@@ -20,6 +20,6 @@ fuzz_target!(|bytes: &[u8]| {
         }
         let _ = (file.u32(key), file.f32(key), file.str(key), file.bool(key));
         let _ = (file.strings(key), file.u32s(key), file.i32s(key), file.f32s(key));
-        let _ = (file.bools(key), file.u32_per_layer(key, 64));
+        let _ = file.bools(key);
     }
 });

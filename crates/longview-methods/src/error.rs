@@ -5,82 +5,120 @@ use crate::method::Stage;
 /// A method text cannot be understood or asks for what does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs)] // The fields are what the messages say.
 pub enum MethodError {
     /// The text does not follow the grammar.
     #[error("cannot read the method {text:?} at character {place}: {what}")]
     Syntax {
+        /// The text as it was written, or its beginning.
         text: String,
+        /// The place, counted in characters from 1; 0 for the text as a whole.
         place: usize,
+        /// What is wrong there.
         what: String,
     },
 
     /// No method of the stage has this name.
     #[error("{flag}: there is no {stage} method {name:?}{hint}; known: {known}", flag = .stage.flag())]
     UnknownMethod {
+        /// The stage.
         stage: Stage,
+        /// The name that was written.
         name: String,
+        /// The nearest name as a question, after a semicolon; may be empty.
         hint: String,
+        /// The names there are.
         known: String,
     },
 
     /// No method that this one can be put together with has this name.
     #[error("{method}: {parameter} = {name}: there is no such method{hint}; known: {known}")]
     UnknownPart {
+        /// The method.
         method: String,
+        /// The parameter's name.
         parameter: String,
+        /// The name that was written.
         name: String,
+        /// The nearest name as a question, after a semicolon; may be empty.
         hint: String,
+        /// The names there are.
         known: String,
     },
 
     /// A file that a method names cannot be used.
     #[error("{method}: {path}: {problem}")]
     File {
+        /// The method.
         method: String,
+        /// The file.
         path: String,
+        /// What is wrong with it.
         problem: String,
     },
 
     /// The method has no parameter of this name.
     #[error("{method}: there is no parameter {name:?}{hint}; known: {known}")]
     UnknownParameter {
+        /// The method.
         method: String,
+        /// The name that was written.
         name: String,
+        /// The nearest name as a question, after a semicolon; may be empty.
         hint: String,
+        /// The names there are.
         known: String,
     },
 
     /// More values than parameters.
     #[error("{method}: too many values; its parameters are: {known}")]
-    TooManyValues { method: String, known: String },
+    TooManyValues {
+        /// The method.
+        method: String,
+        /// The names there are.
+        known: String,
+    },
 
     /// A parameter is given twice.
     #[error("{method}: {parameter} is given twice")]
-    Twice { method: String, parameter: String },
+    Twice {
+        /// The method.
+        method: String,
+        /// The parameter's name.
+        parameter: String,
+    },
 
     /// A value that the parameter cannot have.
     #[error("{method}: {parameter} = {value} is not {wanted}")]
     Value {
+        /// The method.
         method: String,
+        /// The parameter's name.
         parameter: String,
+        /// The value that was written.
         value: String,
+        /// What the value must be.
         wanted: String,
     },
 
     /// A parameter without a default was not given.
     #[error("{method}: {parameter} must be given: {wanted}")]
     Missing {
+        /// The method.
         method: String,
+        /// The parameter's name.
         parameter: String,
+        /// What the value must be.
         wanted: String,
     },
 
     /// The stage takes one method.
     #[error("{flag} takes one method, not {count}: {text}", flag = .stage.flag())]
     OneMethod {
+        /// The stage.
         stage: Stage,
+        /// How many were given.
         count: usize,
+        /// The text as it was written, or its beginning.
         text: String,
     },
 
@@ -90,15 +128,28 @@ pub enum MethodError {
          Engine::prune",
         flag = .stage.flag()
     )]
-    Conversation { stage: Stage, text: String },
+    Conversation {
+        /// The stage.
+        stage: Stage,
+        /// The text as it was written, or its beginning.
+        text: String,
+    },
 
     /// A selector such as `k=` or `layers 0-1=` where the stage has no use for one.
     #[error("{flag}: \"{selector}=\" cannot be used here; write the method alone", flag = .stage.flag())]
-    Selector { stage: Stage, selector: String },
+    Selector {
+        /// The stage.
+        stage: Stage,
+        /// What stands before the equals sign.
+        selector: String,
+    },
 
     /// A selector that the store stage does not know.
     #[error("--store: \"{key}=\" is neither k=, v= nor layers A-B=")]
-    StoreKey { key: String },
+    StoreKey {
+        /// What stands before the equals sign.
+        key: String,
+    },
 
     /// More ranges of layers than a store text may have.
     #[error("--store: at most 8 ranges of layers can have forms of their own")]
@@ -115,5 +166,10 @@ pub enum MethodError {
     #[error(
         "--decode: {finish} chooses the token, so nothing can follow it; move {after} before it"
     )]
-    AfterFinish { finish: String, after: String },
+    AfterFinish {
+        /// The method that chooses.
+        finish: String,
+        /// What follows it.
+        after: String,
+    },
 }

@@ -56,12 +56,18 @@ impl Config {
     }
 
     /// A whole number.
+    ///
+    /// # Errors
+    /// When it is absent, or something else.
     pub fn usize(&self, key: &str) -> Result<usize, ModelError> {
         self.opt_usize(key)?
             .ok_or_else(|| self.error(key, "is missing"))
     }
 
     /// A whole number that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else, negative, or larger than this machine counts.
     pub fn opt_usize(&self, key: &str) -> Result<Option<usize>, ModelError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -75,6 +81,9 @@ impl Config {
     }
 
     /// A number that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else, or not finite.
     pub fn opt_f64(&self, key: &str) -> Result<Option<f64>, ModelError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -85,17 +94,24 @@ impl Config {
             .ok_or_else(|| self.error(key, format!("{value} is not a number")))
     }
 
-    /// A truth value; `default` when absent.
-    pub fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+    /// A truth value that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn opt_bool(&self, key: &str) -> Result<Option<bool>, ModelError> {
         let Some(value) = self.get(key) else {
-            return Ok(default);
+            return Ok(None);
         };
         value
             .as_bool()
+            .map(Some)
             .ok_or_else(|| self.error(key, format!("{value} is not true or false")))
     }
 
     /// A word that may be absent.
+    ///
+    /// # Errors
+    /// When it is something else.
     pub fn opt_str(&self, key: &str) -> Result<Option<&str>, ModelError> {
         let Some(value) = self.get(key) else {
             return Ok(None);

@@ -85,7 +85,7 @@ impl ModelFile {
         check_shape(&file, &tensor, &[blueprint.vocab, blueprint.hidden])?;
         // A folder may carry a tensor for the logits and still say that the embedding makes them.
         let own = file.find_tensor(&name(Role::Output)).is_some();
-        let tied = config.flag("tie_word_embeddings", false)? || !own;
+        let tied = config.opt_bool("tie_word_embeddings")?.unwrap_or(false) || !own;
         Ok(ModelFile {
             file,
             config,

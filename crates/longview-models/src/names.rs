@@ -4,7 +4,6 @@ use crate::arch::Names;
 
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
 pub(crate) enum Role {
     TokenEmbedding,
     OutputNorm,

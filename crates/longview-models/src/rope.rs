@@ -224,7 +224,7 @@ fn scaling(
                 beta_fast: number("beta_fast", Some(32.0))?,
                 beta_slow: number("beta_slow", Some(1.0))?,
                 original_max_positions: original()? as f64,
-                ramp: if section.flag("truncate", true)? {
+                ramp: if section.opt_bool("truncate")?.unwrap_or(true) {
                     YarnRamp::Truncated
                 } else {
                     YarnRamp::Exact

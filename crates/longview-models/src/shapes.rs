@@ -183,7 +183,10 @@ pub fn make_from(
     let model_type = config.opt_str("model_type")?.unwrap_or_default();
     let architecture = arch::by_model_type(config.file(), model_type)?;
     let blueprint = architecture.blueprint(config)?;
-    let head = if config.flag("tie_word_embeddings", blueprint.embedding_scale != 1.0)? {
+    let head = if config
+        .opt_bool("tie_word_embeddings")?
+        .unwrap_or(blueprint.embedding_scale != 1.0)
+    {
         convert::Head::Tied
     } else {
         convert::Head::Own
@@ -259,7 +262,11 @@ mod tests {
         let model_type = config.opt_str("model_type").unwrap().unwrap();
         let architecture = arch::by_model_type(shape.name, model_type).unwrap();
         let blueprint = architecture.blueprint(&config).unwrap();
-        let head = match config.flag("tie_word_embeddings", false).unwrap() {
+        let head = match config
+            .opt_bool("tie_word_embeddings")
+            .unwrap()
+            .unwrap_or(false)
+        {
             true => convert::Head::Tied,
             false => convert::Head::Own,
         };

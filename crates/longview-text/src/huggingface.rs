@@ -106,8 +106,6 @@ pub(crate) struct Read {
     pub(crate) space_prefix: bool,
     pub(crate) bos: Option<u32>,
     pub(crate) eos: Option<u32>,
-    pub(crate) pad: Option<u32>,
-    pub(crate) unk: Option<u32>,
     /// Ids that end an answer by the files' own word.
     pub(crate) endings: Vec<u32>,
     /// Ids put before and after a raw text.
@@ -199,8 +197,6 @@ pub(crate) fn read(
         space_prefix: decoder.space_prefix,
         bos,
         eos,
-        pad: named_id("pad_token"),
-        unk: named_id("unk_token"),
         endings: eos_ids.into_iter().chain(eos).collect(),
         prefix,
         suffix,

@@ -27,6 +27,9 @@ impl Pieces {
     /// Lays out `pieces`, which may come in any order and leave holes (holes write nothing). Later
     /// pieces replace earlier ones of the same id.
     pub(crate) fn new(mut pieces: Vec<Piece>, space_prefix: bool) -> Result<Self, TextError> {
+        if pieces.is_empty() {
+            return Err(TextError::Vocabulary("it has no tokens".into()));
+        }
         pieces.sort_by_key(|piece| piece.id);
         let size = pieces.last().map_or(0, |last| last.id as usize + 1);
         // Sparse ids would make a small file cost much memory; real vocabularies are dense.

@@ -38,8 +38,6 @@ pub struct Tokenizer {
     pieces: Arc<Pieces>,
     bos: Option<u32>,
     eos: Option<u32>,
-    pad: Option<u32>,
-    unk: Option<u32>,
     ends: Vec<u32>,
     prefix: Vec<u32>,
     suffix: Vec<u32>,
@@ -75,8 +73,6 @@ impl Tokenizer {
             pieces: Arc::new(Pieces::new(read.pieces, read.space_prefix)?),
             bos: read.bos,
             eos: read.eos,
-            pad: read.pad,
-            unk: read.unk,
             prefix: read.prefix,
             suffix: read.suffix,
             chat_template: tokenizer_config.and_then(chat_template_in),
@@ -120,8 +116,6 @@ impl Tokenizer {
             ends,
             bos: vocabulary.bos,
             eos: vocabulary.eos,
-            pad: vocabulary.pad,
-            unk: vocabulary.unk,
             prefix: surround(vocabulary.bos, vocabulary.add_bos.unwrap_or(add_bos)),
             suffix: surround(vocabulary.eos, vocabulary.add_eos.unwrap_or(false)),
             chat_template: vocabulary.chat_template,
@@ -208,16 +202,6 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Padding, where the model names it.
-    pub fn pad(&self) -> Option<u32> {
-        self.pad
-    }
-
-    /// The id for text the vocabulary cannot write, where there is one.
-    pub fn unk(&self) -> Option<u32> {
-        self.unk
-    }
-
     /// Every id that ends an answer, sorted: end of sequence, of turn and of message.
     pub fn eos_ids(&self) -> &[u32] {
         &self.ends
@@ -232,16 +216,6 @@ impl Tokenizer {
     /// The ids the model expects after a raw, complete text; nearly always nothing.
     pub fn suffix_ids(&self) -> &[u32] {
         &self.suffix
-    }
-
-    /// Whether a raw text is to begin with [`Tokenizer::bos`].
-    pub fn add_bos(&self) -> bool {
-        self.bos.is_some_and(|bos| self.prefix.contains(&bos))
-    }
-
-    /// Whether a raw, complete text is to end with [`Tokenizer::eos`].
-    pub fn add_eos(&self) -> bool {
-        self.eos.is_some_and(|eos| self.suffix.contains(&eos))
     }
 
     /// Number of ids: the highest plus one.
@@ -416,7 +390,7 @@ mod tests {
             Err(TextError::UnknownId { id: 9999, .. })
         ));
         assert_eq!(tokenizer.eos_ids(), [0]);
-        assert!(!tokenizer.add_bos());
+        assert!(tokenizer.prefix_ids().is_empty());
     }
 
     #[test]

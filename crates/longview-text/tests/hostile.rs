@@ -78,7 +78,7 @@ fn configuration_names_special_tokens_and_endings() {
     let tokenizer = Tokenizer::from_huggingface(&file, Some(&config), Some(&generation)).unwrap();
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
     assert_eq!(tokenizer.eos_ids(), [2, 4, 265]);
-    assert!(tokenizer.prefix_ids().is_empty() && !tokenizer.add_bos());
+    assert!(tokenizer.prefix_ids().is_empty());
     assert_eq!(tokenizer.chat_template(), Some("D"));
     assert_eq!(
         tokenizer.encode("<|im_end|>", Specials::Parse).unwrap(),
@@ -97,6 +97,16 @@ fn broken_files_are_refused_with_the_reason() {
                 f.as_object_mut().unwrap().shift_remove("model");
             },
             "model",
+        ),
+        (
+            "no tokens",
+            |f| {
+                let file = f.as_object_mut().unwrap();
+                file.shift_remove("added_tokens");
+                file.shift_remove("post_processor");
+                f["model"] = json!({"type": "BPE", "vocab": {}, "merges": []});
+            },
+            "it has no tokens",
         ),
         (
             "unigram",

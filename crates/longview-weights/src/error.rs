@@ -6,17 +6,22 @@ use std::io;
 /// to do about it; offsets are in bytes from the start of the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs)] // The fields are what the messages say.
 pub enum WeightsError {
     /// The path does not exist.
     #[error("{path}: there is no such file or folder; give a .gguf file or a Hugging Face folder")]
-    NotFound { path: String },
+    NotFound {
+        /// The file or folder.
+        path: String,
+    },
 
     /// The operating system refused to open, map or read something.
     #[error("{path}: cannot {action}: {source}")]
     Io {
+        /// The file or folder.
         path: String,
+        /// What was tried, such as `read`.
         action: &'static str,
+        /// What the system said.
         source: io::Error,
     },
 
@@ -25,55 +30,97 @@ pub enum WeightsError {
         "{path}: the file was changed while its weights were in use, so that answers would be of neither \
          model; start again, and replace a model by renaming the new file over the old one"
     )]
-    Changed { path: String },
+    Changed {
+        /// The file or folder.
+        path: String,
+    },
 
     /// A folder with nothing in it.
     #[error(
         "{path}: the folder is empty; a model folder holds config.json, tokenizer.json and \
          *.safetensors, or one .gguf file"
     )]
-    EmptyFolder { path: String },
+    EmptyFolder {
+        /// The file or folder.
+        path: String,
+    },
 
     /// A folder without weights.
     #[error(
         "{path}: no model in this folder (it holds {found}); a model folder holds config.json, \
          tokenizer.json and *.safetensors, or one .gguf file"
     )]
-    NoModel { path: String, found: String },
+    NoModel {
+        /// The file or folder.
+        path: String,
+        /// What lies there instead.
+        found: String,
+    },
 
     /// A folder with several GGUF models.
     #[error("{path}: several models in this folder, name one of them: {list}")]
-    SeveralModels { path: String, list: String },
+    SeveralModels {
+        /// The file or folder.
+        path: String,
+        /// Their names.
+        list: String,
+    },
 
     /// A file that is neither GGUF nor part of a folder we read.
     #[error("{path}: not a GGUF file ({why})")]
-    NotWeights { path: String, why: String },
+    NotWeights {
+        /// The file or folder.
+        path: String,
+        /// What it is instead, or why it is none.
+        why: String,
+    },
 
     /// A part of a model folder is missing.
     #[error("{path}: missing; {needed}")]
-    MissingFile { path: String, needed: String },
+    MissingFile {
+        /// The file or folder.
+        path: String,
+        /// What it is needed for, or what to do.
+        needed: String,
+    },
 
     /// A JSON file that does not parse, or parses to something else than expected.
     #[error("{path}: {what}")]
-    Json { path: String, what: String },
+    Json {
+        /// The file or folder.
+        path: String,
+        /// What is wrong with it, and where.
+        what: String,
+    },
 
     /// A small file that is not small.
     #[error("{path}: {bytes} bytes, more than the {limit} such a file may have")]
     TooLarge {
+        /// The file or folder.
         path: String,
+        /// How many bytes it has.
         bytes: u64,
+        /// The most it may have.
         limit: u64,
     },
 
     /// A GGUF file made for a big-endian machine.
     #[error("{file}: a big-endian GGUF file; convert the model again for little endian")]
-    BigEndian { file: String },
+    BigEndian {
+        /// The file, as it was opened.
+        file: String,
+    },
 
     /// A GGUF version we do not know.
     #[error(
         "{file}: GGUF version {version}; versions 2 and 3 are read, so convert the model again"
     )]
-    Version { file: String, version: u32 },
+    Version {
+        /// The file, as it was opened.
+        file: String,
+        /// The version it says it has.
+        version: u32,
+    },
 
     /// The file ends inside its header.
     #[error(
@@ -81,34 +128,48 @@ pub enum WeightsError {
          the download may be incomplete"
     )]
     Truncated {
+        /// The file, as it was opened.
         file: String,
+        /// What would stand there.
         what: String,
+        /// Where, in bytes from the start of the file.
         offset: usize,
+        /// Bytes that this takes.
         needed: u64,
+        /// Bytes that are there.
         left: u64,
     },
 
     /// A header field with an impossible value.
     #[error("{file}: damaged header at byte {offset}: {what}")]
     Header {
+        /// The file, as it was opened.
         file: String,
+        /// Where, in bytes from the start of the file.
         offset: usize,
+        /// What is impossible.
         what: String,
     },
 
     /// Two metadata entries with one key.
     #[error("{file}: metadata key {key:?} occurs twice, again at byte {offset}")]
     DuplicateKey {
+        /// The file, as it was opened.
         file: String,
+        /// The metadata key.
         key: String,
+        /// Where, in bytes from the start of the file.
         offset: usize,
     },
 
     /// Two tensors with one name.
     #[error("{file}: tensor {tensor:?} occurs twice, again {place}")]
     DuplicateTensor {
+        /// The file, as it was opened.
         file: String,
+        /// The tensor's name.
         tensor: String,
+        /// Where it occurs again: a byte, or another file.
         place: String,
     },
 
@@ -118,28 +179,41 @@ pub enum WeightsError {
          not read; known types: {known}"
     )]
     UnknownType {
+        /// The file, as it was opened.
         file: String,
+        /// The tensor's name.
         tensor: String,
+        /// Where, in bytes from the start of the file.
         offset: usize,
+        /// GGUF's number of the type.
         number: u32,
+        /// The type's name in parentheses, where it is known.
         name: String,
+        /// The types that are read.
         known: String,
     },
 
     /// A tensor of a data type we cannot read, in a safetensors file.
     #[error("{file}: tensor {tensor:?} has type {dtype}; F32, F16 and BF16 are read")]
     UnsupportedDtype {
+        /// The file, as it was opened.
         file: String,
+        /// The tensor's name.
         tensor: String,
+        /// The data type's name in the file.
         dtype: String,
     },
 
     /// A tensor with an impossible shape.
     #[error("{file}: tensor {tensor:?} (described at byte {offset}): {what}")]
     TensorShape {
+        /// The file, as it was opened.
         file: String,
+        /// The tensor's name.
         tensor: String,
+        /// Where, in bytes from the start of the file.
         offset: usize,
+        /// What is impossible.
         what: String,
     },
 
@@ -149,49 +223,74 @@ pub enum WeightsError {
          {file_bytes}; the download may be incomplete"
     )]
     TensorOutside {
+        /// The file, as it was opened.
         file: String,
+        /// The tensor's name.
         tensor: String,
+        /// Where it would begin, in bytes from the start of the file.
         start: u128,
+        /// Where it would end.
         end: u128,
+        /// Bytes of the file.
         file_bytes: usize,
     },
 
     /// Two tensors that share bytes.
     #[error("{file}: tensors {first:?} and {second:?} overlap at byte {offset}")]
     TensorOverlap {
+        /// The file, as it was opened.
         file: String,
+        /// The tensor that begins first.
         first: String,
+        /// The one that begins inside it.
         second: String,
+        /// Where, in bytes from the start of the file.
         offset: usize,
     },
 
     /// A tensor asked for is not there.
     #[error("{file}: no tensor {tensor:?}{hint}")]
     MissingTensor {
+        /// The file, as it was opened.
         file: String,
+        /// The tensor's name.
         tensor: String,
+        /// The name of one that is called alike, after a semicolon; may be empty.
         hint: String,
     },
 
     /// A metadata key asked for is not there.
     #[error("{file}: the metadata has no {key:?}, which this model needs; convert the model again")]
-    MissingKey { file: String, key: String },
+    MissingKey {
+        /// The file, as it was opened.
+        file: String,
+        /// The metadata key.
+        key: String,
+    },
 
     /// A metadata value of another type than asked for.
     #[error("{file}: metadata {key:?} is {found}, where {wanted} is expected")]
     WrongType {
+        /// The file, as it was opened.
         file: String,
+        /// The metadata key.
         key: String,
+        /// The value and its type.
         found: String,
+        /// What is expected.
         wanted: String,
     },
 
     /// A part of a model in several files is missing or belongs to another model.
     #[error("{file}: part {part} of {count} of the model: {what}")]
     Shard {
+        /// The file, as it was opened.
         file: String,
+        /// Which part, counted from 1.
         part: usize,
+        /// How many parts there are.
         count: usize,
+        /// What is wrong with it.
         what: String,
     },
 
@@ -201,22 +300,33 @@ pub enum WeightsError {
          in the same folder; refused"
     )]
     IndexEscapes {
+        /// The file, as it was opened.
         file: String,
+        /// The tensor's name.
         tensor: String,
+        /// Where the index says it is.
         target: String,
     },
 
     /// A file cannot be written.
     #[error("{path}: cannot write: {source}{hint}")]
     Write {
+        /// The file or folder.
         path: String,
+        /// What the system said.
         source: io::Error,
+        /// What to do, after a semicolon; empty where nothing is known.
         hint: String,
     },
 
     /// The writer was handed something else than was declared. A mistake of the calling program.
     #[error("{path}: {what}")]
-    WriterMisuse { path: String, what: String },
+    WriterMisuse {
+        /// The file or folder.
+        path: String,
+        /// What was handed over instead of what was declared.
+        what: String,
+    },
 }
 
 impl WeightsError {
@@ -230,10 +340,17 @@ impl WeightsError {
                 io::ErrorKind::NotFound
                     | io::ErrorKind::PermissionDenied
                     | io::ErrorKind::IsADirectory
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::InvalidFilename
             ),
-            WeightsError::Write { .. }
-            | WeightsError::WriterMisuse { .. }
-            | WeightsError::Changed { .. } => false,
+            // So was one that cannot be written to; a disk that fills up was not.
+            WeightsError::Write { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::ReadOnlyFilesystem
+            ),
+            WeightsError::WriterMisuse { .. } | WeightsError::Changed { .. } => false,
             _ => true,
         }
     }

@@ -14,7 +14,6 @@ mod error;
 pub mod gguf;
 mod huggingface;
 mod json;
-mod listing;
 mod safetensors;
 mod source;
 pub mod spelling;
@@ -23,8 +22,7 @@ mod tensor;
 mod weight_file;
 
 pub use error::WeightsError;
-pub use gguf::{GgufFile, GgufHeader, GgufWriter};
+pub use gguf::{GgufFile, GgufHeader, GgufWriter, PartName};
 pub use huggingface::{HuggingFaceFolder, chat_template_in};
-pub use listing::Listing;
 pub use tensor::Tensor;
 pub use weight_file::{WeightFile, WeightPart};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, WeightsError};
-use crate::gguf::{GgufFile, is_later_part};
+use crate::gguf::{GgufFile, PartName};
 use crate::huggingface::HuggingFaceFolder;
 use crate::table::Table;
 use crate::tensor::Tensor;
@@ -206,11 +206,12 @@ fn list(path: &Path) -> Result<Vec<PathBuf>> {
 
 /// Whether a file is a GGUF model, or the first part of one.
 fn is_model(file: &Path) -> bool {
-    let name = file
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    name.ends_with(".gguf") && !is_later_part(name)
+    let name = file.file_name().and_then(|name| name.to_str());
+    file.extension()
+        .is_some_and(|extension| extension == "gguf")
+        && name
+            .and_then(PartName::parse)
+            .is_none_or(|part| part.is_first())
 }
 
 /// The first few names, and how many more there are.

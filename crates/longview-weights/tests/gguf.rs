@@ -4,7 +4,7 @@ mod common;
 
 use common::{open_bytes, pattern, small_gguf};
 use longview_kernels::Format;
-use longview_weights::{GgufFile, GgufHeader, Listing, WeightFile, WeightsError};
+use longview_weights::{GgufFile, GgufHeader, WeightFile, WeightsError};
 
 fn gguf(model: WeightFile) -> GgufFile {
     match model {
@@ -16,7 +16,6 @@ fn gguf(model: WeightFile) -> GgufFile {
 #[test]
 fn what_is_written_is_read() {
     let file = gguf(open_bytes("a.gguf", &small_gguf()).unwrap());
-    assert_eq!(file.version(), 3);
     assert_eq!(file.str("general.architecture").unwrap(), "llama");
     assert_eq!(file.u32("llama.block_count").unwrap(), 2);
     assert_eq!(file.f32("llama.rope.freq_base").unwrap(), 1e4);
@@ -32,15 +31,7 @@ fn what_is_written_is_read() {
         [3, 1, 1, -1]
     );
     assert_eq!(file.bools("llama.windowed").unwrap(), [true, false]);
-    assert_eq!(
-        file.u32_per_layer("llama.attention.head_count_kv", 2)
-            .unwrap(),
-        [4, 2]
-    );
-    assert_eq!(
-        file.u32_per_layer("llama.block_count", 3).unwrap(),
-        [2, 2, 2]
-    );
+    assert_eq!(file.u32s("llama.attention.head_count_kv").unwrap(), [4, 2]);
     assert_eq!(file.find_u32("llama.absent").unwrap(), None);
     assert_eq!(file.metadata().count(), 9);
 
@@ -88,7 +79,7 @@ fn version_two_has_the_same_layout() {
     let mut bytes = small_gguf();
     bytes[4] = 2;
     let file = gguf(open_bytes("a.gguf", &bytes).unwrap());
-    assert_eq!(file.version(), 2);
+    assert_eq!(file.u32("llama.block_count").unwrap(), 2);
     assert_eq!(file.tensor_count(), 3);
 }
 
@@ -107,13 +98,6 @@ fn a_value_of_another_type_is_named() {
     assert_eq!(
         message(file.u32("llama.embedding_length").unwrap_err()),
         "the metadata has no \"llama.embedding_length\", which this model needs; convert the model again"
-    );
-    assert_eq!(
-        message(
-            file.u32_per_layer("llama.attention.head_count_kv", 3)
-                .unwrap_err()
-        ),
-        "metadata \"llama.attention.head_count_kv\" is a list of 2, where one integer for each of 3 layers is expected"
     );
     assert_eq!(
         message(file.tensor("blk.1.attn_q.weight").unwrap_err()),
@@ -220,6 +204,22 @@ fn a_split_model_opens_by_any_part_and_by_its_folder() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_split_model_opens_below_a_folder_whose_name_is_not_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder
+        .path()
+        .join(std::ffi::OsStr::from_bytes(b"mod\xe8les"));
+    std::fs::create_dir(&folder).unwrap();
+    write_parts(&folder, 3);
+    for path in ["m-00002-of-00003.gguf", ""] {
+        let file = gguf(WeightFile::open(folder.join(path)).unwrap());
+        assert_eq!(file.tensor_count(), 3, "{path}");
+    }
+}
+
 #[test]
 fn a_split_model_with_a_part_missing_or_foreign_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -270,16 +270,6 @@ fn a_large_vocabulary_opens_in_milliseconds() {
     eprintln!("opened in {opened:?}");
     // Far above what it takes (about 1 ms), far below what an allocation for each token would.
     assert!(opened.as_millis() < 100, "{opened:?}");
-}
-
-#[test]
-fn the_listing_names_tensors_and_totals() {
-    let text = Listing(&open_bytes("a.gguf", &small_gguf()).unwrap()).to_string();
-    assert!(
-        text.contains("blk.0.attn_q.weight  Q8_0                3 × 64            204\n"),
-        "{text}"
-    );
-    assert!(text.contains("1 tensors of F16, 64 bytes\n"), "{text}");
 }
 
 mod writing {
@@ -351,6 +341,7 @@ mod writing {
                 .contains("choose a folder you may write to"),
             "{error}"
         );
+        assert!(error.is_request_error());
     }
 
     #[cfg(unix)]

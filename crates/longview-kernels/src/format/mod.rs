@@ -25,22 +25,43 @@ pub use quantize::{QuantizeError, quantize};
 /// The block formats pack a fixed number of consecutive elements of a row with their scales; see
 /// [`Format::block_len`] and [`Format::block_bytes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(non_camel_case_types, missing_docs)]
+#[allow(non_camel_case_types)] // The names that everyone knows them by.
 pub enum Format {
+    /// Single precision.
     F32,
+    /// Half precision: 5 bits of exponent, 10 of fraction.
     F16,
+    /// The upper half of a single: 8 bits of exponent, 7 of fraction.
     BF16,
+    /// Blocks of 32: a scale, and codes of 4 bits from -8 to 7; 4.5 bits an element.
     Q4_0,
+    /// Blocks of 32: a scale, a minimum, and codes of 4 bits from 0 to 15; 5 bits an element.
     Q4_1,
+    /// Blocks of 32: a scale, and codes of 5 bits from -16 to 15; 5.5 bits an element.
     Q5_0,
+    /// Blocks of 32: a scale, a minimum, and codes of 5 bits from 0 to 31; 6 bits an element.
     Q5_1,
+    /// Blocks of 32: a scale, and codes of 8 bits; 8.5 bits an element.
     Q8_0,
+    /// Blocks of 256 in 16 parts with scales and minima of 4 bits, and codes of 2 bits; 2.625 bits an
+    /// element.
     Q2_K,
+    /// Blocks of 256 in 16 parts with scales of 6 bits, and codes of 3 bits from -4 to 3; 3.4375 bits an
+    /// element.
     Q3_K,
+    /// Blocks of 256 in 8 parts with scales and minima of 6 bits, and codes of 4 bits; 4.5 bits an
+    /// element.
     Q4_K,
+    /// Blocks of 256 in 8 parts with scales and minima of 6 bits, and codes of 5 bits; 5.5 bits an
+    /// element.
     Q5_K,
+    /// Blocks of 256 in 16 parts with scales of 8 bits, and codes of 6 bits from -32 to 31; 6.5625 bits an
+    /// element.
     Q6_K,
+    /// Blocks of 32: a scale, and codes of 4 bits that stand for [`IQ4_VALUES`]; 4.5 bits an element.
     IQ4_NL,
+    /// Blocks of 256 in 8 parts with scales of 6 bits, and codes of 4 bits that stand for
+    /// [`IQ4_VALUES`]; 4.25 bits an element.
     IQ4_XS,
 }
 

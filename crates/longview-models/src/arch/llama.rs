@@ -43,10 +43,12 @@ pub(super) fn biases(config: &Config) -> Result<(Bias, Bias), ModelError> {
 }
 
 fn bias(config: &Config, key: &str, default: Bias) -> Result<Bias, ModelError> {
-    Ok(match config.flag(key, default == Bias::Present)? {
-        true => Bias::Present,
-        false => Bias::Absent,
-    })
+    Ok(
+        match config.opt_bool(key)?.unwrap_or(default == Bias::Present) {
+            true => Bias::Present,
+            false => Bias::Absent,
+        },
+    )
 }
 
 /// The decoder that most architectures vary: RMS norm before attention and before a SiLU-gated

@@ -31,7 +31,7 @@ pub(super) fn with_late_windows(
     config: &Config,
     architecture: &'static str,
 ) -> Result<Blueprint, ModelError> {
-    let windows = config.flag("use_sliding_window", false)?;
+    let windows = config.opt_bool("use_sliding_window")?.unwrap_or(false);
     let first = config.opt_usize("max_window_layers")?.unwrap_or(28);
     llama::plain(config, architecture, |layer| windows && layer >= first)
 }

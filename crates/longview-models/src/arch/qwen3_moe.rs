@@ -25,7 +25,7 @@ fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
     let used = config.within("num_experts_per_tok", 1, experts)?;
     let ffn = config.within("moe_intermediate_size", 1, 1 << 22)?;
     let step = config.opt_usize("decoder_sparse_step")?.unwrap_or(1);
-    let weighting = if config.flag("norm_topk_prob", false)? {
+    let weighting = if config.opt_bool("norm_topk_prob")?.unwrap_or(false) {
         Weighting::Normalised
     } else {
         Weighting::Softmax

@@ -36,7 +36,7 @@ const MOST_STATE: usize = 1 << 26;
 
 fn blueprint(config: &Config) -> Result<Blueprint, ModelError> {
     let mut blueprint = hybrid(config, "qwen3-next")?;
-    let weighting = if config.flag("norm_topk_prob", true)? {
+    let weighting = if config.opt_bool("norm_topk_prob")?.unwrap_or(true) {
         Weighting::Normalised
     } else {
         Weighting::Softmax
@@ -58,7 +58,7 @@ pub(super) fn hybrid(config: &Config, architecture: &'static str) -> Result<Blue
     let config = &config.with_defaults(json!({"partial_rotary_factor": 0.25,
         "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
         "linear_num_key_heads": 16, "linear_num_value_heads": 32}));
-    if !config.flag("attn_output_gate", true)? {
+    if !config.opt_bool("attn_output_gate")?.unwrap_or(true) {
         let problem = "false is unknown: in this family every attention has a gate";
         return Err(config.error("attn_output_gate", problem));
     }

@@ -114,26 +114,6 @@ impl GgufFile {
         self.find_list(key, "bools", |value| value.bool())
     }
 
-    /// One integer for each of `layers` layers: a list of at least that length, cut to it, or one
-    /// number that holds for all.
-    ///
-    /// `layers` must come from somewhere trusted, or be bounded: this many numbers are allocated.
-    pub fn u32_per_layer(&self, key: &str, layers: usize) -> Result<Vec<u32>> {
-        match self.value(key) {
-            Some(Value::Array(array)) if array.len() < layers => Err(self.wrong_type(
-                key,
-                format!("a list of {}", array.len()),
-                &format!("one integer for each of {layers} layers"),
-            )),
-            Some(Value::Array(_)) => {
-                let mut list = self.u32s(key)?;
-                list.truncate(layers);
-                Ok(list)
-            }
-            _ => Ok(vec![self.u32(key)?; layers]),
-        }
-    }
-
     fn find<'a, T>(
         &'a self,
         key: &str,

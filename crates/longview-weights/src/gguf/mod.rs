@@ -18,7 +18,7 @@ use crate::tensor::Tensor;
 use parse::{Header, Located};
 
 pub use presplit::{GPT2_WORDS, PRESPLITS, Presplit};
-pub(crate) use shards::is_later_part;
+pub use shards::PartName;
 pub use value::{Array, Kind, Value};
 pub use write::{GgufHeader, GgufWriter};
 
@@ -27,7 +27,6 @@ pub use write::{GgufHeader, GgufWriter};
 /// A model split into files `NAME-00001-of-0000N.gguf` is opened whole by the name of any of them.
 #[derive(Debug)]
 pub struct GgufFile {
-    version: u32,
     metadata: Vec<Located>,
     by_key: HashMap<String, usize>,
     tensors: Table,
@@ -67,11 +66,6 @@ impl GgufFile {
         &self.tensors.sources()[0].name
     }
 
-    /// The version of the format, 2 or 3.
-    pub fn version(&self) -> u32 {
-        self.version
-    }
-
     /// The tensor with this name.
     ///
     /// # Errors
@@ -108,14 +102,12 @@ impl GgufFile {
     /// One model of all its parts, the first of which has the metadata.
     fn assemble(parts: Vec<Part>) -> Result<GgufFile> {
         let mut file = GgufFile {
-            version: 0,
             metadata: Vec::new(),
             by_key: HashMap::new(),
             tensors: Table::default(),
         };
         for (number, Part { source, header }) in parts.into_iter().enumerate() {
             if number == 0 {
-                file.version = header.version;
                 let keys = header.metadata.iter().enumerate();
                 file.by_key = keys.map(|(i, located)| (located.key.clone(), i)).collect();
                 file.metadata = header.metadata;

@@ -26,7 +26,6 @@ const MIN_TENSOR_BYTES: u64 = 8 + 4 + 4 + 8;
 
 /// What a header says.
 pub(super) struct Header {
-    pub(super) version: u32,
     pub(super) metadata: Vec<Located>,
     pub(super) tensors: Vec<Entry>,
 }
@@ -94,11 +93,7 @@ pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<Header> {
     }
     let data_start = cursor.at().next_multiple_of(alignment);
     let tensors = place(file, bytes.len(), data_start, alignment, described)?;
-    Ok(Header {
-        version,
-        metadata,
-        tensors,
-    })
+    Ok(Header { metadata, tensors })
 }
 
 /// Decodes a value that [`parse`] found at `located`.

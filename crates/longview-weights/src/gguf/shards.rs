@@ -1,10 +1,54 @@
 //! Models split over several files: `NAME-00001-of-00003.gguf` and so on.
 
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::Path;
 
 use super::{Part, Value};
 use crate::error::{Result, WeightsError};
 use crate::source::Source;
+
+/// The file name of a part of a model: `NAME-00001-of-00003.gguf`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartName<'a> {
+    /// What stands before the numbers.
+    pub stem: &'a str,
+    /// Which part it is, counted from 1.
+    pub number: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl<'a> PartName<'a> {
+    /// Of a file name without its folder; `None` for files that are no part by their name.
+    pub fn parse(file_name: &'a str) -> Option<PartName<'a>> {
+        let (rest, count) = file_name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        let five_digits = |text: &str| {
+            let plain = text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+            plain.then(|| text.parse().ok()).flatten()
+        };
+        Some(PartName {
+            stem,
+            number: five_digits(number)?,
+            count: five_digits(count)?,
+        })
+    }
+
+    /// Whether it is the part that stands for all of them in listings.
+    pub fn is_first(&self) -> bool {
+        self.number == 1
+    }
+}
+
+impl fmt::Display for PartName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}-{:05}-of-{:05}.gguf",
+            self.stem, self.number, self.count
+        )
+    }
+}
 
 /// All parts of the model that `opened` (at `path`) belongs to, in order; just `opened` if it is
 /// whole.
@@ -25,7 +69,11 @@ pub(super) fn open_all(path: &Path, opened: Part) -> Result<Vec<Part>> {
     if own >= count {
         return refuse(own, opened.source.name, "there is no such part".into());
     }
-    let Some(stem) = stem(path, own, count) else {
+    let file_name = path.file_name().and_then(|name| name.to_str());
+    let name = file_name
+        .and_then(PartName::parse)
+        .filter(|name| (name.number, name.count) == (own + 1, count));
+    let Some(name) = name else {
         let what = format!("its name must end in -{:05}-of-{count:05}.gguf", own + 1);
         return refuse(own, opened.source.name, what);
     };
@@ -38,7 +86,11 @@ pub(super) fn open_all(path: &Path, opened: Part) -> Result<Vec<Part>> {
             parts.extend(opened.take());
             continue;
         }
-        let file = PathBuf::from(format!("{stem}{}", suffix(part, count)));
+        let name = PartName {
+            number: part + 1,
+            ..name
+        };
+        let file = path.with_file_name(name.to_string());
         if !file.exists() {
             let what = "there is no such file; download every part of the model".to_owned();
             return refuse(part, file.display().to_string(), what);
@@ -61,30 +113,6 @@ pub(super) fn open_all(path: &Path, opened: Part) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Whether a file name is that of a later part, which its first part stands for in listings.
-pub(crate) fn is_later_part(file_name: &str) -> bool {
-    let Some(stem) = file_name.strip_suffix(".gguf") else {
-        return false;
-    };
-    let Some((rest, count)) = stem.rsplit_once("-of-") else {
-        return false;
-    };
-    let Some((_, number)) = rest.rsplit_once('-') else {
-        return false;
-    };
-    let five_digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-    five_digits(count) && five_digits(number) && number != "00001"
-}
-
-/// The path without `-0000X-of-0000N.gguf`, if it ends so.
-fn stem(path: &Path, own: usize, count: usize) -> Option<&str> {
-    path.to_str()?.strip_suffix(&suffix(own, count))
-}
-
-fn suffix(part: usize, count: usize) -> String {
-    format!("-{:05}-of-{count:05}.gguf", part + 1)
-}
-
 fn number(part: &Part, key: &str) -> Option<usize> {
     part.value(key)
         .as_ref()
@@ -94,13 +122,27 @@ fn number(part: &Part, key: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::is_later_part;
+    use super::PartName;
 
     #[test]
-    fn later_parts_are_told_by_their_names() {
-        assert!(is_later_part("model-00002-of-00003.gguf"));
-        assert!(!is_later_part("model-00001-of-00003.gguf"));
-        assert!(!is_later_part("model-2-of-3.gguf"));
-        assert!(!is_later_part("part-of-life.gguf"));
+    fn parts_are_told_by_their_names() {
+        let name = "my-model-00002-of-00003.gguf";
+        let part = PartName::parse(name).unwrap();
+        assert_eq!(
+            (part.stem, part.number, part.count),
+            ("my-model", 2, 3),
+            "{name}"
+        );
+        assert_eq!(part.to_string(), name);
+        assert!(!part.is_first());
+        assert!(PartName::parse("m-00001-of-00003.gguf").unwrap().is_first());
+        for other in [
+            "model-2-of-3.gguf",
+            "part-of-life.gguf",
+            "m-00001-of-00003",
+            "m.gguf",
+        ] {
+            assert_eq!(PartName::parse(other), None, "{other}");
+        }
     }
 }

@@ -4,40 +4,63 @@ use std::fmt;
 
 /// The type of a metadata value, with the number GGUF gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Kind {
+    /// An unsigned byte.
     U8 = 0,
+    /// A signed byte.
     I8 = 1,
+    /// Unsigned, 2 bytes.
     U16 = 2,
+    /// Signed, 2 bytes.
     I16 = 3,
+    /// Unsigned, 4 bytes.
     U32 = 4,
+    /// Signed, 4 bytes.
     I32 = 5,
+    /// Single precision.
     F32 = 6,
+    /// One byte, 0 or 1.
     Bool = 7,
+    /// A length in 8 bytes and so many bytes of text.
     String = 8,
+    /// The kind of its items, their number in 8 bytes, and the items.
     Array = 9,
+    /// Unsigned, 8 bytes.
     U64 = 10,
+    /// Signed, 8 bytes.
     I64 = 11,
+    /// Double precision.
     F64 = 12,
 }
 
 /// One metadata value.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[allow(missing_docs)]
 pub enum Value<'a> {
+    /// An unsigned byte.
     U8(u8),
+    /// A signed byte.
     I8(i8),
+    /// Unsigned, 2 bytes.
     U16(u16),
+    /// Signed, 2 bytes.
     I16(i16),
+    /// Unsigned, 4 bytes.
     U32(u32),
+    /// Signed, 4 bytes.
     I32(i32),
+    /// Single precision; any bits, NaN too.
     F32(f32),
+    /// A truth value.
     Bool(bool),
     /// Text, normally UTF-8; kept as bytes because not every converter saw to that.
     String(&'a [u8]),
+    /// Items of one kind, which may be arrays themselves.
     Array(Array<'a>),
+    /// Unsigned, 8 bytes.
     U64(u64),
+    /// Signed, 8 bytes.
     I64(i64),
+    /// Double precision; any bits, NaN too.
     F64(f64),
 }
 
