@@ -18,8 +18,9 @@ use crate::cost::{Operations, Speed};
 use crate::error::EngineError;
 use crate::inspect::{
     Circumstances, ModelDescription, Overflow, describe, open_file, plan_for, processor_cores,
-    program_bytes, resident_bytes, text_side,
+    program_bytes, text_side,
 };
+use crate::memory::ProcessMemory;
 use crate::plan::MemoryPlan;
 use crate::store::{self, StoreOptions};
 use crate::text_side::TextSide;
@@ -209,7 +210,7 @@ impl Engine {
             exec,
             ledger,
             program_bytes,
-            resident_when_ready: resident_bytes(),
+            resident_when_ready: ProcessMemory::now().resident_bytes,
             has_run: AtomicBool::new(false),
             chunk_tokens,
             workspace: Mutex::default(),
@@ -462,7 +463,8 @@ impl Engine {
         } else {
             0
         };
-        resident_bytes().saturating_sub(self.resident_when_ready + usage.kv + scratch)
+        let resident = ProcessMemory::now().resident_bytes;
+        resident.saturating_sub(self.resident_when_ready + usage.kv + scratch)
     }
 
     /// Operations of a pass of `rows` rows after `depth` tokens.

@@ -8,6 +8,7 @@ use longview_weights::{GgufFile, WeightFile, WeightsError};
 
 use crate::engine::{EngineOptions, ModelSource, TemplateOrigin};
 use crate::error::EngineError;
+use crate::memory::ProcessMemory;
 use crate::plan::MemoryPlan;
 
 /// What is known of a model.
@@ -129,7 +130,7 @@ pub(crate) fn text_side(
             Tokenizer::from_vocabulary(Vocabulary::from_gguf(gguf)?)?,
             None,
         ),
-        _ => unreachable!("ModelFile::new refuses other kinds"),
+        _ => unreachable!("a model is one or the other: WeightFile has no third kind"),
     };
     let source = own_template.or_else(|| tokenizer.chat_template().map(str::to_owned));
     let template = ChatTemplate::new(source.as_deref().unwrap_or(ChatTemplate::PLAIN))?;
@@ -255,13 +256,5 @@ pub(crate) fn processor_cores() -> usize {
 /// Bytes of the program with the vocabulary of `file` read: what the process holds now, and what will
 /// stay in memory of a model inside the program.
 pub(crate) fn program_bytes(file: &WeightFile) -> u64 {
-    resident_bytes() + file.staying_bytes() as u64
-}
-
-/// Bytes of memory this process holds now; 0 where the system does not say.
-pub(crate) fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kibibytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
-    kibibytes.unwrap_or(0u64) * 1024
+    ProcessMemory::now().resident_bytes + file.staying_bytes() as u64
 }

@@ -25,9 +25,9 @@
 pub use longview_engine::{
     AttentionPicture, ContextMethods, Control, EndOfText, Engine, EngineError, EngineOptions,
     Event, FinishReason, GenerateOptions, Generated, Lookup, MemoryPlan, ModelDescription,
-    ModelSource, PicturePart, PrefillProgress, Prune, Pruned, Realigned, Reuse, StoreOptions,
-    StorePlace, Tail, TemplateOrigin, Tenant, TextSide, finished_work, inspect, open_tokenizer,
-    plan, sampling, schedule,
+    ModelSource, PicturePart, PrefillProgress, ProcessMemory, Prune, Pruned, Realigned, Reuse,
+    StoreOptions, StorePlace, SystemMemory, Tail, TemplateOrigin, Tenant, TextSide, finished_work,
+    inspect, open_tokenizer, plan, sampling, schedule,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{
