@@ -43,16 +43,14 @@ impl Records {
         record.summary.salt = self.salt.clone();
         record.summary.tokens = record.tokens.len() as u64;
         let Summary { id, label, .. } = &record.summary;
-        if let Some(label) = label {
-            check_label(label)?;
-            for other in self.open_summaries()? {
-                if other.label.as_ref() == Some(label) && other.id != *id {
-                    return Err(TierError::LabelTaken {
-                        label: label.clone(),
-                        id: other.id,
-                    });
-                }
-            }
+        if let Some(label) = label
+            && let Some(other) = self.labelled(label)?
+            && other.id != *id
+        {
+            return Err(TierError::LabelTaken {
+                label: label.clone(),
+                id: other.id,
+            });
         }
         let path = self.path_of(id).ok_or_else(|| no_context(id))?;
         let bytes = format::encode(&record);
@@ -113,6 +111,16 @@ impl Records {
                 ids: found.iter().map(|summary| summary.id.clone()).collect(),
             }),
         }
+    }
+
+    /// What is listed of the context that has this label, if one has.
+    ///
+    /// # Errors
+    /// [`TierError::BadLabel`] when none can have it, or when the folder cannot be read.
+    pub fn labelled(&self, label: &str) -> Result<Option<Summary>, TierError> {
+        check_label(label)?;
+        let mut summaries = self.open_summaries()?.into_iter();
+        Ok(summaries.find(|summary| summary.label.as_deref() == Some(label)))
     }
 
     /// The context with this id.

@@ -24,6 +24,14 @@ use serde::{Deserialize, Serialize};
 use crate::hash::BlockHash;
 use crate::tier::{BlockKey, Origin, TierError};
 
+/// Characters of a text that tell it from others in a list.
+const TITLE_CHARACTERS: usize = 60;
+
+/// How a text is called in a list: by its first 60 characters.
+pub fn title_of(text: &str) -> String {
+    text.trim().chars().take(TITLE_CHARACTERS).collect()
+}
+
 /// A saved context.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {

@@ -11,6 +11,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::{StreamExt, stream};
+use longview::records::title_of;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
@@ -21,9 +22,6 @@ use crate::contexts::{Change, Draft, Form, Shown, Status};
 use crate::error::ApiError;
 use crate::input::Input;
 use crate::prompt;
-
-/// Characters of a text that tell it from others in a list.
-const TITLE_CHARACTERS: usize = 60;
 
 /// A context to be made.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -459,9 +457,8 @@ fn draft(app: &App, request: CreateRequest) -> Result<Draft, ApiError> {
         Form::Document => prompt::document(app.engine(), &text)?,
         Form::Plain => prompt::plain(app.engine(), &text)?,
     };
-    let first_words = || text.trim().chars().take(TITLE_CHARACTERS).collect();
     Ok(Draft {
-        title: title.unwrap_or_else(first_words),
+        title: title.unwrap_or_else(|| title_of(&text)),
         label: request.label,
         form,
         tokens,
