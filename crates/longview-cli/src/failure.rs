@@ -38,12 +38,21 @@ impl Failure {
             io::ErrorKind::StorageFull => format!("{what}: no space left on the device"),
             io::ErrorKind::InvalidData => format!("{what}: not UTF-8 text"),
             io::ErrorKind::IsADirectory => format!("{what}: this is a folder, name a file"),
+            io::ErrorKind::NotADirectory => {
+                format!("{what}: a part of this path is a file, where a folder is needed")
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                format!("{what}: nothing can be written there; choose another folder")
+            }
             _ => format!("{what}: {error}"),
         };
         match error.kind() {
             io::ErrorKind::NotFound
             | io::ErrorKind::PermissionDenied
             | io::ErrorKind::IsADirectory
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidFilename
+            | io::ErrorKind::ReadOnlyFilesystem
             | io::ErrorKind::InvalidData
             | io::ErrorKind::FileTooLarge
             | io::ErrorKind::InvalidInput => Failure::wrong(message),
@@ -86,9 +95,14 @@ mod tests {
             missing.message().unwrap(),
             "book.txt: there is no such file or folder"
         );
-        assert_eq!(
-            Failure::io("out", &io::ErrorKind::StorageFull.into()).code(),
-            1
-        );
+        for (kind, code) in [
+            (io::ErrorKind::NotADirectory, 2),
+            (io::ErrorKind::InvalidFilename, 2),
+            (io::ErrorKind::ReadOnlyFilesystem, 2),
+            (io::ErrorKind::StorageFull, 1),
+            (io::ErrorKind::TimedOut, 1),
+        ] {
+            assert_eq!(Failure::io("out", &kind.into()).code(), code, "{kind:?}");
+        }
     }
 }

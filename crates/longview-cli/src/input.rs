@@ -1,33 +1,78 @@
-//! Reading files and standard input, never without end.
+//! Reading files, standard input and variables, never without end.
 
-use std::fs::{self, File};
+use std::env;
+use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 
 use crate::failure::Failure;
 use crate::interrupt;
 
-/// Where `-` reads from.
-pub(crate) const STDIN: &str = "-";
+/// What stands for standard input where a file is named.
+const STDIN: &str = "-";
 
-/// The most bytes of one text; beyond what any model reads.
+/// The most bytes of one text, and of all documents together; beyond what any model reads.
 pub(crate) const LARGEST_TEXT: u64 = 1 << 30;
 
-/// The bytes of standard input. One Ctrl-C ends the program meanwhile.
-pub(crate) fn stdin() -> Result<Vec<u8>, Failure> {
-    interrupt::while_waiting(|| bytes(io::stdin().lock(), LARGEST_TEXT))
-        .map_err(|error| Failure::io("standard input", &error))
+/// How many bytes of a file are looked at to tell what it is.
+pub(crate) const HEAD: usize = 8192;
+
+/// Whether a path stands for standard input.
+pub(crate) fn is_stdin(path: &Path) -> bool {
+    path == Path::new(STDIN)
 }
 
-/// The bytes of a file that was named, which may be a pipe. One Ctrl-C ends the program meanwhile.
-pub(crate) fn file(path: &Path) -> io::Result<Vec<u8>> {
-    interrupt::while_waiting(|| {
-        let metadata = fs::metadata(path)?;
-        if metadata.len() > LARGEST_TEXT {
-            return Err(too_large(LARGEST_TEXT));
+/// A file of which only the beginning was read.
+pub(crate) struct Begun {
+    file: File,
+    bytes: u64,
+    head: Vec<u8>,
+}
+
+impl Begun {
+    /// Opens a file that was named, which may be a pipe. One Ctrl-C ends the program meanwhile.
+    pub(crate) fn open(path: &Path) -> io::Result<Begun> {
+        interrupt::while_waiting(|| {
+            let file = File::open(path)?;
+            let mut head = Vec::new();
+            (&file).take(HEAD as u64).read_to_end(&mut head)?;
+            Ok(Begun {
+                bytes: file.metadata()?.len(),
+                file,
+                head,
+            })
+        })
+    }
+
+    /// How many bytes it had then; 0 for a pipe.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Its first bytes: all of a short file.
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// All of its bytes, of which there may be `most`. One Ctrl-C ends the program meanwhile.
+    pub(crate) fn read(self, most: u64) -> io::Result<Vec<u8>> {
+        if self.bytes > most {
+            return Err(too_large(most));
         }
-        bytes(File::open(path)?, LARGEST_TEXT)
-    })
+        interrupt::while_waiting(|| bytes((&self.head[..]).chain(self.file), most))
+    }
+}
+
+/// The bytes of standard input, of which there may be `most`. One Ctrl-C ends the program meanwhile.
+pub(crate) fn stdin(most: u64) -> io::Result<Vec<u8>> {
+    interrupt::while_waiting(|| bytes(io::stdin().lock(), most))
+}
+
+/// What a variable of the environment says; `None` where it is empty or not set.
+pub(crate) fn variable(name: &str) -> Result<Option<String>, Failure> {
+    let value = env::var_os(name).filter(|value| !value.is_empty());
+    let text = value.map(|value| value.into_string()).transpose();
+    text.map_err(|_| Failure::wrong(format!("${name}: its value is not UTF-8 text")))
 }
 
 /// A line of standard input with its end, or `None` at the end of input.

@@ -3,10 +3,10 @@
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
+use longview::{ProcessMemory, SystemMemory};
 
 /// The processor and the memory, as far as the operating system tells.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub(crate) struct Machine {
     /// The processor's name.
     pub(crate) processor: Option<String>,
@@ -16,45 +16,27 @@ pub(crate) struct Machine {
     pub(crate) features: Vec<&'static str>,
     /// Bytes of the first processor's caches, such as `L2` and 1,048,576.
     pub(crate) caches: Vec<(String, u64)>,
-    /// Bytes of memory.
-    pub(crate) memory_total: Option<u64>,
-    /// Bytes that could be used now without swapping.
-    pub(crate) memory_available: Option<u64>,
-    /// Bytes that a container or service limits this process to.
-    pub(crate) memory_limit: Option<u64>,
+    /// Its memory.
+    pub(crate) memory: SystemMemory,
 }
 
 impl Machine {
     /// Asks the operating system.
     pub(crate) fn look() -> Machine {
-        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         Machine {
             processor: processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             features: features(),
             caches: caches(),
-            memory_total: kibibytes(&memory, "MemTotal:"),
-            memory_available: kibibytes(&memory, "MemAvailable:"),
-            memory_limit: fs::read_to_string("/sys/fs/cgroup/memory.max")
-                .ok()
-                .and_then(|text| text.trim().parse().ok()),
-        }
-    }
-
-    /// Bytes that a model may reasonably be given: what is available, or what the limit leaves.
-    pub(crate) fn usable_memory(&self) -> Option<u64> {
-        match (self.memory_available, self.memory_limit) {
-            (Some(available), Some(limit)) => Some(available.min(limit)),
-            (available, limit) => available.or(limit),
+            memory: SystemMemory::now(),
         }
     }
 }
 
 /// The most memory this process has held so far, in bytes; 0 where that cannot be found out.
 pub(crate) fn peak_memory_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = kibibytes(&status, "VmHWM:").unwrap_or(0);
-    peak.max(EARLIER_PEAK.load(Ordering::Relaxed))
+    let earlier = EARLIER_PEAK.load(Ordering::Relaxed);
+    ProcessMemory::now().peak_bytes.max(earlier)
 }
 
 /// The peak before the system was last told to forget it.
@@ -76,12 +58,6 @@ fn processor(cpuinfo: &str) -> Option<String> {
         .lines()
         .find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())
-}
-
-fn kibibytes(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    let number: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(number * 1024)
 }
 
 fn caches() -> Vec<(String, u64)> {
@@ -162,35 +138,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_tables_are_read() {
-        assert_eq!(
-            kibibytes("MemTotal:  16 kB\nMemFree: 3 kB\n", "MemFree:"),
-            Some(3072)
-        );
-        assert_eq!(kibibytes("MemTotal: many\n", "MemTotal:"), None);
+    fn the_processor_is_named() {
         assert_eq!(
             processor("a: b\nmodel name\t: Some CPU\n").as_deref(),
             Some("Some CPU")
         );
-    }
-
-    #[test]
-    fn usable_memory_is_the_smaller_of_what_is_known() {
-        let mut machine = Machine::look();
-        machine.memory_available = Some(10);
-        machine.memory_limit = Some(4);
-        assert_eq!(machine.usable_memory(), Some(4));
-        machine.memory_limit = None;
-        assert_eq!(machine.usable_memory(), Some(10));
-        assert!(machine.threads >= 1);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn the_peak_is_at_least_what_is_held() {
-        let held = std::hint::black_box(vec![1_u8; 32 << 20]);
-        let peak = peak_memory_bytes();
-        assert!(peak >= std::hint::black_box(&held).len() as u64);
     }
 
     #[cfg(target_os = "linux")]

@@ -105,14 +105,38 @@ impl Saved {
         Ok(())
     }
 
-    /// The id of the context with this label.
-    pub(crate) fn labelled(&self, label: &str) -> Result<Option<String>, Failure> {
-        let is_it = |summary: &Summary| summary.label.as_deref() == Some(label);
-        Ok(self
-            .summaries()?
-            .into_iter()
-            .find(is_it)
-            .map(|summary| summary.id))
+    /// The context with this label.
+    pub(crate) fn labelled(&self, label: &str) -> Result<Option<Record>, Failure> {
+        let summary = self.records.labelled(label).map_err(failure)?;
+        let record = summary.map(|summary| self.records.load(&summary.id));
+        record.transpose().map_err(failure)
+    }
+
+    /// The context that is to be saved under `label` in place of the one that has it already, if one
+    /// has: `may_go_on` says whether what is about to be read under `origin` goes on with that.
+    ///
+    /// # Errors
+    /// When another context has the label, or none can.
+    pub(crate) fn claim(
+        &self,
+        label: &str,
+        origin: &Origin,
+        may_go_on: impl FnOnce(&Record) -> bool,
+    ) -> Result<Option<Record>, Failure> {
+        let Some(record) = self.labelled(label)? else {
+            return Ok(None);
+        };
+        let summary = &record.summary;
+        let what = match summary.check_origin(origin) {
+            Ok(()) if may_go_on(&record) => return Ok(Some(record)),
+            Ok(()) => "with another text".to_owned(),
+            Err(_) => format!("read by {} ({})", summary.model, summary.identity),
+        };
+        Err(Failure::wrong(format!(
+            "there is a context labelled {label:?} already ({}), {what}: give another name, or remove it \
+             first",
+            summary.title
+        )))
     }
 
     /// Takes the label off a context, which stays.

@@ -104,11 +104,10 @@ impl Session {
         mut notices: Vec<String>,
     ) -> Result<Session, Failure> {
         let start = Instant::now();
-        let name = engine
-            .model
-            .model
-            .as_deref()
-            .unwrap_or("the reference model");
+        let name = match &engine.model.model {
+            Some(path) => path.display().to_string(),
+            None => "the reference model".to_owned(),
+        };
         let progress = Progress::spinner(format!("loading {name}"));
         let engine = Engine::open_with_progress(&options, &mut |done, total| {
             progress.say(format!("loading {name}: layer {done} of {total}"));
@@ -325,6 +324,33 @@ impl Session {
                     .push(format!("the context is not listed: {why}"));
                 None
             }
+        }
+    }
+
+    /// The saved context in whose place `context` will be saved under `label`, as [`Saved::claim`]
+    /// finds it: before the work, not after it.
+    ///
+    /// # Errors
+    /// When another context has the label, none can have it, or nothing is kept.
+    pub(crate) fn claim(
+        &self,
+        context: &Context,
+        label: Option<&str>,
+        may_go_on: impl FnOnce(&Record) -> bool,
+    ) -> Result<Option<Record>, Failure> {
+        let Some(label) = label else {
+            return Ok(None);
+        };
+        match (&self.saved, context.origin()) {
+            (Some(saved), Some(origin)) => saved.claim(label, origin, may_go_on),
+            (Some(_), None) => Err(Failure::wrong(format!(
+                "no context can be called {label:?} here: under {} what is read is approximate from the \
+                 start, and not kept",
+                Stage::Prefill.flag()
+            ))),
+            (None, _) => Err(Failure::wrong(format!(
+                "no context can be called {label:?}: nothing is kept (see --cache-dir and --cache-max)"
+            ))),
         }
     }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, longview, longview_reading, story};
+use common::{Folder, command, longview, longview_reading, ran, story};
 
 const FALCON: &str = "What is the special magic number for amber falcon?";
 const KETTLE: &str = "What is the code of the silver kettle?";
@@ -150,6 +150,34 @@ fn documents_come_from_files_folders_globs_and_standard_input() {
     let text = story(300);
     let ran = longview_reading(&["ask", "--file", "-", KETTLE], text.as_bytes()).done();
     assert_eq!(ran.stdout, "The code of the silver kettle is 5182.\n");
+}
+
+#[cfg(unix)]
+#[test]
+fn paths_need_not_be_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = Folder::new();
+    let path = |name: &[u8]| {
+        let path = std::path::PathBuf::from(folder.path(""));
+        path.join(std::ffi::OsStr::from_bytes(name))
+    };
+    let (model, book, questions) = (path(b"mod\xe8le"), path(b"B\xfccher"), path(b"fragen\xe4"));
+    let needle = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle");
+    std::os::unix::fs::symlink(needle, &model).unwrap();
+    std::fs::create_dir(&book).unwrap();
+    std::fs::write(book.join("a.txt"), "A book.").unwrap();
+    std::fs::write(&questions, "Why?").unwrap();
+    let mut ask = command(&["ask", "--print-prompt", "--model"]);
+    ask.arg(&model).arg("--questions").arg(&questions);
+    ask.arg("--file").arg(book.join("*.txt"));
+    let asked = ran(ask.output().unwrap()).done();
+    assert!(asked.stdout.contains("A book.<|user|> Why?"), "{asked:?}");
+    let mut run = command(&["run", "--print-prompt", "--prompt-file"]);
+    let printed = ran(run.arg(&questions).output().unwrap()).done();
+    assert_eq!(printed.stdout, "<|bos|>Why?\n");
+    let mut missing = command(&["run", "--prompt-file"]);
+    missing.arg(path(b"fehlt\xe4"));
+    ran(missing.output().unwrap()).refused(2, &["fehlt", "no such file"]);
 }
 
 #[test]

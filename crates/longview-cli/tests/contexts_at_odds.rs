@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use common::{Folder, Ran, command, longview, ran, story};
+#[cfg(target_os = "linux")]
+use common::{as_reader, set_mode};
 use serde_json::Value;
 
 const FALCON: &str = "What is the special magic number for amber falcon?";
@@ -83,29 +85,6 @@ fn two_writers_in_one_folder_are_both_right_and_nothing_is_lost() {
         assert!(found + 128 > number(first, "prompt_tokens"), "{again}");
         assert_eq!(again["generated_ids"], alone[of]);
     }
-}
-
-/// The program as a user who may only read, where this test may do everything.
-#[cfg(target_os = "linux")]
-fn as_reader(mut command: Command) -> Option<Ran> {
-    use std::os::unix::process::CommandExt;
-    if nix::unistd::Uid::effective().is_root() {
-        command.uid(65_534).gid(65_534);
-    }
-    match command.output() {
-        Ok(output) => Some(ran(output)),
-        // The folder of the program itself may not be entered.
-        Err(error) => {
-            println!("skipped: the program cannot be run as another user: {error}");
-            None
-        }
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn set_mode(path: &Path, mode: u32) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 #[cfg(target_os = "linux")]
@@ -251,6 +230,11 @@ fn a_context_of_another_model_is_refused_by_name() {
     let ask = ["ask", "--load", "the book", FALCON, "-n", "4"];
     run(keeping(&store, &[&ask[..], &["--model", &other]].concat()))
         .refused(2, &["made by", "can be read anew"]);
+    // Nor does it lose its name to what the other one reads.
+    let take = [
+        "ask", "--file", &book, "--label", "the book", FALCON, "--model", &other,
+    ];
+    run(keeping(&store, &take)).refused(2, &["the book", "already", "read by"]);
     // The text is not there for the other one, and explain says who has it.
     let explain = ["explain", "--json", "--file", &book, "--model", &other];
     let explained = run(keeping(&store, &explain)).done().json();

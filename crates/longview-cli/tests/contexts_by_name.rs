@@ -100,6 +100,51 @@ fn documents_are_saved_once_and_asked_about_by_name() {
 }
 
 #[test]
+fn a_name_that_is_taken_is_found_out_before_the_work() {
+    let store = Store::new();
+    let (book, other) = (
+        store.folder.write("book.txt", story(300)),
+        store.folder.write("other.txt", "Something else."),
+    );
+    let ask = |file: &str, label: &str| {
+        store.run(&["ask", "--file", file, "--label", label, "-n", "1", FALCON])
+    };
+    ask(&book, "tale").done();
+    // The same text is the same context.
+    ask(&book, "tale").done();
+    ask(&other, "tale").refused(2, &["tale", "another text", "book.txt"]);
+    ask(&other, " tale").refused(2, &["begins or ends with a space"]);
+    store
+        .run(&["run", "--prompt", "Once", "--label", "tale"])
+        .refused(2, &["tale", "another text"]);
+    let nothing_kept = longview(&["ask", "--file", &book, "--label", "tale", "Why?"]);
+    nothing_kept.refused(2, &["tale", "nothing is kept"]);
+    let patterned = [
+        "run",
+        "--prompt",
+        "Once",
+        "--label",
+        "x",
+        "--prefill",
+        "a-shape",
+    ];
+    store.run(&patterned).refused(2, &["--prefill", "not kept"]);
+
+    // What was written under the name may be written again, and nothing else takes it.
+    let run = |tokens: &str| {
+        let prompt = ["run", "--prompt", "Once upon a time", "--label", "once"];
+        store.run(&[&prompt[..], &["-n", tokens, "--temperature", "0"]].concat())
+    };
+    for (tokens, said) in [("6", false), ("6", false), ("8", true)] {
+        let ran = run(tokens).done();
+        assert_eq!(ran.stderr.contains("not listed"), said, "{ran:?}");
+    }
+    run("3").refused(2, &["once", "another text"]);
+    let listed = store.json(&["contexts", "ls"]);
+    assert_eq!(listed["contexts"].as_array().unwrap().len(), 2, "{listed}");
+}
+
+#[test]
 fn texts_are_saved_continued_appended_to_and_cut() {
     let store = Store::new();
     let (beginning, more) = (story(400), " And then the rain began.");

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Folder, longview, longview_reading, story};
+use common::{Folder, command, longview, longview_reading, ran, story};
+#[cfg(target_os = "linux")]
+use common::{as_reader, set_mode};
 
 #[test]
 fn wrong_arguments_are_refused_with_two() {
@@ -68,7 +70,23 @@ fn wrong_arguments_are_refused_with_two() {
         (&["bench", "--rounds", "0"], &["--rounds 0"]),
         (
             &["bench", "--streams", "1,0"],
-            &["--streams 0", "--generate 0"],
+            &["--streams", "--generate 0"],
+        ),
+        (
+            &["bench", "--streams", "1000000"],
+            &["--streams", "from 1 to 1024"],
+        ),
+        (
+            &[
+                "quantize",
+                "x",
+                "y.gguf",
+                "--type",
+                "q8_0",
+                "--threads",
+                "0",
+            ],
+            &["--threads", "from 1 to 1024"],
         ),
         (&["bench", "--depth", "2M"], &["2097152", "1048576"]),
         (
@@ -120,6 +138,24 @@ fn unreadable_documents_are_named_with_place_and_remedy() {
     longview_reading(&["run", "--prompt-file", "-"], b"a\xffb").refused(2, &["byte 1"]);
     std::fs::create_dir(folder.path("nothing")).unwrap();
     longview(&["ask", "--file", &folder.path("nothing"), "Why?"]).refused(2, &["no text found"]);
+    longview(&["ask", "--file", &format!("{book}/x"), "Why?"])
+        .refused(2, &["book.txt/x", "a part of this path is a file"]);
+    longview(&["ask", "--file", &format!("{book}/*"), "Why?"]).refused(2, &["no file matches"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn variables_that_are_not_utf_8_are_not_passed_over() {
+    use std::os::unix::ffi::OsStrExt;
+    for name in ["LONGVIEW_CACHE_MAX", "LONGVIEW_CACHE_REMOTE"] {
+        let mut command = command(&["run", "--prompt", "x"]);
+        command.env(name, std::ffi::OsStr::from_bytes(b"10GiB\xe9"));
+        // The first is asked for before the second.
+        if name == "LONGVIEW_CACHE_REMOTE" {
+            command.env("LONGVIEW_CACHE_MAX", "1GiB");
+        }
+        ran(command.output().unwrap()).refused(2, &[name, "not UTF-8"]);
+    }
 }
 
 #[test]
@@ -193,6 +229,79 @@ fn output_files_are_not_overwritten_and_folders_must_exist() {
     make(&taken).refused(2, &["taken.gguf", "--force"]);
     assert_eq!(std::fs::read(&taken).unwrap(), b"something dear");
     make(&folder.path("no/such/out.gguf")).refused(2, &["no such folder"]);
+    // Hours later would be late to find out.
+    let results = folder.path("results");
+    let page = folder.path("no/such/page.md");
+    longview(&["eval", "leaderboard", "--output", &results, "--page", &page])
+        .refused(2, &["no such folder"]);
+}
+
+#[test]
+fn a_batch_loses_neither_its_requests_nor_earlier_answers() {
+    let folder = Folder::new();
+    let requests = folder.write("requests.jsonl", "{}\n");
+    let answers = folder.write("answers.jsonl", "yesterday's");
+    let batch = |flags: &[&str]| longview(&[&["batch", &requests][..], flags].concat());
+    let beside = folder.path("./requests.jsonl");
+    for itself in [&requests, &beside] {
+        batch(&["--output", itself, "--force"]).refused(2, &["requests.jsonl", "another file"]);
+    }
+    batch(&["--output", &answers]).refused(2, &["answers.jsonl", "--force"]);
+    // A request that is wrong in another way changes nothing either.
+    let typo = ["--output", &answers, "--force", "--model", "/no/such.gguf"];
+    batch(&typo).refused(2, &["/no/such.gguf"]);
+    assert_eq!(std::fs::read(&requests).unwrap(), b"{}\n");
+    assert_eq!(std::fs::read(&answers).unwrap(), b"yesterday's");
+    let ran = batch(&["--output", &answers, "--force"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let written = std::fs::read_to_string(&answers).unwrap();
+    assert!(
+        !written.contains("yesterday") && written.contains("error"),
+        "{written}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn where_nothing_may_be_written_is_said_before_the_work() {
+    let folder = Folder::new();
+    let requests = folder.write("requests.jsonl", "{}\n");
+    let taken = folder.write("taken.gguf", "something dear");
+    let (locked, report) = (folder.path("locked"), folder.path("locked/report"));
+    std::fs::create_dir(&locked).unwrap();
+    set_mode(folder.path("").as_ref(), 0o755);
+    set_mode(locked.as_ref(), 0o555);
+    set_mode(taken.as_ref(), 0o444);
+    let needle = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../models/needle/needle-f16.gguf"
+    );
+    let out = folder.path("locked/out");
+    for arguments in [
+        &["make-model", "--shape", "llama-3.2-1b", &out][..],
+        &["quantize", needle, &out, "--type", "q8_0"],
+        &["quantize", needle, &taken, "--type", "q8_0", "--force"],
+        &["batch", &requests, "--output", &out],
+        &["calibrate", "--output", &out],
+        &["eval", "leaderboard", "--output", &report, "--page", &out],
+        &[
+            "eval",
+            "vt",
+            "--output",
+            &report,
+            "--samples",
+            "1",
+            "--lengths",
+            "500",
+        ],
+    ] {
+        let Some(ran) = as_reader(command(arguments)) else {
+            return;
+        };
+        ran.refused(2, &["no permission"]);
+    }
+    assert_eq!(std::fs::read_dir(&locked).unwrap().count(), 0);
+    assert_eq!(std::fs::read(&taken).unwrap(), b"something dear");
 }
 
 #[cfg(unix)]

@@ -13,10 +13,11 @@ pub(crate) struct AskArgs {
     #[arg(value_name = "QUESTION")]
     pub(crate) questions: Vec<String>,
 
-    /// A text file, a folder (read recursively, .gitignore honoured), a pattern such as 'src/*.rs',
-    /// or - for standard input; may be repeated, read in the order given
+    /// A text file, a folder (read recursively, .gitignore honoured), a pattern such as
+    /// 'src/**/*.rs' (hidden files only where it names them), or - for standard input; may be
+    /// repeated, read in the order given
     #[arg(long, short, value_name = "PATH", required_unless_present = "load")]
-    pub(crate) file: Vec<String>,
+    pub(crate) file: Vec<PathBuf>,
 
     /// Ask about documents that were read before, by their label or the beginning of their id
     #[arg(long, value_name = "NAME|ID", conflicts_with = "file")]
@@ -66,7 +67,7 @@ pub(crate) struct RunArgs {
 
     /// A file with the text to continue, or - for standard input
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
-    pub(crate) prompt_file: Option<String>,
+    pub(crate) prompt_file: Option<PathBuf>,
 
     /// Continue a saved text, by its label or the beginning of its id; a prompt is put after it
     #[arg(long, value_name = "NAME|ID", conflicts_with = "print_prompt")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::EngineArgs;
+use super::{EngineArgs, OverwriteArgs};
 use crate::size::parse_tokens;
 
 /// `longview calibrate`.
@@ -14,9 +14,8 @@ pub(crate) struct CalibrateArgs {
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: PathBuf,
 
-    /// Overwrite the file if it exists
-    #[arg(long)]
-    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) overwrite: OverwriteArgs,
 
     /// Tokens of a text, about
     #[arg(long, value_name = "N", default_value = "4k", value_parser = parse_tokens)]
@@ -33,7 +32,7 @@ pub(crate) struct CalibrateArgs {
     /// The sentences with the pass keys: needle (what the reference model was trained on), general, or a
     /// file of your own [default: needle for the reference model, general for others]
     #[arg(long, value_name = "NAME|FILE")]
-    pub(crate) wording: Option<String>,
+    pub(crate) wording: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
 
-use super::{EngineArgs, MethodArgs, ModelArgs, StoreArgs};
+use super::{EngineArgs, MethodArgs, ModelArgs, OverwriteArgs, StoreArgs};
 use crate::size::{parse_bytes, parse_duration, parse_tokens};
 
 /// `longview contexts`.
@@ -59,9 +59,8 @@ pub(crate) enum ContextsAction {
         /// The file
         file: PathBuf,
 
-        /// Overwrite it when it exists
-        #[arg(long)]
-        force: bool,
+        #[command(flatten)]
+        overwrite: OverwriteArgs,
     },
     /// Take in a context that was exported. What its numbers are cannot be checked: take such files
     /// from people you trust
@@ -114,7 +113,7 @@ pub(crate) struct SaveArgs {
 
     /// Documents as in `longview ask`, to be asked about with `ask --load`; may be repeated
     #[arg(long, short, value_name = "PATH")]
-    pub(crate) file: Vec<String>,
+    pub(crate) file: Vec<PathBuf>,
 
     #[command(flatten)]
     pub(crate) text: TextArgs,
@@ -135,7 +134,7 @@ pub(crate) struct TextArgs {
 
     /// A file with such a text, or - for standard input
     #[arg(long, value_name = "FILE")]
-    pub(crate) prompt_file: Option<String>,
+    pub(crate) prompt_file: Option<PathBuf>,
 
     /// Read special tokens written out in the text, such as <|user|>, as such
     #[arg(long, conflicts_with = "file")]
@@ -155,7 +154,7 @@ pub(crate) struct AppendArgs {
 
     /// A file with it, or - for standard input
     #[arg(long, value_name = "FILE")]
-    pub(crate) prompt_file: Option<String>,
+    pub(crate) prompt_file: Option<PathBuf>,
 
     /// Read special tokens written out in the text, such as <|user|>, as such
     #[arg(long)]

@@ -63,7 +63,7 @@ pub(crate) struct EvalTasksArgs {
     /// The sentences of the tasks: needle (what the reference model was trained on), general, or a
     /// file of your own [default: needle for the reference model, general for others]
     #[arg(long, value_name = "NAME|FILE")]
-    pub(crate) wording: Option<String>,
+    pub(crate) wording: Option<PathBuf>,
 
     /// The text that things are hidden in [default: a book that is shipped]
     #[arg(long, value_name = "FILE")]
@@ -125,7 +125,7 @@ pub(crate) enum EvalTask {
 
         /// The model to compare with [default: the same model under --numerics f32]
         #[arg(long, value_name = "PATH|NAME")]
-        reference: Option<String>,
+        reference: Option<PathBuf>,
     },
     /// Measure every keep and store method on RULER's tasks, and write a page about it
     Leaderboard(LeaderboardArgs),
@@ -138,9 +138,9 @@ pub(crate) struct LeaderboardArgs {
     #[arg(long, short, value_name = "FOLDER")]
     pub(crate) output: PathBuf,
 
-    /// The page that is written
-    #[arg(long, value_name = "FILE", default_value = "docs/leaderboard.md")]
-    pub(crate) page: PathBuf,
+    /// The page that is written [default: leaderboard.md in the folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) page: Option<PathBuf>,
 
     /// A page with what there is to say of the results, put before them [default: what stands there on
     /// the page that is written anew]
@@ -171,10 +171,18 @@ pub(crate) struct LeaderboardArgs {
 
     /// The sentences of the tasks, as for tasks
     #[arg(long, value_name = "NAME|FILE")]
-    pub(crate) wording: Option<String>,
+    pub(crate) wording: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+}
+
+impl LeaderboardArgs {
+    /// Where the page is written to.
+    pub(crate) fn page(&self) -> PathBuf {
+        let usual = || self.output.join("leaderboard.md");
+        self.page.clone().unwrap_or_else(usual)
+    }
 }
 
 /// A text and how it is read.

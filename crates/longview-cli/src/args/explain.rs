@@ -1,5 +1,7 @@
 //! `longview explain`.
 
+use std::path::PathBuf;
+
 use clap::{ArgGroup, Args};
 
 use super::{EngineArgs, MethodArgs, StoreArgs};
@@ -15,7 +17,7 @@ pub(crate) struct ExplainArgs {
 
     /// Documents as in `longview ask`; may be repeated
     #[arg(long, short, value_name = "PATH")]
-    pub(crate) file: Vec<String>,
+    pub(crate) file: Vec<PathBuf>,
 
     /// A text as in `longview run`
     #[arg(long, short, value_name = "TEXT")]
@@ -23,7 +25,7 @@ pub(crate) struct ExplainArgs {
 
     /// A file with such a text, or - for standard input
     #[arg(long, value_name = "FILE")]
-    pub(crate) prompt_file: Option<String>,
+    pub(crate) prompt_file: Option<PathBuf>,
 
     /// Read special tokens written out in the text, such as <|user|>, as such
     #[arg(long, conflicts_with = "file")]

@@ -1,5 +1,7 @@
 //! Commands that measure and show.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use longview::methods::Stage;
 
@@ -20,7 +22,8 @@ pub(crate) struct BenchArgs {
 
     /// Texts that are generated side by side, as a server does it; several numbers are measured one
     /// after another. They share what the depth holds
-    #[arg(long, value_name = "N,…", default_value = "1", value_delimiter = ',')]
+    #[arg(long, value_name = "N,…", default_value = "1", value_parser = parse_streams,
+          value_delimiter = ',')]
     pub(crate) streams: Vec<usize>,
 
     /// Tokens that the context holds before; several depths are measured one after another
@@ -46,6 +49,16 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     pub(crate) methods: MethodArgs,
+}
+
+fn parse_streams(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(streams @ 1..=1024) => Ok(streams),
+        Ok(0) => {
+            Err("nothing would be generated; to measure only prompts give --generate 0".into())
+        }
+        _ => Err(format!("{text:?} is not a number of texts from 1 to 1024")),
+    }
 }
 
 /// `longview methods`.
@@ -116,7 +129,7 @@ pub(crate) struct TokenizeArgs {
 
     /// A file with the text, or - for standard input
     #[arg(long, short, value_name = "FILE")]
-    pub(crate) file: Option<String>,
+    pub(crate) file: Option<PathBuf>,
 
     /// Read special tokens written out in the text as such
     #[arg(long)]

@@ -6,6 +6,7 @@ use clap::Args;
 use longview::ModelSource;
 
 use super::ModelArgs;
+use super::model::parse_threads;
 use crate::failure::Failure;
 
 /// `longview quantize`.
@@ -14,7 +15,7 @@ pub(crate) struct QuantizeArgs {
     /// A safetensors folder or a GGUF file with float weights, or a name that `longview models`
     /// lists
     #[arg(value_name = "MODEL")]
-    pub(crate) input: String,
+    pub(crate) input: PathBuf,
 
     /// The GGUF file to write
     #[arg(value_name = "OUT.gguf")]
@@ -24,12 +25,11 @@ pub(crate) struct QuantizeArgs {
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) kind: String,
 
-    /// Overwrite the file if it exists
-    #[arg(long)]
-    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) overwrite: OverwriteArgs,
 
     /// Threads to compute with [default: one a core]
-    #[arg(long, short, value_name = "N")]
+    #[arg(long, short, value_name = "N", value_parser = parse_threads)]
     pub(crate) threads: Option<usize>,
 }
 
@@ -52,14 +52,40 @@ pub(crate) struct MakeModelArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
 
+    #[command(flatten)]
+    pub(crate) overwrite: OverwriteArgs,
+}
+
+/// `--force`, for commands that write a file.
+#[derive(Debug, Args)]
+pub(crate) struct OverwriteArgs {
     /// Overwrite the file if it exists
     #[arg(long)]
-    pub(crate) force: bool,
+    force: bool,
+}
+
+/// What becomes of a file that has the name already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It stays, and the command is refused.
+    Refused,
+    /// The new one takes its place.
+    Replaced,
+}
+
+impl OverwriteArgs {
+    /// What becomes of a file that has the name already.
+    pub(crate) fn taken(&self) -> Taken {
+        match self.force {
+            true => Taken::Replaced,
+            false => Taken::Refused,
+        }
+    }
 }
 
 impl QuantizeArgs {
     /// The model to read.
     pub(crate) fn source(&self) -> Result<ModelSource, Failure> {
-        ModelArgs::named(&self.input, &self.input)
+        ModelArgs::named(&self.input, &self.input.display().to_string())
     }
 }

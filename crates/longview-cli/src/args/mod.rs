@@ -24,7 +24,7 @@ pub(crate) use eval::{EvalArgs, EvalTask, EvalTasksArgs, EvalTextArgs, Leaderboa
 pub(crate) use explain::ExplainArgs;
 pub(crate) use generation::{Fallback, GenerationArgs};
 pub(crate) use inspect::{BenchArgs, DoctorArgs, MethodsArgs, TokenizeArgs};
-pub(crate) use make::{MakeModelArgs, QuantizeArgs};
+pub(crate) use make::{MakeModelArgs, OverwriteArgs, QuantizeArgs, Taken};
 pub(crate) use methods::MethodArgs;
 pub(crate) use model::{EngineArgs, ModelArgs};
 pub(crate) use serve::{BatchArgs, ServeArgs};

@@ -1,6 +1,6 @@
 //! Which model, and within what limits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use longview::{EngineOptions, ModelSource, Numerics};
@@ -15,7 +15,7 @@ pub(crate) struct ModelArgs {
     /// A GGUF file, a Hugging Face folder, or a name that `longview models` lists
     /// [default: the reference model inside the program]
     #[arg(long, short, value_name = "PATH|NAME")]
-    pub(crate) model: Option<String>,
+    pub(crate) model: Option<PathBuf>,
 }
 
 /// The model and how it is run.
@@ -57,24 +57,25 @@ impl ModelArgs {
     pub(crate) fn source(&self) -> Result<ModelSource, Failure> {
         match &self.model {
             None => Ok(ModelSource::Embedded),
-            Some(name) => ModelArgs::named(name, &format!("--model {name}")),
+            Some(name) => ModelArgs::named(name, &format!("--model {}", name.display())),
         }
     }
 
-    /// The model called `name`; `shown` is what the user wrote.
+    /// The model at `path`, or the installed one of that name; `shown` is what the user wrote.
     ///
     /// # Errors
     /// When there is neither a path nor an installed model of that name.
-    pub(crate) fn named(name: &str, shown: &str) -> Result<ModelSource, Failure> {
-        let path = PathBuf::from(name);
+    pub(crate) fn named(path: &Path, shown: &str) -> Result<ModelSource, Failure> {
         if path.exists() {
-            return Ok(ModelSource::Path(path));
+            return Ok(ModelSource::Path(path.to_owned()));
         }
+        let name = path.to_string_lossy();
         let models = Places::of_user().list();
         if let Some(model) = models.iter().find(|model| model.name == name) {
             return Ok(ModelSource::Path(model.path.clone()));
         }
-        let near = longview::methods::nearest(name, models.iter().map(|model| model.name.as_str()));
+        let names = models.iter().map(|model| model.name.as_str());
+        let near = longview::methods::nearest(&name, names);
         let hint = near.map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
         Err(Failure::wrong(format!(
             "{shown}: there is no such file or folder, and no model on this machine has \
@@ -110,7 +111,7 @@ impl From<NumericsArg> for Numerics {
     }
 }
 
-fn parse_threads(text: &str) -> Result<usize, String> {
+pub(super) fn parse_threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(threads @ 1..=1024) => Ok(threads),
         _ => Err(format!(

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{EngineArgs, MethodArgs, StoreArgs};
+use super::{EngineArgs, MethodArgs, OverwriteArgs, StoreArgs};
 use crate::size::{parse_bytes, parse_tokens};
 
 /// `longview serve`.
@@ -52,11 +52,14 @@ pub(crate) struct ServeArgs {
 pub(crate) struct BatchArgs {
     /// The requests, one JSON object a line, or - for standard input
     #[arg(value_name = "FILE.jsonl")]
-    pub(crate) file: String,
+    pub(crate) file: PathBuf,
 
     /// Where the answers go, one JSON object a line [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) overwrite: OverwriteArgs,
 
     /// The most prompts and answers at work at once; memory decides below that
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]

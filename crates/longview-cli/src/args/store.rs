@@ -10,6 +10,7 @@ use longview::tier::StoreFolder;
 use longview::{StoreOptions, StorePlace};
 
 use crate::failure::Failure;
+use crate::input::variable;
 use crate::size::parse_bytes;
 
 /// What `--cache-max` is when nobody says: room for five million tokens of the reference model, or
@@ -82,14 +83,15 @@ impl StoreArgs {
         memory: Option<u64>,
         notices: &mut Vec<String>,
     ) -> Result<Kept, Failure> {
+        let remote = self.remote()?;
+        let needed = memory.is_some() || remote.is_some();
         let in_place = |place, max_bytes| StoreOptions {
             place,
-            remote: self.remote(),
+            remote: remote.clone(),
             max_bytes,
             salt: self.salt().to_owned(),
         };
         // Whatever does not fit into memory, and it goes when the program ends.
-        let needed = memory.is_some() || self.remote().is_some();
         let temporary = || Kept {
             options: needed.then(|| in_place(StorePlace::Temporary, u64::MAX)),
             records: None,
@@ -135,18 +137,21 @@ impl StoreArgs {
 
     /// The most bytes it may take.
     pub(crate) fn max(&self) -> Result<u64, Failure> {
-        match (self.cache_max, env::var(MAX_VARIABLE)) {
-            (Some(max), _) => Ok(max),
-            (None, Ok(text)) if !text.is_empty() => parse_cache_max(&text)
-                .map_err(|error| Failure::wrong(format!("{MAX_VARIABLE}: {error}"))),
-            _ => Ok(DEFAULT_MAX),
+        if let Some(max) = self.cache_max {
+            return Ok(max);
+        }
+        match variable(MAX_VARIABLE)? {
+            Some(text) => parse_cache_max(&text)
+                .map_err(|error| Failure::wrong(format!("${MAX_VARIABLE}: {error}"))),
+            None => Ok(DEFAULT_MAX),
         }
     }
 
-    fn remote(&self) -> Option<String> {
-        let variable = env::var(REMOTE_VARIABLE).ok();
-        let variable = variable.filter(|url| !url.is_empty());
-        self.cache_remote.clone().or(variable)
+    fn remote(&self) -> Result<Option<String>, Failure> {
+        match &self.cache_remote {
+            Some(url) => Ok(Some(url.clone())),
+            None => variable(REMOTE_VARIABLE),
+        }
     }
 
     /// The salt that contexts are found under.

@@ -12,7 +12,7 @@ use crate::answer::{Answer, END_OF_TEXT, Edges, Request};
 use crate::args::{AskArgs, Fallback, Format};
 use crate::documents::Documents;
 use crate::failure::Failure;
-use crate::input::{self, STDIN};
+use crate::input;
 use crate::interrupt;
 use crate::output::{self, note};
 use crate::prompt::{DocumentPrompt, template_vars};
@@ -69,6 +69,8 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     if let Source::Kept(record) = &source {
         session.check_saved(record, &reader.context)?;
     }
+    let same = |record: &Record| record.tokens == prompt.shared;
+    let before = session.claim(&reader.context, args.label.as_deref(), same)?;
     session
         .notices
         .extend(reader.found.sentence(prompt.shared.len()));
@@ -87,7 +89,8 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         pieces: Kind::Documents.pieces().to_vec(),
         ..Entry::default()
     };
-    session.save(&reader.context, None, entry);
+    let id = before.as_ref().map(|record| record.summary.id.as_str());
+    session.save(&reader.context, id, entry);
     match questions {
         Questions::Given(list) => answer_all(args, &mut session, &prompt, reader, &list, format),
         Questions::Terminal => converse(args, &mut session, &prompt, reader),
@@ -152,7 +155,7 @@ impl Questions {
             ));
         }
         if let Some(path) = &args.questions_file {
-            let text = super::read_text(&path.display().to_string())?;
+            let text = super::read_text(path)?;
             let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
             list.extend(lines.filter(|line| !line.is_empty()).map(str::to_owned));
             if list.is_empty() {
@@ -167,7 +170,7 @@ impl Questions {
         }
         let person =
             format == Format::Text && io::stdin().is_terminal() && io::stdout().is_terminal();
-        if person && !args.file.iter().any(|file| file == STDIN) && !args.print_prompt {
+        if person && !args.file.iter().any(|file| input::is_stdin(file)) && !args.print_prompt {
             Ok(Questions::Terminal)
         } else if args.print_prompt {
             Ok(Questions::Given(vec!["…".to_owned()]))

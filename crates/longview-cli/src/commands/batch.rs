@@ -10,6 +10,7 @@ use longview_server::{ServerOptions, run_batch};
 use serde_json::json;
 
 use super::serve::usual_memory;
+use super::written::Output;
 use crate::args::{BatchArgs, Format};
 use crate::failure::Failure;
 use crate::input;
@@ -27,14 +28,27 @@ pub(crate) fn run(args: &BatchArgs, format: Format) -> Result<(), Failure> {
              with --output",
         ));
     }
-    let requests: Box<dyn BufRead> = match args.file.as_str() {
-        input::STDIN => Box::new(BufReader::new(io::stdin())),
-        path => {
-            let file = File::open(path).map_err(|error| Failure::io(path, &error))?;
-            Box::new(BufReader::new(file))
+    let requests: Box<dyn BufRead> = if input::is_stdin(&args.file) {
+        Box::new(BufReader::new(io::stdin()))
+    } else {
+        let shown = args.file.display();
+        let file = File::open(&args.file).map_err(|error| Failure::io(shown, &error))?;
+        Box::new(BufReader::new(file))
+    };
+    let output = match &args.output {
+        None => None,
+        Some(path) => {
+            let output = Output::new(path, args.overwrite.taken())?;
+            output.differs_from(&args.file)?;
+            Some(output)
         }
     };
-    let answers: Box<dyn Write> = match &args.output {
+    let mut engine = args.engine.clone();
+    engine.memory = engine.memory.or_else(usual_memory);
+    let session = Session::open_keeping(&engine, &args.methods, &args.store)?;
+    session.refuse_shift("batch")?;
+    // Not before: a command that was refused leaves earlier answers as they were.
+    let answers: Box<dyn Write> = match output.as_ref().map(Output::path) {
         None => Box::new(io::stdout()),
         Some(path) => {
             let shown = path.display();
@@ -42,10 +56,6 @@ pub(crate) fn run(args: &BatchArgs, format: Format) -> Result<(), Failure> {
             Box::new(BufWriter::new(file))
         }
     };
-    let mut engine = args.engine.clone();
-    engine.memory = engine.memory.or_else(usual_memory);
-    let session = Session::open_keeping(&engine, &args.methods, &args.store)?;
-    session.refuse_shift("batch")?;
     let recommended = session.recommended(&engine);
     let options = ServerOptions {
         methods: session.methods.clone(),

@@ -17,7 +17,7 @@ use crate::session::Session;
 
 /// Finds the scores and writes them.
 pub(crate) fn run(args: &CalibrateArgs, format: Format) -> Result<(), Failure> {
-    written::Output::new(&args.output, args.force)?;
+    written::Output::new(&args.output, args.overwrite.taken())?;
     let wording = eval::wording(args.wording.as_deref(), &args.engine)?;
     let session = Session::open(&args.engine, &MethodArgs::default())?;
     let plan = Calibration {

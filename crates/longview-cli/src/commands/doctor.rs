@@ -22,11 +22,12 @@ pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<(), Failure> {
     let methods = args.methods.methods()?;
     let mut options = args.engine.options(&methods)?;
     // Without a limit, what is there is the limit.
-    options.memory_bytes = options.memory_bytes.or_else(|| machine.usable_memory());
+    options.memory_bytes = options.memory_bytes.or_else(|| machine.memory.usable());
     let model = Model::look(&options, args.tokens)?;
     let limits = args.measure.then(|| {
         let usable = machine
-            .usable_memory()
+            .memory
+            .usable()
             .map_or(MEASURED_BYTES as u64, |bytes| bytes / 2);
         let bytes = MEASURED_BYTES.min(usize::try_from(usable).unwrap_or(MEASURED_BYTES));
         limits::measure(isa, &Pool::new(threads), bytes)
@@ -45,12 +46,12 @@ pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<(), Failure> {
                 .map(|(level, bytes)| json!({ "level": level, "bytes": bytes }))
                 .collect();
             object.insert("caches".to_owned(), json!(caches));
-            object.insert("memory_total_bytes".to_owned(), json!(machine.memory_total));
+            object.insert("memory_total_bytes".to_owned(), json!(machine.memory.total));
             object.insert(
                 "memory_available_bytes".to_owned(),
-                json!(machine.memory_available),
+                json!(machine.memory.available),
             );
-            object.insert("memory_limit_bytes".to_owned(), json!(machine.memory_limit));
+            object.insert("memory_limit_bytes".to_owned(), json!(machine.memory.limit));
             if let Some(limits) = limits {
                 object.insert("limits".to_owned(), super::bench::limits_json(&limits));
             }
@@ -165,7 +166,7 @@ fn machine_text(machine: &Machine, isa: Isa, threads: usize) -> String {
         .iter()
         .map(|(level, bytes)| format!("{level} {}", human_bytes(*bytes)))
         .collect();
-    let limit = match machine.memory_limit {
+    let limit = match machine.memory.limit {
         Some(limit) => format!(", this process may use {}", human_bytes(limit)),
         None => String::new(),
     };
@@ -189,7 +190,7 @@ fn machine_text(machine: &Machine, isa: Isa, threads: usize) -> String {
         } else {
             caches.join(", ")
         },
-        known(machine.memory_total),
-        known(machine.memory_available),
+        known(machine.memory.total),
+        known(machine.memory.available),
     )
 }

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 pub(crate) fn run(args: &MakeModelArgs, format: Format) -> Result<(), Failure> {
     let recipe: Recipe = args.kind.parse().map_err(Failure::wrong)?;
     let shape = Shape::named(&args.shape).map_err(Failure::wrong)?;
-    let output = written::Output::new(&args.output, args.force)?;
+    let output = written::Output::new(&args.output, args.overwrite.taken())?;
     let pool = Pool::new(written::cores());
     output.write(format, |path, on_progress| {
         make_model(shape, recipe, args.seed, path, &pool, &mut |progress| {

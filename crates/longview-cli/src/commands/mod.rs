@@ -22,7 +22,7 @@ use std::path::Path;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
-use crate::input;
+use crate::input::{self, Begun, LARGEST_TEXT};
 
 /// Does what was asked for.
 pub(crate) fn execute(cli: &Cli) -> Result<(), Failure> {
@@ -48,13 +48,14 @@ pub(crate) fn execute(cli: &Cli) -> Result<(), Failure> {
 }
 
 /// The text of a file, or of standard input for `-`, byte for byte.
-fn read_text(path: &str) -> Result<String, Failure> {
-    let (name, bytes) = if path == input::STDIN {
-        ("standard input", input::stdin()?)
+fn read_text(path: &Path) -> Result<String, Failure> {
+    let (name, read) = if input::is_stdin(path) {
+        ("standard input".to_owned(), input::stdin(LARGEST_TEXT))
     } else {
-        let bytes = input::file(Path::new(path)).map_err(|error| Failure::io(path, &error))?;
-        (path, bytes)
+        let read = Begun::open(path).and_then(|begun| begun.read(LARGEST_TEXT));
+        (path.display().to_string(), read)
     };
+    let bytes = read.map_err(|error| Failure::io(&name, &error))?;
     String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         Failure::wrong(format!("{name}: not UTF-8 text: byte {place} is wrong"))

@@ -11,7 +11,7 @@ use crate::session::refused;
 /// Writes a quantised GGUF file.
 pub(crate) fn run(args: &QuantizeArgs, format: Format) -> Result<(), Failure> {
     let recipe: Recipe = args.kind.parse().map_err(Failure::wrong)?;
-    let output = written::Output::new(&args.output, args.force)?;
+    let output = written::Output::new(&args.output, args.overwrite.taken())?;
     let source = args.source()?;
     if let ModelSource::Path(input) = &source {
         output.differs_from(input)?;

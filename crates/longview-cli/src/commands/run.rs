@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use longview::records::Record;
+use longview::records::{Record, title_of};
 use longview::{Specials, TextSide};
 use serde_json::{Map, Value};
 
@@ -15,9 +15,6 @@ use crate::prompt::shown;
 use crate::saved::{Entry, Kind};
 use crate::session::Session;
 use crate::taken_over::TakenOver;
-
-/// Characters of a prompt that tell it from others in a list.
-const TITLE_CHARACTERS: usize = 60;
 
 /// Generates what follows a prompt.
 pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
@@ -54,7 +51,6 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     if let (Some(name), Some(record)) = (&args.load, &loaded) {
         Kind::Text.check(name, record)?;
     }
-    let id = label_to_go_on(args, &session, loaded.as_ref())?;
     let text = session.engine.text();
     let tokens = match &loaded {
         None => text.with_prefix(text.tokenizer().encode(&prompt, specials)?),
@@ -69,6 +65,17 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     if let Some(record) = &loaded {
         session.check_saved(record, &context)?;
     }
+    // The text loaded goes on under its name; and what this command wrote before it may write again.
+    let longest = tokens.len().saturating_add(args.generation.max_tokens);
+    let goes_on = |record: &Record| match &loaded {
+        Some(loaded) => loaded.summary.id == record.summary.id,
+        None => {
+            Kind::of(record) == Kind::Text
+                && record.tokens.len() <= longest
+                && record.tokens.starts_with(&tokens)
+        }
+    };
+    let before = session.claim(&context, args.label.as_deref(), goes_on)?;
     // The last token's logits are wanted, so it is always computed.
     let reuse = TakenOver::take_over(
         &mut context,
@@ -85,34 +92,17 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     };
     let answer = Answer::generate(&session, &mut context, &request, &args.generation, format)?;
     if let Some(label) = &args.label {
-        let title = prompt.chars().take(TITLE_CHARACTERS).collect();
+        // A text of its own is found again by its tokens, and takes no other's place.
+        let before = before.filter(|_| loaded.is_some());
+        let id = before.as_ref().map(|record| record.summary.id.as_str());
         let entry = Entry {
-            title: loaded.map_or(title, |record| record.summary.title),
+            title: loaded.map_or_else(|| title_of(&prompt), |record| record.summary.title),
             label: Some(label.clone()),
             ..Entry::default()
         };
-        session.save(&context, id.as_deref(), entry);
+        session.save(&context, id, entry);
     }
     finish(&mut session, answer, args, format)
-}
-
-/// The record that `--label` goes on with: the one that was loaded, if it has the label.
-fn label_to_go_on(
-    args: &RunArgs,
-    session: &Session,
-    loaded: Option<&Record>,
-) -> Result<Option<String>, Failure> {
-    let (Some(saved), Some(label), Some(loaded)) = (&session.saved, &args.label, loaded) else {
-        return Ok(None);
-    };
-    match saved.labelled(label)? {
-        Some(id) if id != loaded.summary.id => Err(Failure::wrong(format!(
-            "there is a context labelled {label:?} already: give --label another name for what begins \
-             with {}",
-            loaded.summary.id
-        ))),
-        known => Ok(known),
-    }
 }
 
 /// The tokens of a text that continues another.

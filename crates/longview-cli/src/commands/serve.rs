@@ -1,19 +1,18 @@
 //! `longview serve`: the engine behind HTTP.
 
-use std::env;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use longview::StorePlace;
 use longview::human_bytes;
 use longview::methods::Sampling;
 use longview::schedule::ScheduleOptions;
+use longview::{StorePlace, SystemMemory};
 use longview_server::{ApiKeys, Server, ServerError, ServerOptions};
 use serde_json::json;
 
 use crate::args::{Format, ServeArgs};
 use crate::failure::Failure;
-use crate::machine::Machine;
+use crate::input::variable;
 use crate::output::{note, print_json};
 use crate::session::Session;
 
@@ -124,7 +123,7 @@ fn allow_many_connections() {
 
 /// Most of the memory that the machine has to give now.
 pub(super) fn usual_memory() -> Option<u64> {
-    Machine::look().usable_memory().map(|bytes| bytes / 4 * 3)
+    SystemMemory::now().usable().map(|bytes| bytes / 4 * 3)
 }
 
 fn keys(args: &ServeArgs) -> Result<ApiKeys, Failure> {
@@ -133,7 +132,7 @@ fn keys(args: &ServeArgs) -> Result<ApiKeys, Failure> {
         let shown = path.display();
         text = std::fs::read_to_string(path).map_err(|error| Failure::io(shown, &error))?;
     }
-    if let Ok(more) = env::var(KEYS_VARIABLE) {
+    if let Some(more) = variable(KEYS_VARIABLE)? {
         text.push('\n');
         text.push_str(&more);
     }

@@ -1,5 +1,6 @@
-//! A model file that a command writes: checked before, shown while, summed up after.
+//! A file that a command writes: checked before; a model is also shown while, and summed up after.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -8,7 +9,7 @@ use longview::models::ModelError;
 use longview::models::convert::Report;
 use serde_json::{Value, json};
 
-use crate::args::Format;
+use crate::args::{Format, Taken};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::output::{self, note};
@@ -18,21 +19,21 @@ use longview::human_bytes;
 /// Shows a tensor's name, bytes written and bytes in all; a break asks to stop.
 type Tell<'a> = dyn FnMut(&str, u64, u64) -> ControlFlow<()> + 'a;
 
-/// Where a model is written to.
+/// Where a file is written to.
 pub(super) struct Output {
     path: PathBuf,
 }
 
 impl Output {
     /// Refuses what would be lost or cannot be written, before any work.
-    pub(super) fn new(path: &Path, force: bool) -> Result<Output, Failure> {
+    pub(super) fn new(path: &Path, taken: Taken) -> Result<Output, Failure> {
         let name = path.display();
         if path.is_dir() {
             return Err(Failure::wrong(format!(
                 "{name}: this is a folder, name a file"
             )));
         }
-        if path.exists() && !force {
+        if path.exists() && taken == Taken::Refused {
             return Err(Failure::wrong(format!(
                 "{name}: the file exists already; --force overwrites it"
             )));
@@ -47,12 +48,19 @@ impl Output {
                 folder.display()
             )));
         }
+        let written_to = if path.exists() { path } else { folder };
+        check_permission(written_to).map_err(|error| Failure::io(name, &error))?;
         Ok(Output {
             path: path.to_owned(),
         })
     }
 
-    /// Refuses to write a model over itself.
+    /// Where that is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Refuses to write over what is read.
     pub(super) fn differs_from(&self, input: &Path) -> Result<(), Failure> {
         let same = match (self.path.canonicalize(), input.canonicalize()) {
             (Ok(output), Ok(input)) => output == input,
@@ -61,7 +69,7 @@ impl Output {
         if same {
             let name = self.path.display();
             return Err(Failure::wrong(format!(
-                "{name}: this is the model itself; write to another file"
+                "{name}: this is what is read; write to another file"
             )));
         }
         Ok(())
@@ -134,6 +142,18 @@ impl Output {
             }
         }
     }
+}
+
+/// Whether the system lets this process write to a file or into a folder, as far as it says without
+/// being put to the test.
+fn check_permission(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK)?;
+    #[cfg(not(unix))]
+    if path.is_file() && path.metadata()?.permissions().readonly() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(())
 }
 
 /// Processor cores.

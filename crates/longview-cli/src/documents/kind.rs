@@ -1,16 +1,21 @@
 //! What a file is: text that can be read, or something else.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 
-/// How many bytes of a file are looked at to tell what it is.
-const HEAD: usize = 8192;
+use longview::human_bytes;
+
+use crate::input::LARGEST_TEXT;
+
+/// What some programs put before a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// How many names a notice lists before it counts the rest.
 const NAMES: usize = 100;
 
 /// Why a file is not read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Unreadable {
     /// A kind of document that must be converted first.
     Convert(&'static Kind),
@@ -24,8 +29,10 @@ pub(super) enum Unreadable {
     Empty,
     /// A pipe, a device or a socket.
     Special,
+    /// More bytes than the documents before it have left room for.
+    NoRoom,
     /// The operating system refuses.
-    Io(String),
+    Io(io::Error),
 }
 
 /// A kind of document that must be converted first.
@@ -55,8 +62,8 @@ static HTML: Kind = Kind {
            to read the markup itself, pass it through --file -",
 };
 
-/// The text of a file's bytes.
-pub(super) fn text(path: &Path, bytes: Vec<u8>) -> Result<String, Unreadable> {
+/// Refuses a file that its name or its first bytes show to be no plain text.
+pub(super) fn check(path: &Path, head: &[u8]) -> Result<(), Unreadable> {
     let extension = path
         .extension()
         .and_then(|extension| extension.to_str())
@@ -66,15 +73,14 @@ pub(super) fn text(path: &Path, bytes: Vec<u8>) -> Result<String, Unreadable> {
     if let Some(kind) = [&PDF, &OFFICE, &HTML].iter().find(named) {
         return Err(Unreadable::Convert(kind));
     }
-    if is_html(&bytes) {
+    if is_html(head) {
         return Err(Unreadable::Convert(&HTML));
     }
-    plain_text(bytes)
+    check_unnamed(head)
 }
 
-/// The text of bytes that came without a name; HTML may pass.
-pub(super) fn plain_text(mut bytes: Vec<u8>) -> Result<String, Unreadable> {
-    let head = &bytes[..bytes.len().min(HEAD)];
+/// The same for bytes that came without a name; HTML may pass.
+pub(super) fn check_unnamed(head: &[u8]) -> Result<(), Unreadable> {
     if head.starts_with(b"%PDF-") {
         return Err(Unreadable::Convert(&PDF));
     }
@@ -89,16 +95,26 @@ pub(super) fn plain_text(mut bytes: Vec<u8>) -> Result<String, Unreadable> {
     if zip || head.contains(&0) {
         return Err(Unreadable::Binary);
     }
-    if bytes.starts_with(b"\xef\xbb\xbf") {
-        bytes.drain(..3);
+    match std::str::from_utf8(head) {
+        // The last character may go on beyond them.
+        Err(error) if error.error_len().is_some() => Err(Unreadable::Encoding(error.valid_up_to())),
+        _ => Ok(()),
     }
-    if bytes.is_empty() {
-        return Err(Unreadable::Empty);
-    }
-    String::from_utf8(bytes).map_err(|error| {
+}
+
+/// The text of all of a file's bytes, without a byte order mark.
+pub(super) fn text(bytes: Vec<u8>) -> Result<String, Unreadable> {
+    let mut text = String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
         Unreadable::Encoding(place)
-    })
+    })?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
+    if text.is_empty() {
+        return Err(Unreadable::Empty);
+    }
+    Ok(text)
 }
 
 /// One notice for each reason, with the names.
@@ -132,7 +148,7 @@ pub(super) fn notices(left_out: Vec<(Unreadable, String)>) -> Vec<String> {
 
 fn is_html(bytes: &[u8]) -> bool {
     let head = String::from_utf8_lossy(&bytes[..bytes.len().min(256)]).to_ascii_lowercase();
-    let head = head.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+    let head = head.trim_start_matches(|c: char| c.is_whitespace() || c == BYTE_ORDER_MARK);
     head.starts_with("<!doctype html") || head.starts_with("<html")
 }
 
@@ -156,8 +172,13 @@ impl fmt::Display for Unreadable {
             Unreadable::Special => {
                 f.write_str("a pipe or a device, not a file; to read it, pass it through --file -")
             }
+            Unreadable::NoRoom => write!(
+                f,
+                "with it the documents are longer than {} together; give fewer",
+                human_bytes(LARGEST_TEXT)
+            ),
             Unreadable::Empty => f.write_str("the file is empty"),
-            Unreadable::Io(error) => f.write_str(error),
+            Unreadable::Io(error) => error.fmt(f),
         }
     }
 }

@@ -1,16 +1,21 @@
 //! The documents a question is about: files, folders, globs and standard input.
 
 mod kind;
+mod pattern;
 mod walk;
 
 use std::fs;
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
-use crate::input::{self, STDIN};
+use crate::input::{self, Begun, LARGEST_TEXT};
 use kind::Unreadable;
+use pattern::Pattern;
 use walk::Found;
+
+/// What a document from standard input is called.
+const STDIN_NAME: &str = "standard input";
 
 /// Texts in the order given, and what was left out.
 #[derive(Debug, Default, PartialEq)]
@@ -19,6 +24,8 @@ pub(crate) struct Documents {
     pub(crate) list: Vec<Document>,
     /// What was not read, and why; for the user to see.
     pub(crate) notices: Vec<String>,
+    /// Bytes that further documents may have.
+    room: u64,
 }
 
 /// One document.
@@ -35,11 +42,24 @@ impl Documents {
     /// and globs what is no text is left out, with a notice.
     ///
     /// # Errors
-    /// Paths that do not exist, named files that are no text, folders without text, and nothing to
-    /// read at all.
-    pub(crate) fn read(sources: &[String]) -> Result<Documents, Failure> {
-        let mut documents = Documents::default();
-        if sources.iter().filter(|source| *source == STDIN).count() > 1 {
+    /// Paths that do not exist, named files that are no text, folders without text, more text than
+    /// any model reads, and nothing to read at all.
+    pub(crate) fn read(sources: &[PathBuf]) -> Result<Documents, Failure> {
+        Documents::read_within(sources, LARGEST_TEXT)
+    }
+
+    /// The same with at most `room` bytes of text.
+    fn read_within(sources: &[PathBuf], room: u64) -> Result<Documents, Failure> {
+        let mut documents = Documents {
+            room,
+            ..Documents::default()
+        };
+        if sources
+            .iter()
+            .filter(|source| input::is_stdin(source))
+            .count()
+            > 1
+        {
             return Err(Failure::wrong(
                 "--file -: standard input can be read once only",
             ));
@@ -74,37 +94,35 @@ impl Documents {
         }
     }
 
-    fn read_source(&mut self, source: &str) -> Result<(), Failure> {
-        if source == STDIN {
-            let document = read_stdin()?;
-            self.list.push(document);
+    fn read_source(&mut self, source: &Path) -> Result<(), Failure> {
+        if input::is_stdin(source) {
+            let text = read_stdin(self.room)?;
+            self.push(STDIN_NAME.to_owned(), text);
             return Ok(());
         }
-        let path = Path::new(source);
-        match fs::metadata(path) {
-            Ok(metadata) if metadata.is_dir() => self.read_many(source, Found::below(path)?),
-            Ok(metadata) if !metadata.is_file() => Err(refused(source, &Unreadable::Special)),
+        let name = source.display().to_string();
+        match fs::metadata(source) {
+            Ok(metadata) if metadata.is_dir() => self.read_many(source, Found::below(source)?),
+            Ok(metadata) if !metadata.is_file() => Err(refused(&name, &Unreadable::Special)),
             Ok(_) => {
-                let bytes = input::file(path).map_err(|error| Failure::io(source, &error))?;
-                let text = kind::text(path, bytes).map_err(|why| refused(source, &why))?;
-                self.list.push(Document {
-                    name: source.to_owned(),
-                    text,
-                });
+                let text = self.text_of(source).map_err(|why| refused(&name, &why))?;
+                self.push(name, text);
                 Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound && is_glob(source) => {
-                self.read_many(source, Found::matching(source)?)
-            }
-            Err(error) => Err(Failure::io(source, &error)),
+            // What is no file may be a pattern, also below something that is no folder.
+            Err(error) if is_nowhere(&error) => match Pattern::parse(source)? {
+                Some(pattern) => self.read_many(source, Found::matching(&pattern)?),
+                None => Err(Failure::io(&name, &error)),
+            },
+            Err(error) => Err(Failure::io(&name, &error)),
         }
     }
 
-    fn read_many(&mut self, source: &str, found: Found) -> Result<(), Failure> {
+    fn read_many(&mut self, source: &Path, found: Found) -> Result<(), Failure> {
         let before = self.list.len();
         let unreadable = found.unreadable.into_iter();
         let mut left_out: Vec<(Unreadable, String)> = unreadable
-            .map(|(place, error)| (Unreadable::Io(error), place))
+            .map(|(place, error)| (Unreadable::Io(io::Error::other(error)), place))
             .collect();
         for path in found.files {
             crate::interrupt::check()?;
@@ -112,13 +130,11 @@ impl Documents {
             // A pipe would be waited for, and a device read without end.
             let read = match fs::metadata(&path) {
                 Ok(metadata) if !metadata.is_file() => Err(Unreadable::Special),
-                _ => match input::file(&path) {
-                    Ok(bytes) => kind::text(&path, bytes),
-                    Err(error) => Err(Unreadable::Io(error.to_string())),
-                },
+                _ => self.text_of(&path),
             };
             match read {
-                Ok(text) => self.list.push(Document { name, text }),
+                Ok(text) => self.push(name, text),
+                Err(why @ Unreadable::NoRoom) => return Err(refused(&name, &why)),
                 Err(why) => left_out.push((why, name)),
             }
         }
@@ -130,11 +146,29 @@ impl Documents {
                 notices.join("; ")
             };
             return Err(Failure::wrong(format!(
-                "{source}: no text found here ({found})"
+                "{}: no text found here ({found})",
+                source.display()
             )));
         }
         self.notices.extend(notices);
         Ok(())
+    }
+
+    /// The text of a file. What its beginning shows to be no text is not read to its end.
+    fn text_of(&self, path: &Path) -> Result<String, Unreadable> {
+        let begun = Begun::open(path).map_err(Unreadable::Io)?;
+        kind::check(path, begun.head())?;
+        let most = match begun.bytes() {
+            // By itself, whatever was read before.
+            bytes if bytes > LARGEST_TEXT => LARGEST_TEXT,
+            _ => self.room,
+        };
+        kind::text(begun.read(most).map_err(|error| not_read(error, most))?)
+    }
+
+    fn push(&mut self, name: String, text: String) {
+        self.room = self.room.saturating_sub(text.len() as u64);
+        self.list.push(Document { name, text });
     }
 }
 
@@ -143,23 +177,39 @@ pub(crate) fn name_line(name: &str) -> String {
     format!("File: {name}\n")
 }
 
-fn read_stdin() -> Result<Document, Failure> {
+fn read_stdin(room: u64) -> Result<String, Failure> {
     if io::stdin().is_terminal() {
         crate::output::note("reading the document from the terminal; end it with Ctrl-D");
     }
-    let text = kind::plain_text(input::stdin()?).map_err(|why| refused("standard input", &why))?;
-    Ok(Document {
-        name: "standard input".to_owned(),
-        text,
-    })
+    let read = || {
+        let bytes = input::stdin(room).map_err(|error| not_read(error, room))?;
+        kind::check_unnamed(&bytes[..bytes.len().min(input::HEAD)])?;
+        kind::text(bytes)
+    };
+    read().map_err(|why| refused(STDIN_NAME, &why))
+}
+
+/// Why reading of at most `most` bytes failed.
+fn not_read(error: io::Error, most: u64) -> Unreadable {
+    match error.kind() {
+        io::ErrorKind::FileTooLarge if most < LARGEST_TEXT => Unreadable::NoRoom,
+        _ => Unreadable::Io(error),
+    }
 }
 
 fn refused(name: &str, why: &Unreadable) -> Failure {
-    Failure::wrong(format!("{name}: {why}"))
+    match why {
+        Unreadable::Io(error) => Failure::io(name, error),
+        why => Failure::wrong(format!("{name}: {why}")),
+    }
 }
 
-fn is_glob(source: &str) -> bool {
-    source.contains(['*', '?', '['])
+/// Whether there is nothing of that name.
+fn is_nowhere(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
 #[cfg(test)]
@@ -179,15 +229,23 @@ mod tests {
             Folder(folder)
         }
 
-        fn path(&self, name: &str) -> String {
-            self.0.path().join(name).display().to_string()
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
         }
 
         /// Names relative to the folder, and the notices.
         fn read(&self, sources: &[&str]) -> Result<(Vec<String>, Vec<String>), String> {
-            let sources: Vec<String> = sources.iter().map(|source| self.path(source)).collect();
-            let documents =
-                Documents::read(&sources).map_err(|failure| failure.message().unwrap())?;
+            self.read_within(sources, LARGEST_TEXT)
+        }
+
+        fn read_within(
+            &self,
+            sources: &[&str],
+            room: u64,
+        ) -> Result<(Vec<String>, Vec<String>), String> {
+            let sources: Vec<PathBuf> = sources.iter().map(|source| self.path(source)).collect();
+            let documents = Documents::read_within(&sources, room)
+                .map_err(|failure| failure.message().unwrap())?;
             let base = format!("{}/", self.0.path().display());
             let names = documents
                 .list
@@ -205,11 +263,12 @@ mod tests {
     fn files_keep_the_order_given_and_get_name_lines_when_several() {
         let folder = Folder::new(&[("b.txt", b"two"), ("a.txt", b"one\n")]);
         let read = |names: &[&str]| {
-            let sources: Vec<String> = names.iter().map(|name| folder.path(name)).collect();
+            let sources: Vec<PathBuf> = names.iter().map(|name| folder.path(name)).collect();
             Documents::read(&sources).unwrap().text()
         };
         assert_eq!(read(&["a.txt"]), "one\n");
         let (a, b) = (folder.path("a.txt"), folder.path("b.txt"));
+        let (a, b) = (a.display(), b.display());
         assert_eq!(
             read(&["b.txt", "a.txt"]),
             format!("File: {b}\ntwo\nFile: {a}\none\n")
@@ -273,6 +332,98 @@ mod tests {
         // A name that exists is a name, whatever characters it holds.
         let folder = Folder::new(&[("a[1].txt", b"a")]);
         assert_eq!(folder.read(&["a[1].txt"]).unwrap().0, ["a[1].txt"]);
+        // Nor is there anything below a file.
+        let below = folder.read(&["a[[]1].txt/*"]).unwrap_err();
+        assert!(below.contains("no file matches"), "{below}");
+    }
+
+    #[test]
+    fn globs_read_every_file_once_and_hidden_ones_only_by_name() {
+        let folder = Folder::new(&[
+            (".env", b"TOKEN=1"),
+            (".git/config", b"[core]"),
+            ("a.txt", b"a"),
+            ("sub/.hidden.txt", b"h"),
+            ("sub/b.txt", b"b"),
+            ("sub/deep/c.txt", b"c"),
+        ]);
+        let all = ["a.txt", "sub/b.txt", "sub/deep/c.txt"];
+        for pattern in ["**/*", "**", "*", "**/*.txt", "**/**/?*"] {
+            assert_eq!(folder.read(&[pattern]).unwrap().0, all, "{pattern}");
+        }
+        assert_eq!(folder.read(&["sub/**/c.*"]).unwrap().0, all[2..]);
+        assert_eq!(folder.read(&["*/../s?b/deep/*"]).unwrap().0.len(), 1);
+        assert_eq!(folder.read(&[".e*"]).unwrap().0, [".env"]);
+        assert_eq!(folder.read(&[".g*/[a-d]*"]).unwrap().0, [".git/config"]);
+        assert_eq!(
+            folder.read(&["*/.hidden.*"]).unwrap().0,
+            ["sub/.hidden.txt"]
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_utf_8_are_read_like_others() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = Folder::new(&[("a.txt", b"a")]);
+        let name = std::ffi::OsStr::from_bytes(b"caf\xe9.txt");
+        fs::write(folder.0.path().join(name), "b").unwrap();
+        for sources in [vec![folder.path("*.txt")], vec![folder.path("")]] {
+            let documents = Documents::read(&sources).unwrap();
+            let texts = documents.list.iter().map(|one| one.text.as_str());
+            assert_eq!(texts.collect::<Vec<_>>(), ["a", "b"], "{sources:?}");
+        }
+        let named = Documents::read(&[folder.0.path().join(name)]).unwrap();
+        assert!(named.list[0].name.ends_with("caf\u{fffd}.txt"));
+        let wild = std::ffi::OsStr::from_bytes(b"caf\xe9*");
+        let refused = Documents::read(&[folder.0.path().join(wild)]).unwrap_err();
+        assert!(refused.message().unwrap().contains("not UTF-8"));
+    }
+
+    #[test]
+    fn documents_are_bounded_together() {
+        let folder = Folder::new(&[
+            ("a.txt", b"1234567"),
+            ("b.txt", b"1234567"),
+            ("c.bin", b"\0"),
+        ]);
+        assert_eq!(folder.read_within(&["."], 14).unwrap().0.len(), 2);
+        for sources in [&["."][..], &["*.txt"], &["a.txt", "b.txt"]] {
+            let message = folder.read_within(sources, 13).unwrap_err();
+            assert!(
+                message.contains("b.txt: with it the documents are longer than 1.0 GiB together"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_told_by_its_beginning() {
+        let folder = Folder::new(&[
+            ("a.txt", b"a"),
+            ("b.dump", b""),
+            ("long.txt", &[b'x'; 9000]),
+        ]);
+        // Longer than any text, and none of it on disk.
+        let dump = fs::File::create(folder.path("b.dump")).unwrap();
+        dump.set_len(3 << 30).unwrap();
+        let begun = std::time::Instant::now();
+        let (names, notices) = folder.read(&["."]).unwrap();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert!(
+            notices[0].contains("binary") && notices[0].contains("b.dump"),
+            "{notices:?}"
+        );
+        assert!(begun.elapsed().as_secs() < 5, "it was read");
+        // Characters may go on beyond what is looked at.
+        let umlauts = format!("x{}", "ä".repeat(5000));
+        let folder = Folder::new(&[
+            ("a.txt", umlauts.as_bytes()),
+            ("b.txt", b"\xef\xbb\xbfx\xff"),
+        ]);
+        let (names, notices) = folder.read(&["."]).unwrap();
+        assert_eq!(names.len(), 1);
+        assert!(notices[0].contains("b.txt (byte 4)"), "{notices:?}");
     }
 
     #[test]

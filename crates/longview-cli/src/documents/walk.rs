@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ignore::WalkBuilder;
 
+use super::pattern::Pattern;
 use crate::failure::Failure;
 
 /// Files to read, and places that could not be looked into, each with what the system said.
@@ -22,24 +23,29 @@ impl Found {
         Ok(found)
     }
 
-    /// The files that match a pattern, in the order of their paths; folders among the matches stand
-    /// for the files below them.
-    pub(super) fn matching(pattern: &str) -> Result<Found, Failure> {
-        let matches = glob::glob(pattern)
-            .map_err(|error| Failure::wrong(format!("{pattern}: not a pattern: {error}")))?;
+    /// The files that match a pattern, each once, in the order of their paths; folders among the
+    /// matches stand for the files below them.
+    pub(super) fn matching(pattern: &Pattern) -> Result<Found, Failure> {
         let mut found = Found::default();
-        for path in matches {
-            match path {
-                Ok(path) if path.is_dir() => found.add_folder(&path)?,
-                Ok(path) => found.files.push(path),
-                Err(error) => {
-                    let place = error.path().display().to_string();
-                    found.unreadable.push((place, error.error().to_string()));
-                }
+        let matches = pattern.matches()?;
+        for path in matches.paths {
+            if path.is_dir() {
+                found.add_folder(&path)?;
+            } else {
+                found.files.push(path);
             }
         }
+        for (place, error) in matches.unreadable {
+            let place = place.display().to_string();
+            found.unreadable.push((place, error.to_string()));
+        }
+        found.files.sort();
+        found.files.dedup();
         if found.files.is_empty() && found.unreadable.is_empty() {
-            return Err(Failure::wrong(format!("{pattern}: no file matches")));
+            return Err(Failure::wrong(format!(
+                "{}: no file matches",
+                pattern.shown()
+            )));
         }
         Ok(found)
     }

@@ -8,6 +8,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use longview::weights::PartName;
 use serde::Serialize;
 
 /// A model that can be named in `--model`.
@@ -129,37 +130,20 @@ fn ggufs(files: &[PathBuf]) -> Vec<(PathBuf, u64)> {
     let mut models: Vec<(PathBuf, u64)> = Vec::new();
     for path in files {
         let name = file_name(path);
-        let Some(stem) = name.strip_suffix(".gguf") else {
-            continue;
-        };
-        if name.starts_with("mmproj") {
+        if !name.ends_with(".gguf") || name.starts_with("mmproj") {
             continue;
         }
-        match split_part(stem) {
-            Some((_, 1)) | None => models.push((path.clone(), size(path))),
-            Some((base, _)) => {
-                let first = models.iter_mut().find(|(first, _)| {
-                    first.parent() == path.parent()
-                        && file_name(first)
-                            .strip_suffix(".gguf")
-                            .and_then(split_part)
-                            .is_some_and(|(other, part)| other == base && part == 1)
-                });
-                if let Some((_, bytes)) = first {
+        match PartName::parse(name) {
+            Some(part) if !part.is_first() => {
+                let first = path.with_file_name(PartName { number: 1, ..part }.to_string());
+                if let Some((_, bytes)) = models.iter_mut().find(|(path, _)| *path == first) {
                     *bytes += size(path);
                 }
             }
+            _ => models.push((path.clone(), size(path))),
         }
     }
     models
-}
-
-/// `model-00001-of-00003` as `model` and 1.
-fn split_part(stem: &str) -> Option<(&str, u32)> {
-    let (rest, total) = stem.rsplit_once("-of-")?;
-    let (base, part) = rest.rsplit_once('-')?;
-    total.parse::<u32>().ok()?;
-    Some((base, part.parse().ok()?))
 }
 
 /// Bytes of the safetensors among `files`; 0 when there are none.

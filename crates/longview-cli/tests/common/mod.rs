@@ -85,6 +85,30 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     command
 }
 
+/// The program as a user who may only read, where this test may do everything.
+#[cfg(target_os = "linux")]
+pub(crate) fn as_reader(mut command: Command) -> Option<Ran> {
+    use std::os::unix::process::CommandExt;
+    if nix::unistd::Uid::effective().is_root() {
+        command.uid(65_534).gid(65_534);
+    }
+    match command.output() {
+        Ok(output) => Some(ran(output)),
+        // The folder of the program itself may not be entered.
+        Err(error) => {
+            println!("skipped: the program cannot be run as another user: {error}");
+            None
+        }
+    }
+}
+
+/// Says who may do what with a file or a folder.
+#[cfg(target_os = "linux")]
+pub(crate) fn set_mode(path: &std::path::Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
 /// Runs the program to its end.
 pub(crate) fn longview(arguments: &[&str]) -> Ran {
     ran(command(arguments).output().unwrap())

@@ -11,7 +11,7 @@ use longview::limits::{self, Limits};
 use longview::methods::Stage;
 use longview::models::Profile;
 use longview::sampling::Rng;
-use longview::{Context, Control, EndOfText, Event, GenerateOptions};
+use longview::{Context, Control, EndOfText, Event, GenerateOptions, Tokenizer};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -60,11 +60,6 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
     if args.rounds == 0 {
         return Err(Failure::wrong(
             "--rounds 0 measures nothing; give at least 1",
-        ));
-    }
-    if args.streams.contains(&0) {
-        return Err(Failure::wrong(
-            "--streams 0 generates nothing; to measure only prompts give --generate 0",
         ));
     }
     let mut session = Session::open(&args.engine, &args.methods)?;
@@ -159,7 +154,7 @@ impl Bench<'_> {
         if depth > 0 && args.synthetic_kv {
             synthetic::fill(engine, &mut base, depth)?;
         } else if depth > 0 {
-            self.session.read(&mut base, &tokens(self.session, depth))?;
+            self.session.read(&mut base, &self.tokens(depth))?;
         }
         let spinner = Progress::spinner(format!("measuring at depth {depth}"));
         let buffer = (roofline::weights_read(engine) + base.kv_bytes()).min(LARGEST_BUFFER);
@@ -171,7 +166,7 @@ impl Bench<'_> {
         let before = measure_limits();
         let mut measured = Vec::new();
         for &count in args.prompt.iter().filter(|&&count| count > 0) {
-            let prompt = tokens(self.session, count);
+            let prompt = self.tokens(count);
             let run = || prefill(self.session, &base, &prompt);
             let (time, profile) = (self.best(&run)?, self.profile(args, &run)?);
             let work = Work::prefill(engine, depth, count, methods.prefill.as_deref());
@@ -196,6 +191,10 @@ impl Bench<'_> {
         }
         spinner.finish();
         Ok(())
+    }
+
+    fn tokens(&self, count: usize) -> Vec<u32> {
+        tokens(self.session.engine.tokenizer(), count)
     }
 
     /// The least of what the rounds gave, times first.
@@ -302,7 +301,7 @@ fn decode(session: &Session, base: &Context, count: usize) -> Result<Decoded, Fa
     // The first token comes with the prompt's pass and is not part of the time.
     let mut options = GenerateOptions::greedy(count + 1);
     options.end_of_text = EndOfText::Ignored;
-    let start = tokens(session, 1);
+    let start = tokens(session.engine.tokenizer(), 1);
     let generated =
         session.engine.generate(
             &mut context,
@@ -326,19 +325,19 @@ fn decode(session: &Session, base: &Context, count: usize) -> Result<Decoded, Fa
 }
 
 /// Ordinary tokens, the same ones every time.
-fn tokens(session: &Session, count: usize) -> Vec<u32> {
-    let tokenizer = session.engine.tokenizer();
-    let size = tokenizer.vocab_size() as u64;
-    let mut rng = Rng::new(1);
-    let mut ids = Vec::with_capacity(count);
-    while ids.len() < count {
-        let id = (rng.next_u64() % size) as u32;
+fn tokens(tokenizer: &Tokenizer, count: usize) -> Vec<u32> {
+    let all = 0..tokenizer.vocab_size() as u32;
+    let mut choice: Vec<u32> = all
+        .clone()
+        .filter(|&id| !tokenizer.is_special(id))
+        .collect();
+    if choice.is_empty() {
         // A vocabulary of special tokens alone has no others to offer.
-        if !tokenizer.is_special(id) || size < 16 {
-            ids.push(id);
-        }
+        choice = all.collect();
     }
-    ids
+    let mut rng = Rng::new(1);
+    let any = |_| choice[(rng.next_u64() % choice.len() as u64) as usize];
+    (0..count).map(any).collect()
 }
 
 fn text(session: &Session, limits: Option<&Limits>, runs: &[Run]) -> String {
@@ -395,4 +394,34 @@ fn text(session: &Session, limits: Option<&Limits>, runs: &[Run]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_ordinary_ones_where_there_are_any() {
+        let vocabulary = |special: usize| {
+            let words: Vec<String> = (0..20).map(|id| format!("w{id}")).collect();
+            let ids = words
+                .iter()
+                .zip(0..)
+                .map(|(word, id)| (word.clone(), json!(id)));
+            let vocab: serde_json::Map<String, Value> = ids.collect();
+            let added: Vec<Value> = (0..special)
+                .map(|id| json!({ "id": id, "content": words[id], "special": true }))
+                .collect();
+            let model = json!({ "type": "BPE", "vocab": vocab, "merges": [] });
+            let file = json!({
+                "added_tokens": added, "model": model, "decoder": { "type": "ByteLevel" },
+            });
+            Tokenizer::from_huggingface(file.to_string().as_bytes(), None, None).unwrap()
+        };
+        let ids = tokens(&vocabulary(18), 100);
+        assert_eq!(ids.len(), 100);
+        assert!(ids.iter().all(|&id| id >= 18) && ids.contains(&18) && ids.contains(&19));
+        let ids = tokens(&vocabulary(20), 100);
+        assert!(ids.len() == 100 && ids.iter().all(|&id| id < 20));
+    }
 }

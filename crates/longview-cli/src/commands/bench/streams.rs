@@ -29,7 +29,7 @@ pub(super) fn decode(
     let mut scheduler = Scheduler::new(Arc::clone(engine), options);
     let tenant = Arc::new(engine.tenant(""));
     let errors = Errors::default();
-    for first in super::tokens(session, streams) {
+    for first in super::tokens(engine.tokenizer(), streams) {
         let mut prompt = base.tokens().to_vec();
         prompt.push(first);
         // The first token comes with the prompt's pass and is not part of the time.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use longview::records::title_of;
 use longview::text::{GenerationPrompt, Message, TemplateVars};
 use longview::{Context, EngineError, FinishReason, Prune, Reuse, Specials};
 use serde::{Deserialize, Serialize};
@@ -167,7 +168,7 @@ impl Conversation {
         let said = self.messages.iter().find(|message| message.role == "user");
         let title = said.and_then(|message| message.content.as_ref()?.as_str());
         let entry = Entry {
-            title: super::title(title.unwrap_or_default()),
+            title: title_of(title.unwrap_or_default()),
             label: args.label.clone(),
             pieces: serde_json::to_vec(&script).expect("messages are text"),
             ..Entry::default()

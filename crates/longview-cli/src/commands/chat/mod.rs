@@ -5,6 +5,7 @@ mod finished;
 
 use std::io::{self, IsTerminal};
 
+use longview::records::title_of;
 use longview::{Prune, Tail};
 use serde_json::{Map, Value, json};
 
@@ -57,7 +58,7 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
             }
             "/undo" => {
                 note(match conversation.undo() {
-                    Some(said) => format!("taken back: {}", title(&said)),
+                    Some(said) => format!("taken back: {}", title_of(&said)),
                     None => "there is nothing to take back".to_owned(),
                 });
                 conversation.save(args, &mut session);
@@ -119,11 +120,6 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
     } else {
         Ok(())
     }
-}
-
-/// The beginning of what was said, to tell it from other messages.
-fn title(said: &str) -> String {
-    said.chars().take(60).collect()
 }
 
 fn next_line(person: bool) -> Result<Option<String>, Failure> {

@@ -52,14 +52,8 @@ pub(crate) fn run(args: &ContextsArgs, format: Format) -> Result<(), Failure> {
         ContextsAction::Export {
             context,
             file,
-            force,
-        } => {
-            let taken = match force {
-                true => transfer::Taken::Replaced,
-                false => transfer::Taken::Refused,
-            };
-            transfer::export(&kept, context, file, taken, format)
-        }
+            overwrite,
+        } => transfer::export(&kept, context, file, overwrite.taken(), format),
         ContextsAction::Import { file } => transfer::import(&kept, file, format),
         ContextsAction::Rm { contexts } => upkeep::rm(&kept, contexts, format),
         ContextsAction::Pin { context } => kept.change(context, format, |summary| {

@@ -1,8 +1,9 @@
 //! `longview contexts save`, `append`, `cut` and `truncate`: contexts by name that were made from a text.
 
+use std::path::Path;
 use std::time::Instant;
 
-use longview::records::{Listed, Record};
+use longview::records::{Listed, Record, title_of};
 use longview::{EngineOptions, Lookup, Specials};
 use serde_json::{Value, json};
 
@@ -19,9 +20,6 @@ use crate::prompt::{DocumentPrompt, template_vars};
 use crate::saved::{Entry, Kind, failure};
 use crate::session::{Session, refused};
 use crate::taken_over::TakenOver;
-
-/// Characters of a text that tell it from others in a list.
-const TITLE_CHARACTERS: usize = 60;
 
 /// Reads documents or a text and keeps them under a name, or names the last conversation.
 pub(super) fn save(args: &SaveArgs, store: &StoreArgs, format: Format) -> Result<(), Failure> {
@@ -61,33 +59,17 @@ pub(super) fn save(args: &SaveArgs, store: &StoreArgs, format: Format) -> Result
                 .tokenizer()
                 .encode(text, specials(args.text.special_tokens))?;
             let entry = Entry {
-                title: text.chars().take(TITLE_CHARACTERS).collect(),
+                title: title_of(text),
                 ..Entry::default()
             };
             (side.with_prefix(ids), entry)
-        }
-    };
-    // Before the work, not after it.
-    let records = work.records()?;
-    let before = match records.labelled(&args.label)? {
-        None => None,
-        Some(id) => {
-            let record = records.find(&id)?;
-            if record.tokens != tokens {
-                return Err(Failure::wrong(format!(
-                    "there is a context labelled {:?} already ({}), with another text: give another \
-                     name, or remove it first",
-                    args.label, record.summary.title
-                )));
-            }
-            Some(record.summary.id)
         }
     };
     let entry = Entry {
         label: Some(args.label.clone()),
         ..entry
     };
-    work.read(&tokens, before.as_deref(), entry, format)
+    work.read(&tokens, entry, format)
 }
 
 /// Reads more text after a saved one.
@@ -105,8 +87,7 @@ pub(super) fn append(args: &AppendArgs, store: &StoreArgs, format: Format) -> Re
         ..Entry::default()
     };
     work.loaded = Some(record);
-    let id = work.loaded.as_ref().map(|record| record.summary.id.clone());
-    work.read(&tokens, id.as_deref(), entry, format)
+    work.read(&tokens, entry, format)
 }
 
 /// Takes a span out of a saved text. What follows is read again, for it was read after the span.
@@ -138,9 +119,8 @@ pub(super) fn cut(args: &CutArgs, store: &StoreArgs, format: Format) -> Result<(
         title: record.summary.title.clone(),
         ..Entry::default()
     };
-    let id = record.summary.id.clone();
     work.loaded = Some(record);
-    work.read(&tokens, Some(&id), entry, format)
+    work.read(&tokens, entry, format)
 }
 
 /// Forgets the end of a saved text. Loads no weights.
@@ -246,25 +226,29 @@ impl Work {
         saved.ok_or_else(|| nothing_kept(self.session.notices.first().cloned()))
     }
 
-    /// Reads what is not known of `tokens`, and saves them as `id` or as a new record.
-    fn read(
-        mut self,
-        tokens: &[u32],
-        id: Option<&str>,
-        entry: Entry,
-        format: Format,
-    ) -> Result<(), Failure> {
+    /// Reads what is not known of `tokens`, and saves them in place of the context that is gone on
+    /// with, of the one that has the label and is the same, or as a new one.
+    fn read(mut self, tokens: &[u32], entry: Entry, format: Format) -> Result<(), Failure> {
+        // Before the work, not after it.
+        self.records()?;
         let session = &mut self.session;
         let start = Instant::now();
         let mut context = session.engine.new_context(tokens.len())?;
-        if let Some(record) = &self.loaded {
-            session.check_saved(record, &context)?;
-        }
+        let before = match self.loaded.take() {
+            Some(record) => {
+                session.check_saved(&record, &context)?;
+                Some(record)
+            }
+            None => session.claim(&context, entry.label.as_deref(), |record| {
+                record.tokens == tokens
+            })?,
+        };
         let found = TakenOver::take_over(&mut context, tokens)?;
         session.tell_of_disk(tokens.len());
         session.read(&mut context, tokens)?;
         let seconds = start.elapsed().as_secs_f64();
         session.hear_store();
+        let id = before.as_ref().map(|record| record.summary.id.as_str());
         let saved = session
             .saved
             .as_ref()
@@ -309,7 +293,7 @@ impl Work {
 }
 
 /// The text that was given, if any; it must not be empty.
-fn given(prompt: Option<&str>, file: Option<&str>) -> Result<Option<String>, Failure> {
+fn given(prompt: Option<&str>, file: Option<&Path>) -> Result<Option<String>, Failure> {
     let text = match (prompt, file) {
         (Some(text), _) => text.to_owned(),
         (None, Some(file)) => read_text(file)?,

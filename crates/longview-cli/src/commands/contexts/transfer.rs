@@ -11,17 +11,11 @@ use longview::{Ledger, human_bytes};
 use serde_json::json;
 
 use super::{Kept, line, object};
-use crate::args::Format;
+use crate::args::{Format, Taken};
+use crate::commands::written::Output;
 use crate::failure::Failure;
 use crate::output::{self, note};
 use crate::saved::failure;
-
-/// What becomes of a file that has the name already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    Refused,
-    Replaced,
-}
 
 /// Writes a context into a file, which appears when it is whole.
 pub(super) fn export(
@@ -32,12 +26,7 @@ pub(super) fn export(
     format: Format,
 ) -> Result<(), Failure> {
     let record = kept.find(name)?;
-    if file.exists() && taken == Taken::Refused {
-        return Err(Failure::wrong(format!(
-            "{}: the file exists already; --force overwrites it",
-            file.display()
-        )));
-    }
+    Output::new(file, taken)?;
     let presence = kept.presence(&record);
     if presence.blocks_there < presence.blocks {
         return Err(Failure::failed(format!(

@@ -14,8 +14,9 @@ use serde_json::{Map, json};
 use super::failed;
 use super::tasks::{RESULTS, show};
 use super::wording;
-use crate::args::{Format, LeaderboardArgs, MethodArgs};
+use crate::args::{Format, LeaderboardArgs, MethodArgs, Taken};
 use crate::commands::read_text;
+use crate::commands::written::Output;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::output::{self, note};
@@ -42,6 +43,11 @@ pub(super) fn run(args: &LeaderboardArgs, format: Format) -> Result<(), Failure>
             budgets: vec![10],
             also: args.also.clone(),
         });
+    }
+    let page_path = args.page();
+    if args.page.is_some() {
+        // Hours later would be late to find out; the usual one is in a folder that is made.
+        Output::new(&page_path, Taken::Replaced)?;
     }
     let session = Session::open(&args.engine, &MethodArgs::default())?;
     let mut leaderboard = Leaderboard::new(&session.engine, &material, &boards, args.seed);
@@ -91,17 +97,17 @@ pub(super) fn run(args: &LeaderboardArgs, format: Format) -> Result<(), Failure>
         material.wording.name,
     );
     let page = leaderboard_page(&standings, &[about], &remarks);
-    fs::write(&args.page, &page).map_err(|error| Failure::io(args.page.display(), &error))?;
+    fs::write(&page_path, &page).map_err(|error| Failure::io(page_path.display(), &error))?;
     let rows: Vec<Row> = standings.iter().flat_map(|one| one.rows.clone()).collect();
     for (name, svg) in report::charts(&rows) {
         let path = args.output.join(name);
         fs::write(&path, svg).map_err(|error| Failure::io(path.display(), &error))?;
     }
     match format {
-        Format::Text => output::print(&format!("{}\n", args.page.display())),
+        Format::Text => output::print(&format!("{}\n", page_path.display())),
         Format::Json => {
             let mut object = Map::new();
-            object.insert("page".to_owned(), args.page.display().to_string().into());
+            object.insert("page".to_owned(), page_path.display().to_string().into());
             object.insert("rows".to_owned(), json!(rows));
             object.extend(session.summary());
             output::print_json(&object)
@@ -112,11 +118,12 @@ pub(super) fn run(args: &LeaderboardArgs, format: Format) -> Result<(), Failure>
 /// What people say on the page: a file of theirs, or what stands on the page that is written anew.
 fn remarks(args: &LeaderboardArgs) -> Result<String, Failure> {
     if let Some(path) = &args.remarks {
-        return read_text(&path.display().to_string());
+        return read_text(path);
     }
-    match fs::read_to_string(&args.page) {
+    let page = args.page();
+    match fs::read_to_string(&page) {
         Ok(page) => Ok(remarks_of(&page).unwrap_or_default().to_owned()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(Failure::io(args.page.display(), &error)),
+        Err(error) => Err(Failure::io(page.display(), &error)),
     }
 }

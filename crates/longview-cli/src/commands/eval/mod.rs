@@ -4,6 +4,8 @@ mod leaderboard;
 mod tasks;
 mod text;
 
+use std::path::Path;
+
 use longview_eval::{EvalError, Wording};
 
 use super::read_text;
@@ -15,7 +17,7 @@ pub(crate) fn run(args: &EvalArgs, format: Format) -> Result<(), Failure> {
     match &args.task {
         Some(EvalTask::Perplexity(args)) => text::perplexity_of(args, format),
         Some(EvalTask::Kld { text, reference }) => {
-            text::divergence_of(text, reference.as_ref(), format)
+            text::divergence_of(text, reference.as_deref(), format)
         }
         Some(EvalTask::Leaderboard(args)) => leaderboard::run(args, format),
         None => tasks::run(&args.tasks, format),
@@ -23,12 +25,20 @@ pub(crate) fn run(args: &EvalArgs, format: Format) -> Result<(), Failure> {
 }
 
 /// The wording called `name`, or the one that suits the model.
-pub(super) fn wording(name: Option<&str>, engine: &EngineArgs) -> Result<Wording, Failure> {
-    match name {
-        None if engine.model.model.is_none() => Ok(Wording::needle()),
-        None | Some("general") => Ok(Wording::general()),
+pub(super) fn wording(name: Option<&Path>, engine: &EngineArgs) -> Result<Wording, Failure> {
+    let Some(name) = name else {
+        return Ok(match engine.model.model {
+            None => Wording::needle(),
+            Some(_) => Wording::general(),
+        });
+    };
+    match name.to_str() {
+        Some("general") => Ok(Wording::general()),
         Some("needle") => Ok(Wording::needle()),
-        Some(file) => Wording::from_json(file, &read_text(file)?).map_err(failed),
+        _ => {
+            let shown = name.display().to_string();
+            Wording::from_json(&shown, &read_text(name)?).map_err(failed)
+        }
     }
 }
 

@@ -135,13 +135,13 @@ fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
 fn material(args: &EvalTasksArgs) -> Result<Material, Failure> {
     let mut material = Material::shipped(wording(args.wording.as_deref(), &args.engine)?);
     if let Some(path) = &args.haystack {
-        let text = read_text(&path.display().to_string())?;
+        let text = read_text(path)?;
         material.haystack = Haystack::new(&text).ok_or_else(|| {
             Failure::wrong(format!("{}: no words to hide things in", path.display()))
         })?;
     }
     if let Some(path) = &args.text {
-        material.text = read_text(&path.display().to_string())?;
+        material.text = read_text(path)?;
     }
     Ok(material)
 }

@@ -1,5 +1,7 @@
 //! `longview eval perplexity` and `kld`: how good a model or a method is on a text.
 
+use std::path::Path;
+
 use longview::{Control, Engine, EngineOptions, Numerics, Specials};
 use longview_eval::{EvalError, divergence, perplexity};
 use serde_json::{Map, Value, json};
@@ -40,7 +42,7 @@ pub(super) fn perplexity_of(args: &EvalTextArgs, format: Format) -> Result<(), F
 /// How far the predictions are from a reference's.
 pub(super) fn divergence_of(
     args: &EvalTextArgs,
-    reference: Option<&String>,
+    reference: Option<&Path>,
     format: Format,
 ) -> Result<(), Failure> {
     let (session, tokens) = open(args)?;
@@ -81,7 +83,7 @@ pub(super) fn divergence_of(
 }
 
 fn open(args: &EvalTextArgs) -> Result<(Session, Vec<u32>), Failure> {
-    let text = read_text(&args.file.display().to_string())?;
+    let text = read_text(&args.file)?;
     let session = Session::open(&args.engine, &args.methods)?;
     session.refuse_acting("eval of a text")?;
     session.engine.check_text(text.len())?;
@@ -96,12 +98,13 @@ fn open(args: &EvalTextArgs) -> Result<(Session, Vec<u32>), Failure> {
 /// use as much memory as the one that is measured.
 fn open_reference(
     args: &EvalTextArgs,
-    reference: Option<&String>,
+    reference: Option<&Path>,
 ) -> Result<(Engine, String), Failure> {
     let (model, numerics, name) = match reference {
         Some(name) => {
-            let model = ModelArgs::named(name, &format!("--reference {name}"))?;
-            (model, args.engine.numerics.into(), name.clone())
+            let shown = name.display().to_string();
+            let model = ModelArgs::named(name, &format!("--reference {shown}"))?;
+            (model, args.engine.numerics.into(), shown)
         }
         None => {
             let source = args.engine.model.source()?;
