@@ -250,20 +250,20 @@ fn write_segment(layout: &Layout, count: usize, rows: &[RowSegment; LANES], segm
     let (top, rest) = segment.split_at_mut(count * layout.top_bytes());
     let (low, rest) = rest.split_at_mut(count * layout.low_bytes());
     let (scales, factors) = rest.split_at_mut(count * layout.scale_bytes());
-    for (lane, row) in rows.iter().enumerate() {
-        for (b, words) in row.words[..count].iter().enumerate() {
-            let top = &mut top[b * layout.top_bytes()..][..layout.top_bytes()];
-            write_plane(
-                top,
-                layout.top_bits,
-                lane,
-                &words.map(|word| shifted(word, layout)),
-            );
-            let low = &mut low[b * layout.low_bytes()..][..layout.low_bytes()];
-            write_plane(low, layout.low_bits, lane, words);
-            let scales = &mut scales[b * layout.scale_bytes()..][..layout.scale_bytes()];
+    for b in 0..count {
+        // All rows side by side, so that the bits of sixteen are moved at once.
+        let words: Words =
+            std::array::from_fn(|g| std::array::from_fn(|lane| rows[lane].words[b][g]));
+        let top = &mut top[b * layout.top_bytes()..][..layout.top_bytes()];
+        write_plane(top, layout.top_bits, &shifted(&words, layout));
+        let low = &mut low[b * layout.low_bytes()..][..layout.low_bytes()];
+        write_plane(low, layout.low_bits, &words);
+        let scales = &mut scales[b * layout.scale_bytes()..][..layout.scale_bytes()];
+        for (lane, row) in rows.iter().enumerate() {
             write_scales(layout, scales, lane, row.scales[b]);
         }
+    }
+    for (lane, row) in rows.iter().enumerate() {
         for (at, factor) in row
             .factors
             .iter()
@@ -275,54 +275,59 @@ fn write_segment(layout: &Layout, count: usize, rows: &[RowSegment; LANES], segm
     }
 }
 
-/// The bits of four codes that go to the top plane.
-fn shifted(word: u32, layout: &Layout) -> u32 {
-    let mask = 0xff >> layout.low_bits;
-    word >> layout.low_bits & (mask * 0x0101_0101)
+/// The codes of a block of a panel, four in a word: `[group][row]`.
+type Words = [[u32; LANES]; BLOCK / 4];
+
+/// The bits of codes that go to the top plane.
+fn shifted(words: &Words, layout: &Layout) -> Words {
+    let mask = (0xff >> layout.low_bits) * 0x0101_0101;
+    words.map(|group| group.map(|word| word >> layout.low_bits & mask))
 }
 
-/// Writes the lowest `bits` bits of the eight groups in `words` to one row's lanes of a plane.
-fn write_plane(plane: &mut [u8], bits: usize, lane: usize, words: &[u32; 8]) {
-    let mut put = |j: usize, word: u32| {
-        plane[64 * j + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
-    };
-    match bits {
-        0 => {}
-        1 => {
-            let field = |g: usize| (words[g] & 0x0101_0101) << g;
-            put(0, (0..8).fold(0, |all, g| all | field(g)));
+/// Writes the lowest `bits` bits of codes to a plane.
+fn write_plane(plane: &mut [u8], bits: usize, words: &Words) {
+    let (vectors, _) = plane.as_chunks_mut::<{ 4 * LANES }>();
+    // Field `at` of a word: the code of group `g`, of which the mask is left.
+    let field = |g: usize, lane: usize, mask: u32, at: usize| (words[g][lane] & mask) << at;
+    for (j, vector) in vectors.iter_mut().enumerate() {
+        match bits {
+            1 => put(vector, |lane| {
+                (0..8).fold(0, |all, g| all | field(g, lane, 0x0101_0101, g))
+            }),
+            2 => put(vector, |lane| {
+                (0..4).fold(0, |all, f| all | field(j + 2 * f, lane, 0x0303_0303, 2 * f))
+            }),
+            4 => put(vector, |lane| {
+                field(j, lane, 0x0f0f_0f0f, 0) | field(j + 4, lane, 0x0f0f_0f0f, 4)
+            }),
+            _ => put(vector, |lane| words[j][lane]),
         }
-        2 => {
-            for j in 0..2 {
-                let field = |f: usize| (words[j + 2 * f] & 0x0303_0303) << (2 * f);
-                put(j, field(0) | field(1) | field(2) | field(3));
-            }
-        }
-        4 => {
-            for j in 0..4 {
-                put(
-                    j,
-                    words[j] & 0x0f0f_0f0f | (words[j + 4] & 0x0f0f_0f0f) << 4,
-                );
-            }
-        }
-        _ => words.iter().enumerate().for_each(|(g, &word)| put(g, word)),
+    }
+}
+
+/// Writes a word of each row.
+#[inline(always)]
+fn put(vector: &mut [u8; 4 * LANES], word: impl Fn(usize) -> u32) {
+    for (lane, bytes) in vector.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *bytes = word(lane).to_le_bytes();
     }
 }
 
 /// Spreads one lane's scale bytes: f16 pairs stay together, single bytes go to one row of lanes each.
 fn write_scales(layout: &Layout, scales: &mut [u8], lane: usize, bytes: [u8; 4]) {
-    let halves = matches!(
+    let count = layout.scale_bytes() / LANES;
+    if matches!(
         layout.scales,
         layout::Scales::Half | layout::Scales::HalfMin
-    );
-    let size = if halves { 2 } else { 1 };
-    for (at, value) in bytes
-        .chunks_exact(size)
-        .take(scales.len() / (size * LANES))
-        .enumerate()
-    {
-        scales[size * (at * LANES + lane)..][..size].copy_from_slice(value);
+    ) {
+        let (halves, _) = scales.as_chunks_mut::<2>();
+        for (at, half) in bytes.as_chunks::<2>().0[..count / 2].iter().enumerate() {
+            halves[at * LANES + lane] = *half;
+        }
+    } else {
+        for (at, &byte) in bytes[..count].iter().enumerate() {
+            scales[at * LANES + lane] = byte;
+        }
     }
 }
 

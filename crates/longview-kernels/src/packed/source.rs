@@ -129,7 +129,8 @@ impl RowSegment {
 }
 
 fn word_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    let word = bytes[at..at + 4].first_chunk();
+    u32::from_le_bytes(*word.expect("four bytes are a word"))
 }
 
 /// 16 bytes: element `j` low, element `j + 16` high.
