@@ -101,7 +101,7 @@ impl Saved {
     /// Notes that a context is used, which must have been made under `origin`.
     pub(crate) fn check(&self, record: &Record, origin: &Origin) -> Result<(), Failure> {
         record.summary.check_origin(origin).map_err(failure)?;
-        self.records.touch(&record.summary.id);
+        self.records.touch(&record.summary.id, SystemTime::now());
         Ok(())
     }
 

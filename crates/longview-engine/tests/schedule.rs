@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use half::f16;
 use longview_engine::sampling::{Chain, Finish, Rng};
 use longview_engine::schedule::{
-    AnswerOptions, Goal, Listener, Observe, Priority, Request, ScheduleOptions, Scheduler, Step,
-    Summary, Update,
+    AnswerOptions, Goal, Listener, Observe, Priority, Request, ScheduleOptions, Scheduler, Start,
+    Step, Summary, Update,
 };
 use longview_engine::{
     ContextMethods, Control, Engine, EngineOptions, FinishReason, GenerateOptions, ModelSource,
@@ -129,7 +129,7 @@ fn request(
     Request {
         tenant: Arc::clone(tenant),
         prompt: prompt.to_vec(),
-        start: None,
+        start: Start::Nothing,
         planned_tokens: prompt.len() + 64,
         goal: Goal::Write(answers),
         methods: ContextMethods::default(),
@@ -426,7 +426,7 @@ fn rows_of_logits_that_no_token_belongs_to_are_never_chosen() {
     let mut scheduler = Scheduler::new(Arc::clone(&padded), ScheduleOptions::default());
     let (tenant, ear) = (Arc::new(padded.tenant("")), Ear::default());
     let mut answer = AnswerOptions::greedy(24);
-    answer.top_logprobs = 3;
+    answer.logprobs = Some(3);
     scheduler.submit(request(&tenant, &prompt, vec![answer], &ear));
     finish(&mut scheduler);
     let heard = ear.heard.lock().unwrap();
@@ -484,7 +484,7 @@ fn what_a_request_was_given_is_handed_back_when_it_never_began() {
         .prefill(&mut start, &prompt[..40], &mut quiet)
         .unwrap();
     let id = scheduler.submit(Request {
-        start: Some(start),
+        start: Start::Beginning(start),
         goal: Goal::Read,
         ..request(&tenant, &prompt, Vec::new(), &waits)
     });
@@ -507,7 +507,7 @@ fn an_embedding_is_of_all_tokens_whatever_is_known_of_them() {
     engine
         .prefill(&mut start, &prompt[..200], &mut quiet)
         .unwrap();
-    let embeddings = [None, Some(start)].map(|start| {
+    let embeddings = [Start::Nothing, Start::Beginning(start)].map(|start| {
         let ear = Ear::default();
         scheduler.submit(Request {
             start,

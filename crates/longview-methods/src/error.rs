@@ -173,3 +173,45 @@ pub enum MethodError {
         after: String,
     },
 }
+
+impl MethodError {
+    /// The message for whoever gave the text as the field `field` of a request, and knows nothing of the
+    /// program's flag for the same stage.
+    pub fn in_field(&self, field: &str) -> String {
+        let text = self.to_string();
+        let flags = Stage::ALL.map(Stage::flag);
+        match flags.into_iter().find(|flag| text.starts_with(flag)) {
+            Some(flag) => text.replacen(flag, field, 1),
+            None => text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choice::Methods;
+
+    #[test]
+    fn a_field_of_a_request_is_named_in_place_of_a_flag() {
+        let refused = |stage, text| Methods::new().set(stage, text).unwrap_err();
+        for (stage, text) in [
+            (Stage::Keep, "snapvk"),
+            (Stage::Store, "f16, f32"),
+            (Stage::Store, "x=f16"),
+            (Stage::Decode, "greedy, top-k(4)"),
+            (Stage::Prefill, "k=dense"),
+        ] {
+            let error = refused(stage, text);
+            assert!(error.to_string().starts_with(stage.flag()), "{error}");
+            let told = error.in_field("longview.x");
+            assert!(
+                told.starts_with("longview.x") && !told.contains("--"),
+                "{told}"
+            );
+        }
+        // What names no flag stays as it is.
+        let error = refused(Stage::Keep, "snapkv(");
+        assert_eq!(error.in_field("longview.keep"), error.to_string());
+    }
+}

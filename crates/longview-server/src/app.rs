@@ -1,17 +1,20 @@
 //! What all handlers share.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use longview::schedule::Priority;
 use longview::tier::StoreFolder;
 use longview::{Engine, Tenant};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::api::responses::Responses;
+use crate::clock::Times;
 use crate::contexts::Contexts;
 use crate::error::{ApiError, ServerError};
+use crate::folder::Folder;
 use crate::grammar::Vocabulary;
 use crate::metrics::Metrics;
 use crate::offline::Offline;
@@ -37,10 +40,14 @@ struct Inner {
     specials: Vec<String>,
     /// Whether the chat template shows tools to the model.
     takes_tools: bool,
-    started: Instant,
-    /// When that was, by the system's clock.
-    started_at: SystemTime,
+    times: Times,
     stopping: AtomicBool,
+    /// How many texts may be turned into tokens at once.
+    preparing: Arc<Semaphore>,
+    /// Room for bodies of requests that are being understood, in pieces of [`BODY_PIECE`].
+    bodies: Arc<Semaphore>,
+    /// What went wrong meanwhile without stopping the work.
+    warnings: Mutex<Vec<String>>,
     metrics: Metrics,
     vocabulary: Vocabulary,
 }
@@ -56,6 +63,19 @@ pub(crate) struct Tenancy {
 /// A request that was let in, and for whom.
 #[derive(Clone)]
 pub(crate) struct Guest(pub(crate) Arc<Tenancy>);
+
+/// Texts that are turned into tokens at once: the cores are for the model, and many at once would take
+/// them away from it for longer than answers being written may wait.
+const MOST_PREPARING: usize = 2;
+
+/// The largest bodies that there is room for at once, of requests that are not begun.
+const BODIES: usize = 4;
+
+/// What room for bodies is counted in, in bytes.
+const BODY_PIECE: usize = 64 << 10;
+
+/// The most warnings that wait to be told.
+const MOST_WARNINGS: usize = 64;
 
 /// The name that every server answers to.
 const OWN_NAME: &str = "longview";
@@ -87,21 +107,29 @@ impl App {
         };
         let requests = folder.as_ref().filter(|folder| !folder.read_only());
         let requests = requests.map(StoreFolder::requests);
+        let times = Times::new(Arc::clone(&options.clock));
         let mut notices: Vec<String> = Vec::new();
         let mut tenants = HashMap::new();
         for salt in salts {
             let tenant = Arc::new(engine.tenant(&salt));
             let contexts = Arc::new(Contexts::new(Arc::clone(&tenant), folder.as_ref(), &salt));
-            let (offline, notice) = Offline::open(requests.as_deref(), &salt);
+            let (folder, notice) = Folder::open(requests.as_deref(), &salt);
             notices.extend(notice.filter(|notice| !notices.contains(notice)));
+            let (responses, trouble) = Responses::open(&folder);
+            notices.extend(
+                trouble.map(|error| {
+                    format!("stored responses end with the server: {}", error.message)
+                }),
+            );
             let tenancy = Tenancy {
                 tenant,
                 contexts,
-                offline,
-                responses: Responses::default(),
+                offline: Offline::open(Arc::new(folder), times.clone()),
+                responses,
             };
             tenants.insert(salt, Arc::new(tenancy));
         }
+        let bodies = body_pieces(options.max_body_bytes) as usize * BODIES;
         Ok(App(Arc::new(Inner {
             notices,
             tenants,
@@ -112,9 +140,11 @@ impl App {
             engine,
             options,
             names,
-            started: Instant::now(),
-            started_at: SystemTime::now(),
+            times,
             stopping: AtomicBool::new(false),
+            preparing: Arc::new(Semaphore::new(MOST_PREPARING)),
+            bodies: Arc::new(Semaphore::new(bodies)),
+            warnings: Mutex::default(),
             metrics: Metrics::default(),
             vocabulary: Vocabulary::default(),
         })))
@@ -155,24 +185,9 @@ impl App {
         &self.0.vocabulary
     }
 
-    /// Seconds that it is running.
-    pub(crate) fn uptime(&self) -> f64 {
-        self.0.started.elapsed().as_secs_f64()
-    }
-
-    /// When it was started, in seconds since 1970.
-    pub(crate) fn created(&self) -> u64 {
-        seconds_since_1970(self.0.started_at)
-    }
-
-    /// What it surely is later than, however the system's clock is set meanwhile: what has an end is not
-    /// ended because the clock was set ahead.
-    pub(crate) fn surely_now(&self) -> SystemTime {
-        surely_now(
-            SystemTime::now(),
-            self.0.started_at,
-            self.0.started.elapsed(),
-        )
+    /// What time it is.
+    pub(crate) fn times(&self) -> &Times {
+        &self.0.times
     }
 
     /// The name the model is listed under.
@@ -211,13 +226,59 @@ impl App {
         &self.0.notices
     }
 
+    /// Does what takes a core for a while, such as turning a text into tokens, when it is its turn.
+    pub(crate) async fn prepare<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let turn = Arc::clone(&self.0.preparing).acquire_owned().await;
+        blocking(move || {
+            // It ends with the work, which nothing stops, and not with whoever waits for it.
+            let _turn = turn;
+            work()
+        })
+        .await
+    }
+
+    /// Room for a body of `bytes` bytes, as soon as there is some.
+    pub(crate) async fn room_for_body(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let pieces = body_pieces(bytes.min(self.0.options.max_body_bytes));
+        let room = Arc::clone(&self.0.bodies).acquire_many_owned(pieces).await;
+        // The semaphore is never closed.
+        room.ok()
+    }
+
+    /// Notes that something went wrong without stopping the work.
+    pub(crate) fn warn(&self, warning: String) {
+        let mut warnings = self
+            .0
+            .warnings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Whoever hears of so many need not hear of more.
+        if warnings.len() < MOST_WARNINGS && !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
+    /// What went wrong since it was asked last.
+    pub(crate) fn take_warnings(&self) -> Vec<String> {
+        let mut warnings = self
+            .0
+            .warnings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *warnings)
+    }
+
     /// All tenancies.
     pub(crate) fn tenancies(&self) -> impl Iterator<Item = &Arc<Tenancy>> {
         self.0.tenants.values()
     }
 
-    /// A place in the line for a prompt of `tokens` tokens.
-    pub(crate) fn enter(&self, tokens: usize, priority: Priority) -> Result<Permit, ApiError> {
+    /// A place in the line for a request with prompts of `tokens` tokens, given back when all that share it
+    /// have let go of it.
+    pub(crate) fn enter(&self, tokens: usize, priority: Priority) -> Result<Arc<Permit>, ApiError> {
         if self.is_stopping() {
             return Err(ApiError::unavailable(
                 "the server is shutting down; ask again in a moment",
@@ -229,7 +290,8 @@ impl App {
         if priority == Priority::Low && queue.waiting() >= queue.limit() - queue.limit() / 8 {
             return Err(self.full());
         }
-        queue.enter(tokens).ok_or_else(|| self.full())
+        let permit = queue.enter(tokens).ok_or_else(|| self.full())?;
+        Ok(Arc::new(permit))
     }
 
     /// Refuses to go on with weights that somebody has overwritten.
@@ -263,21 +325,9 @@ impl App {
     }
 }
 
-/// Now, in seconds since 1970.
-pub(crate) fn unix_seconds() -> u64 {
-    seconds_since_1970(SystemTime::now())
-}
-
-/// Seconds from 1970 to `time`; 0 before.
-pub(crate) fn seconds_since_1970(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}
-
-/// The earlier of what the system's clock says and what has passed since the start: clocks are set, and
-/// machines sleep.
-fn surely_now(now: SystemTime, started_at: SystemTime, passed: Duration) -> SystemTime {
-    now.min(started_at.checked_add(passed).unwrap_or(now))
+/// How much of the room for bodies one of `bytes` bytes takes.
+pub(crate) fn body_pieces(bytes: usize) -> u32 {
+    u32::try_from(bytes / BODY_PIECE + 1).unwrap_or(u32::MAX >> 4)
 }
 
 /// An id that no other answer of this server has.
@@ -298,32 +348,4 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| ApiError::failed("the server has met a bug, which its log tells of"))?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_that_jumps_ends_nothing_early() {
-        let day = Duration::from_secs(86_400);
-        let started = UNIX_EPOCH + day * 20_000;
-        let passed = Duration::from_secs(600);
-        assert_eq!(
-            surely_now(started + passed, started, passed),
-            started + passed
-        );
-        // Set ahead by a year, and back by one.
-        assert_eq!(
-            surely_now(started + day * 365, started, passed),
-            started + passed
-        );
-        assert_eq!(
-            surely_now(started - day * 365, started, passed),
-            started - day * 365
-        );
-        // A machine that slept for a day has seen less pass than the clock.
-        assert_eq!(surely_now(started + day, started, passed), started + passed);
-        assert_eq!(seconds_since_1970(UNIX_EPOCH - day), 0);
-    }
 }

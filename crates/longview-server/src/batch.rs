@@ -325,6 +325,11 @@ async fn answer(router: Router, job: Job, is_stopping: impl Fn() -> bool) -> Opt
     }))
 }
 
+/// Whether a line was answered well.
+pub(crate) fn is_good(answer: &Value) -> bool {
+    matches!(answer["response"]["status_code"].as_u64(), Some(200..=299))
+}
+
 impl BatchSummary {
     pub(crate) fn of(total: usize) -> BatchSummary {
         BatchSummary {
@@ -336,9 +341,9 @@ impl BatchSummary {
     /// Takes one answer in.
     pub(crate) fn add(&mut self, answer: &Value) {
         let response = &answer["response"];
-        match response["status_code"].as_u64() {
-            Some(200..=299) => self.completed += 1,
-            _ => self.failed += 1,
+        match is_good(answer) {
+            true => self.completed += 1,
+            false => self.failed += 1,
         }
         let usage = &response["body"]["usage"];
         let count = |names: &[&str]| {

@@ -1,6 +1,7 @@
 //! A conversation to be gone on with, whatever protocol it came by: checked, and made into a prompt.
 
 use longview::ShowSpecials;
+use longview::schedule::Start;
 use serde_json::{Map, Value};
 
 use crate::app::{App, Tenancy};
@@ -50,20 +51,20 @@ impl Conversation {
         if let Some(toolbox) = &toolbox {
             toolbox.show(app, &mut self.messages, &mut template);
         }
-        let (held, start) = match &extras.context {
-            None => (None, None),
-            Some(name) => {
-                let held = tenancy.contexts.for_request(app, name)?;
-                (Some(held.tokens), held.context)
-            }
+        let held = match &extras.context {
+            None => None,
+            Some(name) => Some(tenancy.contexts.for_request(app, name)?),
         };
+        let made = held.as_ref().and_then(|held| held.methods.as_deref());
+        let settings = settings.going_on(app, made, extras)?;
         let tokens = chat(
             app.engine(),
             app.specials(),
             &self.messages,
             &template,
-            held.as_ref().map(|held| held.as_slice()),
+            held.as_ref().map(|held| held.tokens.as_slice()),
         )?;
+        let start = held.map_or(Start::Nothing, |held| held.start());
         let truncate = self.truncate.or(extras.truncate);
         let prompt = run::fitted(app, tokens, start, truncate, &settings)?;
         Ok(Prepared {

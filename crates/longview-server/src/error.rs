@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use longview::EngineError;
+use longview::methods::Stage;
 use longview::text::TextError;
 use longview::tier::TierError;
 use serde_json::{Value, json};
@@ -95,6 +96,11 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message).code("not_found")
     }
 
+    /// There is none of what is called `what` under this id.
+    pub(crate) fn missing(what: &str, id: &str) -> ApiError {
+        ApiError::not_found(format!("there is no {what} {id:?}"))
+    }
+
     /// The state of things does not allow it.
     pub(crate) fn conflict(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::CONFLICT, "invalid_request_error", message).code("conflict")
@@ -146,6 +152,18 @@ impl ApiError {
     /// There is no room left on a disk.
     pub(crate) fn disk_full(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "api_error", message).code("disk_full")
+    }
+
+    /// The system refused to write something, as `message` says.
+    pub(crate) fn of_io(kind: std::io::ErrorKind, message: impl Into<String>) -> ApiError {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let message = message.into();
+        match kind {
+            StorageFull | QuotaExceeded | FileTooLarge => {
+                ApiError::disk_full(format!("{message}; make room and ask again"))
+            }
+            _ => ApiError::failed(message),
+        }
     }
 
     /// Something failed that the request is not to blame for.
@@ -218,10 +236,17 @@ impl From<EngineError> for ApiError {
             error if error.is_out_of_memory() => {
                 ApiError::unavailable(message).code("insufficient_memory")
             }
-            error if error.is_request_error() => ApiError::wrong(message),
+            error if error.is_request_error() => ApiError::wrong(with_fields(message)),
             _ => ApiError::failed(message),
         }
     }
+}
+
+/// A message about methods for whoever chose them by the fields of a request.
+fn with_fields(message: String) -> String {
+    let in_place =
+        |message: String, stage: Stage| message.replace(stage.flag(), &format!("longview.{stage}"));
+    Stage::ALL.into_iter().fold(message, in_place)
 }
 
 impl From<TextError> for ApiError {
@@ -240,6 +265,7 @@ impl From<TierError> for ApiError {
             | TierError::LabelTaken { .. }
             | TierError::OtherModel { .. } => ApiError::conflict(message),
             TierError::BadLabel { .. } => ApiError::field("label", message),
+            TierError::Io { source, .. } => ApiError::of_io(source.kind(), message),
             _ => ApiError::failed(message),
         }
     }

@@ -7,8 +7,9 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 
-use crate::app::App;
+use crate::app::{App, blocking, body_pieces};
 use crate::error::ApiError;
 use crate::settings;
 
@@ -24,10 +25,15 @@ const MOST_NAMES: usize = 32;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Bodies larger than this are understood beside the tasks that serve connections.
+const LARGE: usize = 256 << 10;
+
 /// A JSON body.
 pub(crate) struct Input<T> {
     pub(crate) value: T,
     pub(crate) ignored: Ignored,
+    /// Its share of the room for bodies, which ends with the handler.
+    pub(crate) _room: Option<OwnedSemaphorePermit>,
 }
 
 /// Fields that were there and mean nothing here.
@@ -77,6 +83,7 @@ impl<T: DeserializeOwned> Input<T> {
                 None => Ok(Input {
                     value,
                     ignored: Ignored(names),
+                    _room: None,
                 }),
             },
             Err(error) if error.is_data() => {
@@ -97,22 +104,54 @@ impl<T: DeserializeOwned> Input<T> {
     }
 }
 
-impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for Input<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Input<T>, ApiError> {
         check_type(request.headers())?;
+        let room = room(app, request.headers()).await?;
         let bytes = read(request, app.options().max_body_bytes).await?;
-        Input::parse(&bytes)
+        // One that did not say how long it is had room for the largest.
+        let needed = body_pieces(bytes.len()) as usize;
+        let room = room.and_then(|mut all| all.split(needed.min(all.num_permits())));
+        let input = match bytes.len() {
+            ..LARGE => Input::parse(&bytes),
+            _ => blocking(move || Input::parse(&bytes)).await,
+        };
+        Ok(Input {
+            _room: room,
+            ..input?
+        })
     }
+}
+
+/// Room for the body of a request with these headers.
+pub(crate) async fn room(
+    app: &App,
+    headers: &HeaderMap,
+) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
+    // One that does not say how long it is may be as long as any.
+    let length = length(headers).map_or(usize::MAX, |length| {
+        usize::try_from(length).unwrap_or(usize::MAX)
+    });
+    let room = tokio::time::timeout(BODY_TIMEOUT, app.room_for_body(length)).await;
+    room.map_err(|_| {
+        ApiError::busy(
+            "the bodies of other requests take all the room there is; ask again",
+            5,
+        )
+    })
+}
+
+/// How long a body says that it is.
+fn length(headers: &HeaderMap) -> Option<u64> {
+    let length = headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
 }
 
 /// Reads the whole body, at most `limit` bytes of it.
 pub(crate) async fn read(request: Request, limit: usize) -> Result<axum::body::Bytes, ApiError> {
-    let length = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let length = length(request.headers());
     let too_large = || {
         let found = length.map_or_else(|| "more".to_owned(), |length| format!("{length} bytes"));
         ApiError::too_large(format!(
@@ -123,10 +162,9 @@ pub(crate) async fn read(request: Request, limit: usize) -> Result<axum::body::B
     if length.is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
-    let body = to_bytes(request.into_body(), limit);
-    match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
+    match in_time(to_bytes(request.into_body(), limit)).await? {
+        Ok(bytes) => Ok(bytes),
+        Err(error) => {
             let limited = std::error::Error::source(&error)
                 .is_some_and(|source| source.to_string().contains("length limit"));
             Err(if limited {
@@ -135,12 +173,19 @@ pub(crate) async fn read(request: Request, limit: usize) -> Result<axum::body::B
                 ApiError::wrong(format!("the body could not be read: {error}"))
             })
         }
-        Err(_) => Err(ApiError::wrong(format!(
+    }
+}
+
+/// What arrives, unless that takes too long.
+pub(crate) async fn in_time<T>(arriving: impl Future<Output = T>) -> Result<T, ApiError> {
+    let arrived = tokio::time::timeout(BODY_TIMEOUT, arriving).await;
+    arrived.map_err(|_| {
+        ApiError::wrong(format!(
             "the body did not arrive within {} seconds",
             BODY_TIMEOUT.as_secs()
         ))
-        .status(StatusCode::REQUEST_TIMEOUT)),
-    }
+        .status(StatusCode::REQUEST_TIMEOUT)
+    })
 }
 
 /// Refuses a body that says it is something else.

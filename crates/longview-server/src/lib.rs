@@ -11,10 +11,12 @@
 mod api;
 mod app;
 mod batch;
+mod clock;
 mod contexts;
 mod conversation;
 mod edges;
 mod error;
+mod folder;
 mod grammar;
 mod guard;
 mod input;
@@ -38,6 +40,7 @@ mod tools;
 mod worker;
 
 pub use batch::{BatchSummary, run_batch};
+pub use clock::{Clock, SystemClock};
 pub use error::ServerError;
 pub use keys::ApiKeys;
 pub use listen::{Server, Stopper};

@@ -321,7 +321,7 @@ async fn sweep(app: App, tell: Arc<Tell>) {
         let (app, tell) = (app.clone(), Arc::clone(&tell));
         let swept = tokio::task::spawn_blocking(move || {
             for tenancy in app.tenancies() {
-                tenancy.contexts.expire(app.surely_now());
+                tenancy.contexts.expire(app.times());
             }
             tell_of_store(&app, &*tell);
         });
@@ -330,10 +330,11 @@ async fn sweep(app: App, tell: Arc<Tell>) {
 }
 
 fn tell_of_store(app: &App, tell: &Tell) {
-    let Some(store) = app.engine().store() else {
-        return;
-    };
-    for warning in store.take_warnings() {
+    let mut warnings = app.take_warnings();
+    if let Some(store) = app.engine().store() {
+        warnings.extend(store.take_warnings());
+    }
+    for warning in warnings {
         app.metrics().warned();
         tell(&warning);
     }

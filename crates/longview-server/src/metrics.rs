@@ -120,7 +120,7 @@ pub(crate) fn text(app: &App) -> String {
         "uptime_seconds",
         gauge,
         "Seconds since the start.",
-        app.uptime(),
+        app.times().running().as_secs_f64(),
     );
     number(
         "requests_waiting",

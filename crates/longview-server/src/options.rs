@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use longview::methods::{Methods, Sampling};
 use longview::schedule::ScheduleOptions;
 
+use crate::clock::{Clock, SystemClock};
 use crate::keys::ApiKeys;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
@@ -54,6 +56,8 @@ pub struct ServerOptions {
     pub contexts_folder: Option<PathBuf>,
     /// The salt of contexts where there are no keys.
     pub salt: String,
+    /// Where it reads the time.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Default for ServerOptions {
@@ -79,6 +83,7 @@ impl Default for ServerOptions {
             folders: Vec::new(),
             contexts_folder: None,
             salt: String::new(),
+            clock: Arc::new(SystemClock::new()),
         }
     }
 }

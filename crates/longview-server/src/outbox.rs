@@ -63,8 +63,8 @@ pub(crate) struct Ear {
     detail: Detail,
     /// Added to the numbers of its answers.
     first_answer: usize,
-    /// Its place in the queue, until it is started.
-    permit: Option<Permit>,
+    /// Its part in its request's place in the queue, until it is started.
+    permit: Option<Arc<Permit>>,
 }
 
 struct Shared {
@@ -94,7 +94,7 @@ impl Inbox {
     }
 
     /// For a request whose answers count from `first_answer`.
-    pub(crate) fn ear(&self, detail: Detail, first_answer: usize, permit: Permit) -> Ear {
+    pub(crate) fn ear(&self, detail: Detail, first_answer: usize, permit: Arc<Permit>) -> Ear {
         self.shared.lock().open += 1;
         Ear {
             shared: Arc::clone(&self.shared),
@@ -301,7 +301,7 @@ mod tests {
         Update::Token(Token {
             answer: 0,
             id: 7,
-            logprob: 0.0,
+            logprob: None,
             top: Vec::new(),
             text: text.to_owned(),
         })
@@ -311,7 +311,7 @@ mod tests {
     async fn a_slow_reader_makes_pieces_larger_and_loses_nothing() {
         let line = Arc::new(Line::new(1));
         let mut inbox = Inbox::new();
-        let mut ear = inbox.ear(Detail::Text, 0, line.enter(10).unwrap());
+        let mut ear = inbox.ear(Detail::Text, 0, Arc::new(line.enter(10).unwrap()));
         for done in 1..100 {
             ear.hear(Update::Read { done, total: 99 });
         }
@@ -337,7 +337,7 @@ mod tests {
     async fn whoever_drops_the_inbox_is_gone_and_the_queue_is_left_when_started() {
         let line = Arc::new(Line::new(1));
         let inbox = Inbox::new();
-        let mut ear = inbox.ear(Detail::Tokens, 0, line.enter(10).unwrap());
+        let mut ear = inbox.ear(Detail::Tokens, 0, Arc::new(line.enter(10).unwrap()));
         assert!(line.enter(1).is_none());
         ear.hear(Update::Started { reused_tokens: 0 });
         assert!(line.enter(1).is_some());

@@ -1,12 +1,14 @@
 //! From what a client sends to the tokens of a prompt.
 
+use std::time::SystemTime;
+
 use longview::text::{AskFrame, Message, Moment, TemplateVars};
 use longview::{Engine, Specials};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::app::unix_seconds;
+use crate::clock::seconds_since_1970;
 use crate::error::ApiError;
 
 /// One message of a conversation.
@@ -263,7 +265,8 @@ pub(crate) fn fit(
 
 /// What a template sees beside messages.
 pub(crate) fn vars(engine: &Engine) -> TemplateVars {
-    let now = i64::try_from(unix_seconds()).unwrap_or(i64::MAX);
+    // The date that some templates write; whatever it is, nothing depends on it.
+    let now = i64::try_from(seconds_since_1970(SystemTime::now())).unwrap_or(i64::MAX);
     engine.text().template_vars(Moment::from_unix(now))
 }
 

@@ -1,4 +1,4 @@
-//! A text on its way to a client: calls are taken out, and spaces around it.
+//! A text on its way to a client: calls are taken out, and spaces around it, unless it is wanted as it is.
 
 use crate::edges::Trimmer;
 use crate::tools::{Piece, Reader, Toolbox};
@@ -6,7 +6,7 @@ use crate::tools::{Piece, Reader, Toolbox};
 /// A text on its way to a client: calls are taken out, and spaces around it.
 pub(crate) struct Reading {
     reader: Option<Reader>,
-    trimmer: Trimmer,
+    trimmer: Option<Trimmer>,
     /// Calls so far.
     pub(crate) calls: usize,
     most_calls: usize,
@@ -17,7 +17,17 @@ impl Reading {
     pub(crate) fn new(toolbox: Option<&Toolbox>) -> Reading {
         Reading {
             reader: toolbox.map(Toolbox::reader),
-            trimmer: Trimmer::default(),
+            trimmer: Some(Trimmer::default()),
+            calls: 0,
+            most_calls: usize::MAX,
+        }
+    }
+
+    /// Of a text that is wanted as it is.
+    pub(crate) fn as_is() -> Reading {
+        Reading {
+            reader: None,
+            trimmer: None,
             calls: 0,
             most_calls: usize::MAX,
         }
@@ -65,7 +75,10 @@ impl Reading {
         for piece in pieces {
             match piece {
                 Piece::Text(text) => {
-                    let text = self.trimmer.push(&text);
+                    let text = match &mut self.trimmer {
+                        Some(trimmer) => trimmer.push(&text),
+                        None => text,
+                    };
                     if !text.is_empty() {
                         out.push(Piece::Text(text));
                     }

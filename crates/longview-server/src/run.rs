@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use longview::keep::KeepReport;
 use longview::read::ReadReport;
-use longview::schedule::{Ended, Goal, Observe, Request, Summary};
-use longview::{
-    AttentionPicture, Context, ContextMethods, Engine, Explanation, FinishReason, ReuseEnd,
-};
+use longview::schedule::{Ended, Goal, Observe, Request, Start, Summary};
+use longview::{AttentionPicture, ContextMethods, Engine, Explanation, FinishReason, ReuseEnd};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use crate::app::{App, Tenancy, blocking};
+use crate::app::{App, Tenancy};
 use crate::error::ApiError;
 use crate::grammar::Grammar;
 use crate::outbox::{Collected, Inbox, Text};
@@ -23,8 +21,8 @@ use crate::tools::Toolbox;
 /// A prompt ready to be read.
 pub(crate) struct Prompt {
     pub(crate) tokens: Vec<u32>,
-    /// A fork of the context that it begins with.
-    pub(crate) start: Option<Context>,
+    /// What it begins with.
+    pub(crate) start: Start,
     /// Tokens that were taken out of its middle.
     pub(crate) truncated: usize,
 }
@@ -69,7 +67,7 @@ pub(crate) struct PromptTokens {
 pub(crate) fn fitted(
     app: &App,
     tokens: Vec<u32>,
-    start: Option<Context>,
+    start: Start,
     truncate: Option<Truncate>,
     settings: &Settings,
 ) -> Result<Prompt, ApiError> {
@@ -91,9 +89,20 @@ pub(crate) fn fitted(
         most = most.min(limit - answer).max(2);
     }
     let (tokens, truncated) = prompt::fit(tokens, most, truncate)?;
+    let start = match start {
+        start if truncated == 0 => start,
+        Start::Made(_) => {
+            return Err(ApiError::field(
+                "truncate",
+                "the context was made under methods of its own and cannot be cut; ask less of it at a time",
+            )
+            .code("context_length_exceeded"));
+        }
+        Start::Nothing | Start::Beginning(_) => Start::Nothing,
+    };
     Ok(Prompt {
         tokens,
-        start: start.filter(|_| truncated == 0),
+        start,
         truncated,
     })
 }
@@ -131,8 +140,9 @@ pub(crate) async fn begin<T: Send + 'static>(
     extras: Extras,
     prepare: impl FnOnce(&App, &Tenancy, &Extras) -> Result<(Prepared, T), ApiError> + Send + 'static,
 ) -> Result<Begun<T>, ApiError> {
-    let (app, tenancy) = (app.clone(), Arc::clone(tenancy));
-    blocking(move || {
+    let (own, tenancy) = (app.clone(), Arc::clone(tenancy));
+    app.prepare(move || {
+        let app = own;
         let (prepared, more) = prepare(&app, &tenancy, &extras)?;
         Ok(Begun {
             running: start(
@@ -185,6 +195,9 @@ fn start(
     let observe = observed(extras, &methods)?;
     let mut requests = Vec::with_capacity(prompts.len());
     let mut answers = 0;
+    let all = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    // One request has one place, however many prompts it has.
+    let permit = app.enter(all, settings.priority)?;
     for prompt in prompts {
         let count = prompt.tokens.len();
         let planned = settings.planned(count, limit);
@@ -213,8 +226,7 @@ fn start(
                 .map_err(longview::EngineError::from)?;
             meta.explanation = Some(explained(app, &explanation));
         }
-        let permit = app.enter(count, settings.priority)?;
-        let ear = inbox.ear(settings.detail, answers, permit);
+        let ear = inbox.ear(settings.detail, answers, Arc::clone(&permit));
         let own = settings.answers(limit - count, grammar);
         answers += own.len();
         requests.push(Request {
@@ -229,6 +241,7 @@ fn start(
             listener: Box::new(ear),
         });
     }
+    drop(permit);
     for request in requests {
         app.worker().submit(request)?;
     }
@@ -266,6 +279,9 @@ fn acting(
     let mut methods = settings.methods.acting();
     let forms = settings.methods.kv_forms();
     methods.store = forms.filter(|&forms| forms != engine.kv_forms());
+    if settings.goes_on {
+        return Ok(methods);
+    }
     let Some(name) = extras.context.as_ref() else {
         return Ok(methods);
     };
@@ -372,8 +388,8 @@ pub(crate) fn timed_out(limit: std::time::Duration) -> ApiError {
 }
 
 /// What a keep method has dropped.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-struct Kept {
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub(crate) struct Kept {
     pairs_seen: u64,
     pairs_kept: u64,
     pairs_dropped: u64,
@@ -383,6 +399,13 @@ struct Kept {
 }
 
 impl Kept {
+    /// What one method says.
+    pub(crate) fn of(report: &KeepReport) -> Kept {
+        let mut kept = Kept::default();
+        kept.add(report);
+        kept
+    }
+
     fn add(&mut self, report: &KeepReport) {
         self.pairs_seen += report.pairs_seen;
         self.pairs_kept += report.pairs_kept;

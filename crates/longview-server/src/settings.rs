@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use longview::keep::Question;
 use longview::methods::{
     Arguments, Decode, MethodError, Methods, Sampling, Stage, fresh_seed, nearest, registry,
 };
@@ -16,6 +17,10 @@ use crate::error::ApiError;
 use crate::grammar::Grammar;
 use crate::outbox::Detail;
 use crate::prompt::Truncate;
+
+/// The stages in which a context may have methods of its own.
+pub(crate) const CONTEXT_STAGES: [Stage; 4] =
+    [Stage::Prefill, Stage::Keep, Stage::Store, Stage::Read];
 
 /// The most texts to one prompt.
 const MOST_ANSWERS: usize = 16;
@@ -61,6 +66,20 @@ pub(crate) struct Extras {
     pub(crate) reuse: Option<String>,
     /// How the next token is chosen, in place of temperature and its like.
     pub(crate) decode: Option<String>,
+}
+
+/// What a context is read under; what is left out is what the model defines.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ContextMethods {
+    /// Which keys a query attends to while the text is read.
+    pub(crate) prefill: Option<String>,
+    /// Which keys and values stay: by a method that needs no question.
+    pub(crate) keep: Option<String>,
+    /// In what form keys and values are held.
+    pub(crate) store: Option<String>,
+    /// Which keys and values a decode step of its answers reads.
+    pub(crate) read: Option<String>,
 }
 
 /// Which of several requests goes first.
@@ -118,11 +137,14 @@ pub(crate) struct Settings {
     seed: u64,
     end_of_text: EndOfText,
     specials: ShowSpecials,
-    top_logprobs: usize,
+    /// How many alternatives are reported with each token, if probabilities are.
+    logprobs: Option<usize>,
     /// Whether single tokens are wanted.
     pub(crate) detail: Detail,
     pub(crate) priority: Priority,
     pub(crate) methods: Methods,
+    /// Whether the methods are those that the request's context was made under.
+    pub(crate) goes_on: bool,
 }
 
 impl Wishes {
@@ -181,7 +203,7 @@ impl Wishes {
                 EndOfText::Ends
             },
             specials: self.specials.unwrap_or(ShowSpecials::Hide),
-            top_logprobs: self.top_logprobs,
+            logprobs: self.logprobs.then_some(self.top_logprobs),
             detail: if self.logprobs {
                 Detail::Tokens
             } else {
@@ -193,6 +215,7 @@ impl Wishes {
                 Some(Rank::Normal) | None => Priority::Normal,
             },
             methods: methods(app, extras)?,
+            goes_on: false,
         })
     }
 
@@ -272,7 +295,7 @@ impl Settings {
                     end_of_text: self.end_of_text,
                     specials: self.specials,
                 },
-                top_logprobs: self.top_logprobs,
+                logprobs: self.logprobs,
             }
         };
         (0..self.answers).map(one).collect()
@@ -281,6 +304,44 @@ impl Settings {
     /// Tokens a context is planned for with a prompt of `prompt` tokens, of at most `limit`.
     pub(crate) fn planned(&self, prompt: usize, limit: usize) -> usize {
         prompt.saturating_add(self.max_tokens).min(limit)
+    }
+
+    /// The same for a prompt that begins with a context that was made under `made`: what acted on it
+    /// acts on, and a request may only choose what its own answer reads.
+    ///
+    /// # Errors
+    /// When the request chooses more.
+    pub(crate) fn going_on(
+        mut self,
+        app: &App,
+        made: Option<&Methods>,
+        extras: &Extras,
+    ) -> Result<Settings, ApiError> {
+        let Some(made) = made else { return Ok(self) };
+        let kv_type = app.engine().kv_type();
+        for stage in CONTEXT_STAGES {
+            let asked = extras.method(stage).is_some();
+            if asked && stage == Stage::Read {
+                continue;
+            }
+            let field = format!("longview.{stage}");
+            if asked {
+                return Err(ApiError::field(
+                    field,
+                    format!(
+                        "the context was made under {stage} {}, which goes on; leave the field out, or ask a \
+                         context that was read whole",
+                        made.text(stage, kv_type)
+                    ),
+                )
+                .code("method_not_available"));
+            }
+            let text = made.text(stage, kv_type);
+            let set = self.methods.set(stage, &text);
+            set.map_err(|error| refused(&field, &error))?;
+        }
+        self.goes_on = true;
+        Ok(self)
     }
 
     /// The canonical text of the decode stage.
@@ -324,6 +385,53 @@ impl Extras {
     }
 }
 
+impl ContextMethods {
+    /// The methods they are; `None` when they come to what the model defines.
+    ///
+    /// # Errors
+    /// For unknown methods, those that read a file, and those that must know a question.
+    pub(crate) fn settle(&self, app: &App) -> Result<Option<Methods>, ApiError> {
+        let mut methods = Methods::new();
+        let engine = app.engine();
+        let kv_type = engine.kv_type();
+        let mut is_own = false;
+        for (stage, text) in
+            CONTEXT_STAGES
+                .into_iter()
+                .zip([&self.prefill, &self.keep, &self.store, &self.read])
+        {
+            let Some(text) = text else { continue };
+            let field = format!("methods.{stage}");
+            check_reads_no_file(app, stage, text, &field)?;
+            let usual = methods.text(stage, kv_type);
+            let mut chosen = methods.clone();
+            let set = chosen.set(stage, text);
+            set.map_err(|error| refused(&field, &error))?;
+            let is_usual = match stage {
+                Stage::Store => chosen.kv_forms() == Some(engine.kv_forms()),
+                stage => chosen.text(stage, kv_type) == usual,
+            };
+            if is_usual {
+                continue;
+            }
+            if let Some(keep) = chosen.keep().filter(|keep| keep.question == Question::Seen) {
+                return Err(ApiError::field(
+                    field,
+                    format!(
+                        "keep {} looks at the question to say what stays, and a context is read before there is \
+                         one; give it with each request as longview.keep",
+                        keep.text
+                    ),
+                )
+                .code("method_not_available"));
+            }
+            is_own = true;
+            methods = chosen;
+        }
+        Ok(is_own.then_some(methods))
+    }
+}
+
 /// The methods of a request: the server's, and for every stage that the registry knows what it says
 /// itself.
 fn methods(app: &App, extras: &Extras) -> Result<Methods, ApiError> {
@@ -334,17 +442,7 @@ fn methods(app: &App, extras: &Extras) -> Result<Methods, ApiError> {
             continue;
         };
         let field = format!("longview.{stage}");
-        if reads_a_file(app, stage, text) {
-            return Err(ApiError::field(
-                field,
-                format!(
-                    "{text:?} names a file, and requests do not choose which files this server reads; start it \
-                     with {} for all requests",
-                    stage.flag()
-                ),
-            )
-            .code("method_not_available"));
-        }
+        check_reads_no_file(app, stage, text, &field)?;
         methods
             .set(stage, text)
             .map_err(|error| refused(&field, &error))?;
@@ -364,6 +462,22 @@ fn methods(app: &App, extras: &Extras) -> Result<Methods, ApiError> {
         }
     }
     Ok(methods)
+}
+
+/// Refuses a method that would read a file.
+fn check_reads_no_file(app: &App, stage: Stage, text: &str, field: &str) -> Result<(), ApiError> {
+    if !reads_a_file(app, stage, text) {
+        return Ok(());
+    }
+    Err(ApiError::field(
+        field,
+        format!(
+            "{text:?} names a file, and requests do not choose which files this server reads; start it with {} \
+             for all requests",
+            stage.flag()
+        ),
+    )
+    .code("method_not_available"))
 }
 
 /// Whether a method would read a file that is not the server's own choice. It is asked before the method
@@ -389,5 +503,5 @@ fn is_a_requests_own(stage: Stage) -> bool {
 }
 
 fn refused(field: &str, error: &MethodError) -> ApiError {
-    ApiError::field(field, error.to_string()).code("invalid_method")
+    ApiError::field(field, error.in_field(field)).code("invalid_method")
 }

@@ -15,7 +15,9 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::input::Ignored;
 use crate::outbox::{Inbox, News};
+use crate::reading::Reading;
 use crate::run::{Meta, Running, Total, timed_out};
+use crate::tools::Piece;
 
 /// One message of a stream.
 pub(crate) struct Message {
@@ -33,23 +35,32 @@ pub(crate) trait Protocol: Send + 'static {
     /// A prompt is read so far; of it `reused` tokens were taken over.
     fn progress(&mut self, _reused: usize, _done: usize, _total: usize, _out: &mut Vec<Message>) {}
 
-    /// More of a text.
-    fn text(&mut self, answer: usize, text: &str, tokens: &[Token], out: &mut Vec<Message>);
-
-    /// A text is complete; `stop` is the stop string that ended it.
-    fn finished(
+    /// More of a text, and the tokens that were chosen for it where they are wanted.
+    fn pieces(
         &mut self,
         answer: usize,
-        reason: FinishReason,
-        stop: Option<&str>,
+        pieces: Vec<Piece>,
+        tokens: &[Token],
         out: &mut Vec<Message>,
     );
+
+    /// A text is complete.
+    fn finished(&mut self, answer: usize, end: &End, out: &mut Vec<Message>);
 
     /// Everything is.
     fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>);
 
     /// Something failed; the stream ends.
     fn failed(&mut self, error: &ApiError, out: &mut Vec<Message>);
+}
+
+/// How a text has ended.
+pub(crate) struct End {
+    pub(crate) reason: FinishReason,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
+    /// Calls in it.
+    pub(crate) calls: usize,
 }
 
 impl Message {
@@ -74,6 +85,8 @@ struct State<P> {
     app: App,
     inbox: Inbox,
     protocol: P,
+    /// One a text.
+    readings: Vec<Reading>,
     meta: Meta,
     total: Total,
     reused: usize,
@@ -85,11 +98,13 @@ struct State<P> {
     over: bool,
 }
 
-/// Streams a request's news. Leaving the stream ends the request; what it has read stays.
+/// Streams a request's news; each text is read by a reading that `reading` makes. Leaving the stream ends
+/// the request; what it has read stays.
 pub(crate) fn respond<P: Protocol>(
     app: &App,
     running: Running,
     mut protocol: P,
+    reading: impl Fn() -> Reading,
     ignored: &Ignored,
 ) -> Response {
     let mut first = Vec::new();
@@ -98,6 +113,9 @@ pub(crate) fn respond<P: Protocol>(
         app: app.clone(),
         inbox: running.inbox,
         protocol,
+        readings: std::iter::repeat_with(reading)
+            .take(running.answers)
+            .collect(),
         meta: running.meta,
         total: Total::default(),
         reused: 0,
@@ -165,7 +183,12 @@ impl<P: Protocol> State<P> {
                 answer,
                 text,
                 tokens,
-            }) => self.protocol.text(answer, &text, &tokens, out),
+            }) => {
+                let pieces = self.readings[answer].push(&text);
+                if !pieces.is_empty() || !tokens.is_empty() {
+                    self.protocol.pieces(answer, pieces, &tokens, out);
+                }
+            }
             Some(News::Finished {
                 answer,
                 reason,
@@ -175,7 +198,17 @@ impl<P: Protocol> State<P> {
                 if reason == FinishReason::Cancelled {
                     self.error.get_or_insert_with(stopping);
                 }
-                self.protocol.finished(answer, reason, stop.as_deref(), out);
+                let pieces = self.readings[answer].finish();
+                if !pieces.is_empty() {
+                    self.protocol.pieces(answer, pieces, &[], out);
+                }
+                let calls = self.readings[answer].calls;
+                let end = End {
+                    reason,
+                    stop,
+                    calls,
+                };
+                self.protocol.finished(answer, &end, out);
             }
             Some(News::Ended(ended)) => {
                 self.total.add(&self.app, &ended);

@@ -67,6 +67,7 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
         folders: args.folders.clone(),
         contexts_folder,
         salt: args.store.salt().to_owned(),
+        ..ServerOptions::default()
     };
     let keyed = !options.keys.is_empty();
     let Session {

@@ -7,6 +7,9 @@ use super::{SamplingError, math};
 /// How many of the highest candidates are looked at first when the number needed is not known.
 const FIRST_LOOK: usize = 64;
 
+/// Candidates whose highest is looked for at once.
+const BLOCK: usize = 64;
+
 /// A token that may come next.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
@@ -88,10 +91,7 @@ impl Candidates {
     pub fn highest(&self) -> f32 {
         match self.order {
             Order::Descending(1..) => self.items[0].logit,
-            _ => self
-                .items
-                .iter()
-                .fold(f32::NEG_INFINITY, |most, item| most.max(item.logit)),
+            _ => math::highest_of(&self.items, |item| item.logit),
         }
     }
 
@@ -117,8 +117,9 @@ impl Candidates {
         if count > sorted {
             let rest = &mut self.items[sorted..];
             let wanted = count - sorted;
-            if wanted < rest.len() {
-                rest.select_nth_unstable_by(wanted - 1, most_likely_first);
+            let narrow = gather_highest(rest, wanted);
+            if wanted < narrow {
+                rest[..narrow].select_nth_unstable_by(wanted - 1, most_likely_first);
             }
             rest[..wanted].sort_unstable_by(most_likely_first);
             self.order = Order::Descending(count);
@@ -273,6 +274,34 @@ pub(crate) fn check(logits: &[f32]) -> Result<f32, SamplingError> {
     Err(SamplingError::NotFinite { id, value })
 }
 
+/// Moves candidates to the front, among which are the `wanted` most likely; returns how many. One pass over
+/// all, where choosing among all would take several with a branch at each.
+fn gather_highest(items: &mut [Candidate], wanted: usize) -> usize {
+    // Each block whose highest logit is no lower than the bound has one candidate that is not either.
+    let blocks = items.len() / BLOCK;
+    if wanted == 0 || wanted > blocks / 4 {
+        return items.len();
+    }
+    let highest = |block: &[Candidate]| math::highest_of(block, |item| item.logit);
+    let most: Vec<f32> = items.chunks(BLOCK).map(highest).collect();
+    let mut sorted = most.clone();
+    let (_, &mut bound, _) = sorted.select_nth_unstable_by(wanted - 1, |a, b| b.total_cmp(a));
+    let mut front = 0;
+    for (block, most) in most.into_iter().enumerate() {
+        if most < bound {
+            continue;
+        }
+        for at in block * BLOCK..items.len().min((block + 1) * BLOCK) {
+            if items[at].logit >= bound {
+                // The front is never beyond what is looked at.
+                items.swap(front, at);
+                front += 1;
+            }
+        }
+    }
+    front
+}
+
 /// Descending by logit, equal logits ascending by id.
 fn most_likely_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
@@ -293,6 +322,45 @@ mod tests {
         assert_eq!(candidates.order, Order::Descending(2));
         assert_eq!(ids(candidates.top(4)), [1, 3, 2, 0]);
         assert_eq!(ids(candidates.top(99)), [1, 3, 2, 0, 4]);
+    }
+
+    #[test]
+    fn the_highest_are_the_same_however_they_are_looked_for() {
+        let mut x = 7_u32;
+        let mut next = || {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            x >> 8
+        };
+        // Few different values make many ties; zeros of both signs are two values.
+        for (len, values) in [(40, 9), (5_000, 7), (20_011, 100_000), (70_000, 3)] {
+            let logits: Vec<f32> = (0..len)
+                .map(|_| match next() % values {
+                    0 => f32::NEG_INFINITY,
+                    1 => -0.0,
+                    value => (value as f32 - 2.0) * 0.37,
+                })
+                .collect();
+            let mut wanted: Vec<Candidate> = Candidates::from_logits(&logits).unwrap().items;
+            wanted.sort_by(most_likely_first);
+            let mut candidates = Candidates::from_logits(&logits).unwrap();
+            assert_eq!(candidates.highest(), wanted[0].logit);
+            for count in [1, 3, 40, 64, 65, 300, 4_096] {
+                let count = count.min(len);
+                let mut fresh = Candidates::from_logits(&logits).unwrap();
+                assert_eq!(
+                    ids(fresh.top(count)),
+                    ids(&wanted[..count]),
+                    "{len}, {count}"
+                );
+                // From where the last look ended as well.
+                assert_eq!(
+                    ids(candidates.top(count)),
+                    ids(&wanted[..count]),
+                    "{len}, {count}"
+                );
+            }
+            assert_eq!(candidates.len(), len);
+        }
     }
 
     #[test]

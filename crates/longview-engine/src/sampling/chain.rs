@@ -57,13 +57,38 @@ impl Chain {
         self
     }
 
-    /// Chooses the next token; `logits` is `[vocabulary]` and `history` as in [`Sampler::apply`].
+    /// Chooses the next token and says how likely the model held it; arguments and errors as in
+    /// [`Chain::choose`].
+    ///
+    /// # Errors
+    /// As [`Chain::choose`].
+    pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<Choice, SamplingError> {
+        let highest = check(logits)?;
+        let id = self.choose_below(logits, highest, history)?;
+        Ok(Choice {
+            id,
+            logprob: (f64::from(logits[id as usize]) - offset(logits, highest)) as f32,
+        })
+    }
+
+    /// Chooses the next token; `logits` is `[vocabulary]` and `history` as in [`Sampler::apply`]. Its
+    /// probability takes a sum over the vocabulary, which [`Chain::pick`] makes and this does not.
     ///
     /// # Errors
     /// [`SamplingError::NotFinite`] when a logit is NaN or +∞; [`SamplingError::NoCandidate`] when
     /// every token is forbidden.
-    pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<Choice, SamplingError> {
+    pub fn choose(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, SamplingError> {
         let highest = check(logits)?;
+        self.choose_below(logits, highest, history)
+    }
+
+    /// The same for checked logits, the highest of which is `highest`.
+    fn choose_below(
+        &mut self,
+        logits: &[f32],
+        highest: f32,
+        history: &[u32],
+    ) -> Result<u32, SamplingError> {
         let id = if self.samplers.is_empty() && self.finish == Finish::Greedy {
             argmax(logits, highest)
         } else {
@@ -76,12 +101,8 @@ impl Chain {
                 Finish::Draw(rng) => draw(&mut self.candidates, rng),
             }
         };
-        let id = id.ok_or(SamplingError::NoCandidate {
+        id.ok_or(SamplingError::NoCandidate {
             vocabulary: logits.len(),
-        })?;
-        Ok(Choice {
-            id,
-            logprob: (f64::from(logits[id as usize]) - offset(logits, highest)) as f32,
         })
     }
 }
@@ -127,6 +148,9 @@ fn draw(candidates: &mut Candidates, rng: &mut Rng) -> Option<u32> {
 /// # Errors
 /// As [`Chain::pick`].
 pub fn top_logprobs(logits: &[f32], count: usize) -> Result<Vec<(u32, f32)>, SamplingError> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
     let highest = check(logits)?;
     let mut candidates = Candidates::default();
     candidates.take(logits);

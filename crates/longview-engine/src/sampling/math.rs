@@ -67,6 +67,22 @@ pub fn first(logits: &[f32], logit: f32) -> Option<usize> {
     kernels::first(isa(), logits, logit)
 }
 
+/// The highest of what `logit` says of `items`, −∞ when there is none; NaNs are passed over.
+pub fn highest_of<T>(items: &[T], logit: impl Fn(&T) -> f32) -> f32 {
+    /// Looked at at once, so that no step waits for the one before.
+    const LANES: usize = 16;
+    let higher = |most: f32, logit: f32| if logit > most { logit } else { most };
+    let (blocks, rest) = items.as_chunks::<LANES>();
+    let mut most = [f32::NEG_INFINITY; LANES];
+    for block in blocks {
+        for (most, item) in most.iter_mut().zip(block) {
+            *most = higher(*most, logit(item));
+        }
+    }
+    let most = most.into_iter().chain(rest.iter().map(logit));
+    most.fold(f32::NEG_INFINITY, higher)
+}
+
 /// What passes over a vocabulary are compiled for. They give the same bits whatever it is, so it
 /// need not be handed through every chain of samplers.
 fn isa() -> Isa {

@@ -34,7 +34,7 @@ use longview_kv::Wanted;
 use longview_models::Work;
 
 pub use request::{
-    AnswerOptions, Ended, Goal, Listener, Observe, Priority, Request, Summary, Token, Update,
+    AnswerOptions, Ended, Goal, Listener, Observe, Priority, Request, Start, Summary, Token, Update,
 };
 
 use crate::engine::Engine;
@@ -267,10 +267,13 @@ impl Scheduler {
     /// Whether a prompt that is being read begins like this one, beyond what is read of it.
     fn is_held_back(&self, waiting: &Sequence) -> bool {
         let Job {
-            tenant, methods, ..
+            tenant,
+            methods,
+            goes_on,
+            ..
         } = &self.jobs[&waiting.job];
         // What is read otherwise is found by nobody.
-        if !methods.reads_alike() {
+        if *goes_on || !methods.reads_alike() {
             return false;
         }
         self.running.iter().any(|running| {
@@ -441,6 +444,8 @@ impl Scheduler {
                 ended.push((sequence.job, Some(error)));
             }
         }
+        // What has failed is not done, whatever else is said of it.
+        ended.sort_by_key(|(_, error)| error.is_none());
         for (id, error) in ended {
             match error {
                 None => self.end(id, None),
@@ -479,7 +484,7 @@ impl Scheduler {
             return;
         };
         let mut sequence = self.running.remove(at);
-        sequence.close(None);
+        sequence.close(Start::Nothing);
         sequence.gave_way = true;
         self.waiting.insert(0, sequence);
         self.counts.preemptions += 1;

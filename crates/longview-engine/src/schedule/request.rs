@@ -31,9 +31,8 @@ pub struct Request {
     pub tenant: Arc<Tenant>,
     /// All tokens of the prompt, at least one.
     pub prompt: Vec<u32>,
-    /// A context that holds the beginning of the prompt, such as a fork of one with a name; what the
-    /// store has beyond it is taken over either way.
-    pub start: Option<Context>,
+    /// What its context begins as.
+    pub start: Start,
     /// How long the context may become, in tokens. Models with longrope choose their rotary
     /// frequencies by it.
     pub planned_tokens: usize,
@@ -42,7 +41,7 @@ pub struct Request {
     /// What acts on its contexts. A keep method takes time between two passes, and a request with one
     /// never gives way: what was dropped could not be had again; nor does one whose `start` holds
     /// moved text. Under a keep or a prefill method, or
-    /// in another form, the prompt is read in a context of its own, whatever `start` is.
+    /// in another form, the prompt is read in a context of its own, unless `start` was made so.
     pub methods: ContextMethods,
     /// What is observed of its answers.
     pub observe: Observe,
@@ -50,6 +49,31 @@ pub struct Request {
     pub priority: Priority,
     /// Who is told what happens.
     pub listener: Box<dyn Listener>,
+}
+
+/// What the context of a request begins as.
+#[derive(Default)]
+pub enum Start {
+    /// Empty.
+    #[default]
+    Nothing,
+    /// One that holds the beginning of the prompt as the model defines it, such as a fork of one with a
+    /// name. What the store has beyond it is taken over either way.
+    Beginning(Context),
+    /// One that holds the beginning of the prompt and was read under the request's own methods: it is
+    /// gone on with as it is. Such a request never gives way, for it could not be had again.
+    Made(Context),
+}
+
+impl Start {
+    /// The same once more, which costs no keys or values.
+    pub(super) fn fork(&self) -> Start {
+        match self {
+            Start::Nothing => Start::Nothing,
+            Start::Beginning(context) => Start::Beginning(context.fork()),
+            Start::Made(context) => Start::Made(context.fork()),
+        }
+    }
 }
 
 /// What is observed while answers are written.
@@ -67,7 +91,8 @@ pub enum Observe {
 pub enum Goal {
     /// One text for each of these, at least one.
     Write(Vec<AnswerOptions>),
-    /// It is only read; the context is handed back.
+    /// It is only read; the context is handed back. A keep method that can tell what stays before a
+    /// question is known does so at its end.
     Read,
     /// The mean of its tokens' last hidden states, scaled to length 1. Hidden states are not kept, so
     /// nothing is taken over.
@@ -78,8 +103,9 @@ pub enum Goal {
 pub struct AnswerOptions {
     /// How tokens are chosen, and when the text ends.
     pub generate: GenerateOptions,
-    /// How many of the most likely tokens are reported with each token.
-    pub top_logprobs: usize,
+    /// How many of the most likely tokens are reported with each token, and its own probability; `None`
+    /// for neither, which saves a sum over the vocabulary a token.
+    pub logprobs: Option<usize>,
 }
 
 /// Who is told what happens to a request. Called on the thread that computes, so it must not wait.
@@ -129,8 +155,8 @@ pub struct Token {
     pub answer: usize,
     /// Its id.
     pub id: u32,
-    /// Natural logarithm of the probability the model gave it.
-    pub logprob: f32,
+    /// Natural logarithm of the probability the model gave it, where that is asked for.
+    pub logprob: Option<f32>,
     /// The most likely tokens of the step with theirs, most likely first; as many as asked for.
     pub top: Vec<(u32, f32)>,
     /// Text that is certain now: often nothing, never half a character.

@@ -9,7 +9,7 @@ use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
 
 use super::RequestId;
 use super::request::{
-    AnswerOptions, Ended, Goal, Listener, Observe, Priority, Request, Summary, Update,
+    AnswerOptions, Ended, Goal, Listener, Observe, Priority, Request, Start, Summary, Update,
 };
 use super::writer::{Writer, Written};
 use crate::acting::ContextMethods;
@@ -32,6 +32,8 @@ pub(super) struct Job {
     pub(super) started: Option<Instant>,
     pub(super) summary: Summary,
     pub(super) methods: ContextMethods,
+    /// Whether its context was made under these methods before, and cannot be made again.
+    pub(super) goes_on: bool,
     report: Option<KeepReport>,
     read: Option<ReadReport>,
     observe: Observe,
@@ -69,8 +71,8 @@ pub(super) struct Sequence {
 }
 
 enum State {
-    /// It waits; the context is what it begins with, if not with nothing.
-    Closed(Option<Context>),
+    /// It waits; the context is what it begins with.
+    Closed(Start),
     Open(Context),
     Done,
 }
@@ -112,6 +114,7 @@ impl Job {
             listener: request.listener,
             kind,
             methods: request.methods,
+            goes_on: matches!(request.start, Start::Made(_)),
             report: None,
             read: None,
             observe: request.observe,
@@ -219,8 +222,22 @@ impl Sequence {
         let embeds = job.kind == Kind::Embeds;
         if embeds {
             // The mean is of all tokens' states, which none but a pass gives.
-            *start = None;
+            *start = Start::Nothing;
             job.states.clear();
+        }
+        let start = std::mem::take(start);
+        if let Start::Made(mut context) = start {
+            // It cannot go back to have its last token computed once more.
+            if self.tokens.len() <= context.len() {
+                return Err(EngineError::EmptyPrompt);
+            }
+            if let Some(read) = &methods.read {
+                context.read_by(read)?;
+            }
+            job.observe(&mut context)?;
+            context.answer_from(prompt);
+            self.state = State::Open(context);
+            return Ok(());
         }
         if methods.keep.is_some() || !methods.reads_alike() {
             let mut context = engine.new_context_with_of(&job.tenant, methods, prompt, planned)?;
@@ -234,9 +251,9 @@ impl Sequence {
             self.state = State::Open(context);
             return Ok(());
         }
-        let mut context = match start.take() {
-            Some(start) => start,
-            None => engine.new_context_of(&job.tenant, planned)?,
+        let mut context = match start {
+            Start::Beginning(start) => start,
+            Start::Nothing | Start::Made(_) => engine.new_context_of(&job.tenant, planned)?,
         };
         if embeds {
             self.state = State::Open(context);
@@ -265,21 +282,21 @@ impl Sequence {
     }
 
     /// A fork of what it begins with, if it waits.
-    pub(super) fn start(&self) -> Option<Context> {
+    pub(super) fn start(&self) -> Start {
         match &self.state {
-            State::Closed(start) => start.as_ref().map(Context::fork),
-            State::Open(_) | State::Done => None,
+            State::Closed(start) => start.fork(),
+            State::Open(_) | State::Done => Start::Nothing,
         }
     }
 
     /// Gives the context up; what is sealed of it is found again. It will begin with `start`.
-    pub(super) fn close(&mut self, start: Option<Context>) {
+    pub(super) fn close(&mut self, start: Start) {
         self.state = State::Closed(start);
     }
 
     /// Whether its context can be had again by reading its tokens.
     pub(super) fn can_give_way(&self, job: &Job) -> bool {
-        job.methods.keep.is_none() && !self.began_moved
+        job.methods.keep.is_none() && !job.goes_on && !self.began_moved
     }
 
     pub(super) fn context(&self) -> &Context {
@@ -320,9 +337,9 @@ impl Sequence {
 
     pub(super) fn take_context(&mut self) -> Option<Context> {
         match std::mem::replace(&mut self.state, State::Done) {
-            State::Open(context) => Some(context),
-            State::Closed(start) => start,
-            State::Done => None,
+            State::Open(context)
+            | State::Closed(Start::Beginning(context) | Start::Made(context)) => Some(context),
+            State::Closed(Start::Nothing) | State::Done => None,
         }
     }
 
@@ -345,9 +362,14 @@ impl Sequence {
     pub(super) fn keep(&mut self, engine: &Engine) -> Result<(), EngineError> {
         let at_end = std::mem::take(&mut self.at_end);
         let writes = !self.is_reading();
+        let is_document = at_end && self.writer.is_none();
         let State::Open(context) = &mut self.state else {
             return Ok(());
         };
+        if is_document {
+            engine.compress_document(context)?;
+            return Ok(());
+        }
         let due = match (writes, at_end) {
             (false, _) => context.keep_is_due(),
             (true, true) => context.keep_is_due_at_end(),
@@ -392,10 +414,11 @@ impl Sequence {
             // It is read again; its prompt was told of before.
             return;
         }
-        if left == 0
-            && let Some(started) = job.started
-        {
-            job.summary.prefill = started.elapsed();
+        if left == 0 {
+            self.at_end = job.kind == Kind::Reads;
+            if let Some(started) = job.started {
+                job.summary.prefill = started.elapsed();
+            }
         }
         job.hear(Update::Read {
             done: self.held(),

@@ -61,7 +61,7 @@ fn what_a_read_method_has_written_is_not_taken_over_from_others() {
         let request = Request {
             tenant: Arc::clone(&tenant),
             prompt: all[..650].to_vec(),
-            start: None,
+            start: Start::Nothing,
             planned_tokens: 900,
             goal: Goal::Write(vec![AnswerOptions::greedy(200)]),
             methods: ContextMethods {
@@ -76,7 +76,7 @@ fn what_a_read_method_has_written_is_not_taken_over_from_others() {
         sequence.open(&engine, &mut job).unwrap();
         assert_eq!(sequence.held(), 640);
         // It had to give way when it had written 200 tokens.
-        sequence.close(None);
+        sequence.close(Start::Nothing);
         sequence.tokens = all[..850].to_vec();
         sequence.open(&engine, &mut job).unwrap();
         assert_eq!(sequence.held(), again);

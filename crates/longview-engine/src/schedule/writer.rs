@@ -14,7 +14,7 @@ pub(super) struct Writer {
     /// Which of its request's texts it is.
     pub(super) answer: usize,
     options: GenerateOptions,
-    top_logprobs: usize,
+    logprobs: Option<usize>,
     stream: StreamDecoder,
     stops: StopMatcher,
     generated: usize,
@@ -26,7 +26,8 @@ pub(super) struct Writer {
 
 /// A token chosen from logits.
 struct Chosen {
-    choice: Choice,
+    id: u32,
+    logprob: Option<f32>,
     top: Vec<(u32, f32)>,
 }
 
@@ -40,16 +41,13 @@ pub(super) struct Written {
 
 impl Writer {
     pub(super) fn new(answer: usize, options: AnswerOptions, tokenizer: &Tokenizer) -> Writer {
-        let AnswerOptions {
-            generate,
-            top_logprobs,
-        } = options;
+        let AnswerOptions { generate, logprobs } = options;
         Writer {
             answer,
             stream: tokenizer.stream(Start::Continuation, generate.specials),
             stops: StopMatcher::new(generate.stop.clone()),
             options: generate,
-            top_logprobs,
+            logprobs,
             generated: 0,
             chosen: None,
             last: None,
@@ -69,12 +67,20 @@ impl Writer {
     }
 
     fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<Chosen, SamplingError> {
-        let choice = self.options.chain.pick(logits, history)?;
-        let top = match self.top_logprobs {
-            0 => Vec::new(),
-            count => top_logprobs(logits, count)?,
+        let chain = &mut self.options.chain;
+        let Some(count) = self.logprobs else {
+            return Ok(Chosen {
+                id: chain.choose(logits, history)?,
+                logprob: None,
+                top: Vec::new(),
+            });
         };
-        Ok(Chosen { choice, top })
+        let Choice { id, logprob } = chain.pick(logits, history)?;
+        Ok(Chosen {
+            id,
+            logprob: Some(logprob),
+            top: top_logprobs(logits, count)?,
+        })
     }
 
     /// Writes the token that was chosen, or chooses it now from `logits`, `[vocabulary]`. `history`
@@ -87,7 +93,7 @@ impl Writer {
         tokenizer: &Tokenizer,
     ) -> Result<Written, EngineError> {
         let chosen = self.chosen.take();
-        let Chosen { choice, top } = chosen.unwrap_or_else(|| self.pick(logits, history))?;
+        let Chosen { id, logprob, top } = chosen.unwrap_or_else(|| self.pick(logits, history))?;
         let now = Instant::now();
         if let Some(last) = self.last.replace(now) {
             self.longest_gap = self.longest_gap.max(now - last);
@@ -95,12 +101,12 @@ impl Writer {
         self.generated += 1;
         let mut token = Token {
             answer: self.answer,
-            id: choice.id,
-            logprob: choice.logprob,
+            id,
+            logprob,
             top,
             text: String::new(),
         };
-        if tokenizer.eos_ids().contains(&choice.id) && self.options.end_of_text == EndOfText::Ends {
+        if tokenizer.eos_ids().contains(&id) && self.options.end_of_text == EndOfText::Ends {
             let rest = self.finish();
             return Ok(Written {
                 token,
@@ -111,9 +117,7 @@ impl Writer {
             file: "the tokenizer".to_owned(),
             source: Box::new(source),
         };
-        let emit = self
-            .stops
-            .push(&self.stream.push(choice.id).map_err(text_error)?);
+        let emit = self.stops.push(&self.stream.push(id).map_err(text_error)?);
         token.text = emit.text;
         let reason = if emit.stopped {
             Some(FinishReason::Stop)
@@ -151,7 +155,7 @@ impl AnswerOptions {
                 specials: ShowSpecials::Hide,
                 ..GenerateOptions::greedy(max_tokens)
             },
-            top_logprobs: 0,
+            logprobs: None,
         }
     }
 }

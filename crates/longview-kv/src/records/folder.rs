@@ -136,11 +136,11 @@ impl Records {
         }
     }
 
-    /// Notes that a context was used now.
-    pub fn touch(&self, id: &str) {
+    /// Notes that a context was used at `time`.
+    pub fn touch(&self, id: &str, time: SystemTime) {
         if let Some(path) = self.path_of(id) {
             // When it cannot be noted the context only seems older than it is.
-            let _ = self.files.set_modified(&path, SystemTime::now());
+            let _ = self.files.set_modified(&path, time);
         }
     }
 

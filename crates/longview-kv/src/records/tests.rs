@@ -171,7 +171,7 @@ fn using_one_is_noted() {
     files.set_clock(UNIX_EPOCH + Duration::from_secs(1_000));
     records.save(&old).unwrap();
     assert_eq!(records.load(&old.summary.id).unwrap().summary.used, 1_000);
-    records.touch(&old.summary.id);
+    records.touch(&old.summary.id, SystemTime::now());
     assert!(records.load(&old.summary.id).unwrap().summary.used > 1_700_000_000);
 }
 

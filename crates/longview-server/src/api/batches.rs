@@ -1,17 +1,25 @@
 //! `/v1/batches`: files of requests, answered beside everything else at the lowest rank.
 
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::paging::{Lengths, PageQuery};
 use crate::app::{App, Guest, blocking};
 use crate::batch::ENDPOINTS;
 use crate::error::ApiError;
 use crate::input::Input;
 use crate::offline::{self, BatchObject};
+
+/// How many are listed at a time.
+const LENGTHS: Lengths = Lengths {
+    usual: 20,
+    most: 100,
+};
 
 /// The most bytes of what a client notes about a batch.
 const MOST_METADATA: usize = 16 << 10;
@@ -42,7 +50,7 @@ type Answer = Result<Response, ApiError>;
 pub(crate) async fn create(
     State(app): State<App>,
     Extension(guest): Extension<Guest>,
-    Input { value, ignored }: Input<BatchRequest>,
+    Input { value, ignored, .. }: Input<BatchRequest>,
 ) -> Answer {
     if !ENDPOINTS.contains(&value.endpoint.as_str()) {
         return Err(ApiError::field(
@@ -70,18 +78,26 @@ pub(crate) async fn create(
         completion_window,
         metadata,
     } = value;
-    let shown = BatchObject::new(input_file_id, endpoint, completion_window, metadata);
+    let now = app.times().seconds();
+    let shown = BatchObject::new(now, input_file_id, endpoint, completion_window, metadata);
     Ok(ignored.on(Json(offline::start(&app, guest, shown).await?)))
 }
 
-/// Lists all batches, the newest first.
+/// Lists batches, the newest first.
 #[utoipa::path(
-    get, path = "/v1/batches", tag = "Files of requests",
-    responses((status = 200, description = "The batches"))
+    get, path = "/v1/batches", tag = "Files of requests", params(PageQuery),
+    responses(
+        (status = 200, description = "The batches"),
+        (status = 400, description = "The query is wrong")
+    )
 )]
-pub(crate) async fn list(Extension(Guest(tenancy)): Extension<Guest>) -> Json<Value> {
+pub(crate) async fn list(
+    Extension(Guest(tenancy)): Extension<Guest>,
+    query: Result<Query<PageQuery>, QueryRejection>,
+) -> Answer {
     let batches = tenancy.offline.batches();
-    Json(json!({ "object": "list", "data": batches, "has_more": false }))
+    let page = PageQuery::of(query)?.cut(batches, LENGTHS, |batch| &batch.id)?;
+    Ok(Json(page).into_response())
 }
 
 /// Shows a batch.

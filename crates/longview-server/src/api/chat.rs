@@ -21,7 +21,7 @@ use crate::prompt::{ChatMessage, Truncate};
 use crate::reading::Reading;
 use crate::run::{self, Begun, Finished, Meta, Total, Usage, finish_reason};
 use crate::settings::{Extras, Stop, Wishes};
-use crate::sse::{self, Message, Protocol};
+use crate::sse::{self, End, Message, Protocol};
 use crate::tools::{Piece, Toolbox};
 
 /// A conversation to be gone on with.
@@ -113,7 +113,7 @@ pub(crate) struct Choice {
 pub(crate) async fn create(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
-    Input { value, ignored }: Input<ChatRequest>,
+    Input { value, ignored, .. }: Input<ChatRequest>,
 ) -> Result<Response, ApiError> {
     app.check_model(value.model.as_deref())?;
     let extras = value.longview.clone().unwrap_or_default();
@@ -130,12 +130,11 @@ pub(crate) async fn create(
         let protocol = Chunks {
             frame: Frame::new("chat.completion.chunk", head, options, extras),
             logprobs: value.logprobs.unwrap_or(false),
-            readings: (0..running.answers)
-                .map(|_| Reading::new(toolbox.as_ref()).at_most(value.parallel_tool_calls))
-                .collect(),
+            calls: vec![0; running.answers],
             app: app.clone(),
         };
-        return Ok(sse::respond(&app, running, protocol, &ignored));
+        let reading = || Reading::new(toolbox.as_ref()).at_most(value.parallel_tool_calls);
+        return Ok(sse::respond(&app, running, protocol, reading, &ignored));
     }
     let Finished { texts, total, meta } = running.finish(&app).await?;
     let choices = texts
@@ -239,8 +238,8 @@ fn choice(
 struct Chunks {
     frame: Frame,
     logprobs: bool,
-    /// One a text.
-    readings: Vec<Reading>,
+    /// Calls of each text so far.
+    calls: Vec<usize>,
     app: App,
 }
 
@@ -252,6 +251,19 @@ impl Chunks {
         }
         Message::data(&self.frame.chunk(json!([choice])))
     }
+}
+
+impl Protocol for Chunks {
+    fn begin(&mut self, out: &mut Vec<Message>) {
+        for index in 0..self.calls.len() {
+            let delta = json!({ "role": "assistant", "content": "" });
+            out.push(self.delta(index, &delta, None));
+        }
+    }
+
+    fn progress(&mut self, reused: usize, done: usize, total: usize, out: &mut Vec<Message>) {
+        self.frame.progress(reused, done, total, out);
+    }
 
     fn pieces(
         &mut self,
@@ -262,19 +274,13 @@ impl Chunks {
     ) {
         let mut logprobs = (self.logprobs && !tokens.is_empty())
             .then(|| json!({ "content": logprobs(&self.app, tokens) }));
-        let before = self.readings[answer].calls;
-        let count = pieces
-            .iter()
-            .filter(|piece| matches!(piece, Piece::Call(_)))
-            .count();
-        let mut index = before - count.min(before);
         for piece in pieces {
             let delta = match piece {
                 Piece::Text(text) => json!({ "content": text }),
                 Piece::Call(call) => {
                     let mut call = call.openai();
-                    call["index"] = index.into();
-                    index += 1;
+                    call["index"] = self.calls[answer].into();
+                    self.calls[answer] += 1;
                     json!({ "tool_calls": [call] })
                 }
             };
@@ -284,42 +290,10 @@ impl Chunks {
             out.push(self.delta(answer, &json!({ "content": "" }), Some(logprobs)));
         }
     }
-}
 
-impl Protocol for Chunks {
-    fn begin(&mut self, out: &mut Vec<Message>) {
-        for index in 0..self.readings.len() {
-            let delta = json!({ "role": "assistant", "content": "" });
-            out.push(self.delta(index, &delta, None));
-        }
-    }
-
-    fn progress(&mut self, reused: usize, done: usize, total: usize, out: &mut Vec<Message>) {
-        self.frame.progress(reused, done, total, out);
-    }
-
-    fn text(&mut self, answer: usize, text: &str, tokens: &[Token], out: &mut Vec<Message>) {
-        let Some(reading) = self.readings.get_mut(answer) else {
-            return;
-        };
-        let pieces = reading.push(text);
-        self.pieces(answer, pieces, tokens, out);
-    }
-
-    fn finished(
-        &mut self,
-        answer: usize,
-        reason: FinishReason,
-        _stop: Option<&str>,
-        out: &mut Vec<Message>,
-    ) {
-        let Some(reading) = self.readings.get_mut(answer) else {
-            return;
-        };
-        let pieces = reading.finish();
-        self.pieces(answer, pieces, &[], out);
-        let reason = match self.readings[answer].calls {
-            0 => finish_reason(reason),
+    fn finished(&mut self, answer: usize, end: &End, out: &mut Vec<Message>) {
+        let reason = match end.calls {
+            0 => finish_reason(end.reason),
             _ => "tool_calls",
         };
         let choice = json!({ "index": answer, "delta": {}, "finish_reason": reason });

@@ -6,19 +6,22 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
 use longview::FinishReason;
-use longview::schedule::Token;
+use longview::schedule::{Start, Token};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::openai::{Frame, Head, StreamOptions, finite};
 use crate::app::{App, Guest, Tenancy};
+use crate::contexts::Held;
 use crate::error::ApiError;
 use crate::input::Input;
 use crate::prompt::{self, Truncate};
+use crate::reading::Reading;
 use crate::run::{self, Begun, Finished, Meta, Prepared, Prompt, Total, Usage, finish_reason};
 use crate::settings::{Extras, Stop, Wishes};
-use crate::sse::{self, Message, Protocol};
+use crate::sse::{self, End, Message, Protocol};
+use crate::tools::Piece;
 
 /// The most prompts in one request.
 const MOST_PROMPTS: usize = 64;
@@ -114,7 +117,7 @@ pub(crate) struct CompletionChoice {
 pub(crate) async fn create(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
-    Input { value, ignored }: Input<CompletionRequest>,
+    Input { value, ignored, .. }: Input<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     app.check_model(value.model.as_deref())?;
     let extras = value.longview.clone().unwrap_or_default();
@@ -139,7 +142,13 @@ pub(crate) async fn create(
             echoed,
             app: app.clone(),
         };
-        return Ok(sse::respond(&app, running, protocol, &ignored));
+        return Ok(sse::respond(
+            &app,
+            running,
+            protocol,
+            Reading::as_is,
+            &ignored,
+        ));
     }
     let Finished { texts, total, meta } = running.finish(&app).await?;
     let choices = texts.into_iter().enumerate().map(|(index, text)| {
@@ -223,6 +232,8 @@ fn prepare(
         None => None,
         Some(name) => Some(tenancy.contexts.for_request(app, name)?),
     };
+    let made = held.as_ref().and_then(|held| held.methods.as_deref());
+    let settings = settings.going_on(app, made, extras)?;
     let engine = app.engine();
     let vocabulary = engine.model().blueprint().vocab;
     let of_text = |text: &String| match &held {
@@ -256,9 +267,7 @@ fn prepare(
     };
     let truncate = request.truncate.or(extras.truncate);
     let prompts = lists?.into_iter().map(|tokens| {
-        let start = held
-            .as_ref()
-            .and_then(|held| held.context.as_ref().map(longview::Context::fork));
+        let start = held.as_ref().map_or(Start::Nothing, Held::start);
         run::fitted(app, tokens, start, truncate, &settings)
     });
     let prompts: Vec<Prompt> = prompts.collect::<Result<_, _>>()?;
@@ -312,7 +321,7 @@ fn legacy_logprobs(app: &App, tokens: &[Token], offset: &mut usize) -> Value {
     };
     json!({
         "tokens": tokens.iter().map(|token| text(token.id)).collect::<Vec<_>>(),
-        "token_logprobs": tokens.iter().map(|token| finite(token.logprob)).collect::<Vec<_>>(),
+        "token_logprobs": tokens.iter().map(|token| finite(token.logprob.unwrap_or(f32::NEG_INFINITY))).collect::<Vec<_>>(),
         "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
         "text_offset": offsets,
     })
@@ -360,10 +369,19 @@ impl Protocol for Chunks {
         self.frame.progress(reused, done, total, out);
     }
 
-    fn text(&mut self, answer: usize, text: &str, tokens: &[Token], out: &mut Vec<Message>) {
-        if text.is_empty() && tokens.is_empty() {
-            return;
-        }
+    fn pieces(
+        &mut self,
+        answer: usize,
+        pieces: Vec<Piece>,
+        tokens: &[Token],
+        out: &mut Vec<Message>,
+    ) {
+        let texts = pieces.into_iter().filter_map(|piece| match piece {
+            Piece::Text(text) => Some(text),
+            // Nobody was told of functions.
+            Piece::Call(_) => None,
+        });
+        let text: String = texts.collect();
         let logprobs = match self.logprobs {
             true => Some(legacy_logprobs(
                 &self.app,
@@ -372,17 +390,11 @@ impl Protocol for Chunks {
             )),
             false => None,
         };
-        out.push(self.choice(answer, text, logprobs, None));
+        out.push(self.choice(answer, &text, logprobs, None));
     }
 
-    fn finished(
-        &mut self,
-        answer: usize,
-        reason: FinishReason,
-        _stop: Option<&str>,
-        out: &mut Vec<Message>,
-    ) {
-        out.push(self.choice(answer, "", None, Some(finish_reason(reason))));
+    fn finished(&mut self, answer: usize, end: &End, out: &mut Vec<Message>) {
+        out.push(self.choice(answer, "", None, Some(finish_reason(end.reason))));
     }
 
     fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>) {

@@ -4,7 +4,9 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -17,11 +19,16 @@ use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use super::download;
+use super::paging::in_words;
 use crate::app::{App, Guest, blocking};
-use crate::contexts::{Change, Draft, Form, Shown, Status};
+use crate::contexts::{Change, Draft, Form, Shown, Status, check_title};
 use crate::error::ApiError;
-use crate::input::Input;
+use crate::input::{Input, in_time};
 use crate::prompt;
+use crate::settings::ContextMethods;
+
+/// Characters of a document's title or a file's name that tell it from others.
+const MOST_TITLE: usize = 200;
 
 /// A context to be made.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -42,6 +49,8 @@ pub(crate) struct CreateRequest {
     ttl_seconds: Option<u64>,
     /// Whether it never goes by itself.
     pinned: Option<bool>,
+    /// What it is read under, where that is not to be what the model defines. Such a context lives in memory.
+    methods: Option<ContextMethods>,
 }
 
 /// A text with a name.
@@ -92,14 +101,17 @@ type Answer = Result<Response, ApiError>;
 pub(crate) async fn create(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
-    Input { value, ignored }: Input<CreateRequest>,
+    Input { value, ignored, .. }: Input<CreateRequest>,
 ) -> Answer {
-    let shown = blocking(move || {
-        let draft = draft(&app, value)?;
-        let id = tenancy.contexts.create(&app, draft)?;
-        tenancy.contexts.show(&app, &id)
-    })
-    .await?;
+    let own = app.clone();
+    let shown = app
+        .prepare(move || {
+            let app = own;
+            let draft = draft(&app, value)?;
+            let id = tenancy.contexts.create(&app, draft)?;
+            tenancy.contexts.show(&app, &id)
+        })
+        .await?;
     Ok(ignored.on((StatusCode::ACCEPTED, Json(shown))))
 }
 
@@ -108,8 +120,11 @@ pub(crate) async fn create(
     get, path = "/v1/contexts", tag = "Contexts",
     responses((status = 200, description = "The contexts", body = ContextList))
 )]
-pub(crate) async fn list(Extension(Guest(tenancy)): Extension<Guest>) -> Answer {
-    let data = blocking(move || tenancy.contexts.list()).await?;
+pub(crate) async fn list(
+    State(app): State<App>,
+    Extension(Guest(tenancy)): Extension<Guest>,
+) -> Answer {
+    let data = blocking(move || tenancy.contexts.list(app.times())).await?;
     Ok(Json(ContextList {
         object: "list",
         data,
@@ -149,7 +164,7 @@ pub(crate) async fn change(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
     Path(id): Path<String>,
-    Input { value, ignored }: Input<Change>,
+    Input { value, ignored, .. }: Input<Change>,
 ) -> Answer {
     let shown = blocking(move || tenancy.contexts.change(&app, &id, value)).await?;
     Ok(ignored.on(Json(shown)))
@@ -219,17 +234,20 @@ pub(crate) async fn append(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
     Path(id): Path<String>,
-    Input { value, ignored }: Input<AppendRequest>,
+    Input { value, ignored, .. }: Input<AppendRequest>,
 ) -> Answer {
-    let shown = blocking(move || {
-        if value.text.is_empty() {
-            return Err(ApiError::field("text", "the text is empty; give some"));
-        }
-        let tokens = prompt::continued(app.engine(), &value.text)?;
-        let id = tenancy.contexts.append(&app, &id, &tokens)?;
-        tenancy.contexts.show(&app, &id)
-    })
-    .await?;
+    let own = app.clone();
+    let shown = app
+        .prepare(move || {
+            let app = own;
+            if value.text.is_empty() {
+                return Err(ApiError::field("text", "the text is empty; give some"));
+            }
+            let tokens = prompt::continued(app.engine(), &value.text)?;
+            let id = tenancy.contexts.append(&app, &id, &tokens)?;
+            tenancy.contexts.show(&app, &id)
+        })
+        .await?;
     Ok(ignored.on((StatusCode::ACCEPTED, Json(shown))))
 }
 
@@ -247,7 +265,7 @@ pub(crate) async fn fork(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
     Path(id): Path<String>,
-    Input { value, ignored }: Input<ForkRequest>,
+    Input { value, ignored, .. }: Input<ForkRequest>,
 ) -> Answer {
     let shown = blocking(move || {
         let id = tenancy.contexts.fork(&app, &id, value.label)?;
@@ -370,10 +388,11 @@ pub(crate) async fn export(
 pub(crate) async fn import(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
-    Query(query): Query<ImportQuery>,
+    query: Result<Query<ImportQuery>, QueryRejection>,
     request: Request,
 ) -> Answer {
-    let file = received(request).await?;
+    let Query(query) = in_words(query)?;
+    let file = received(&app, request).await?;
     let (shown, taken) = blocking(move || {
         let (id, taken) = tenancy.contexts.import(&app, file)?;
         if let Some(label) = query.label {
@@ -395,16 +414,33 @@ pub(crate) async fn import(
     Ok((StatusCode::CREATED, Json(body)).into_response())
 }
 
-/// Writes a body of any size into a temporary file.
-async fn received(request: Request) -> Result<File, ApiError> {
-    let mut file = blocking(crate::contexts::temporary).await?;
+/// Writes a body as large as the largest context of this model into a temporary file.
+async fn received(app: &App, request: Request) -> Result<File, ApiError> {
+    let engine = app.engine();
+    let plan = engine.plan(engine.model().blueprint().max_positions);
+    // Blocks stand in files of their own, and a record beside them.
+    let limit = plan.kv.saturating_mul(2).saturating_add(64 << 20);
+    let mut left = limit;
+    let mut file = {
+        let app = app.clone();
+        blocking(move || crate::contexts::temporary(&app)).await?
+    };
     let mut pieces = request.into_body().into_data_stream();
-    while let Some(piece) = pieces.next().await {
+    // A bundle may take as long as it likes, a piece of it not.
+    while let Some(piece) = in_time(pieces.next()).await? {
         let piece = piece
             .map_err(|error| ApiError::wrong(format!("the bundle did not arrive: {error}")))?;
+        left = left.checked_sub(piece.len() as u64).ok_or_else(|| {
+            ApiError::too_large(format!(
+                "the bundle has more than {limit} bytes, which no context of this model has"
+            ))
+        })?;
         file = blocking(move || {
             file.write_all(&piece).map_err(|error| {
-                ApiError::failed(format!("the bundle cannot be stored: {error}"))
+                ApiError::of_io(
+                    error.kind(),
+                    format!("the bundle cannot be stored: {error}"),
+                )
             })?;
             Ok(file)
         })
@@ -430,7 +466,7 @@ fn draft(app: &App, request: CreateRequest) -> Result<Draft, ApiError> {
             "give one of \"text\", \"documents\" and \"files\"",
         ));
     }
-    let mut title = request.title;
+    let mut title = request.title.clone();
     let text = if let Some(text) = request.text {
         text
     } else if let Some(documents) = request.documents {
@@ -452,18 +488,28 @@ fn draft(app: &App, request: CreateRequest) -> Result<Draft, ApiError> {
     if text.trim().is_empty() {
         return Err(ApiError::wrong("the context is empty; give some text"));
     }
+    check_title(request.title.as_deref())?;
+    let methods = match &request.methods {
+        None => None,
+        Some(methods) => methods.settle(app)?,
+    };
     let form = request.form.unwrap_or_default();
     let tokens = match form {
         Form::Document => prompt::document(app.engine(), &text)?,
         Form::Plain => prompt::plain(app.engine(), &text)?,
     };
     Ok(Draft {
-        title: title.unwrap_or_else(|| title_of(&text)),
+        title: title
+            .unwrap_or_else(|| title_of(&text))
+            .chars()
+            .take(MOST_TITLE)
+            .collect(),
         label: request.label,
         form,
         tokens,
         ttl_seconds: request.ttl_seconds.filter(|&seconds| seconds > 0),
         pinned: request.pinned.unwrap_or(false),
+        methods: methods.map(Arc::new),
     })
 }
 

@@ -4,20 +4,23 @@
 //! scaled to length 1. Models made for embeddings may want another reading of their states; this one is
 //! stated, and the same for all.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
 use longview::ContextMethods;
-use longview::schedule::{Goal, Observe, Priority, Request};
+use longview::schedule::{Goal, Observe, Priority, Request, Start};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::app::{App, Guest, blocking};
+use crate::app::{App, Guest};
 use crate::error::ApiError;
 use crate::input::Input;
 use crate::outbox::{Detail, Inbox};
 use crate::prompt;
+use crate::run::{CancelGuard, timed_out};
 
 /// The most texts in one request.
 const MOST_TEXTS: usize = 256;
@@ -81,7 +84,7 @@ pub(crate) struct Embedding {
 pub(crate) async fn create(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
-    Input { value, ignored }: Input<EmbeddingRequest>,
+    Input { value, ignored, .. }: Input<EmbeddingRequest>,
 ) -> Result<Response, ApiError> {
     app.check_model(value.model.as_deref())?;
     let size = app.engine().model().blueprint().hidden;
@@ -104,20 +107,21 @@ pub(crate) async fn create(
             ));
         }
     };
-    let lists = {
-        let app = app.clone();
-        blocking(move || tokens(&app, value.input)).await?
-    };
+    let counting = app.clone();
+    let lists = app.prepare(move || tokens(&counting, value.input)).await?;
+    let all = lists.iter().map(Vec::len).sum();
+    // One request has one place, however many texts it has.
+    let permit = app.enter(all, Priority::Normal)?;
     let mut inboxes = Vec::with_capacity(lists.len());
     let mut requests = Vec::with_capacity(lists.len());
     for list in lists {
         let inbox = Inbox::new();
-        let permit = app.enter(list.len(), Priority::Normal)?;
+        let permit = Arc::clone(&permit);
         requests.push(Request {
             tenant: tenancy.tenant.clone(),
             planned_tokens: list.len(),
             prompt: list,
-            start: None,
+            start: Start::Nothing,
             goal: Goal::Embed,
             methods: ContextMethods::default(),
             observe: Observe::Nothing,
@@ -126,9 +130,34 @@ pub(crate) async fn create(
         });
         inboxes.push(inbox);
     }
+    // Those that are begun are all that hold it.
+    drop(permit);
     for request in requests {
         app.worker().submit(request)?;
     }
+    let guard = CancelGuard(Some(&app));
+    let gathered = gather(&app, inboxes, base64);
+    let (data, count) = match app.options().request_timeout {
+        None => gathered.await,
+        Some(limit) => tokio::time::timeout(limit, gathered)
+            .await
+            .map_err(|_| timed_out(limit))?,
+    }?;
+    guard.done();
+    Ok(ignored.on(Json(EmbeddingResponse {
+        object: "list",
+        data,
+        model: app.model().to_owned(),
+        usage: json!({ "prompt_tokens": count, "total_tokens": count }),
+    })))
+}
+
+/// Waits for all vectors; returns them and the tokens of their texts.
+async fn gather(
+    app: &App,
+    inboxes: Vec<Inbox>,
+    base64: bool,
+) -> Result<(Vec<Embedding>, usize), ApiError> {
     let (mut data, mut count) = (Vec::with_capacity(inboxes.len()), 0);
     for (index, inbox) in inboxes.into_iter().enumerate() {
         let ended = inbox.collect(0).await.ended.pop();
@@ -150,12 +179,7 @@ pub(crate) async fn create(
             },
         });
     }
-    Ok(ignored.on(Json(EmbeddingResponse {
-        object: "list",
-        data,
-        model: app.model().to_owned(),
-        usage: json!({ "prompt_tokens": count, "total_tokens": count }),
-    })))
+    Ok((data, count))
 }
 
 fn tokens(app: &App, input: EmbeddingInput) -> Result<Vec<Vec<u32>>, ApiError> {

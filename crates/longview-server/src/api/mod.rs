@@ -10,6 +10,7 @@ pub(crate) mod files;
 pub(crate) mod messages;
 pub(crate) mod models;
 mod openai;
+mod paging;
 pub(crate) mod responses;
 pub(crate) mod status;
 pub(crate) mod tokens;

@@ -69,7 +69,7 @@ fn card(app: &App) -> ModelCard {
     ModelCard {
         id: app.model().to_owned(),
         object: "model",
-        created: app.created(),
+        created: app.times().started(),
         owned_by: "longview",
         context_length: about.context_length,
         parameters: about.parameters,

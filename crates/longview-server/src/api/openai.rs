@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::app::{App, new_id, unix_seconds};
+use crate::app::{App, new_id};
 use crate::error::ApiError;
 use crate::run::{Meta, Total};
 use crate::settings::Extras;
@@ -55,7 +55,7 @@ impl Head {
         let engine = app.engine();
         Head {
             id: new_id(prefix),
-            created: unix_seconds(),
+            created: app.times().seconds(),
             model: app.model().to_owned(),
             fingerprint: format!(
                 "longview-{}-{}-{}",
@@ -141,7 +141,7 @@ pub(crate) fn logprobs(app: &App, tokens: &[Token]) -> Vec<Value> {
         })
     };
     let with_top = |token: &Token| {
-        let mut value = one(token.id, token.logprob);
+        let mut value = one(token.id, token.logprob.unwrap_or(f32::NEG_INFINITY));
         let top = token.top.iter().map(|&(id, logprob)| one(id, logprob));
         value["top_logprobs"] = top.collect();
         value

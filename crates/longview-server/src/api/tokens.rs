@@ -7,7 +7,7 @@ use longview::Specials;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::app::{App, blocking};
+use crate::app::App;
 use crate::error::ApiError;
 use crate::input::Input;
 use crate::prompt::{self, ChatMessage, TemplateExtras};
@@ -68,9 +68,10 @@ pub(crate) struct DetokenizeResponse {
 )]
 pub(crate) async fn tokenize(
     State(app): State<App>,
-    Input { value, ignored }: Input<TokenizeRequest>,
+    Input { value, ignored, .. }: Input<TokenizeRequest>,
 ) -> Result<Response, ApiError> {
-    let response = blocking(move || tokens(&app, &value)).await?;
+    let counting = app.clone();
+    let response = app.prepare(move || tokens(&counting, &value)).await?;
     Ok(ignored.on(Json(response)))
 }
 
@@ -126,9 +127,12 @@ fn tokens(app: &App, request: &TokenizeRequest) -> Result<TokenizeResponse, ApiE
 )]
 pub(crate) async fn detokenize(
     State(app): State<App>,
-    Input { value, ignored }: Input<DetokenizeRequest>,
+    Input { value, ignored, .. }: Input<DetokenizeRequest>,
 ) -> Result<Response, ApiError> {
-    let content = app.engine().tokenizer().decode(&value.tokens)?;
+    let reading = app.clone();
+    let content = app
+        .prepare(move || Ok(reading.engine().tokenizer().decode(&value.tokens)?))
+        .await?;
     Ok(ignored.on(Json(DetokenizeResponse {
         prompt: content.clone(),
         content,

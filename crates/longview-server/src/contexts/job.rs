@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use longview::ContextMethods;
-use longview::schedule::{Goal, Observe, Priority, Request};
+use longview::schedule::{Goal, Observe, Priority, Request, Start};
 use tokio::sync::{Notify, watch};
 
-use super::{Contexts, Progress, Status};
-use crate::app::{App, unix_seconds};
+use super::entry::{Entry, Progress};
+use super::{Contexts, Status, acting};
+use crate::app::App;
 use crate::error::ApiError;
 use crate::outbox::{Detail, Inbox, News};
 
@@ -26,37 +27,66 @@ impl Job {
 impl Contexts {
     /// Begins to read what of a context is not read.
     pub(crate) fn read(self: &Arc<Contexts>, app: &App, id: &str) -> Result<(), ApiError> {
+        self.read_more(app, id, |entry| Ok(entry.tokens.to_vec()))
+    }
+
+    /// Begins to read a context whose tokens are to be those that `grown` says. Where that is refused, the
+    /// context stays what it was.
+    pub(super) fn read_more(
+        self: &Arc<Contexts>,
+        app: &App,
+        id: &str,
+        grown: impl FnOnce(&Entry) -> Result<Vec<u32>, ApiError>,
+    ) -> Result<(), ApiError> {
         let inbox = Inbox::new();
         let job = Job(Arc::new(Notify::new()));
-        let request = self.with(id, |entry| {
+        self.with(id, |entry| {
             if entry.job.is_some() {
-                return Err(ApiError::conflict("the context is being read already"));
+                return Err(ApiError::conflict(
+                    "the context is being read; go on when it is ready, or cancel that first",
+                ));
             }
-            let tokens = entry.tokens.to_vec();
-            let plan = app.engine().plan(tokens.len());
+            if !entry.is_known() {
+                return Err(ApiError::conflict(format!(
+                    "the context is approximate ({}) and was not made by this server, so it cannot be gone on \
+                     with; read its text anew",
+                    entry.methods_text()
+                )));
+            }
+            let tokens = grown(entry)?;
+            let methods = match &entry.made {
+                // Named contexts are whole; a question's own method works on its fork.
+                None => ContextMethods::default(),
+                Some(made) => acting(app, made),
+            };
+            let plan = app.engine().plan_with(&methods, tokens.len(), tokens.len())?;
             if !plan.fits() {
                 return Err(longview::EngineError::DoesNotFit(Box::new(plan)).into());
             }
             let permit = app.enter(tokens.len(), Priority::Normal)?;
-            entry.job = Some(job.clone());
-            entry.status = Status::Queued;
-            entry.error = None;
-            let request = Request {
+            let start = match (entry.context.take(), &entry.made) {
+                (None, _) => Start::Nothing,
+                (Some(context), None) => Start::Beginning(context),
+                (Some(context), Some(_)) => Start::Made(context),
+            };
+            app.worker().submit(Request {
                 tenant: Arc::clone(&self.tenant),
                 planned_tokens: tokens.len(),
-                prompt: tokens,
-                start: entry.context.take(),
+                prompt: tokens.clone(),
+                start,
                 goal: Goal::Read,
-                // Named contexts are whole; a question's own method works on its fork.
-                methods: ContextMethods::default(),
+                methods,
                 observe: Observe::Nothing,
                 priority: Priority::Normal,
                 listener: Box::new(inbox.ear(Detail::Text, 0, permit)),
-            };
+            })?;
+            entry.tokens = Arc::new(tokens);
+            entry.job = Some(job.clone());
+            entry.status = Status::Queued;
+            entry.error = None;
             entry.tell();
-            Ok(request)
+            Ok(())
         })?;
-        app.worker().submit(request)?;
         let contexts = Arc::clone(self);
         tokio::spawn(follow(app.clone(), contexts, id.to_owned(), inbox, job));
         Ok(())
@@ -132,11 +162,20 @@ async fn follow(app: App, contexts: Arc<Contexts>, id: String, mut inbox: Inbox,
                 News::Ended(ended) => {
                     app.metrics().ended(&ended.summary);
                     entry.job = None;
-                    entry.used = unix_seconds();
+                    entry.use_now(app.times());
                     let ended = *ended;
-                    if let Some(context) = ended.context {
-                        entry.read = context.len().max(entry.read.min(entry.tokens.len()));
-                        entry.context = Some(context);
+                    match (ended.context, &entry.made) {
+                        (Some(context), None) => {
+                            entry.read = context.len().max(entry.read.min(entry.tokens.len()));
+                            entry.context = Some(context);
+                        }
+                        // What lives in memory alone is read as far as it is there.
+                        (Some(context), Some(_)) => {
+                            entry.read = context.len();
+                            entry.context = Some(context);
+                        }
+                        (None, None) => {}
+                        (None, Some(_)) => entry.read = 0,
                     }
                     entry.status = match ended.error {
                         Some(error) => {

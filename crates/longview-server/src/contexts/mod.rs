@@ -5,26 +5,39 @@
 //! or the server ends: reading it again takes over what is stored. What makes it known after a restart
 //! is a record in the contexts' folder, written whenever reading ends and whenever something about it
 //! changes.
+//!
+//! A context may be read under methods of its own. Such a one is not what the model defines, so nothing else
+//! finds it: it lives in memory, its record knows its text and methods alone, and after a restart it is
+//! read again when someone says so.
 
+mod entry;
 mod job;
 mod saved;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
 
+use longview::methods::Methods;
 use longview::records::Records;
+use longview::schedule::Start;
 use longview::tier::StoreFolder;
-use longview::{Context, Tenant};
+use longview::{Context, ContextMethods, Tenant};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use crate::app::{App, seconds_since_1970, unix_seconds};
+use crate::app::App;
+use crate::clock::Times;
 use crate::error::ApiError;
+use crate::run::Kept;
 
-use job::Job;
+use entry::Entry;
 pub(crate) use saved::temporary;
+
+/// The most bytes of a label.
+const MOST_LABEL: usize = 200;
+
+/// The most bytes of a title.
+const MOST_TITLE: usize = 1000;
 
 /// The contexts of one tenant.
 pub(crate) struct Contexts {
@@ -86,8 +99,11 @@ pub(crate) struct Shown {
     pub(crate) bytes_by_tier: BTreeMap<String, u64>,
     /// Canonical text of the methods that make it approximate; empty for exact ones.
     pub(crate) methods: String,
-    /// What was dropped, merged or estimated: nothing, for exact ones.
+    /// What should be known of what was dropped, merged or estimated: nothing, for exact ones.
     pub(crate) notices: Vec<String>,
+    /// What its keep method has dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) keep: Option<Kept>,
     /// When it was made and last used, in seconds since 1970.
     pub(crate) created: u64,
     pub(crate) used: u64,
@@ -102,25 +118,24 @@ pub(crate) struct Shown {
     pub(crate) error: Option<String>,
 }
 
-/// How far a context is read, for whoever waits.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub(crate) struct Progress {
-    pub(crate) status: Status,
-    pub(crate) done_tokens: usize,
-    pub(crate) total_tokens: usize,
-    pub(crate) reused_tokens: usize,
-    pub(crate) tokens_per_second: f64,
-    /// Seconds left at this pace.
-    pub(crate) seconds_left: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) error: Option<String>,
-}
-
-/// What a chat request takes from a context.
+/// What a request takes from a context that it names.
 pub(crate) struct Held {
     pub(crate) tokens: Arc<Vec<u32>>,
     /// A fork of the open context.
-    pub(crate) context: Option<Context>,
+    context: Option<Context>,
+    /// What it was read under, where that is not what the model defines.
+    pub(crate) methods: Option<Arc<Methods>>,
+}
+
+impl Held {
+    /// What a prompt that begins with it starts from.
+    pub(crate) fn start(&self) -> Start {
+        match (&self.context, &self.methods) {
+            (None, _) => Start::Nothing,
+            (Some(context), None) => Start::Beginning(context.fork()),
+            (Some(context), Some(_)) => Start::Made(context.fork()),
+        }
+    }
 }
 
 /// What a new context is made from.
@@ -131,6 +146,8 @@ pub(crate) struct Draft {
     pub(crate) tokens: Vec<u32>,
     pub(crate) ttl_seconds: Option<u64>,
     pub(crate) pinned: bool,
+    /// What it is read under, where that is not what the model defines.
+    pub(crate) methods: Option<Arc<Methods>>,
 }
 
 /// What may be changed about a context; what is absent stays.
@@ -142,28 +159,6 @@ pub(crate) struct Change {
     pub(crate) pinned: Option<bool>,
     /// Seconds without use after which it goes; 0 for never.
     pub(crate) ttl_seconds: Option<u64>,
-}
-
-/// A context and what is going on with it.
-struct Entry {
-    label: Option<String>,
-    title: String,
-    form: Form,
-    tokens: Arc<Vec<u32>>,
-    read: usize,
-    reused: usize,
-    status: Status,
-    error: Option<String>,
-    created: u64,
-    used: u64,
-    ttl_seconds: Option<u64>,
-    pinned: bool,
-    saved: bool,
-    methods: String,
-    /// The open context; what it holds is read.
-    context: Option<Context>,
-    job: Option<Job>,
-    progress: watch::Sender<Progress>,
 }
 
 impl Contexts {
@@ -196,9 +191,10 @@ impl Contexts {
             ))
             .code("context_length_exceeded"));
         }
-        let id = fresh_id();
-        let entry = Entry::new(draft);
-        self.lock().insert(id.clone(), entry);
+        if let Some(methods) = &draft.methods {
+            self.check_room(app, methods, count)?;
+        }
+        let id = self.insert(Entry::new(app.times(), draft))?;
         if let Err(error) = self.read(app, &id) {
             self.lock().remove(&id);
             return Err(error);
@@ -207,14 +203,16 @@ impl Contexts {
     }
 
     /// All of them, the last used first.
-    pub(crate) fn list(&self) -> Result<Vec<Shown>, ApiError> {
+    pub(crate) fn list(&self, times: &Times) -> Result<Vec<Shown>, ApiError> {
+        self.let_go(times);
         let mut shown: Vec<Shown> = self
             .lock()
             .iter()
             .map(|(id, entry)| entry.shown(id))
             .collect();
         for summary in self.saved_summaries()? {
-            if !shown.iter().any(|one| one.id == summary.id) {
+            let is_over = summary.is_expired(times.surely_past());
+            if !is_over && !shown.iter().any(|one| one.id == summary.id) {
                 shown.push(saved::shown(&summary));
             }
         }
@@ -234,23 +232,39 @@ impl Contexts {
     /// What a request that names it takes of it; it counts as used.
     pub(crate) fn for_request(&self, app: &App, name: &str) -> Result<Held, ApiError> {
         let id = self.find(app, name)?;
-        self.with(&id, |entry| {
-            if !entry.methods.is_empty() {
+        let (held, saved) = self.with(&id, |entry| {
+            if !entry.is_known() {
                 return Err(ApiError::conflict(format!(
-                    "context {name:?} is approximate ({}), and this server asks exact ones only",
-                    entry.methods
+                    "context {name:?} is approximate ({}) and was not made by this server, so what it was made \
+                     of cannot be told; read its text anew",
+                    entry.methods_text()
                 )));
             }
-            entry.used = unix_seconds();
+            if entry.made.is_some() && entry.status != Status::Ready {
+                return Err(ApiError::conflict(format!(
+                    "context {name:?} was made under methods of its own ({}) and is not read: POST \
+                     /v1/contexts/{id}/resume reads it, and its events say when that is done",
+                    entry.methods_text()
+                ))
+                .code("context_not_ready"));
+            }
+            entry.use_now(app.times());
             // While it is being read, the request waits for what it shares with it.
-            Ok(Held {
+            let context = match entry.status {
+                Status::Ready => entry.open(app, &self.tenant).map(Context::fork),
+                _ => None,
+            };
+            let held = Held {
                 tokens: Arc::clone(&entry.tokens),
-                context: match entry.status {
-                    Status::Ready => entry.open(app, &self.tenant).map(Context::fork),
-                    _ => None,
-                },
-            })
-        })
+                context,
+                methods: entry.made.clone(),
+            };
+            Ok((held, entry.saved))
+        })?;
+        if let Some(records) = self.records.as_ref().filter(|_| saved) {
+            records.touch(&id, app.times().surely_reached());
+        }
+        Ok(held)
     }
 
     /// Another context with the same text, which costs no keys or values.
@@ -262,31 +276,13 @@ impl Contexts {
     ) -> Result<String, ApiError> {
         self.check_label(label.as_deref(), None)?;
         let id = self.find(app, name)?;
-        let new = fresh_id();
-        let entry = self.with(&id, |entry| {
+        let fork = self.with(&id, |entry| {
             entry.open(app, &self.tenant);
-            let draft = Draft {
-                title: entry.title.clone(),
-                label,
-                form: entry.form,
-                tokens: Vec::new(),
-                ttl_seconds: entry.ttl_seconds,
-                pinned: false,
-            };
-            let mut fork = Entry::new(draft);
-            fork.tokens = Arc::clone(&entry.tokens);
-            fork.read = entry.read;
-            fork.context = entry.context.as_ref().map(Context::fork);
-            fork.status = match entry.status {
-                Status::Ready => Status::Ready,
-                _ => Status::Cancelled,
-            };
-            fork.methods.clone_from(&entry.methods);
-            fork.tell();
-            Ok(fork)
+            Ok(entry.fork(app.times(), label))
         })?;
-        self.lock().insert(new.clone(), entry);
-        self.save(app, &new)?;
+        let new = self.insert(fork)?;
+        // It is there; that it is not kept shows in what is said of it.
+        let _ = self.save(app, &new);
         Ok(new)
     }
 
@@ -299,12 +295,7 @@ impl Contexts {
     ) -> Result<String, ApiError> {
         let id = self.find(app, name)?;
         let limit = app.engine().model().blueprint().max_positions;
-        self.with(&id, |entry| {
-            if entry.job.is_some() {
-                return Err(ApiError::conflict(
-                    "the context is being read; append when it is ready, or cancel it first",
-                ));
-            }
+        self.read_more(app, &id, |entry| {
             let count = entry.tokens.len() + tokens.len();
             if count >= limit {
                 return Err(ApiError::wrong(format!(
@@ -312,10 +303,8 @@ impl Contexts {
                 ))
                 .code("context_length_exceeded"));
             }
-            Arc::make_mut(&mut entry.tokens).extend_from_slice(tokens);
-            Ok(())
+            Ok([&entry.tokens[..], tokens].concat())
         })?;
-        self.read(app, &id)?;
         Ok(id)
     }
 
@@ -324,7 +313,11 @@ impl Contexts {
         let id = self.find(app, name)?;
         let label = change.label.as_deref().filter(|label| !label.is_empty());
         self.check_label(label, Some(&id))?;
-        self.with(&id, |entry| {
+        check_title(change.title.as_deref())?;
+        {
+            let mut entries = self.lock();
+            check_free(&entries, label, Some(&id))?;
+            let entry = entries.get_mut(&id).ok_or_else(|| unknown(&id))?;
             if let Some(label) = change.label {
                 entry.label = Some(label).filter(|label| !label.is_empty());
             }
@@ -337,9 +330,9 @@ impl Contexts {
             if let Some(seconds) = change.ttl_seconds {
                 entry.ttl_seconds = Some(seconds).filter(|&seconds| seconds > 0);
             }
-            entry.used = unix_seconds();
-            Ok(())
-        })?;
+            entry.use_now(app.times());
+            entry.saved = false;
+        }
         self.save(app, &id)?;
         self.show(app, &id)
     }
@@ -361,24 +354,83 @@ impl Contexts {
         Ok(id)
     }
 
-    /// Lets go of those whose time is over, when it is `time`.
-    pub(crate) fn expire(&self, time: SystemTime) {
-        let now = seconds_since_1970(time);
-        let over = |entry: &Entry| {
-            let unused = now.saturating_sub(entry.used);
-            !entry.pinned
-                && entry.job.is_none()
-                && entry.ttl_seconds.is_some_and(|life| unused > life)
-        };
-        self.lock().retain(|_, entry| !over(entry));
+    /// Lets go of those whose time is over, and of their records.
+    pub(crate) fn expire(&self, times: &Times) {
+        self.let_go(times);
         if let Some(records) = &self.records {
             // What cannot be removed now is tried again soon.
-            let _ = records.expire(time);
+            let _ = records.expire(times.surely_past());
         }
+    }
+
+    /// Lets go of open ones whose time is over.
+    fn let_go(&self, times: &Times) {
+        let mut over = Vec::new();
+        self.lock().retain(|id, entry| {
+            let is_over = entry.is_over(times);
+            if is_over {
+                over.push(id.clone());
+            }
+            !is_over
+        });
+        for (records, id) in self
+            .records
+            .iter()
+            .flat_map(|records| over.iter().map(move |id| (records, id)))
+        {
+            // One that cannot be removed now expires by its own time.
+            let _ = records.remove(id);
+        }
+    }
+
+    /// Takes an entry in under a new id.
+    fn insert(&self, entry: Entry) -> Result<String, ApiError> {
+        let mut entries = self.lock();
+        // Another may have taken the label since it was looked for among the saved ones.
+        check_free(&entries, entry.label.as_deref(), None)?;
+        let id = std::iter::repeat_with(fresh_id).find(|id| !entries.contains_key(id));
+        let id = id.expect("ids do not end");
+        entries.insert(id.clone(), entry);
+        Ok(id)
+    }
+
+    /// Bytes of contexts that live in memory alone.
+    fn made_bytes(&self) -> u64 {
+        let entries = self.lock();
+        let made = entries.values().filter(|entry| entry.made.is_some());
+        made.map(Entry::bytes).sum()
+    }
+
+    /// Refuses a context of `tokens` tokens under methods of its own when those that are there leave no room:
+    /// they cannot leave memory for others, so all of them have half of what is for keys and values.
+    fn check_room(&self, app: &App, methods: &Methods, tokens: usize) -> Result<(), ApiError> {
+        let engine = app.engine();
+        let plan = engine.plan_with(&acting(app, methods), tokens, tokens)?;
+        if !plan.fits() {
+            return Err(longview::EngineError::DoesNotFit(Box::new(plan)).into());
+        }
+        let Some(limit) = plan.limit else {
+            return Ok(());
+        };
+        let half = limit.saturating_sub(plan.program + plan.weights + plan.scratch) / 2;
+        let held: u64 = app
+            .tenancies()
+            .map(|tenancy| tenancy.contexts.made_bytes())
+            .sum();
+        if held + plan.kv <= half {
+            return Ok(());
+        }
+        Err(ApiError::conflict(format!(
+            "contexts with methods of their own live in memory; those there are hold {held} bytes, this one takes up \
+             to {}, and all of them may have {half}: delete some, or start the server with more --memory",
+            plan.kv
+        ))
+        .code("insufficient_memory"))
     }
 
     /// The id of a context by its id, the beginning of it, or its label.
     fn find(&self, app: &App, name: &str) -> Result<String, ApiError> {
+        self.let_go(app.times());
         {
             let entries = self.lock();
             if entries.contains_key(name) {
@@ -404,31 +456,25 @@ impl Contexts {
     fn check_label(&self, label: Option<&str>, own: Option<&str>) -> Result<(), ApiError> {
         let Some(label) = label else { return Ok(()) };
         let plain = !label.is_empty()
-            && label.len() <= 100
+            && label.len() <= MOST_LABEL
+            && label.trim() == label
             && !label
                 .chars()
                 .any(|c| c.is_control() || c == '/' || c == '\\');
         if !plain {
             return Err(ApiError::field(
                 "label",
-                "a label has 1 to 100 characters, none of them a slash or a control character",
+                format!(
+                    "a label has 1 to {MOST_LABEL} bytes, none of them a slash or a control character, and no space \
+                     at its ends"
+                ),
             ));
         }
-        let taken = |id: &str| {
-            ApiError::conflict(format!(
-                "context {id} is labelled {label:?} already; choose another"
-            ))
-            .code("label_taken")
-        };
-        for (id, entry) in self.lock().iter() {
-            if entry.label.as_deref() == Some(label) && own != Some(id) {
-                return Err(taken(id));
-            }
-        }
+        check_free(&self.lock(), Some(label), own)?;
         for summary in self.saved_summaries()? {
             let known = self.lock().contains_key(&summary.id);
             if !known && summary.label.as_deref() == Some(label) && own != Some(&summary.id) {
-                return Err(taken(&summary.id));
+                return Err(taken(label, &summary.id));
             }
         }
         Ok(())
@@ -453,90 +499,53 @@ impl Contexts {
     }
 }
 
-impl Entry {
-    fn new(draft: Draft) -> Entry {
-        let now = unix_seconds();
-        let progress = Progress {
-            status: Status::Queued,
-            done_tokens: 0,
-            total_tokens: draft.tokens.len(),
-            reused_tokens: 0,
-            tokens_per_second: 0.0,
-            seconds_left: None,
-            error: None,
-        };
-        Entry {
-            label: draft.label,
-            title: draft.title,
-            form: draft.form,
-            tokens: Arc::new(draft.tokens),
-            read: 0,
-            reused: 0,
-            status: Status::Queued,
-            error: None,
-            created: now,
-            used: now,
-            ttl_seconds: draft.ttl_seconds,
-            pinned: draft.pinned,
-            saved: false,
-            methods: String::new(),
-            context: None,
-            job: None,
-            progress: watch::channel(progress).0,
-        }
+/// What acts on a context that is read under `methods`.
+fn acting(app: &App, methods: &Methods) -> ContextMethods {
+    let engine = app.engine();
+    let forms = methods
+        .kv_forms()
+        .filter(|&forms| forms != engine.kv_forms());
+    ContextMethods {
+        store: forms,
+        ..methods.acting()
     }
+}
 
-    /// The open context, with what the store has of its tokens.
-    fn open(&mut self, app: &App, tenant: &Tenant) -> Option<&Context> {
-        if self.context.is_none() && self.job.is_none() && self.methods.is_empty() {
-            let planned = self.tokens.len().max(1);
-            // What cannot be opened now is opened, or refused, by the request that needs it.
-            let mut context = app.engine().new_context_of(tenant, planned).ok()?;
-            let held = context.attach(&self.tokens).ok()?;
-            self.read = self.read.max(held);
-            self.context = Some(context);
-        }
-        self.context.as_ref()
+/// Refuses a label that another open context has.
+fn check_free(
+    entries: &BTreeMap<String, Entry>,
+    label: Option<&str>,
+    own: Option<&str>,
+) -> Result<(), ApiError> {
+    let Some(label) = label else { return Ok(()) };
+    let has = |(id, entry): &(&String, &Entry)| {
+        entry.label.as_deref() == Some(label) && own != Some(id.as_str())
+    };
+    match entries.iter().find(has) {
+        Some((id, _)) => Err(taken(label, id)),
+        None => Ok(()),
     }
+}
 
-    fn shown(&self, id: &str) -> Shown {
-        let context = self.context.as_ref();
-        Shown {
-            id: id.to_owned(),
-            object: "context",
-            label: self.label.clone(),
-            title: self.title.clone(),
-            form: self.form,
-            status: self.status,
-            tokens: self.tokens.len(),
-            read_tokens: self.read,
-            reused_tokens: self.reused,
-            bytes: context.map_or(0, Context::kv_bytes),
-            bytes_by_tier: context.map(Context::bytes_by_place).unwrap_or_default(),
-            methods: self.methods.clone(),
-            notices: Vec::new(),
-            created: self.created,
-            used: self.used,
-            ttl_seconds: self.ttl_seconds,
-            pinned: self.pinned,
-            saved: self.saved,
-            error: self.error.clone(),
-        }
+/// Refuses a title that is no title.
+pub(crate) fn check_title(title: Option<&str>) -> Result<(), ApiError> {
+    match title.filter(|title| title.len() > MOST_TITLE) {
+        None => Ok(()),
+        Some(title) => Err(ApiError::field(
+            "title",
+            format!(
+                "a title has at most {MOST_TITLE} bytes, and this one has {}",
+                title.len()
+            ),
+        )),
     }
+}
 
-    /// Tells whoever waits how far it is.
-    fn tell(&self) {
-        self.progress.send_modify(|progress| {
-            progress.status = self.status;
-            progress.done_tokens = self.read;
-            progress.total_tokens = self.tokens.len();
-            progress.reused_tokens = self.reused;
-            progress.error.clone_from(&self.error);
-            if self.status != Status::Reading {
-                progress.seconds_left = None;
-            }
-        });
-    }
+fn taken(label: &str, id: &str) -> ApiError {
+    ApiError::conflict(format!(
+        "context {id} is labelled {label:?} already; choose another"
+    ))
+    .code("label_taken")
 }
 
 fn unknown(name: &str) -> ApiError {

@@ -6,12 +6,15 @@ use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 
 use longview::bundle::{self, BundleError};
+use longview::methods::{Methods, Stage};
 use longview::records::{Listed, Record, Records, Summary};
 use longview::tier::{Origin, TierError};
 use serde::{Deserialize, Serialize};
 
-use super::{Contexts, Draft, Entry, Form, Shown, Status, unknown};
+use super::entry::{self, Entry};
+use super::{Contexts, Draft, Form, Shown, Status, unknown};
 use crate::app::App;
+use crate::clock::Times;
 use crate::error::ApiError;
 
 /// What a record says for the server, beside tokens and blocks.
@@ -22,6 +25,9 @@ struct Extra {
     /// Tokens that are still to be read.
     #[serde(default)]
     rest: Vec<u32>,
+    /// What it is read under, by stage, where that is not what the model defines.
+    #[serde(default)]
+    made: BTreeMap<String, String>,
 }
 
 impl Contexts {
@@ -31,21 +37,29 @@ impl Contexts {
             return Ok(false);
         };
         let id = self.find(app, name)?;
+        let Ok(origin) = self.origin(app) else {
+            return Ok(false);
+        };
         let record = self.with(&id, |entry| {
             entry.open(app, &self.tenant);
-            Ok(entry.record(&id))
+            Ok(entry.record(&id, &origin))
         })?;
         let Some(record) = record else {
             return Ok(false);
         };
         records.save(&record)?;
+        let noted = self.with(&id, |entry| {
+            entry.saved = true;
+            Ok(())
+        });
+        if let Err(gone) = noted {
+            // It was deleted meanwhile, and is not to come back.
+            let _ = records.remove(&id);
+            return Err(gone);
+        }
         if let Some(store) = app.engine().store() {
             store.sync()?;
         }
-        self.with(&id, |entry| {
-            entry.saved = true;
-            Ok(())
-        })?;
         Ok(true)
     }
 
@@ -61,12 +75,19 @@ impl Contexts {
     /// Writes a context with its blocks into a file that goes when it is closed.
     pub(crate) fn export(&self, app: &App, name: &str) -> Result<(String, File, u64), ApiError> {
         let id = self.find(app, name)?;
+        self.with(&id, |entry| match entry.made {
+            None => Ok(()),
+            Some(_) => Err(ApiError::conflict(format!(
+                "the context was made under methods of its own ({}) and lives in memory; only whole ones are exported",
+                entry.methods_text()
+            ))),
+        })?;
         if !self.save(app, &id)? {
             return Err(not_kept());
         }
         let record = self.records()?.load(&id)?;
         let store = app.engine().store().ok_or_else(not_kept)?;
-        let mut file = temporary()?;
+        let mut file = temporary(app)?;
         bundle::export(&record, store.tiers(), &mut file).map_err(of_bundle)?;
         let bytes = file.stream_position().map_err(io)?;
         file.seek(SeekFrom::Start(0)).map_err(io)?;
@@ -87,7 +108,7 @@ impl Contexts {
         let imported =
             bundle::import(bundle, &**tier, records, ledger, Some(&origin)).map_err(of_bundle)?;
         let id = imported.record.summary.id.clone();
-        let entry = Entry::of_record(imported.record);
+        let entry = Entry::of_record(app.times(), imported.record);
         self.lock().insert(id.clone(), entry);
         Ok((id, imported.label_taken))
     }
@@ -113,12 +134,16 @@ impl Contexts {
             Err(TierError::NoContext { .. }) => return Err(unknown(name)),
             other => other?,
         };
+        let times = app.times();
+        if record.summary.is_expired(times.surely_past()) {
+            return Err(unknown(name));
+        }
         record.summary.check_origin(&*self.origin(app)?)?;
-        records.touch(&record.summary.id);
+        records.touch(&record.summary.id, times.surely_reached());
         let id = record.summary.id.clone();
         self.lock()
             .entry(id.clone())
-            .or_insert_with(|| Entry::of_record(record));
+            .or_insert_with(|| Entry::of_record(times, record));
         Ok(id)
     }
 
@@ -133,22 +158,36 @@ impl Contexts {
 }
 
 impl Entry {
-    /// Its record; `None` when nothing of it is kept.
-    fn record(&self, id: &str) -> Option<Record> {
-        let context = self.context.as_ref()?;
-        let origin = context.origin()?;
-        let held = context.len();
+    /// Its record among those of `origin`; `None` when nothing of it is kept.
+    fn record(&self, id: &str, origin: &Origin) -> Option<Record> {
+        let (mut record, rest, made) = match (&self.made, &self.context) {
+            // What lives in memory alone is known by its text and by what makes it.
+            (Some(methods), _) => {
+                let record = Record::new(origin, self.tokens.to_vec(), Vec::new());
+                (record, Vec::new(), entry::chosen(methods))
+            }
+            (None, Some(context)) => {
+                let held = context.len().min(self.tokens.len());
+                let record =
+                    Record::new(context.origin()?, context.tokens().to_vec(), context.keys());
+                (record, self.tokens[held..].to_vec(), BTreeMap::new())
+            }
+            (None, None) => return None,
+        };
         let extra = Extra {
             form: self.form,
-            rest: self.tokens[held.min(self.tokens.len())..].to_vec(),
+            rest,
+            made,
         };
-        let mut record = Record::new(origin, context.tokens().to_vec(), context.keys());
         let summary = &mut record.summary;
         summary.id = id.to_owned();
         summary.label.clone_from(&self.label);
         summary.title.clone_from(&self.title);
-        summary.methods.clone_from(&self.methods);
-        summary.bytes = context.kv_bytes();
+        summary.methods = self.methods_text();
+        summary.bytes = match self.made {
+            None => self.bytes(),
+            Some(_) => 0,
+        };
         summary.created = self.created;
         summary.used = self.used;
         summary.time_to_live = self.ttl_seconds;
@@ -157,50 +196,78 @@ impl Entry {
         Some(record)
     }
 
-    fn of_record(record: Record) -> Entry {
+    fn of_record(times: &Times, record: Record) -> Entry {
         // Records of other makers hold something else here, or nothing.
         let extra: Extra = serde_json::from_slice(&record.pieces).unwrap_or_default();
         let summary = record.summary;
-        let read = record.tokens.len();
-        let mut entry = Entry::new(Draft {
-            title: summary.title,
-            label: summary.label,
-            form: extra.form,
-            tokens: [record.tokens, extra.rest].concat(),
-            ttl_seconds: summary.time_to_live,
-            pinned: summary.pinned,
-        });
+        let made = methods_of(&extra.made).filter(|_| !extra.made.is_empty());
+        let read = match made {
+            None => record.tokens.len(),
+            Some(_) => 0,
+        };
+        let foreign = match made {
+            None => summary.methods,
+            Some(_) => String::new(),
+        };
+        let mut entry = Entry::new(
+            times,
+            Draft {
+                title: summary.title,
+                label: summary.label,
+                form: extra.form,
+                tokens: [record.tokens, extra.rest].concat(),
+                ttl_seconds: summary.time_to_live,
+                pinned: summary.pinned,
+                methods: made.map(Arc::new),
+            },
+        );
         entry.read = read;
         entry.status = match read == entry.tokens.len() {
             true => Status::Ready,
             false => Status::Cancelled,
         };
         entry.created = summary.created;
-        entry.used = summary.used;
         entry.saved = true;
-        entry.methods = summary.methods;
+        entry.foreign = foreign;
         entry.tell();
         entry
     }
 }
 
+/// Methods by their texts; `None` where this program does not know one of them.
+fn methods_of(texts: &BTreeMap<String, String>) -> Option<Methods> {
+    let mut methods = Methods::new();
+    for (name, text) in texts {
+        let stage = Stage::ALL.into_iter().find(|stage| stage.name() == name)?;
+        methods.set(stage, text).ok()?;
+    }
+    Some(methods)
+}
+
 /// A saved context that is not open.
 pub(super) fn shown(summary: &Summary) -> Shown {
     let tokens = summary.tokens as usize;
+    let is_exact = summary.methods.is_empty();
     Shown {
         id: summary.id.clone(),
         object: "context",
         label: summary.label.clone(),
         title: summary.title.clone(),
         form: Form::Document,
-        status: Status::Ready,
+        // What makes one approximate is in no store.
+        status: if is_exact {
+            Status::Ready
+        } else {
+            Status::Cancelled
+        },
         tokens,
-        read_tokens: tokens,
+        read_tokens: if is_exact { tokens } else { 0 },
         reused_tokens: 0,
         bytes: summary.bytes,
         bytes_by_tier: BTreeMap::new(),
         methods: summary.methods.clone(),
         notices: Vec::new(),
+        keep: None,
         created: summary.created,
         used: summary.used,
         ttl_seconds: summary.time_to_live,
@@ -210,13 +277,20 @@ pub(super) fn shown(summary: &Summary) -> Shown {
     }
 }
 
-/// A file that is gone when it is closed.
-pub(crate) fn temporary() -> Result<File, ApiError> {
-    tempfile::tempfile().map_err(io)
+/// A file that is gone when it is closed: beside the contexts, which are as large, where they are kept.
+pub(crate) fn temporary(app: &App) -> Result<File, ApiError> {
+    match &app.options().contexts_folder {
+        Some(folder) => tempfile::tempfile_in(folder).or_else(|_| tempfile::tempfile()),
+        None => tempfile::tempfile(),
+    }
+    .map_err(io)
 }
 
 fn io(error: std::io::Error) -> ApiError {
-    ApiError::failed(format!("a temporary file cannot be used: {error}"))
+    ApiError::of_io(
+        error.kind(),
+        format!("a temporary file cannot be used: {error}"),
+    )
 }
 
 fn of_bundle(error: BundleError) -> ApiError {
@@ -225,6 +299,7 @@ fn of_bundle(error: BundleError) -> ApiError {
             ApiError::wrong(error.to_string()).code("invalid_bundle")
         }
         BundleError::Tier(error) => error.into(),
+        BundleError::Io(error) => io(error),
         other => ApiError::failed(other.to_string()),
     }
 }

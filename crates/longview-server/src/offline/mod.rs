@@ -4,12 +4,10 @@
 //! done goes on with the lines that have no answer. Every name in that folder is made here: what
 //! requests say is only looked up among what is known.
 
-mod folder;
 mod run;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
@@ -17,11 +15,12 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use utoipa::ToSchema;
 
-use crate::app::{new_id, unix_seconds};
+use crate::app::new_id;
 use crate::batch::BatchSummary;
+use crate::clock::Times;
 use crate::error::ApiError;
+use crate::folder::Folder;
 
-use folder::Folder;
 pub(crate) use run::{resume_all, start};
 
 /// The most files of a tenant.
@@ -35,7 +34,8 @@ const MOST_BATCHES: usize = 256;
 
 /// A tenant's files and batches.
 pub(crate) struct Offline {
-    folder: Folder,
+    folder: Arc<Folder>,
+    times: Times,
     held: Mutex<Held>,
 }
 
@@ -53,10 +53,13 @@ struct Batch {
 
 /// What is kept of a batch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct BatchFacts {
-    shown: BatchObject,
+pub(crate) struct BatchFacts {
+    pub(crate) shown: BatchObject,
     /// The file that its answers go to, which is listed when all are there.
-    answers: String,
+    pub(crate) answers: String,
+    /// The same for refusals and failures.
+    #[serde(default = "new_file_id")]
+    pub(crate) errors: String,
 }
 
 /// What is known of a file.
@@ -68,7 +71,7 @@ pub(crate) struct FileObject {
     pub(crate) bytes: u64,
     created_at: u64,
     filename: String,
-    purpose: String,
+    pub(crate) purpose: String,
 }
 
 /// What is known of a batch.
@@ -79,7 +82,7 @@ pub(crate) struct BatchObject {
     object: &'static str,
     endpoint: String,
     errors: Option<Value>,
-    input_file_id: String,
+    pub(crate) input_file_id: String,
     completion_window: String,
     status: BatchStatus,
     output_file_id: Option<String>,
@@ -124,14 +127,14 @@ impl BatchStatus {
 }
 
 impl BatchObject {
-    /// One that is about to begin.
+    /// One that is about to begin, `now` in seconds since 1970.
     pub(crate) fn new(
+        now: u64,
         input_file_id: String,
         endpoint: String,
         completion_window: Option<String>,
         metadata: Option<Value>,
     ) -> BatchObject {
-        let now = unix_seconds();
         BatchObject {
             id: new_id("batch_"),
             object: batch_object(),
@@ -166,10 +169,8 @@ impl BatchObject {
 }
 
 impl Offline {
-    /// Those of the tenant with this salt, in a folder of its own under `requests`. Without one, or
-    /// where another process has it, they live as long as the server does; the second is told.
-    pub(crate) fn open(requests: Option<&Path>, salt: &str) -> (Offline, Option<String>) {
-        let (folder, notice) = Folder::open(requests, salt);
+    /// Those in a tenant's folder.
+    pub(crate) fn open(folder: Arc<Folder>, times: Times) -> Offline {
         let mut held = Held::default();
         for file in folder.files() {
             held.files.insert(file.id.clone(), file);
@@ -181,23 +182,25 @@ impl Offline {
             };
             held.batches.insert(batch.facts.shown.id.clone(), batch);
         }
-        let offline = Offline {
+        Offline {
             folder,
+            times,
             held: Mutex::new(held),
-        };
-        (offline, notice)
+        }
     }
 
-    /// All files.
+    /// All files, the oldest first.
     pub(crate) fn files(&self) -> Vec<FileObject> {
-        self.lock().files.values().cloned().collect()
+        let mut files: Vec<FileObject> = self.lock().files.values().cloned().collect();
+        files.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        files
     }
 
     /// What is known of a file.
     pub(crate) fn file(&self, id: &str) -> Result<FileObject, ApiError> {
         let held = self.lock();
-        let file = held.files.get(id);
-        file.cloned().ok_or_else(|| unknown("file", id))
+        let file = held.files.get(id).cloned();
+        file.ok_or_else(|| ApiError::missing("file", id))
     }
 
     /// A file, opened to be read, and its size.
@@ -217,7 +220,7 @@ impl Offline {
             id: new_id("file-"),
             object: file_object(),
             bytes: bytes.len() as u64,
-            created_at: unix_seconds(),
+            created_at: self.times.seconds(),
             filename: filename.to_owned(),
             purpose: purpose.to_owned(),
         };
@@ -240,17 +243,17 @@ impl Offline {
             )));
         }
         if held.files.remove(id).is_none() {
-            return Err(unknown("file", id));
+            return Err(ApiError::missing("file", id));
         }
         self.folder.remove_file(id)
     }
 
-    /// All batches, the newest first.
+    /// All batches, the oldest first.
     pub(crate) fn batches(&self) -> Vec<BatchObject> {
         let held = self.lock();
         let shown = held.batches.values().map(|batch| &batch.facts.shown);
         let mut batches: Vec<BatchObject> = shown.cloned().collect();
-        batches.sort_by_key(|batch| std::cmp::Reverse(batch.created_at));
+        batches.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         batches
     }
 
@@ -277,7 +280,8 @@ impl Offline {
     /// Takes a batch in.
     fn begin(&self, shown: BatchObject) -> Result<(), ApiError> {
         let facts = BatchFacts {
-            answers: new_id("file-"),
+            answers: new_file_id(),
+            errors: new_file_id(),
             shown,
         };
         let mut held = self.lock();
@@ -305,25 +309,19 @@ impl Offline {
         Ok(())
     }
 
-    /// Ends a batch with its answers as a file, or with what went wrong.
+    /// Ends a batch with its answers and its failures as files, or with what went wrong.
     fn end(&self, id: &str, status: BatchStatus, trouble: Option<&ApiError>) {
-        let answers = self.change(id, |batch| Ok(batch.facts.answers.clone()));
-        // Nobody deletes a batch that is in progress.
-        let Ok(answers) = answers else { return };
-        let listed = self.folder.data_bytes(&answers).and_then(|bytes| {
-            self.list(FileObject {
-                id: answers,
-                object: file_object(),
-                bytes,
-                created_at: unix_seconds(),
-                filename: format!("{id}_output.jsonl"),
-                purpose: "batch_output".to_owned(),
-            })
+        let files = self.change(id, |batch| {
+            Ok((batch.facts.answers.clone(), batch.facts.errors.clone()))
         });
+        // Nobody deletes a batch that is in progress.
+        let Ok((answers, errors)) = files else { return };
+        let answers = self.list_growing(answers, format!("{id}_output.jsonl"));
+        let errors = self.list_growing(errors, format!("{id}_error.jsonl"));
         let told = self.change(id, |batch| {
             let shown = &mut batch.facts.shown;
-            let now = Some(unix_seconds());
-            let trouble = trouble.or(listed.as_ref().err());
+            let now = Some(self.times.seconds());
+            let trouble = trouble.or(answers.as_ref().err()).or(errors.as_ref().err());
             shown.status = if trouble.is_some() { BatchStatus::Failed } else { status };
             match shown.status {
                 BatchStatus::Cancelled => shown.cancelled_at = now,
@@ -333,11 +331,29 @@ impl Offline {
             shown.errors = trouble.map(|error| {
                 json!({ "object": "list", "data": [{ "message": error.message, "code": error.code }] })
             });
-            shown.output_file_id = listed.as_ref().ok().map(|file| file.id.clone());
+            shown.output_file_id = answers.as_ref().ok().cloned().flatten();
+            shown.error_file_id = errors.as_ref().ok().cloned().flatten();
             self.folder.write_batch(&batch.facts)
         });
         // What cannot be written now is in memory, and is done again after a restart.
         drop(told);
+    }
+
+    /// Lists a file that a batch has written, unless there is nothing in it; returns its id.
+    fn list_growing(&self, id: String, filename: String) -> Result<Option<String>, ApiError> {
+        self.folder.remove_empty(&id)?;
+        let Ok(bytes) = self.folder.data_bytes(&id) else {
+            return Ok(None);
+        };
+        self.list(FileObject {
+            id: id.clone(),
+            object: file_object(),
+            bytes,
+            created_at: self.times.seconds(),
+            filename,
+            purpose: "batch_output".to_owned(),
+        })?;
+        Ok(Some(id))
     }
 
     /// Notes how far a batch is.
@@ -378,10 +394,9 @@ impl Offline {
         id: &str,
         work: impl FnOnce(&mut Batch) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        match self.lock().batches.get_mut(id) {
-            Some(batch) => work(batch),
-            None => Err(unknown("batch", id)),
-        }
+        let mut held = self.lock();
+        let batch = held.batches.get_mut(id);
+        work(batch.ok_or_else(|| ApiError::missing("batch", id))?)
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -400,6 +415,6 @@ fn batch_object() -> &'static str {
     "batch"
 }
 
-fn unknown(what: &str, id: &str) -> ApiError {
-    ApiError::not_found(format!("there is no {what} {id:?}"))
+fn new_file_id() -> String {
+    new_id("file-")
 }

@@ -2,19 +2,19 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::sync::Arc;
 
 use axum::Extension;
 use serde_json::Value;
 use tokio::sync::Notify;
 
-use super::folder::io_error;
 use super::{BatchObject, BatchStatus, Offline};
 use crate::api::routes;
 use crate::app::{App, Guest, Tenancy, blocking};
 use crate::batch::{self, BatchSummary, Job};
 use crate::error::ApiError;
+use crate::folder::{append_line, io_error};
 
 /// What is still to be done for a batch.
 struct Work {
@@ -23,8 +23,24 @@ struct Work {
     /// The answers there are.
     summary: BatchSummary,
     /// Where further ones go.
-    answers: File,
+    files: Outcomes,
     cancel: Arc<Notify>,
+}
+
+/// Where the answers of a batch go, and where what became of the other lines.
+struct Outcomes {
+    answers: File,
+    errors: File,
+}
+
+impl Outcomes {
+    fn add(&self, answer: &Value) -> std::io::Result<()> {
+        let file = match batch::is_good(answer) {
+            true => &self.answers,
+            false => &self.errors,
+        };
+        append_line(file, &answer.to_string())
+    }
 }
 
 /// Begins a batch; returns it as it is shown.
@@ -83,31 +99,38 @@ impl Offline {
 
     /// What is still to be done for a batch; what is answered is counted.
     fn work(&self, id: &str) -> Result<Work, ApiError> {
-        let (input, answers, cancel) = self.change(id, |batch| {
-            let facts = &batch.facts;
-            let input = facts.shown.input_file_id.clone();
-            Ok((input, facts.answers.clone(), Arc::clone(&batch.cancel)))
+        let (facts, cancel) = self.change(id, |batch| {
+            Ok((batch.facts.clone(), Arc::clone(&batch.cancel)))
         })?;
-        let (input, _) = self.content(&input)?;
+        let (input, _) = self.content(&facts.shown.input_file_id)?;
         let mut jobs = batch::read(BufReader::new(input))
             .map_err(|error| ApiError::field("input_file_id", error.to_string()))?;
-        let answers = self.folder.open_growing(&answers)?;
+        let files = Outcomes {
+            answers: self.folder.open_growing(&facts.answers)?,
+            errors: self.folder.open_growing(&facts.errors)?,
+        };
         let mut summary = BatchSummary::of(jobs.len());
-        let done = answered(&answers, &mut summary).map_err(io_error)?;
+        let mut done = HashSet::new();
+        for file in [&files.answers, &files.errors] {
+            answered(file, &mut summary, &mut done).map_err(io_error)?;
+        }
         jobs.retain(|job| !done.contains(&job.custom_id));
         self.tell(id, &summary);
         Ok(Work {
             jobs,
             summary,
-            answers,
+            files,
             cancel,
         })
     }
 }
 
-/// Takes in the answers that a file holds; returns whose they are. A line that was torn is cut off.
-fn answered(file: &File, summary: &mut BatchSummary) -> std::io::Result<HashSet<Value>> {
-    let mut done = HashSet::new();
+/// Takes in the answers that a file holds and notes whose they are. A line that was torn is cut off.
+fn answered(
+    file: &File,
+    summary: &mut BatchSummary,
+    done: &mut HashSet<Value>,
+) -> std::io::Result<()> {
     let mut whole = 0;
     let mut lines = BufReader::new(file);
     let mut line = Vec::new();
@@ -121,8 +144,7 @@ fn answered(file: &File, summary: &mut BatchSummary) -> std::io::Result<HashSet<
         whole += line.len() as u64;
         line.clear();
     }
-    file.set_len(whole)?;
-    Ok(done)
+    file.set_len(whole)
 }
 
 /// Answers what is not answered, line by line, and ends the batch; unless the server ends first, after
@@ -131,7 +153,7 @@ async fn run(app: App, guest: Guest, id: String, work: Work) {
     let Work {
         jobs,
         mut summary,
-        answers: mut file,
+        mut files,
         cancel,
     } = work;
     let tenancy: Arc<Tenancy> = Arc::clone(&guest.0);
@@ -141,22 +163,27 @@ async fn run(app: App, guest: Guest, id: String, work: Work) {
         let app = app.clone();
         move || app.is_stopping()
     });
+    let mut ends_as = BatchStatus::Completed;
     let (status, trouble) = loop {
         let answer = tokio::select! {
             answer = answers.recv() => answer,
-            () = cancel.notified() => break (BatchStatus::Cancelled, None),
+            () = cancel.notified() => {
+                // What is answered by now still comes.
+                ends_as = BatchStatus::Cancelled;
+                answers.close();
+                continue;
+            }
         };
         let Some(answer) = answer else {
-            break (BatchStatus::Completed, None);
+            break (ends_as, None);
         };
         summary.add(&answer);
-        let line = format!("{answer}\n");
         let written = blocking(move || {
-            file.write_all(line.as_bytes()).map_err(io_error)?;
-            Ok(file)
+            files.add(&answer).map_err(io_error)?;
+            Ok(files)
         });
         match written.await {
-            Ok(back) => file = back,
+            Ok(back) => files = back,
             Err(error) => break (BatchStatus::Failed, Some(error)),
         }
         tenancy.offline.tell(&id, &summary);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{ANSWER, DOCUMENT, QUESTION, Running, engine, options, text};
 
 /// A document so long, with one fact in it.
-fn long_document(sentences: usize) -> String {
+pub(crate) fn long_document(sentences: usize) -> String {
     let grey = "The sea was grey and the gulls were loud that day. ";
     let half = grey.repeat(sentences / 2);
     format!("{half}The code of the harbor is 4711. {half}")
@@ -23,7 +23,7 @@ fn ask(server: &Running, context: &str, question: &str) -> Value {
 }
 
 /// Waits until a context is read, or reading has ended otherwise.
-fn settled(server: &Running, id: &str) -> Value {
+pub(crate) fn settled(server: &Running, id: &str) -> Value {
     let begun = Instant::now();
     loop {
         let shown = server.get(&format!("/v1/contexts/{id}")).good();
@@ -283,4 +283,79 @@ fn nothing_is_left_in_memory_when_everybody_has_gone() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(kv(), 0.0);
+}
+
+#[test]
+fn what_is_refused_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ServerOptions {
+        queue: 1,
+        schedule: longview::schedule::ScheduleOptions {
+            most_running: 1,
+            ..Default::default()
+        },
+        ..options(folder.path())
+    };
+    let server = Running::start(engine(folder.path(), None), options);
+    server
+        .post("/v1/contexts", &json!({ "text": DOCUMENT, "label": "d" }))
+        .good();
+    let before = settled(&server, "d");
+    // One runs and one waits, so there is no place for another.
+    let long =
+        json!({ "prompt": "one two", "max_tokens": 1500, "ignore_eos": true, "stream": true });
+    let mut running = server.events("/v1/completions", &long);
+    running.next().unwrap();
+    let waiting = server.events("/v1/completions", &long);
+    let more = json!({ "text": "The code of the gate is 12." });
+    for _ in 0..2 {
+        let refused = server.post("/v1/contexts/d/append", &more);
+        assert_eq!(refused.status, 429);
+    }
+    drop((running, waiting));
+    let unchanged = settled(&server, "d");
+    for field in ["tokens", "read_tokens", "status"] {
+        assert_eq!(unchanged[field], before[field], "{field}");
+    }
+    server.rest();
+    server.post("/v1/contexts/d/append", &more).good();
+    let after = settled(&server, "d");
+    assert_eq!(after["status"], "ready");
+    // Once, not three times.
+    let grown = after["tokens"].as_u64().unwrap() - before["tokens"].as_u64().unwrap();
+    assert!((1..20).contains(&grown), "{grown}");
+    for (label, title) in [
+        (" d", "x"),
+        (&"y".repeat(201)[..], "x"),
+        ("e", &"z".repeat(2000)[..]),
+    ] {
+        let request = json!({ "text": DOCUMENT, "label": label, "title": title });
+        assert_eq!(server.post("/v1/contexts", &request).status, 400);
+    }
+}
+
+#[test]
+fn one_label_is_one_contexts_however_many_ask_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::usual(folder.path());
+    let ask = |at: usize| {
+        let request = json!({ "text": format!("{at} {DOCUMENT}"), "label": "one" });
+        server.post("/v1/contexts", &request).status
+    };
+    let ask = &ask;
+    let made = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|at| scope.spawn(move || ask(at))).collect();
+        let statuses = threads.into_iter().map(|thread| thread.join().unwrap());
+        statuses.filter(|&status| status == 202).count()
+    });
+    assert_eq!(made, 1);
+    // Deleted while it is read or saved, it does not come back.
+    for _ in 0..3 {
+        server.send("DELETE", "/v1/contexts/one", &[], b"").good();
+        let request = json!({ "text": long_document(60), "label": "one" });
+        assert_eq!(server.post("/v1/contexts", &request).status, 202);
+    }
+    server.send("DELETE", "/v1/contexts/one", &[], b"").good();
+    server.rest();
+    assert_eq!(server.get("/v1/contexts").good()["data"], json!([]));
 }

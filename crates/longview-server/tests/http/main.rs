@@ -3,6 +3,7 @@
 
 mod access;
 mod anthropic;
+mod clock;
 mod contexts;
 mod documents;
 mod faults;

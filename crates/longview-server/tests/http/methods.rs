@@ -4,6 +4,7 @@ use longview::methods::{Methods, Stage};
 use longview::{Control, Engine, EngineOptions, GenerateOptions, Specials};
 use serde_json::{Value, json};
 
+use crate::contexts::settled;
 use crate::support::{Running, engine, words};
 
 #[test]
@@ -183,4 +184,192 @@ fn a_request_may_choose_what_it_reads_and_see_where_its_attention_rests() {
             "{status}: {message}"
         );
     }
+}
+
+/// What the engine alone writes after `text` read under `chosen`, and `more`.
+fn alone(engine: &Engine, chosen: &Value, text: &str, more: &str) -> String {
+    let mut methods = Methods::new();
+    for stage in Stage::ALL {
+        if let Some(text) = chosen[stage.name()].as_str() {
+            methods.set(stage, text).unwrap();
+        }
+    }
+    let mut acting = methods.acting();
+    acting.store = methods.kv_forms();
+    let parts = [(text, Specials::AsText), (more, Specials::AsText)];
+    let parts = engine.tokenizer().encode_parts(&parts).unwrap();
+    let held = engine.text().with_prefix(parts[0].clone());
+    let go_on = &mut |_: longview::PrefillProgress| Control::Continue;
+    let mut context = engine
+        .new_context_with(&acting, held.len(), held.len() + 64)
+        .unwrap();
+    engine.prefill(&mut context, &held, go_on).unwrap();
+    engine.compress_document(&mut context).unwrap();
+    let mut options = GenerateOptions::greedy(16);
+    context.answer_from(held.len() + parts[1].len());
+    let go_on = &mut |_: longview::Event<'_>| Control::Continue;
+    let generated = engine.generate(&mut context, &parts[1], &mut options, go_on);
+    generated.unwrap().text
+}
+
+#[test]
+fn a_context_may_be_made_under_methods_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, more) = (words(11, 400), words(12, 20));
+    let all = [
+        json!({ "keep": "knorm(budget=128)" }),
+        json!({ "keep": "streaming-llm(budget=128, block=64)", "store": "q8" }),
+        json!({ "prefill": "a-shape(sinks=64, local=128)", "store": "k=q8, v=q4" }),
+        json!({ "read": "quest(budget=192, page=16, dense=0)" }),
+    ];
+    let by_itself = engine(folder.path(), None);
+    let wanted: Vec<String> = all
+        .iter()
+        .map(|chosen| alone(&by_itself, chosen, &text, &more))
+        .collect();
+    let plain = alone(&by_itself, &json!({}), &text, &more);
+    drop(by_itself);
+    let mut server = Running::usual(folder.path());
+    let create = |server: &Running, label: &str, methods: Value| {
+        let request = json!({ "text": text, "form": "plain", "label": label, "methods": methods });
+        server.post("/v1/contexts", &request)
+    };
+    let go_on = |server: &Running, label: &str, extras: Value| {
+        let mut longview = json!({ "context": label });
+        for (name, value) in extras.as_object().unwrap() {
+            longview[name] = value.clone();
+        }
+        let request =
+            json!({ "prompt": more, "max_tokens": 16, "temperature": 0, "longview": longview });
+        server.post("/v1/completions", &request)
+    };
+    create(&server, "whole", json!({})).good();
+    let whole = settled(&server, "whole");
+    assert_eq!(whole["methods"], "");
+    for (at, (chosen, wanted)) in all.iter().zip(&wanted).enumerate() {
+        let label = format!("c{at}");
+        assert_eq!(create(&server, &label, chosen.clone()).status, 202);
+        let shown = settled(&server, &label);
+        assert_eq!(shown["status"], "ready", "{shown}");
+        let methods = shown["methods"].as_str().unwrap();
+        for (stage, _) in chosen.as_object().unwrap() {
+            assert!(methods.contains(stage.as_str()), "{methods}");
+        }
+        assert!(!shown["notices"].as_array().unwrap().is_empty());
+        if chosen["keep"].is_string() {
+            assert!(shown["bytes"].as_u64() < whole["bytes"].as_u64(), "{shown}");
+            assert!(
+                shown["keep"]["pairs_dropped"].as_u64().unwrap() > 0,
+                "{shown}"
+            );
+        }
+        // Twice, beside each other: each goes on in a fork of its own.
+        std::thread::scope(|scope| {
+            let twin = scope.spawn(|| go_on(&server, &label, json!({})).good());
+            for answer in [
+                go_on(&server, &label, json!({})).good(),
+                twin.join().unwrap(),
+            ] {
+                assert_eq!(answer["choices"][0]["text"], wanted.as_str(), "{chosen}");
+                let report = &answer["longview"];
+                assert_eq!(report["reused_tokens"], shown["tokens"], "{report}");
+                for (stage, _) in chosen.as_object().unwrap() {
+                    assert_ne!(
+                        report["methods"][stage],
+                        Methods::new().text(
+                            Stage::ALL
+                                .into_iter()
+                                .find(|one| one.name() == stage)
+                                .unwrap(),
+                            longview::KvType::F16,
+                        )
+                    );
+                }
+            }
+        });
+    }
+    // Nobody finds in the store what is no model's: the whole text gives what it gives alone.
+    let answer = go_on(&server, "whole", json!({})).good();
+    assert_eq!(answer["choices"][0]["text"], plain.as_str());
+
+    // What acts on it is settled; what the answer reads may be chosen where nothing was dropped.
+    for (label, extras, words) in [
+        ("c0", json!({ "keep": "all" }), "was made under keep knorm"),
+        ("c2", json!({ "store": "f16" }), "was made under store"),
+        ("c0", json!({ "read": "quest" }), "longview.keep"),
+        ("c0", json!({ "truncate": "middle" }), ""),
+    ] {
+        let answer = go_on(&server, label, extras);
+        match words {
+            "" => assert_eq!(answer.status, 200),
+            words => {
+                let (status, message, _) = answer.refusal();
+                assert!(
+                    status == 400 && message.contains(words),
+                    "{status}: {message}"
+                );
+                assert!(!message.contains("--"), "{message}");
+            }
+        }
+    }
+    let nothing = json!({ "prompt": "", "max_tokens": 4, "longview": { "context": "c0" } });
+    assert_eq!(server.post("/v1/completions", &nothing).status, 400);
+    assert_eq!(server.get("/v1/contexts/c0/export").status, 409);
+    for (methods, param, words) in [
+        (
+            json!({ "keep": "snapkv" }),
+            Some("methods.keep"),
+            "looks at the question",
+        ),
+        (
+            json!({ "keep": "knrom" }),
+            Some("methods.keep"),
+            "methods.keep: there is no keep method",
+        ),
+        (
+            json!({ "kepe": "knorm" }),
+            Some("methods.kepe"),
+            "unknown field",
+        ),
+        (
+            json!({ "keep": "locret(heads=\"/etc/passwd\")" }),
+            Some("methods.keep"),
+            "names a file",
+        ),
+    ] {
+        let (status, message, found) = create(&server, "wrong", methods).refusal();
+        assert!(
+            status == 400 && message.contains(words),
+            "{status}: {message}"
+        );
+        assert_eq!(found.as_deref(), param, "{message}");
+    }
+
+    // More is put behind it, and a fork stays what it was.
+    server
+        .post("/v1/contexts/c0/fork", &json!({ "label": "fork" }))
+        .good();
+    server
+        .post("/v1/contexts/c0/append", &json!({ "text": words(13, 100) }))
+        .good();
+    assert_eq!(settled(&server, "c0")["status"], "ready");
+    let forked = go_on(&server, "fork", json!({})).good();
+    assert_eq!(forked["choices"][0]["text"], wanted[0].as_str());
+
+    // After a restart it is known and has to be read again.
+    server.stop();
+    server.wait().unwrap();
+    let server = Running::usual(folder.path());
+    let shown = server.get("/v1/contexts/c1").good();
+    assert_eq!(
+        (&shown["status"], &shown["read_tokens"]),
+        (&json!("cancelled"), &json!(0))
+    );
+    let refused = go_on(&server, "c1", json!({}));
+    assert_eq!(refused.status, 409);
+    assert_eq!(refused.json()["error"]["code"], "context_not_ready");
+    server.post("/v1/contexts/c1/resume", &json!({})).good();
+    assert_eq!(settled(&server, "c1")["status"], "ready");
+    let again = go_on(&server, "c1", json!({})).good();
+    assert_eq!(again["choices"][0]["text"], wanted[1].as_str());
 }

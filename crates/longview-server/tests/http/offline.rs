@@ -110,7 +110,14 @@ fn texts_become_vectors_and_files_of_requests_are_answered() {
     };
     let said = &find("chat")["response"]["body"]["choices"][0]["message"]["content"];
     assert_eq!(said, ANSWER);
-    assert_eq!(find("wrong")["response"]["status_code"], 400);
+    assert!(!output.contains("\"wrong\""));
+    let errors = batch["error_file_id"].as_str().unwrap();
+    let errors = server.get(&format!("/v1/files/{errors}/content"));
+    let errors: Value = serde_json::from_slice(&errors.body).unwrap();
+    assert_eq!(
+        (&errors["custom_id"], &errors["response"]["status_code"]),
+        (&json!("wrong"), &json!(400))
+    );
     let alone = json!({ "prompt": format!("{shared} 3"), "max_tokens": 4, "temperature": 0 });
     let alone = server.post("/v1/completions", &alone).good();
     assert_eq!(find("p3")["response"]["body"]["choices"], alone["choices"]);
@@ -179,6 +186,8 @@ fn a_batch_goes_on_after_a_restart_with_what_has_no_answer() {
     let growing: Vec<_> = growing
         .filter(|path| path.extension().is_some_and(|end| end == "jsonl"))
         .filter(|path| !path.with_extension("json").exists())
+        // Nothing has failed.
+        .filter(|path| std::fs::metadata(path).unwrap().len() > 0)
         .collect();
     let [growing] = &growing[..] else {
         panic!("{growing:?}")
@@ -196,6 +205,7 @@ fn a_batch_goes_on_after_a_restart_with_what_has_no_answer() {
         json!({ "total": 12, "completed": 12, "failed": 0 })
     );
     assert_eq!(batch["metadata"]["mine"], "yes");
+    assert!(batch["error_file_id"].is_null());
     let output = batch["output_file_id"].as_str().unwrap();
     let output = server.get(&format!("/v1/files/{output}/content"));
     let output = String::from_utf8(output.body).unwrap();
@@ -243,4 +253,81 @@ fn a_batch_goes_on_after_a_restart_with_what_has_no_answer() {
             "lock".to_owned()
         ]
     );
+}
+
+#[test]
+fn lists_are_turned_page_by_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::usual(folder.path());
+    let lines = [line(
+        "a",
+        "/v1/completions",
+        json!({ "prompt": "x", "max_tokens": 1 }),
+    )];
+    let mut files = Vec::new();
+    for _ in 0..3 {
+        let file = upload(&server, &lines);
+        let request = json!({ "input_file_id": file["id"], "endpoint": "/v1/completions" });
+        let batch = server.post("/v1/batches", &request).good();
+        files.push((file, settled(&server, &batch)));
+    }
+    let ids = |path: &str| -> Vec<String> {
+        let (mut seen, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = server.get(&format!("{path}limit=2{after}")).good();
+            let data = page["data"].as_array().unwrap();
+            assert!(
+                data.len() <= 2 && page["last_id"] == data[data.len() - 1]["id"],
+                "{page}"
+            );
+            seen.extend(
+                data.iter()
+                    .map(|one| one["id"].as_str().unwrap().to_owned()),
+            );
+            if page["has_more"] == false {
+                return seen;
+            }
+            after = format!("&after={}", page["last_id"].as_str().unwrap());
+        }
+    };
+    let sorted = |mut ids: Vec<String>| {
+        ids.sort();
+        ids
+    };
+    let of = |one: &Value| one["id"].as_str().unwrap().to_owned();
+    let batches = sorted(files.iter().map(|(_, batch)| of(batch)).collect());
+    assert_eq!(sorted(ids("/v1/batches?")), batches);
+    let inputs = sorted(files.iter().map(|(file, _)| of(file)).collect());
+    assert_eq!(sorted(ids("/v1/files?purpose=batch&")), inputs);
+    assert_eq!(ids("/v1/files?").len(), 6);
+    let mut backwards = ids("/v1/files?order=asc&");
+    backwards.reverse();
+    assert_eq!(backwards, ids("/v1/files?"));
+    for wrong in [
+        "/v1/batches?limit=0",
+        "/v1/batches?limit=101",
+        "/v1/files?after=x",
+        "/v1/files?purpose=a&purpose=b",
+        "/v1/files?order=up",
+    ] {
+        assert_eq!(server.get(wrong).refusal().0, 400, "{wrong}");
+    }
+}
+
+#[test]
+fn many_prompts_of_one_request_have_one_place_in_the_queue() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ServerOptions {
+        queue: 1,
+        ..options(folder.path())
+    };
+    let server = Running::start(engine(folder.path(), None), options);
+    let texts: Vec<String> = (0..5).map(|at| words(at, 10)).collect();
+    let vectors = server
+        .post("/v1/embeddings", &json!({ "input": texts }))
+        .good();
+    assert_eq!(vectors["data"].as_array().unwrap().len(), 5);
+    let request = json!({ "prompt": texts, "max_tokens": 2 });
+    let answer = server.post("/v1/completions", &request).good();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 5);
 }

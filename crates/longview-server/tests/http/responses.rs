@@ -13,7 +13,7 @@ fn output_text(response: &Value) -> &str {
 #[test]
 fn a_response_goes_on_from_a_stored_one() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Running::usual(folder.path());
+    let mut server = Running::usual(folder.path());
     let first = json!({
         "input": [{ "role": "system", "content": DOCUMENT }, { "role": "user", "content": QUESTION }],
         "max_output_tokens": 24
@@ -31,6 +31,7 @@ fn a_response_goes_on_from_a_stored_one() {
     // The same as if the whole conversation had been sent, streamed or not.
     let question = "What is the code of the tower?";
     let next = json!({ "input": question, "previous_response_id": id, "max_output_tokens": 24 });
+    let next_request = next.clone();
     let went_on = server.post("/v1/responses", &next).good();
     let whole = with(
         first.clone(),
@@ -92,6 +93,14 @@ fn a_response_goes_on_from_a_stored_one() {
             "{wrong}"
         );
     }
+
+    // It is there after a restart, and can be gone on with.
+    server.stop();
+    server.wait().unwrap();
+    let server = Running::usual(folder.path());
+    assert_eq!(server.get(&at).good(), answer);
+    let again = server.post("/v1/responses", &next_request).good();
+    assert_eq!(output_text(&again), output_text(&whole));
 
     // Deleted, it can neither be seen nor gone on from; what went on from it before is whole.
     assert_eq!(server.send("DELETE", &at, &[], b"").good()["deleted"], true);

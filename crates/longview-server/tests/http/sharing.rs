@@ -102,7 +102,7 @@ fn a_full_queue_says_when_to_come_back() {
         ..options(folder.path())
     };
     let server = Running::start(engine(folder.path(), None), options);
-    let long = |seed| json!({ "prompt": words(seed, 2500), "max_tokens": 200, "ignore_eos": true });
+    let long = |seed| json!({ "prompt": words(seed, 800), "max_tokens": 100, "ignore_eos": true });
     std::thread::scope(|scope| {
         let all: Vec<_> = (0..6)
             .map(|seed| {

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use longview::schedule::{
-    AnswerOptions, Goal, Listener, Observe, Priority, Request, ScheduleOptions, Scheduler, Update,
+    AnswerOptions, Goal, Listener, Observe, Priority, Request, ScheduleOptions, Scheduler, Start,
+    Update,
 };
 use longview::{Context, ContextMethods, EndOfText};
 
@@ -39,7 +40,7 @@ pub(super) fn decode(
             tenant: Arc::clone(&tenant),
             planned_tokens: prompt.len() + count,
             prompt,
-            start: Some(base.fork()),
+            start: Start::Beginning(base.fork()),
             goal: Goal::Write(vec![answer]),
             methods: ContextMethods::default(),
             observe: Observe::Nothing,

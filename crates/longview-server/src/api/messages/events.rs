@@ -5,9 +5,8 @@ use longview::schedule::Token;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::reading::Reading;
 use crate::run::{Meta, Total};
-use crate::sse::{Message, Protocol, progress};
+use crate::sse::{End, Message, Protocol, progress};
 use crate::tools::Piece;
 
 /// The stream of events.
@@ -15,12 +14,10 @@ pub(super) struct Events {
     id: String,
     model: String,
     counts: Counts,
-    reading: Reading,
     block: Block,
     index: usize,
-    reason: Option<FinishReason>,
-    /// The stop string that ended the text.
-    stop: Option<String>,
+    /// Why the text ended, and the stop string that ended it.
+    ended: (&'static str, Option<String>),
     progress: bool,
 }
 
@@ -41,22 +38,14 @@ enum Block {
 
 impl Events {
     /// Of the answer `id`.
-    pub(super) fn new(
-        id: String,
-        model: String,
-        counts: Counts,
-        reading: Reading,
-        progress: bool,
-    ) -> Events {
+    pub(super) fn new(id: String, model: String, counts: Counts, progress: bool) -> Events {
         Events {
             id,
             model,
             counts,
-            reading,
             block: Block::None,
             index: 0,
-            reason: None,
-            stop: None,
+            ended: (stop_reason(FinishReason::Length, 0), None),
             progress,
         }
     }
@@ -67,33 +56,6 @@ impl Events {
             out.push(Message::typed("content_block_stop", &stop));
             self.block = Block::None;
             self.index += 1;
-        }
-    }
-
-    fn pieces(&mut self, pieces: Vec<Piece>, out: &mut Vec<Message>) {
-        for piece in pieces {
-            match piece {
-                Piece::Text(text) => {
-                    if self.block == Block::None {
-                        self.start(&json!({ "type": "text", "text": "" }), out);
-                        self.block = Block::Text;
-                    }
-                    self.delta(&json!({ "type": "text_delta", "text": text }), out);
-                }
-                Piece::Call(call) => {
-                    self.close(out);
-                    let block = json!({
-                        "type": "tool_use", "id": call.id, "name": call.name, "input": {}
-                    });
-                    self.start(&block, out);
-                    let delta = json!({
-                        "type": "input_json_delta", "partial_json": call.arguments
-                    });
-                    self.delta(&delta, out);
-                    self.block = Block::Text;
-                    self.close(out);
-                }
-            }
         }
     }
 
@@ -139,32 +101,51 @@ impl Protocol for Events {
         }
     }
 
-    fn text(&mut self, _answer: usize, text: &str, _tokens: &[Token], out: &mut Vec<Message>) {
-        let pieces = self.reading.push(text);
-        self.pieces(pieces, out);
-    }
-
-    fn finished(
+    fn pieces(
         &mut self,
         _answer: usize,
-        reason: FinishReason,
-        stop: Option<&str>,
+        pieces: Vec<Piece>,
+        _tokens: &[Token],
         out: &mut Vec<Message>,
     ) {
-        let pieces = self.reading.finish();
-        self.pieces(pieces, out);
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => {
+                    if self.block == Block::None {
+                        self.start(&json!({ "type": "text", "text": "" }), out);
+                        self.block = Block::Text;
+                    }
+                    self.delta(&json!({ "type": "text_delta", "text": text }), out);
+                }
+                Piece::Call(call) => {
+                    self.close(out);
+                    let block = json!({
+                        "type": "tool_use", "id": call.id, "name": call.name, "input": {}
+                    });
+                    self.start(&block, out);
+                    let delta = json!({
+                        "type": "input_json_delta", "partial_json": call.arguments
+                    });
+                    self.delta(&delta, out);
+                    self.block = Block::Text;
+                    self.close(out);
+                }
+            }
+        }
+    }
+
+    fn finished(&mut self, _answer: usize, end: &End, out: &mut Vec<Message>) {
         self.close(out);
-        self.reason = Some(reason);
-        self.stop = stop.map(str::to_owned);
+        self.ended = (stop_reason(end.reason, end.calls), end.stop.clone());
     }
 
     fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>) {
-        let reason = self.reason.unwrap_or(FinishReason::Length);
+        let (reason, stop) = &self.ended;
         let delta = json!({
             "type": "message_delta",
             "delta": {
-                "stop_reason": stop_reason(reason, self.reading.calls),
-                "stop_sequence": self.stop,
+                "stop_reason": reason,
+                "stop_sequence": stop,
             },
             "usage": usage(total, self.counts.breakpoint, meta),
             "longview": total.report(meta),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::app::{App, Guest, Tenancy, blocking, new_id};
+use crate::app::{App, Guest, Tenancy, new_id};
 use crate::conversation::Conversation;
 use crate::error::ApiError;
 use crate::input::Input;
@@ -111,11 +111,12 @@ pub(crate) async fn count(
     input: Result<Input<MessagesRequest>, ApiError>,
 ) -> Response {
     let answer = match input {
-        Ok(Input { value, ignored }) => {
-            let counted = blocking(move || {
-                app.check_model(value.model.as_deref())?;
+        Ok(Input { value, ignored, .. }) => {
+            let counting = app.clone();
+            let counted = app.prepare(move || {
+                counting.check_model(value.model.as_deref())?;
                 let extras = value.longview.clone().unwrap_or_default();
-                value.conversation()?.prepare(&app, &tenancy, &extras)
+                value.conversation()?.prepare(&counting, &tenancy, &extras)
             });
             counted.await.map(|prepared| {
                 ignored.on(Json(CountResponse {
@@ -131,7 +132,7 @@ pub(crate) async fn count(
 async fn answer(
     app: &App,
     tenancy: &Arc<Tenancy>,
-    Input { value, ignored }: Input<MessagesRequest>,
+    Input { value, ignored, .. }: Input<MessagesRequest>,
 ) -> Result<Response, ApiError> {
     app.check_model(value.model.as_deref())?;
     if value.max_tokens.is_none() {
@@ -159,12 +160,13 @@ async fn answer(
     })
     .await?;
     let id = new_id("msg_");
-    let mut reading = Reading::new(toolbox.as_ref());
+    let reading = || Reading::new(toolbox.as_ref());
     if stream {
         let model = app.model().to_owned();
-        let protocol = Events::new(id, model, counts, reading, progress);
-        return Ok(sse::respond(app, running, protocol, &ignored));
+        let protocol = Events::new(id, model, counts, progress);
+        return Ok(sse::respond(app, running, protocol, reading, &ignored));
     }
+    let mut reading = reading();
     let Finished { texts, total, meta } = running.finish(app).await?;
     let text = texts.into_iter().next().unwrap_or_default();
     let mut content: Vec<Value> = Vec::new();

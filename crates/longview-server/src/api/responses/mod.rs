@@ -2,6 +2,7 @@
 //! the next one can go on from it by its id; what they have in common is taken over by content either way.
 
 mod items;
+mod log;
 mod output;
 mod stored;
 
@@ -13,9 +14,10 @@ use axum::response::Response;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
-use crate::app::{App, Guest, Tenancy};
+use super::paging::{Lengths, Page, PageQuery};
+use crate::app::{App, Guest, Tenancy, blocking};
 use crate::conversation::Conversation;
 use crate::error::ApiError;
 use crate::input::Input;
@@ -26,9 +28,15 @@ use crate::settings::{Extras, Wishes};
 use crate::sse;
 
 use items::add;
-use output::{Frame, Output};
+use output::{Frame, Keep, Output};
 pub(crate) use stored::Responses;
 use stored::{Chain, Draft};
+
+/// How many items are listed at a time.
+const LENGTHS: Lengths = Lengths {
+    usual: 20,
+    most: 100,
+};
 
 /// A conversation to be gone on with.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -67,29 +75,6 @@ pub(crate) struct ResponsesRequest {
     user: Option<String>,
     /// What only this server understands.
     longview: Option<Extras>,
-}
-
-/// Which items of a stored response.
-#[derive(Debug, Deserialize, IntoParams)]
-pub(crate) struct ItemsQuery {
-    /// At most so many, 1 to 100; 20 if it is not said.
-    #[param(minimum = 1, maximum = 100)]
-    limit: Option<usize>,
-    /// The newest first, unless this is `asc`.
-    #[param(inline)]
-    order: Option<Order>,
-    /// Only those after the one with this id.
-    after: Option<String>,
-}
-
-/// Which comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Order {
-    /// The oldest.
-    Asc,
-    /// The newest.
-    Desc,
 }
 
 /// A text, or items.
@@ -132,7 +117,7 @@ pub(crate) struct ResponsesResponse {
 pub(crate) async fn create(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
-    Input { value, ignored }: Input<ResponsesRequest>,
+    Input { value, ignored, .. }: Input<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
     app.check_model(value.model.as_deref())?;
     let extras = value.longview.clone().unwrap_or_default();
@@ -149,15 +134,19 @@ pub(crate) async fn create(
         Ok((conversation.prepare(app, tenancy, extras)?, draft))
     })
     .await?;
-    let reading = Reading::new(toolbox.as_ref()).at_most(several_calls);
-    let keep = stored.then(|| (Arc::clone(&tenancy), draft));
-    let mut output = Output::new(frame, reading, keep);
+    let reading = || Reading::new(toolbox.as_ref()).at_most(several_calls);
+    let keep = stored.then(|| Keep {
+        app: app.clone(),
+        tenancy: Arc::clone(&tenancy),
+        draft,
+    });
+    let mut output = Output::new(frame, keep);
     if stream {
-        return Ok(sse::respond(&app, running, output, &ignored));
+        return Ok(sse::respond(&app, running, output, reading, &ignored));
     }
     let Finished { texts, total, meta } = running.finish(&app).await?;
     let text = texts.into_iter().next().unwrap_or_default();
-    let fields = output.whole(&text, &total, &meta);
+    let fields = output.whole(reading(), &text, &total, &meta);
     Ok(ignored.on(Json(ResponsesResponse { fields })))
 }
 
@@ -179,7 +168,7 @@ pub(crate) async fn show(
 /// Lists what a stored response answers.
 #[utoipa::path(
     get, path = "/v1/responses/{id}/input_items", tag = "OpenAI",
-    params(("id" = String, Path), ItemsQuery),
+    params(("id" = String, Path), PageQuery),
     responses(
         (status = 200, description = "The items"),
         (status = 400, description = "The query is wrong"),
@@ -189,37 +178,14 @@ pub(crate) async fn show(
 pub(crate) async fn input_items(
     Extension(Guest(tenancy)): Extension<Guest>,
     Path(id): Path<String>,
-    query: Result<Query<ItemsQuery>, QueryRejection>,
-) -> Result<Json<Value>, ApiError> {
-    let Query(query) = query.map_err(|error| ApiError::wrong(error.body_text()))?;
-    let limit = query.limit.unwrap_or(20);
-    if !(1..=100).contains(&limit) {
-        return Err(ApiError::field(
-            "limit",
-            format!("limit is {limit}, but must be from 1 to 100"),
-        ));
-    }
-    let mut items = tenancy.responses.input_items(&id)?;
-    if query.order != Some(Order::Asc) {
-        items.reverse();
-    }
-    if let Some(after) = &query.after {
-        let at = items.iter().position(|item| item["id"] == after.as_str());
-        let at = at.ok_or_else(|| {
-            ApiError::field("after", format!("the response has no item {after:?}"))
-        })?;
-        items.drain(..=at);
-    }
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let of = |item: Option<&Value>| item.map_or(Value::Null, |item| item["id"].clone());
-    Ok(Json(json!({
-        "object": "list",
-        "first_id": of(items.first()),
-        "last_id": of(items.last()),
-        "has_more": more,
-        "data": items,
-    })))
+    query: Result<Query<PageQuery>, QueryRejection>,
+) -> Result<Json<Page<Value>>, ApiError> {
+    let query = PageQuery::of(query)?;
+    let items = tenancy.responses.input_items(&id)?;
+    let page = query.cut(items, LENGTHS, |item| {
+        item["id"].as_str().unwrap_or_default()
+    });
+    Ok(Json(page?))
 }
 
 /// Forgets a stored response. Those that went on from it keep what they need.
@@ -234,10 +200,12 @@ pub(crate) async fn delete(
     Extension(Guest(tenancy)): Extension<Guest>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    tenancy.responses.delete(&id)?;
-    Ok(Json(
-        json!({ "id": id, "object": "response", "deleted": true }),
-    ))
+    let deleted = blocking(move || {
+        let line = tenancy.responses.delete(&id)?;
+        tenancy.responses.write(&line)?;
+        Ok(json!({ "id": id, "object": "response", "deleted": true }))
+    });
+    Ok(Json(deleted.await?))
 }
 
 impl ResponsesRequest {

@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 
 use super::stored::Draft;
 use super::{ResponsesRequest, Truncation};
-use crate::app::{App, Tenancy, new_id, unix_seconds};
+use crate::app::{App, Tenancy, new_id};
 use crate::error::ApiError;
 use crate::outbox::Text;
 use crate::reading::Reading;
 use crate::run::{Meta, Total};
-use crate::sse::{Message, Protocol};
+use crate::sse::{End, Message, Protocol};
 use crate::tools::{Call, Piece};
 
 /// What stays the same in every event about a response.
@@ -46,7 +46,7 @@ impl Frame {
         };
         Frame {
             id: new_id("resp_"),
-            created: unix_seconds(),
+            created: app.times().seconds(),
             model: app.model().to_owned(),
             echoed,
         }
@@ -56,9 +56,8 @@ impl Frame {
 /// What the answer consists of so far, and the events that tell of it.
 pub(super) struct Output {
     frame: Frame,
-    reading: Reading,
     /// Where it is stored when it is complete, if it is.
-    keep: Option<(Arc<Tenancy>, Draft)>,
+    keep: Option<Keep>,
     /// Complete items.
     items: Vec<Value>,
     /// The text item that is open: its id and text.
@@ -67,16 +66,18 @@ pub(super) struct Output {
     sequence: u64,
 }
 
+/// Where a response is stored.
+pub(super) struct Keep {
+    pub(super) app: App,
+    pub(super) tenancy: Arc<Tenancy>,
+    pub(super) draft: Draft,
+}
+
 impl Output {
-    /// Of an answer that is read by `reading`, and stored if `keep` says where.
-    pub(super) fn new(
-        frame: Frame,
-        reading: Reading,
-        keep: Option<(Arc<Tenancy>, Draft)>,
-    ) -> Output {
+    /// Of an answer that is stored if `keep` says where.
+    pub(super) fn new(frame: Frame, keep: Option<Keep>) -> Output {
         Output {
             frame,
-            reading,
             keep,
             items: Vec::new(),
             open: None,
@@ -86,21 +87,44 @@ impl Output {
     }
 
     /// The whole response to a request that did not want a stream.
-    pub(super) fn whole(&mut self, text: &Text, total: &Total, meta: &Meta) -> Map<String, Value> {
+    pub(super) fn whole(
+        &mut self,
+        mut reading: Reading,
+        text: &Text,
+        total: &Total,
+        meta: &Meta,
+    ) -> Map<String, Value> {
         let mut events = Vec::new();
-        self.text(0, &text.text, &[], &mut events);
-        let reason = text.reason.unwrap_or(FinishReason::Length);
-        self.finished(0, reason, None, &mut events);
+        self.pieces(0, reading.whole(&text.text), &[], &mut events);
+        let end = End {
+            reason: text.reason.unwrap_or(FinishReason::Length),
+            stop: None,
+            calls: reading.calls,
+        };
+        self.finished(0, &end, &mut events);
         self.complete(total, meta)
     }
 
     /// The complete response, which is stored where that was asked for.
     fn complete(&mut self, total: &Total, meta: &Meta) -> Map<String, Value> {
         let response = self.response("completed", Some((total, meta)));
-        if let Some((tenancy, draft)) = self.keep.take() {
-            tenancy
+        if let Some(Keep {
+            app,
+            tenancy,
+            draft,
+        }) = self.keep.take()
+        {
+            let line = tenancy
                 .responses
                 .keep(&self.frame.id, draft, &self.items, &response);
+            if let Some(line) = line {
+                // The client does not wait for the disk; who asks for it is answered from memory.
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = tenancy.responses.write(&line) {
+                        app.warn(format!("a response is not kept: {}", error.message));
+                    }
+                });
+            }
         }
         response
     }
@@ -158,18 +182,6 @@ impl Output {
         value["sequence_number"] = self.sequence.into();
         self.sequence += 1;
         out.push(Message::typed(name, &value));
-    }
-
-    fn pieces(&mut self, pieces: Vec<Piece>, out: &mut Vec<Message>) {
-        for piece in pieces {
-            match piece {
-                Piece::Text(text) => self.more(&text, out),
-                Piece::Call(call) => {
-                    self.close(out);
-                    self.call(call, out);
-                }
-            }
-        }
     }
 
     fn more(&mut self, text: &str, out: &mut Vec<Message>) {
@@ -268,22 +280,27 @@ impl Protocol for Output {
         }
     }
 
-    fn text(&mut self, _answer: usize, text: &str, _tokens: &[Token], out: &mut Vec<Message>) {
-        let pieces = self.reading.push(text);
-        self.pieces(pieces, out);
-    }
-
-    fn finished(
+    fn pieces(
         &mut self,
         _answer: usize,
-        reason: FinishReason,
-        _stop: Option<&str>,
+        pieces: Vec<Piece>,
+        _tokens: &[Token],
         out: &mut Vec<Message>,
     ) {
-        let pieces = self.reading.finish();
-        self.pieces(pieces, out);
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => self.more(&text, out),
+                Piece::Call(call) => {
+                    self.close(out);
+                    self.call(call, out);
+                }
+            }
+        }
+    }
+
+    fn finished(&mut self, _answer: usize, end: &End, out: &mut Vec<Message>) {
         self.close(out);
-        self.reason = Some(reason);
+        self.reason = Some(end.reason);
     }
 
     fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>) {

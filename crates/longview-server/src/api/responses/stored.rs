@@ -2,16 +2,20 @@
 //!
 //! They are kept in memory, as text, up to a limit of bytes; beyond it those that were not used for the
 //! longest time go. A response refers to the one it went on from, so a conversation costs what was said in
-//! it once; it stays whole when an earlier response is deleted or had to go.
+//! it once; it stays whole when an earlier response is deleted or had to go. Where the server has a folder
+//! they are also in a [log](super::log), and there after a restart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde_json::{Map, Value};
 
+use super::log::{KeptTurn, Line, Log};
 use crate::app::new_id;
 use crate::error::ApiError;
+use crate::folder::Folder;
 
 /// The most bytes of a tenant's stored responses.
 const MOST_BYTES: usize = 64 << 20;
@@ -25,6 +29,7 @@ pub(crate) struct Responses {
     /// Bytes of all turns, those included that only later ones refer to.
     bytes: Arc<AtomicUsize>,
     held: Mutex<Held>,
+    log: Option<Log>,
 }
 
 #[derive(Default)]
@@ -36,8 +41,6 @@ struct Held {
 
 struct Entry {
     turn: Arc<Turn>,
-    /// How many of the turn's items were given.
-    inputs: usize,
     /// The response as JSON.
     response: Box<str>,
     used: u64,
@@ -45,7 +48,10 @@ struct Entry {
 
 /// A request's items and the answer's, behind those of the turn before.
 struct Turn {
+    id: String,
     previous: Option<Arc<Turn>>,
+    /// How many of the items were given.
+    inputs: usize,
     /// A JSON list.
     items: Box<str>,
     _counted: Counted,
@@ -79,17 +85,108 @@ impl Responses {
             most_bytes,
             bytes: Arc::default(),
             held: Mutex::default(),
+            log: None,
         }
     }
 
-    /// Stores the response called `id`, and lets go of others for it.
+    /// Those in a tenant's folder, and what stands in the way of keeping more there.
+    pub(crate) fn open(folder: &Folder) -> (Responses, Option<ApiError>) {
+        Responses::default().with_log(folder.responses().as_deref())
+    }
+
+    fn with_log(mut self, path: Option<&Path>) -> (Responses, Option<ApiError>) {
+        let (log, lines) = match path.map(Log::open) {
+            None => return (self, None),
+            Some(Err(error)) => return (self, Some(error)),
+            Some(Ok(opened)) => opened,
+        };
+        let before = lines.len();
+        self.take_in(lines);
+        let after = self.lock().turns().len();
+        let trouble = match after < before {
+            true => log.rewrite(|| self.lock().turns()).err(),
+            false => None,
+        };
+        self.log = Some(log);
+        (self, trouble)
+    }
+
+    /// Takes in what a log says.
+    fn take_in(&self, lines: Vec<Line>) {
+        let (mut kept, mut order, mut gone) = (HashMap::new(), Vec::new(), HashSet::new());
+        for line in lines {
+            match line {
+                Line::Gone(id) => drop(gone.insert(id)),
+                Line::Kept(turn) => {
+                    order.push(turn.id.clone());
+                    kept.insert(turn.id.clone(), turn);
+                }
+            }
+        }
+        let mut turns: HashMap<String, Arc<Turn>> = HashMap::new();
+        let mut held = self.lock();
+        for id in order {
+            // From the first that is not there yet on; each is taken out once, so a circle ends.
+            let mut chain = Vec::new();
+            let mut next = Some(id);
+            while let Some(turn) = next.take().and_then(|id| kept.remove(&id)) {
+                next.clone_from(&turn.previous);
+                chain.push(turn);
+            }
+            for turn in chain.into_iter().rev() {
+                let KeptTurn {
+                    id,
+                    previous,
+                    inputs,
+                    items,
+                    response,
+                } = turn;
+                let response = response.filter(|_| !gone.contains(&id));
+                let bytes = items.len() + response.as_ref().map_or(0, |text| text.len()) + OVERHEAD;
+                let turn = Arc::new(Turn {
+                    id: id.clone(),
+                    previous: previous.and_then(|id| turns.get(&id).cloned()),
+                    inputs,
+                    items,
+                    _counted: self.count(bytes),
+                });
+                turns.insert(id.clone(), Arc::clone(&turn));
+                if let Some(response) = response {
+                    let used = held.next_use();
+                    held.entries.insert(
+                        id,
+                        Entry {
+                            turn,
+                            response,
+                            used,
+                        },
+                    );
+                }
+            }
+        }
+        drop(turns);
+        self.make_room(&mut held);
+    }
+
+    /// Writes to the log what [`Responses::keep`] or [`Responses::delete`] say; may take a while.
+    pub(super) fn write(&self, line: &Line) -> Result<(), ApiError> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let bytes = log.append(line)?;
+        // What takes more room than all that may be kept is mostly of no use any more.
+        if bytes > 3 * self.most_bytes as u64 {
+            log.rewrite(|| self.lock().turns())?;
+        }
+        Ok(())
+    }
+
+    /// Stores the response called `id`, and lets go of others for it. Returns what the log is to say.
     pub(super) fn keep(
         &self,
         id: &str,
         draft: Draft,
         output: &[Value],
         response: &Map<String, Value>,
-    ) {
+    ) -> Option<Line> {
         let inputs = draft.items.len();
         let items: Vec<Value> = draft
             .items
@@ -101,25 +198,28 @@ impl Responses {
         let response = serde_json::to_string(response)
             .unwrap_or_default()
             .into_boxed_str();
-        let bytes = items.len() + response.len() + OVERHEAD;
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let turn = Turn {
+            id: id.to_owned(),
             previous: draft.previous.map(|chain| chain.0),
+            inputs,
+            _counted: self.count(items.len() + response.len() + OVERHEAD),
             items,
-            _counted: Counted {
-                bytes,
-                of: Arc::clone(&self.bytes),
-            },
         };
         let mut held = self.lock();
         let used = held.next_use();
         let entry = Entry {
             turn: Arc::new(turn),
-            inputs,
             response,
             used,
         };
+        let line = self.log.is_some().then(|| Line::Kept(entry.as_kept()));
         held.entries.insert(id.to_owned(), entry);
+        self.make_room(&mut held);
+        line
+    }
+
+    /// Lets go of those that were not used for the longest time until the others have room.
+    fn make_room(&self, held: &mut Held) {
         while self.bytes() > self.most_bytes {
             let oldest = held.entries.iter().min_by_key(|(_, entry)| entry.used);
             let Some(oldest) = oldest.map(|(id, _)| id.clone()) else {
@@ -138,7 +238,7 @@ impl Responses {
     pub(super) fn input_items(&self, id: &str) -> Result<Vec<Value>, ApiError> {
         self.with(id, |entry| {
             let mut items = entry.turn.items();
-            items.truncate(entry.inputs);
+            items.truncate(entry.turn.inputs);
             items
         })
     }
@@ -152,11 +252,20 @@ impl Responses {
         })
     }
 
-    /// Forgets a response.
-    pub(super) fn delete(&self, id: &str) -> Result<(), ApiError> {
+    /// Forgets a response. Returns what the log is to say.
+    pub(super) fn delete(&self, id: &str) -> Result<Line, ApiError> {
         match self.lock().entries.remove(id) {
-            Some(_) => Ok(()),
+            Some(_) => Ok(Line::Gone(id.to_owned())),
             None => Err(unknown(id)),
+        }
+    }
+
+    /// Counts bytes until what is returned is dropped.
+    fn count(&self, bytes: usize) -> Counted {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Counted {
+            bytes,
+            of: Arc::clone(&self.bytes),
         }
     }
 
@@ -186,6 +295,40 @@ impl Held {
         self.uses += 1;
         self.uses
     }
+
+    /// Everything that is there, the longest unused first, and each turn after those it follows.
+    fn turns(&self) -> Vec<KeptTurn> {
+        let mut entries: Vec<&Entry> = self.entries.values().collect();
+        entries.sort_by_key(|entry| entry.used);
+        let (mut seen, mut turns) = (HashSet::new(), Vec::new());
+        for entry in entries {
+            let mut chain = Vec::new();
+            let mut next = Some(&entry.turn);
+            while let Some(turn) = next.filter(|turn| seen.insert(turn.id.as_str())) {
+                chain.push(turn);
+                next = turn.previous.as_ref();
+            }
+            turns.extend(
+                chain
+                    .into_iter()
+                    .rev()
+                    .map(|turn| match self.entries.get(&turn.id) {
+                        Some(entry) => entry.as_kept(),
+                        None => turn.as_kept(),
+                    }),
+            );
+        }
+        turns
+    }
+}
+
+impl Entry {
+    fn as_kept(&self) -> KeptTurn {
+        KeptTurn {
+            response: Some(self.response.clone()),
+            ..self.turn.as_kept()
+        }
+    }
 }
 
 impl Chain {
@@ -212,6 +355,17 @@ impl Draft {
 }
 
 impl Turn {
+    /// Without the response, which others may follow all the same.
+    fn as_kept(&self) -> KeptTurn {
+        KeptTurn {
+            id: self.id.clone(),
+            previous: self.previous.as_ref().map(|turn| turn.id.clone()),
+            inputs: self.inputs,
+            items: self.items.clone(),
+            response: None,
+        }
+    }
+
     fn items(&self) -> Vec<Value> {
         match parsed(&self.items) {
             Value::Array(items) => items,
@@ -241,11 +395,12 @@ fn parsed(text: &str) -> Value {
 }
 
 fn unknown(id: &str) -> ApiError {
-    ApiError::not_found(format!(
-        "there is no stored response {id:?}: it was not stored, was deleted, had to make room, or is \
-         another server's; send the whole conversation as input (what was read of it is taken over)"
-    ))
-    .code("response_not_found")
+    let mut error = ApiError::missing("stored response", id).code("response_not_found");
+    error.message.push_str(
+        ": it was not stored, was deleted, had to make room, or is another server's; send the whole \
+         conversation as input (what was read of it is taken over)",
+    );
+    error
 }
 
 #[cfg(test)]
@@ -258,7 +413,10 @@ mod tests {
         let previous = previous.map(|id| responses.chain(id).unwrap());
         let draft = Draft::new(previous, vec![json!({ "text": text })]);
         let response = Map::from_iter([("id".to_owned(), id.into())]);
-        responses.keep(id, draft, &[json!({ "id": "out", "text": id })], &response);
+        let line = responses.keep(id, draft, &[json!({ "id": "out", "text": id })], &response);
+        if let Some(line) = line {
+            responses.write(&line).unwrap();
+        }
     }
 
     fn texts(chain: &Chain) -> Vec<String> {
@@ -320,5 +478,56 @@ mod tests {
         }
         responses.delete("49999").unwrap();
         assert_eq!(responses.bytes(), 0);
+    }
+
+    #[test]
+    fn what_was_stored_is_there_again_and_what_was_forgotten_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("responses.jsonl");
+        let open = || {
+            let (responses, trouble) = Responses::of_bytes(20_000).with_log(Some(&path));
+            assert!(trouble.is_none(), "{trouble:?}");
+            responses
+        };
+        let responses = open();
+        keep(&responses, "a", None, "one");
+        keep(&responses, "b", Some("a"), "two");
+        keep(&responses, "c", Some("b"), "three");
+        keep(&responses, "d", None, "alone");
+        for id in ["a", "d"] {
+            let line = responses.delete(id).unwrap();
+            responses.write(&line).unwrap();
+        }
+        drop(responses);
+        // The end of a process may leave half a line, and a disk may leave nonsense.
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("nonsense\n{text}{{\"kept\": {{\"id")).unwrap();
+        for _ in 0..2 {
+            let responses = open();
+            assert!(responses.show("a").is_err() && responses.show("d").is_err());
+            let said = texts(&responses.chain("c").unwrap());
+            assert_eq!(said, ["one", "a", "two", "b", "three", "c"]);
+            assert_eq!(responses.show("b").unwrap(), json!({ "id": "b" }));
+            assert_eq!(responses.input_items("b").unwrap().len(), 1);
+        }
+        // What is gone is no longer in the file either.
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(
+            !text.contains("alone") && text.lines().count() == 3,
+            "{text}"
+        );
+        // Lines may have come in any order.
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.reverse();
+        std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+        let responses = open();
+        assert_eq!(texts(&responses.chain("c").unwrap()).len(), 6);
+        // However much comes and goes, the file stays as small as what may be kept.
+        for at in 0..400 {
+            keep(&responses, &format!("n{at}"), None, &"y".repeat(300));
+        }
+        assert!(std::fs::metadata(&path).unwrap().len() < 80_000);
+        drop(responses);
+        assert!(open().show("n399").is_ok());
     }
 }

@@ -1,7 +1,8 @@
-//! The folder that a tenant's files and batches lie in.
+//! The folder that a tenant's files, batches and responses lie in.
 //!
 //! | name | what |
 //! |---|---|
+//! | `responses.jsonl` | stored responses; `api/responses/log.rs` has its lines |
 //! | `file-….jsonl`, `file-….json` | the bytes of a file, and what is known of it; without the second it is not listed |
 //! | `batch_….json` | what is known of a batch |
 //! | `lock` | locked by the process whose folder it is |
@@ -18,14 +19,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::{NamedTempFile, TempDir};
 
-use super::{BatchFacts, FileObject};
 use crate::error::ApiError;
+use crate::offline::{BatchFacts, FileObject};
 
 /// The largest file of facts that is read.
 const MOST_FACTS: u64 = 1 << 20;
 
-/// Where things lie.
-pub(super) enum Folder {
+/// Where a tenant's things lie.
+pub(crate) enum Folder {
     /// In a folder that is there after a restart; the lock is held as long as this is.
     Kept { root: PathBuf, _lock: File },
     /// In a folder that ends with the server, made when something is to be kept.
@@ -34,7 +35,7 @@ pub(super) enum Folder {
 
 impl Folder {
     /// The folder of a salt's tenant under `requests`, or a temporary one and why.
-    pub(super) fn open(requests: Option<&Path>, salt: &str) -> (Folder, Option<String>) {
+    pub(crate) fn open(requests: Option<&Path>, salt: &str) -> (Folder, Option<String>) {
         let temporary = || Folder::Temporary(Mutex::default());
         let Some(requests) = requests else {
             return (temporary(), None);
@@ -79,7 +80,7 @@ impl Folder {
     }
 
     /// All files whose data are as long as is said of them.
-    pub(super) fn files(&self) -> Vec<FileObject> {
+    pub(crate) fn files(&self) -> Vec<FileObject> {
         let is_whole =
             |file: &FileObject| self.data_bytes(&file.id).is_ok_and(|len| len == file.bytes);
         let mut files = self.facts("file-", |file: &FileObject| &file.id);
@@ -88,51 +89,68 @@ impl Folder {
     }
 
     /// All batches.
-    pub(super) fn batches(&self) -> Vec<BatchFacts> {
+    pub(crate) fn batches(&self) -> Vec<BatchFacts> {
         let mut batches = self.facts("batch_", |batch: &BatchFacts| &batch.shown.id);
         // Both are made into names of files.
         batches.retain(|batch| {
-            is_id(&batch.answers, "file-") && is_id(&batch.shown.input_file_id, "file-")
+            let ids = [&batch.answers, &batch.errors, &batch.shown.input_file_id];
+            ids.iter().all(|id| is_id(id, "file-"))
         });
         batches
     }
 
     /// The data of a file, to be read.
-    pub(super) fn open_data(&self, id: &str) -> Result<File, ApiError> {
+    pub(crate) fn open_data(&self, id: &str) -> Result<File, ApiError> {
         File::open(self.data(id)?).map_err(io_error)
     }
 
     /// The data of a file that grows, to be read and written at its end.
-    pub(super) fn open_growing(&self, id: &str) -> Result<File, ApiError> {
+    pub(crate) fn open_growing(&self, id: &str) -> Result<File, ApiError> {
         let mut options = private();
         options.read(true).append(true).create(true);
         options.open(self.data(id)?).map_err(io_error)
     }
 
     /// How large the data of a file are.
-    pub(super) fn data_bytes(&self, id: &str) -> Result<u64, ApiError> {
+    pub(crate) fn data_bytes(&self, id: &str) -> Result<u64, ApiError> {
         Ok(fs::metadata(self.data(id)?).map_err(io_error)?.len())
     }
 
-    pub(super) fn write_data(&self, id: &str, bytes: &[u8]) -> Result<(), ApiError> {
+    /// Removes the data of a file that nobody knows of if there are none.
+    pub(crate) fn remove_empty(&self, id: &str) -> Result<(), ApiError> {
+        match self.data_bytes(id) {
+            Ok(0) => remove(&self.data(id)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the log of responses lies, if it is there after a restart.
+    pub(crate) fn responses(&self) -> Option<PathBuf> {
+        match self {
+            Folder::Kept { root, .. } => Some(root.join("responses.jsonl")),
+            Folder::Temporary(_) => None,
+        }
+    }
+
+    pub(crate) fn write_data(&self, id: &str, bytes: &[u8]) -> Result<(), ApiError> {
         self.write(&self.data(id)?, bytes)
     }
 
-    pub(super) fn write_file(&self, file: &FileObject) -> Result<(), ApiError> {
+    pub(crate) fn write_file(&self, file: &FileObject) -> Result<(), ApiError> {
         self.write_facts(&file.id, file)
     }
 
-    pub(super) fn write_batch(&self, batch: &BatchFacts) -> Result<(), ApiError> {
+    pub(crate) fn write_batch(&self, batch: &BatchFacts) -> Result<(), ApiError> {
         self.write_facts(&batch.shown.id, batch)
     }
 
-    pub(super) fn remove_file(&self, id: &str) -> Result<(), ApiError> {
+    pub(crate) fn remove_file(&self, id: &str) -> Result<(), ApiError> {
         // First what makes it known.
         remove(&self.facts_of(id)?)?;
         remove(&self.data(id)?)
     }
 
-    pub(super) fn remove_batch(&self, id: &str) -> Result<(), ApiError> {
+    pub(crate) fn remove_batch(&self, id: &str) -> Result<(), ApiError> {
         remove(&self.facts_of(id)?)
     }
 
@@ -205,7 +223,7 @@ fn is_id(name: &str, prefix: &str) -> bool {
 }
 
 /// How files are opened that only the user may read.
-fn private() -> OpenOptions {
+pub(crate) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
@@ -227,14 +245,22 @@ fn remove(path: &Path) -> Result<(), ApiError> {
     }
 }
 
-pub(super) fn io_error(error: io::Error) -> ApiError {
-    let message = format!("the folder of files of requests cannot be used: {error}");
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-            ApiError::disk_full(format!("{message}; make room and ask again"))
-        }
-        _ => ApiError::failed(message),
+/// Puts a line behind others as a whole or not at all.
+pub(crate) fn append_line(mut file: &File, line: &str) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    let written = file
+        .write_all(line.as_bytes())
+        .and_then(|()| file.write_all(b"\n"));
+    if written.is_err() {
+        // Half of it would be taken for the beginning of the next.
+        let _ = file.set_len(before);
     }
+    written
+}
+
+pub(crate) fn io_error(error: io::Error) -> ApiError {
+    let message = format!("the folder of files of requests cannot be used: {error}");
+    ApiError::of_io(error.kind(), message)
 }
 
 #[cfg(test)]
