@@ -156,16 +156,24 @@ class Cache:
         self.v: list[torch.Tensor | None] = [None] * layers
         self.held: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layers
 
-    def fork(self) -> Cache:
-        fork = Cache(self.variant, len(self.k))
+    def fork(self, variant: Variant | None = None) -> Cache:
+        """The same, held as `variant` says where one is given."""
+        fork = Cache(variant or self.variant, len(self.k))
         fork.tokens = self.tokens
         fork.k, fork.v, fork.held = list(self.k), list(self.v), list(self.held)
+        if variant is not None:
+            for layer in range(len(fork.k)):
+                fork.hold(layer)
         return fork
 
     def add(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         before = self.k[layer]
         self.k[layer] = k if before is None else torch.cat((before, k), 1)
         self.v[layer] = v if before is None else torch.cat((self.v[layer], v), 1)
+        self.hold(layer)
+
+    def hold(self, layer: int) -> None:
+        """Puts blocks that are full into the form of the variant."""
         variant = self.variant
         if variant.kind == "dense" or layer in variant.exempt:
             return
@@ -221,30 +229,42 @@ def main() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(MODEL / "tokenizer.json"))
     model = Model()
     samples = [json.loads(line) for line in arguments.samples.read_text().splitlines()]
-    for text in arguments.variants:
-        variant = Variant.parse(text)
-        scores: dict[str, list[float]] = defaultdict(list)
-        errors: list[str] = []
-        for sample in samples:
-            with torch.no_grad():
-                cache = Cache(variant, model.config["num_hidden_layers"])
-                model.read(cache, sample["document"], prompt=True)
-                errors = errors or cache.errors()
-                found = []
-                for question in sample["questions"]:
-                    fork, ids = cache.fork(), []
-                    logits = model.read(fork, question["tokens"], prompt=True)
-                    while len(ids) < question["max_tokens"]:
-                        ids.append(int(logits.argmax()))
-                        if ids[-1] == EOS:
-                            break
-                        logits = model.read(fork, ids[-1:], prompt=False)
-                    answer = tokenizer.decode(ids)
-                    hits = [holds(answer, wanted) for wanted in question["answers"]]
-                    found.append(float(any(hits)) if question["scorer"] == "any" else sum(hits) / len(hits))
-                scores[sample["task"]].append(100 * sum(found) / len(found))
-        means = ", ".join(f"{task} {sum(of) / len(of):.1f} ({len(of)})" for task, of in scores.items())
-        print(f"{text}: {means}", *errors, sep="\n    ", flush=True)
+    variants = [Variant.parse(text) for text in arguments.variants]
+    layers = model.config["num_hidden_layers"]
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    errors: dict[str, list[str]] = {}
+    for sample in samples:
+        with torch.no_grad():
+            whole = Cache(Variant("dense"), layers)
+            model.read(whole, sample["document"], prompt=True)
+            for variant in variants:
+                if variant.while_reading:
+                    cache = Cache(variant, layers)
+                    model.read(cache, sample["document"], prompt=True)
+                else:
+                    cache = whole.fork(variant)
+                errors.setdefault(variant.name, cache.errors())
+                scores[variant.name][sample["task"]].append(ask(model, cache, sample, tokenizer))
+    for variant in variants:
+        means = ", ".join(f"{task} {sum(of) / len(of):.1f} ({len(of)})" for task, of in scores[variant.name].items())
+        print(f"{variant.name}: {means}", *errors[variant.name], sep="\n    ", flush=True)
+
+
+def ask(model: Model, cache: Cache, sample: dict, tokenizer: PreTrainedTokenizerFast) -> float:
+    """The score, 0 to 100, of what is answered to a sample's questions."""
+    found = []
+    for question in sample["questions"]:
+        fork, ids = cache.fork(), []
+        logits = model.read(fork, question["tokens"], prompt=True)
+        while len(ids) < question["max_tokens"]:
+            ids.append(int(logits.argmax()))
+            if ids[-1] == EOS:
+                break
+            logits = model.read(fork, ids[-1:], prompt=False)
+        answer = tokenizer.decode(ids)
+        hits = [holds(answer, wanted) for wanted in question["answers"]]
+        found.append(float(any(hits)) if question["scorer"] == "any" else sum(hits) / len(hits))
+    return 100 * sum(found) / len(found)
 
 
 if __name__ == "__main__":

@@ -245,6 +245,7 @@ impl Context {
         self.go_back(len)?;
         if let Some(kept) = self.kept.as_mut().filter(|_| len < self.tokens.len()) {
             kept.observed.forget_sums();
+            kept.go_back(len);
         }
         let shorter = len < self.tokens.len();
         self.tokens.truncate(len);

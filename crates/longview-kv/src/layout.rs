@@ -198,6 +198,39 @@ impl KvLayout {
         self.groups.iter().any(|group| group.recent.is_some())
     }
 
+    /// The first token of a context of `len` tokens that a keep method leaves in blocks: all before it may
+    /// move to streams. That is behind the last one, unless the latest are held apart from the others.
+    pub(crate) fn keep_edge(&self, len: usize) -> usize {
+        let of_group = |group: &Group| group.recent.map(|recent| recent.first_slot(len));
+        self.groups.iter().filter_map(of_group).min().unwrap_or(len)
+    }
+
+    /// The most tokens that stay in blocks, whatever a keep method says.
+    pub(crate) fn keep_tail(&self) -> usize {
+        let of_group = |group: &Group| Some(group.recent?.tokens - 1 + BLOCK_TOKENS - 1);
+        self.groups.iter().filter_map(of_group).max().unwrap_or(0)
+    }
+
+    /// Why no keep method can act on its layers, if so.
+    pub(crate) fn refuses_keep(&self) -> Option<&'static str> {
+        for group in &self.groups {
+            let Some(recent) = group.recent else { continue };
+            if group.kind.state != LayerState::Full {
+                return Some(
+                    "the form of the store forgets what is behind its window already (accllm); choose \
+                     one of the two",
+                );
+            }
+            if recent.sinks.is_some() {
+                return Some(
+                    "the first tokens are exempt from the form of the others (sinks=), and pairs of both \
+                     cannot be kept together; let the method keep them (sinks= inside of it)",
+                );
+            }
+        }
+        None
+    }
+
     /// Bytes of the keys and values that layer `layer` keeps of one token.
     pub fn token_bytes(&self, layer: usize) -> f64 {
         let group = &self.groups[self.layers[layer].0];

@@ -1,12 +1,14 @@
 //! Pages as numbers: scores, keys and values for those who decide what stays in a cache.
 
 use super::element::{Brain, Byte, Convert, Half, Nibble, Single};
+use super::expand::Expand;
 use super::tiles;
 use super::{AttentionScratch, TILE_ROWS};
 use crate::Isa;
 use crate::lanes::{self, Kernel, Lanes, exp_scalar};
 use crate::page::{
     KvType, PAGE_TOKENS, PageGeometry, QUANT_BLOCK, VALUE_PADDING, key_number, scale_number,
+    value_number,
 };
 
 /// The scores of the queries `q [rows][head_dim]`, the softmax scale already multiplied in, against
@@ -27,6 +29,17 @@ pub fn score_page(
     let rows = q.len() / geom.head_dim;
     assert_eq!(q.len(), rows * geom.head_dim, "queries of [rows][head_dim]");
     assert_eq!(scores.len(), rows * PAGE_TOKENS, "scores of [rows][64]");
+    if geom.k_type.is_whole() {
+        // As floats they lie like the keys of a page of floats.
+        let mut keys = vec![0.0; geom.head_dim * PAGE_TOKENS];
+        key_floats(isa, geom, page_k, &mut keys);
+        let bytes: Vec<u8> = keys.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let geom = PageGeometry {
+            k_type: KvType::F32,
+            ..*geom
+        };
+        return score_page(isa, &geom, &bytes, q, scratch, scores);
+    }
     let page = ScorePage {
         geom,
         page_k,
@@ -44,6 +57,18 @@ pub fn score_page(
 pub fn key_floats(isa: Isa, geom: &PageGeometry, page_k: &[u8], out: &mut [f32]) {
     assert_eq!(page_k.len(), geom.k_bytes(), "a page's keys");
     assert_eq!(out.len(), geom.head_dim * PAGE_TOKENS, "[head_dim][64]");
+    match geom.k_type {
+        KvType::Kivi(_) => {
+            for (d, row) in out.chunks_exact_mut(PAGE_TOKENS).enumerate() {
+                for (slot, x) in row.iter_mut().enumerate() {
+                    *x = key_number(geom, page_k, slot, d);
+                }
+            }
+            return;
+        }
+        KvType::Sparse(_) => return lanes::run(isa, Expand::keys(page_k, out)),
+        _ => {}
+    }
     let (codes, scales) = page_k.split_at(geom.k_codes_bytes());
     convert(isa, geom.k_type, PAGE_TOKENS, codes, out);
     if !scales.is_empty() {
@@ -64,6 +89,18 @@ pub fn value_floats(isa: Isa, geom: &PageGeometry, page_v: &[u8], out: &mut [f32
     assert_eq!(page_v.len(), geom.v_bytes(), "a page's values");
     let stride = value_stride(geom);
     assert_eq!(out.len(), stride * PAGE_TOKENS, "[64][v_dim padded]");
+    match geom.v_type {
+        KvType::Kivi(_) => {
+            for (slot, row) in out.chunks_exact_mut(stride).enumerate() {
+                for (d, x) in row[..geom.v_dim].iter_mut().enumerate() {
+                    *x = value_number(geom, page_v, slot, d);
+                }
+            }
+            return;
+        }
+        KvType::Sparse(_) => return lanes::run(isa, Expand::values(page_v, geom.v_dim, out)),
+        _ => {}
+    }
     let (codes, scales) = page_v.split_at(geom.v_codes_bytes());
     convert(isa, geom.v_type, stride, codes, out);
     if !scales.is_empty() {
@@ -111,7 +148,7 @@ fn convert(isa: Isa, kv_type: KvType, width: usize, from: &[u8], to: &mut [f32])
         KvType::Q8 => convert!(Byte),
         KvType::Q4 => convert!(Nibble),
         KvType::Kivi(_) | KvType::Sparse(_) => {
-            unreachable!("no keep method reads pages that are made whole")
+            unreachable!("pages that are made whole are read by their own code")
         }
     }
 }
@@ -237,7 +274,7 @@ impl Kernel for ExpBelow<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::{read_key, read_value, write_key, write_value};
+    use crate::page::{pack_page, read_key, read_value, write_key, write_value};
 
     fn noise(i: usize) -> f32 {
         ((i * 2_654_435_761) % 1_000_003) as f32 / 5e5 - 1.0
@@ -246,20 +283,31 @@ mod tests {
     #[test]
     fn pages_read_as_floats_equal_reading_slot_by_slot() {
         for isa in Isa::available() {
-            for kv_type in KvType::ALL {
+            for kv_type in KvType::ALL.into_iter().chain(KvType::WHOLE) {
                 for (head_dim, v_dim) in [(24, 40), (64, 64), (5, 1)] {
-                    let geom = PageGeometry {
+                    let of_type = |kv_type| PageGeometry {
                         head_dim,
                         v_dim,
                         k_type: kv_type,
                         v_type: kv_type,
                     };
-                    let (mut k, mut v) = (vec![0; geom.k_bytes()], vec![0; geom.v_bytes()]);
+                    let geom = of_type(kv_type);
+                    let written = match kv_type.is_whole() {
+                        true => of_type(KvType::F32),
+                        false => geom,
+                    };
+                    let (mut k, mut v) = (vec![0; written.k_bytes()], vec![0; written.v_bytes()]);
                     for slot in 0..PAGE_TOKENS {
                         let key: Vec<f32> = (0..head_dim).map(|d| noise(slot * 97 + d)).collect();
                         let value: Vec<f32> = (0..v_dim).map(|d| noise(slot * 89 + d)).collect();
-                        write_key(&geom, &mut k, slot, &key);
-                        write_value(&geom, &mut v, slot, &value);
+                        write_key(&written, &mut k, slot, &key);
+                        write_value(&written, &mut v, slot, &value);
+                    }
+                    if kv_type.is_whole() {
+                        let (mut to_k, mut to_v) =
+                            (vec![0; geom.k_bytes()], vec![0; geom.v_bytes()]);
+                        pack_page(&written, (&k, &v), &geom, (&mut to_k, &mut to_v));
+                        (k, v) = (to_k, to_v);
                     }
                     let mut keys = vec![0.0; head_dim * PAGE_TOKENS];
                     key_floats(isa, &geom, &k, &mut keys);

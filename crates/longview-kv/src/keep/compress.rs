@@ -11,7 +11,7 @@ use super::allocate::Allocation;
 use super::pace::Kept;
 use super::stream::Stream;
 use super::view::{LayerView, ROWS_AT_ONCE};
-use super::{AttentionOf, Keep, Moment, Positions, Scores};
+use super::{AttentionOf, Keep, Moment, Pairs, Positions, Scores};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
@@ -88,6 +88,7 @@ impl Context {
         model: &dyn AttentionOf,
     ) -> Result<Compression, KvError> {
         let end = self.len();
+        let edge = self.layout().keep_edge(end).max(kept.edge);
         let layers: Vec<usize> = self
             .layout()
             .full_layers()
@@ -96,7 +97,8 @@ impl Context {
         let heads = kept.heads(self.layout());
         let before: usize = kept.pairs_in_all(end, heads);
         let fits = before <= kept.slots * heads;
-        if end == kept.edge || fits && !(kept.is_eager() && kept.plan.when.block.is_some()) {
+        let moves = edge > kept.edge && kept.is_eager() && kept.plan.when.block.is_some();
+        if end == kept.decided_at || fits && !moves {
             return Ok(Compression {
                 before,
                 after: before,
@@ -114,11 +116,12 @@ impl Context {
                 .collect();
             match fits {
                 true => views.iter().map(everything).collect(),
-                false => choose(kept, &views, exec)?,
+                false => choose(kept, &views, edge, exec)?,
             }
         };
         let after = chosen.iter().flatten().map(Vec::len).sum();
-        self.move_to_streams(kept, &layers, &chosen, exec, model)?;
+        self.move_to_streams(kept, &layers, &chosen, edge, exec, model)?;
+        kept.decided_at = end;
         kept.done.compactions += usize::from(!fits);
         Ok(Compression {
             before,
@@ -127,19 +130,23 @@ impl Context {
         })
     }
 
-    /// Puts what was chosen of `layers` into streams and frees the blocks.
+    /// Puts what was chosen of `layers` into streams, as far as it is of tokens before `edge`, and frees
+    /// the blocks.
     fn move_to_streams(
         &mut self,
         kept: &mut Kept,
         layers: &[usize],
         chosen: &[Chosen],
+        edge: usize,
         exec: &Exec,
         model: &dyn AttentionOf,
     ) -> Result<(), KvError> {
         let end = self.len();
         let layout = Arc::clone(self.layout());
+        // Tokens from the edge on were chosen all.
         let new_bytes = |(&layer, chosen): (&usize, &Chosen)| {
-            let counts: Vec<usize> = chosen.iter().map(Vec::len).collect();
+            let counts = chosen.iter().map(|pairs| pairs.len() - (end - edge));
+            let counts: Vec<usize> = counts.collect();
             Stream::bytes_of(&layout.groups[layout.layers[layer].0], &counts)
         };
         let new: Vec<u64> = layers.iter().zip(chosen).map(new_bytes).collect();
@@ -169,11 +176,13 @@ impl Context {
             // Taken out, so that the layer can be looked at beside it.
             let mut memory = kept.take_memory(layer, chosen.len());
             let view = LayerView::new(exec.isa, self, kept, layer, end, model);
-            let mut stream =
-                write_stream(&kept.plan, &view, chosen, &mut memory, room.split(bytes));
-            if kept.plan.positions == Positions::Slots {
-                close_gaps(&mut stream, &view, chosen);
-            }
+            let stays = Stays {
+                plan: &kept.plan,
+                view: &view,
+                chosen,
+                in_blocks: end - edge,
+            };
+            let stream = stays.write(&mut memory, room.split(bytes));
             kept.merge_memory.insert(layer, memory);
             kept.observed.gather(layer, chosen);
             let old = kept.streams[layer].replace(Arc::new(stream));
@@ -183,19 +192,24 @@ impl Context {
             }
         }
         drop(room);
-        kept.edge = end;
-        self.free_blocks();
+        kept.edge = edge;
+        self.free_blocks(edge);
         Ok(())
     }
 
-    /// Drops the blocks of full layers, whose pairs are in streams now. What is read next goes to the
-    /// slots that follow, in new blocks, where what lies before it is seen by nobody.
-    fn free_blocks(&mut self) {
-        let block = self.places.slot(self.len()) / BLOCK_TOKENS;
+    /// Drops the blocks of full layers with tokens before `edge`, whose pairs are in streams now. What is
+    /// read next goes to the slots that follow; where the edge is the end, in new blocks, where what lies
+    /// before it is seen by nobody.
+    fn free_blocks(&mut self, edge: usize) {
+        let block = self.places.slot(edge) / BLOCK_TOKENS;
         let store = self.home.as_ref().map(|home| &*home.store);
         for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
-            if group.kind.state == LayerState::Full {
-                run.begin_at(block, store);
+            if group.kind.state != LayerState::Full {
+                continue;
+            }
+            match edge < self.tokens.len() {
+                true => run.drop_before(block, store),
+                false => run.begin_at(block, store),
             }
         }
         if let Some(home) = &mut self.home {
@@ -204,14 +218,15 @@ impl Context {
         }
     }
 
-    /// Keeps the blocks of full layers in memory, and reads those that are not there.
+    /// Keeps the blocks of full layers in memory, and those of their latest tokens where these are held
+    /// apart, and reads those that are not there.
     fn bring_in(&mut self) -> Result<(), KvError> {
         let Some(home) = &self.home else {
             return Ok(());
         };
         let store = Arc::clone(&home.store);
         for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
-            if group.kind.state != LayerState::Full {
+            if group.kind.state != LayerState::Full && !group.is_beside {
                 continue;
             }
             run.pin_all(group.block_bytes(), &store)?;
@@ -234,8 +249,13 @@ fn everything(view: &LayerView<'_>) -> Chosen {
     (0..view.heads()).map(all).collect()
 }
 
-/// The pairs of each layer that stay.
-fn choose(kept: &Kept, views: &[LayerView<'_>], exec: &Exec) -> Result<Vec<Chosen>, KvError> {
+/// The pairs of each layer that stay, all of tokens from `edge` on among them.
+fn choose(
+    kept: &Kept,
+    views: &[LayerView<'_>],
+    edge: usize,
+    exec: &Exec,
+) -> Result<Vec<Chosen>, KvError> {
     let (plan, slots) = (&*kept.plan, kept.slots);
     let tokens = views.first().map_or(0, LayerView::tokens);
     let moment = match tokens < kept.prompt {
@@ -272,7 +292,7 @@ fn choose(kept: &Kept, views: &[LayerView<'_>], exec: &Exec) -> Result<Vec<Chose
             }
             let sinks = view.first_from(head, plan.protected.sinks);
             let last = plan.recent(slots, moment);
-            let recent = view.first_from(head, view.tokens().saturating_sub(last));
+            let recent = view.first_from(head, view.tokens().saturating_sub(last).min(edge));
             scores[..sinks].fill(f32::INFINITY);
             scores[recent..].fill(f32::INFINITY);
             counts.push(
@@ -325,27 +345,66 @@ fn ordered(x: f32) -> i32 {
     bits ^ (((bits >> 31) as u32) >> 1) as i32
 }
 
-/// A stream of the pairs `chosen` of a layer, which fills `room`. `memory [heads]` is what the merge
-/// remembers.
-fn write_stream(
-    plan: &Keep,
-    view: &LayerView<'_>,
-    chosen: &Chosen,
-    memory: &mut [Option<f32>],
-    room: Reservation,
-) -> Stream {
-    let group = view.group();
-    let positions = chosen.iter().enumerate().map(|(head, pairs)| {
-        let position = |&pair: &u32| view.position(head, pair as usize) as u32;
-        pairs.iter().map(position).collect()
-    });
-    let mut stream = Stream::with_room(group, positions.collect(), room);
-    for (head, chosen) in chosen.iter().enumerate() {
+/// What stays of one layer, on its way into a stream.
+struct Stays<'a> {
+    plan: &'a Keep,
+    view: &'a LayerView<'a>,
+    chosen: &'a Chosen,
+    /// How many of the last pairs of every head stay in blocks.
+    in_blocks: usize,
+}
+
+impl Stays<'_> {
+    /// A stream of all that does not stay in blocks, which fills `room`. `memory [heads]` is what the merge
+    /// remembers.
+    fn write(&self, memory: &mut [Option<f32>], room: Reservation) -> Stream {
+        let (view, group) = (self.view, self.view.group());
+        let heads = 0..self.chosen.len();
+        let positions = heads.clone().map(|head| {
+            let position = |&pair: &u32| view.position(head, pair as usize) as u32;
+            self.moving(head).iter().map(position).collect()
+        });
+        let mut stream = Stream::with_room(group, positions.collect(), room);
+        for head in heads {
+            match group.geometry.is_whole() {
+                true => self.pack(head, &mut stream, &mut memory[head]),
+                false => self.copy(head, &mut stream, &mut memory[head]),
+            }
+        }
+        stream
+    }
+
+    /// The pairs of a head that move to the stream.
+    fn moving(&self, head: usize) -> &[u32] {
+        let chosen = &self.chosen[head];
+        &chosen[..chosen.len() - self.in_blocks]
+    }
+
+    /// Pages of a head made anew of its pairs, whose tokens share scales.
+    fn pack(&self, head: usize, stream: &mut Stream, memory: &mut Option<f32>) {
+        let moving = self.moving(head);
+        if moving.is_empty() {
+            return;
+        }
+        let (_, mut pairs) = self.merged(head, memory);
+        for (at, &pair) in moving.iter().enumerate() {
+            let by = self.turn(head, at, pair as usize);
+            if by != 0 {
+                self.view.rotate(by, pairs.key_mut(at));
+            }
+        }
+        stream.pack(self.view.group(), head, &pairs);
+    }
+
+    /// Pairs of a head as they are, but for what others were merged into and what moves up.
+    fn copy(&self, head: usize, stream: &mut Stream, memory: &mut Option<f32>) {
+        let (view, group) = (self.view, self.view.group());
+        let moving = self.moving(head);
         let mut at = 0;
-        view.each_page(head, |first, slots, page| {
+        view.each_page(head, |first, slots, page, _| {
             let mut picked = [0u8; PAGE_TOKENS];
             let mut count = 0;
-            while let Some(&pair) = chosen.get(at + count)
+            while let Some(&pair) = moving.get(at + count)
                 && (pair as usize) < first + slots.len()
             {
                 picked[count] = (slots.start + pair as usize - first) as u8;
@@ -354,15 +413,8 @@ fn write_stream(
             stream.copy(group, head, at, page, &picked[..count]);
             at += count;
         });
-        if let Some(merge) = &plan.merge {
-            let mut rest = chosen.iter().copied().peekable();
-            let stays = |pair: &u32| rest.next_if_eq(pair).is_none();
-            let gone: Vec<u32> = (0..view.pairs(head) as u32).filter(stays).collect();
-            let before = view.read(head, chosen);
-            let mut after = before.clone();
-            let turn = |positions: isize, key: &mut [f32]| view.rotate(positions, key);
-            let gone = view.read(head, &gone);
-            merge.merge(&gone, &mut after, &turn, &mut memory[head]);
+        if self.plan.merge.is_some() {
+            let (before, after) = self.merged(head, memory);
             for pair in 0..before.len() {
                 // What nothing was merged into keeps its bits.
                 if before.key(pair) != after.key(pair) || before.value(pair) != after.value(pair) {
@@ -370,20 +422,38 @@ fn write_stream(
                 }
             }
         }
-    }
-    stream
-}
-
-/// Turns the keys of what stays to where they stand once the gaps between them are closed: the last pair
-/// of a head keeps its place, and those before it move up to it.
-fn close_gaps(stream: &mut Stream, view: &LayerView<'_>, chosen: &Chosen) {
-    let group = view.group();
-    for (head, chosen) in chosen.iter().enumerate() {
-        let first = view.tokens() - chosen.len();
-        for (at, &pair) in chosen.iter().enumerate() {
-            let by = first as isize + at as isize - view.place(head, pair as usize) as isize;
+        for (at, &pair) in moving.iter().enumerate() {
+            let by = self.turn(head, at, pair as usize);
             if by != 0 {
                 stream.turn(group, head, at, |key| view.rotate(by, key));
+            }
+        }
+    }
+
+    /// The pairs of a head that move, before and after those that go were merged into them.
+    fn merged(&self, head: usize, memory: &mut Option<f32>) -> (Pairs, Pairs) {
+        let view = self.view;
+        let before = view.read(head, self.moving(head));
+        let mut after = before.clone();
+        if let Some(merge) = &self.plan.merge {
+            let mut rest = self.chosen[head].iter().copied().peekable();
+            let stays = |pair: &u32| rest.next_if_eq(pair).is_none();
+            let gone: Vec<u32> = (0..view.pairs(head) as u32).filter(stays).collect();
+            let turn = |positions: isize, key: &mut [f32]| view.rotate(positions, key);
+            let gone = view.read(head, &gone);
+            merge.merge(&gone, &mut after, &turn, memory);
+        }
+        (before, after)
+    }
+
+    /// By how much the key of `pair`, the `at`-th of those that stay, is turned to where it stands once the
+    /// gaps between them are closed: the last pair of a head keeps its place, and those before it move up.
+    fn turn(&self, head: usize, at: usize, pair: usize) -> isize {
+        match self.plan.positions {
+            Positions::Text => 0,
+            Positions::Slots => {
+                let first = self.view.tokens() - self.chosen[head].len();
+                first as isize + at as isize - self.view.place(head, pair) as isize
             }
         }
     }

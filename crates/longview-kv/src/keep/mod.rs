@@ -292,11 +292,14 @@ impl Keep {
             Budget::Pairs(pairs) => pairs,
             Budget::Share(share) => (share * prompt_tokens as f64).floor() as usize,
             Budget::Bytes(bytes) => {
-                let fits = |&slots: &usize| self.stream_bytes(layout, slots) <= bytes;
+                let beside = layout.keep_tail_bytes();
+                let fits = |&slots: &usize| self.stream_bytes(layout, slots) + beside <= bytes;
                 largest(prompt_tokens.max(1), fits)
             }
         };
         let Protected { sinks, recent, .. } = self.protected;
+        // Tokens that the store holds apart as the latest stay as well.
+        let recent = recent.max(layout.keep_tail());
         let least = (sinks + recent).max(1);
         if slots >= least {
             return Ok(slots);

@@ -28,6 +28,8 @@ pub(crate) struct Kept {
     pub(super) prompt: usize,
     /// The first token that is in blocks: what is before it is in streams.
     pub(super) edge: usize,
+    /// Tokens there were when it decided last; the latest of them may still be in blocks.
+    pub(super) decided_at: usize,
     /// For every layer of the model what is left of it; empty before the first compaction.
     pub(super) streams: Vec<Option<Arc<Stream>>>,
     /// Whether the prompt is read and what it keeps is final.
@@ -127,10 +129,7 @@ impl Context {
             );
             return Err(plan.refused(why));
         }
-        if layout.is_split() {
-            let why = "the latest or first tokens are stored in another form than the others (kivi, \
-                       mustafar, recent= or sinks=), from which single pairs cannot leave; store them \
-                       as f16, bf16, q8 or q4";
+        if let Some(why) = layout.refuses_keep() {
             return Err(plan.refused(why.to_owned()));
         }
         if let (Some(wanted), Some(found)) = (&plan.made_for, model.fingerprint())
@@ -197,6 +196,7 @@ impl Context {
             slots,
             prompt: prompt_tokens,
             edge: 0,
+            decided_at: 0,
             streams: Vec::new(),
             settled: false,
             done: Done {
@@ -269,7 +269,7 @@ impl Context {
             .when
             .block
             .is_some_and(|block| match kept.is_eager() {
-                true => len - kept.edge >= block,
+                true => kept.since(len) >= block,
                 false => kept.pairs(len) >= kept.slots + block,
             })
     }
@@ -284,7 +284,7 @@ impl Context {
             let since = if kept.edge == 0 {
                 kept.pairs(len) - kept.slots.min(len)
             } else {
-                len - kept.edge
+                kept.since(len)
             };
             since >= every && kept.pairs(len) > kept.slots
         })
@@ -349,7 +349,7 @@ impl Context {
             return usize::MAX;
         };
         let left = match kept.is_eager() {
-            true => (kept.edge + block).saturating_sub(len),
+            true => block.saturating_sub(kept.since(len)),
             false => (kept.slots + block).saturating_sub(kept.pairs(len)),
         };
         left.max(1)
@@ -381,15 +381,10 @@ impl Keep {
                 scratch: Observed::bytes_for(layout, self.score.needs(), model, all),
             });
         }
-        let streams = self.stream_bytes(layout, slots.min(prompt_tokens));
-        let full = |tokens: usize| -> u64 {
-            // What is read may begin and end inside a block.
-            let blocks = tokens.div_ceil(BLOCK_TOKENS) as u64 + 1;
-            layout
-                .full_groups()
-                .map(|group| blocks * group.block_bytes() as u64)
-                .sum()
-        };
+        // What stays in blocks in any case, beside what a budget has room for.
+        let streams =
+            self.stream_bytes(layout, slots.min(prompt_tokens)) + layout.keep_tail_bytes();
+        let full = |tokens: usize| layout.full_bytes(tokens);
         let windows = dense
             - layout
                 .full_groups()
@@ -441,10 +436,15 @@ impl Kept {
     /// Forgets everything: the context is read again from its first token.
     pub(crate) fn begin_anew(&mut self) {
         self.streams.clear();
-        (self.edge, self.settled) = (0, false);
+        (self.edge, self.decided_at, self.settled) = (0, 0, false);
         self.marks = Arc::default();
         self.merge_memory.clear();
         self.observed.forget_sums();
+    }
+
+    /// The context is shorter now, `len` tokens.
+    pub(crate) fn go_back(&mut self, len: usize) {
+        self.decided_at = self.decided_at.min(len);
     }
 
     /// What the merge remembers of the `heads` heads of a layer.
@@ -485,6 +485,11 @@ impl Kept {
         pairs.div_ceil(heads.max(1)) + len - self.edge
     }
 
+    /// Tokens read since it decided last, when there are `len`.
+    fn since(&self, len: usize) -> usize {
+        len.saturating_sub(self.decided_at)
+    }
+
     /// Whether what is read moves to streams block by block although nothing has to leave yet,
     /// because something will: so no more blocks are in memory than it takes.
     pub(super) fn is_eager(&self) -> bool {
@@ -505,6 +510,24 @@ impl KvLayout {
         layers.filter_map(|(layer, &(place, _))| {
             (self.groups[place].kind.state == LayerState::Full).then_some((layer, place))
         })
+    }
+
+    /// Bytes of blocks of full layers that hold `tokens` tokens, which may begin and end inside a block.
+    fn full_bytes(&self, tokens: usize) -> u64 {
+        let blocks = tokens.div_ceil(BLOCK_TOKENS) as u64 + 1;
+        let groups = self.full_groups();
+        groups
+            .map(|group| blocks * group.block_bytes() as u64)
+            .sum()
+    }
+
+    /// Bytes of the blocks of full layers that stay beside streams: with the latest tokens, where those are
+    /// held apart.
+    pub(super) fn keep_tail_bytes(&self) -> u64 {
+        match self.keep_tail() {
+            0 => 0,
+            tokens => self.full_bytes(tokens),
+        }
     }
 
     fn full_groups(&self) -> impl Iterator<Item = &Group> {

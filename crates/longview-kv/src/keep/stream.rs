@@ -2,20 +2,29 @@
 //!
 //! Every KV head has as many as it was given. The heads of a layer lie one after another in one
 //! sequence of pages, each from a multiple of [`STEP`] slots on, so that a head that keeps little
-//! takes little. A stream is written once and then shared by forks; the next compaction makes a new
+//! takes little; in forms that are made of whole pages each has pages of its own. A stream is written once and then shared by forks; the next compaction makes a new
 //! one and frees the old.
 
 use std::ops::Range;
 
 use longview_kernels::attention::PageRef;
-use longview_kernels::page::{self, PAGE_TOKENS};
+use longview_kernels::page::{self, KvType, PAGE_TOKENS, PageGeometry};
 
+use super::Pairs;
 use crate::block::Block;
 use crate::layout::Group;
 use crate::ledger::Reservation;
 
-/// Slots that heads are given at a time.
-pub(crate) const STEP: usize = 16;
+/// Slots that heads are given at a time, where pairs are written one by one.
+const STEP: usize = 16;
+
+/// Slots that heads are given at a time in the form of `group`.
+fn step(group: &Group) -> usize {
+    match group.geometry.is_whole() {
+        true => PAGE_TOKENS,
+        false => STEP,
+    }
+}
 
 /// Bytes that a pair takes beside its key and value: its position.
 const PLACE_BYTES: usize = size_of::<u32>();
@@ -48,7 +57,7 @@ impl Stream {
     pub(crate) fn bytes_of(group: &Group, counts: &[usize]) -> u64 {
         let slots: usize = counts
             .iter()
-            .map(|count| count.next_multiple_of(STEP))
+            .map(|count| count.next_multiple_of(step(group)))
             .sum();
         let pairs: usize = counts.iter().sum();
         (slots.div_ceil(PAGE_TOKENS) * group.page_bytes() + pairs * PLACE_BYTES) as u64
@@ -56,12 +65,12 @@ impl Stream {
 
     /// The most bytes that a stream of `heads` heads can take which keep `pairs` pairs in all.
     pub(crate) fn most_bytes(group: &Group, heads: usize, pairs: usize) -> u64 {
-        let slots = pairs + heads * (STEP - 1);
+        let slots = pairs + heads * (step(group) - 1);
         (slots.div_ceil(PAGE_TOKENS) * group.page_bytes() + pairs * PLACE_BYTES) as u64
     }
 
     /// A stream for pairs of the tokens `positions` of each head, to be filled with
-    /// [`Stream::copy`], whose bytes `room` holds.
+    /// [`Stream::copy`] or [`Stream::pack`], whose bytes `room` holds.
     pub(crate) fn with_room(
         group: &Group,
         positions: Vec<Vec<u32>>,
@@ -71,7 +80,7 @@ impl Stream {
         let mut pairs = 0;
         let of_head = |positions: Vec<u32>| {
             let first = slots;
-            slots += positions.len().next_multiple_of(STEP);
+            slots += positions.len().next_multiple_of(step(group));
             pairs += positions.len();
             Head { first, positions }
         };
@@ -104,6 +113,29 @@ impl Stream {
             page::copy_slots(&group.geometry, (from.k, from.v), now, to, within);
             pair += now.len();
             from_slots = rest;
+        }
+    }
+
+    /// Makes the pages of head `head` of its pairs, in a form that is made of whole pages. Slots behind the
+    /// last pair repeat it, so that they change no scale.
+    pub(crate) fn pack(&mut self, group: &Group, head: usize, pairs: &Pairs) {
+        let floats = PageGeometry {
+            k_type: KvType::F32,
+            v_type: KvType::F32,
+            ..group.geometry
+        };
+        let (mut k, mut v) = (vec![0; floats.k_bytes()], vec![0; floats.v_bytes()]);
+        let pages = self.slots(head).pages;
+        for (at, index) in pages.enumerate() {
+            for slot in 0..PAGE_TOKENS {
+                let pair = (at * PAGE_TOKENS + slot).min(pairs.len() - 1);
+                page::write_key(&floats, &mut k, slot, pairs.key(pair));
+                page::write_value(&floats, &mut v, slot, pairs.value(pair));
+            }
+            let from = index * group.page_bytes();
+            let to = &mut self.pages.bytes_mut()[from..from + group.page_bytes()];
+            let to = to.split_at_mut(group.geometry.k_bytes());
+            page::pack_page(&floats, (&k, &v), &group.geometry, to);
         }
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use longview_kernels::attention::{
     AttentionScratch, PageRef, key_floats, score_page, softmax, value_floats, value_stride,
 };
-use longview_kernels::page::{self, PAGE_TOKENS};
+use longview_kernels::page::{self, PAGE_TOKENS, PageGeometry};
 use longview_kernels::{Isa, activation};
 
 use super::observe::LayerSeen;
@@ -13,7 +13,7 @@ use super::stream::Stream;
 use super::{AttentionOf, AttentionShape, Kept, Pairs, Positions};
 use crate::context::{Context, RopeSet};
 use crate::error::KvError;
-use crate::layout::Group;
+use crate::layout::{Group, Recent};
 use crate::shared::SharedList;
 use crate::tokens::PIECE;
 
@@ -29,7 +29,9 @@ pub struct LayerView<'a> {
     group: &'a Group,
     stream: Option<&'a Stream>,
     /// The layer's slices of the blocks since the last compaction.
-    tail: Vec<&'a [u8]>,
+    tail: Tail<'a>,
+    /// The same with the latest tokens as they were written, where these are held apart.
+    latest: Option<Latest<'a>>,
     /// The first token in `tail`, and its slot there.
     edge: usize,
     edge_slot: usize,
@@ -43,6 +45,19 @@ pub struct LayerView<'a> {
     marks: &'a [Vec<Vec<f32>>],
     positions: Positions,
     tokens: &'a SharedList<u32, PIECE>,
+}
+
+/// One layer's slices of some blocks that follow one another; nothing where a window has passed.
+type Tail<'a> = Vec<Option<&'a [u8]>>;
+
+/// Latest tokens that are held apart from the older ones.
+struct Latest<'a> {
+    group: &'a Group,
+    recent: Recent,
+    tail: Tail<'a>,
+    /// The first block of `tail`, and the first that is there.
+    first: usize,
+    from: usize,
 }
 
 /// Queries of the query heads of one KV head.
@@ -92,15 +107,30 @@ impl<'a> LayerView<'a> {
         let edge = kept.edge();
         let first = context.places.slot(edge) / PAGE_TOKENS;
         let last = (context.places.slot(edge) + end - edge).div_ceil(PAGE_TOKENS);
-        let tail =
-            (first..last).filter_map(|index| Some(context.block(place, index)?.layer(group, at)));
+        let tail = |place: usize, group: &'a Group| -> Tail<'a> {
+            let slice = |index| Some(context.block(place, index)?.layer(group, at));
+            (first..last).map(slice).collect()
+        };
+        let latest = group.recent.map(|recent| {
+            let group = &context.layout().groups[recent.group];
+            let tail = tail(recent.group, group);
+            let missing = tail.iter().rposition(Option::is_none);
+            Latest {
+                group,
+                recent,
+                first,
+                from: first + missing.map_or(0, |last| last + 1),
+                tail,
+            }
+        });
         LayerView {
             isa,
             layer,
             layers: context.layout().layers.len(),
             group,
             stream: kept.stream(layer),
-            tail: tail.collect(),
+            tail: tail(place, group),
+            latest,
             edge,
             edge_slot: context.places.slot(edge) % PAGE_TOKENS,
             end,
@@ -277,9 +307,14 @@ impl<'a> LayerView<'a> {
     /// The logits of `queries [rows][head_dim]` against every pair of a head: `out [rows][pairs]`,
     /// scaled and capped as the layer does, hidden from nobody.
     pub fn logits(&self, head: usize, queries: &[f32], out: &mut Vec<f32>) {
+        self.logits_before(self.boundary(self.end), head, queries, out);
+    }
+
+    /// The same where the latest tokens, as they were written, begin with block `boundary`.
+    fn logits_before(&self, boundary: usize, head: usize, queries: &[f32], out: &mut Vec<f32>) {
         let shape = self.shape();
         let scaled: Vec<f32> = queries.iter().map(|x| x * shape.scale).collect();
-        self.products(head, &scaled, out);
+        self.products_before(boundary, head, &scaled, out);
         if shape.softcap != 0.0 {
             activation::softcap(self.isa, out, shape.softcap);
         }
@@ -288,14 +323,17 @@ impl<'a> LayerView<'a> {
     /// The products of `vectors [rows][head_dim]` with the key of every pair of a head: `out
     /// [rows][pairs]`.
     pub fn products(&self, head: usize, vectors: &[f32], out: &mut Vec<f32>) {
+        self.products_before(self.boundary(self.end), head, vectors, out);
+    }
+
+    fn products_before(&self, boundary: usize, head: usize, vectors: &[f32], out: &mut Vec<f32>) {
         let (dim, pairs) = (self.head_dim(), self.pairs(head));
         let rows = vectors.len() / dim;
         out.clear();
         out.resize(rows * pairs, 0.0);
         let mut scratch = AttentionScratch::new();
         let mut scores = vec![0.0; rows * PAGE_TOKENS];
-        self.each_page(head, |first, slots, page| {
-            let geometry = &self.group.geometry;
+        self.each_page_before(boundary, head, |first, slots, page, geometry| {
             score_page(
                 self.isa,
                 geometry,
@@ -327,7 +365,7 @@ impl<'a> LayerView<'a> {
         out.resize(rows * width, 0.0);
         let mut scratch = AttentionScratch::new();
         let mut scores = vec![0.0; rows * PAGE_TOKENS];
-        self.each_page(head, |first, slots, page| {
+        self.each_page(head, |first, slots, page, geometry| {
             let here = first..first + slots.len();
             let mut scored = false;
             let mut to = 0;
@@ -335,7 +373,6 @@ impl<'a> LayerView<'a> {
                 let both = range.start.max(here.start)..range.end.min(here.end);
                 if !both.is_empty() {
                     if !scored {
-                        let geometry = &self.group.geometry;
                         score_page(
                             self.isa,
                             geometry,
@@ -370,26 +407,31 @@ impl<'a> LayerView<'a> {
         positions: &[u32],
         visit: &mut dyn FnMut(usize, &[f32]),
     ) {
-        let pairs = self.pairs(head);
+        let (pairs, dim) = (self.pairs(head), self.head_dim());
         let mut logits = Vec::new();
-        let blocks = queries.chunks(ROWS_AT_ONCE * self.head_dim());
-        for (block, queries) in blocks.enumerate() {
-            self.logits(head, queries, &mut logits);
-            for (row, weights) in logits.chunks_exact_mut(pairs.max(1)).enumerate() {
-                let row = block * ROWS_AT_ONCE + row;
+        let mut first = 0;
+        while first < positions.len() {
+            // Rows that read the same tokens as they were written, a few at once.
+            let boundary = |row: usize| self.boundary(positions[row] as usize);
+            let here = boundary(first);
+            let some = first + 1..positions.len().min(first + ROWS_AT_ONCE);
+            let next = first + 1 + some.take_while(|&row| boundary(row) == here).count();
+            self.logits_before(here, head, &queries[first * dim..next * dim], &mut logits);
+            for (row, weights) in (first..).zip(logits.chunks_exact_mut(pairs.max(1))) {
                 let visible = self.first_from(head, positions[row] as usize + 1);
                 softmax(self.isa, &mut weights[..visible]);
                 weights[visible..].fill(0.0);
                 visit(row, weights);
             }
+            first = next;
         }
     }
 
     /// Calls `visit` with the keys of all pairs of a head, in order.
     pub fn keys(&self, head: usize, visit: &mut dyn FnMut(KeyPage<'_>)) {
         let mut keys = vec![0.0; self.head_dim() * PAGE_TOKENS];
-        self.each_page(head, |first, slots, page| {
-            key_floats(self.isa, &self.group.geometry, page.k, &mut keys);
+        self.each_page(head, |first, slots, page, geometry| {
+            key_floats(self.isa, geometry, page.k, &mut keys);
             visit(KeyPage {
                 first,
                 slots,
@@ -402,8 +444,8 @@ impl<'a> LayerView<'a> {
     pub fn values(&self, head: usize, visit: &mut dyn FnMut(ValuePage<'_>)) {
         let stride = value_stride(&self.group.geometry);
         let mut values = vec![0.0; stride * PAGE_TOKENS];
-        self.each_page(head, |first, slots, page| {
-            value_floats(self.isa, &self.group.geometry, page.v, &mut values);
+        self.each_page(head, |first, slots, page, geometry| {
+            value_floats(self.isa, geometry, page.v, &mut values);
             visit(ValuePage {
                 first,
                 slots,
@@ -447,48 +489,80 @@ impl<'a> LayerView<'a> {
             v_dim,
         };
         let mut at = 0;
-        self.each_page(head, |first, slots, page| {
+        self.each_page(head, |first, slots, page, geometry| {
             while let Some(&pair) = which.get(at)
                 && (pair as usize) < first + slots.len()
             {
                 let slot = slots.start + pair as usize - first;
                 let (key, value) = (&mut pairs.keys[at * dim..], &mut pairs.values[at * v_dim..]);
-                page::read_key(&self.group.geometry, page.k, slot, &mut key[..dim]);
-                page::read_value(&self.group.geometry, page.v, slot, &mut value[..v_dim]);
+                page::read_key(geometry, page.k, slot, &mut key[..dim]);
+                page::read_value(geometry, page.v, slot, &mut value[..v_dim]);
                 at += 1;
             }
         });
         pairs
     }
 
-    /// Calls `visit(first pair, slots, page)` for every page that holds pairs of a head, in order.
+    /// The block with which the latest tokens begin that the row at `position` reads as they were written,
+    /// as far as they are there; all are read alike where none are held apart.
+    fn boundary(&self, position: usize) -> usize {
+        let of = |latest: &Latest<'_>| {
+            let block = latest.recent.first_slot(position) / PAGE_TOKENS;
+            block.max(latest.from)
+        };
+        self.latest.as_ref().map_or(usize::MAX, of)
+    }
+
+    /// Calls `visit(first pair, slots, page, its geometry)` for every page that holds pairs of a head, in
+    /// order, as the next row reads them.
     pub(super) fn each_page(
         &self,
         head: usize,
-        mut visit: impl FnMut(usize, Range<usize>, PageRef<'_>),
+        visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
     ) {
+        self.each_page_before(self.boundary(self.end), head, visit);
+    }
+
+    /// The same where the latest tokens, as they were written, begin with block `boundary`.
+    fn each_page_before(
+        &self,
+        boundary: usize,
+        head: usize,
+        mut visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
+    ) {
+        let there = "blocks that a keep method looks at are in memory";
         let mut pair = 0;
-        let mut each = |start: usize, end: usize, page: &mut dyn FnMut(usize) -> PageRef<'a>| {
-            if start == end {
-                return;
-            }
-            for index in start / PAGE_TOKENS..end.div_ceil(PAGE_TOKENS) {
-                let base = index * PAGE_TOKENS;
-                let slots = start.max(base) - base..end.min(base + PAGE_TOKENS) - base;
-                let count = slots.len();
-                visit(pair, slots, page(index));
-                pair += count;
-            }
-        };
+        let mut each =
+            |start: usize, end: usize, page: &mut dyn FnMut(usize) -> (PageRef<'a>, &'a Group)| {
+                if start == end {
+                    return;
+                }
+                for index in start / PAGE_TOKENS..end.div_ceil(PAGE_TOKENS) {
+                    let base = index * PAGE_TOKENS;
+                    let slots = start.max(base) - base..end.min(base + PAGE_TOKENS) - base;
+                    let count = slots.len();
+                    let (page, group) = page(index);
+                    visit(pair, slots, page, &group.geometry);
+                    pair += count;
+                }
+            };
         if let Some(stream) = self.stream {
             let slots = stream.slots(head);
             each(slots.slots.start, slots.slots.end, &mut |index| {
-                stream.page(self.group, slots.pages.start + index)
+                let page = stream.page(self.group, slots.pages.start + index);
+                (page, self.group)
             });
         }
         let tail = self.edge_slot..self.edge_slot + self.end - self.edge;
-        each(tail.start, tail.end, &mut |index| {
-            self.group.page(self.tail[index], head)
+        each(tail.start, tail.end, &mut |index| match &self.latest {
+            Some(latest) if latest.first + index >= boundary => {
+                let page = latest.group.page(latest.tail[index].expect(there), head);
+                (page, latest.group)
+            }
+            _ => (
+                self.group.page(self.tail[index].expect(there), head),
+                self.group,
+            ),
         });
     }
 

@@ -58,9 +58,15 @@ fn method(text: &str) -> Arc<Keep> {
     Arc::clone(methods.keep().unwrap())
 }
 
+/// Forms that are written token by token, and those that are made of whole pages, whose latest tokens are
+/// held apart.
+fn forms() -> impl Iterator<Item = KvType> {
+    KvType::ALL.into_iter().chain(KvType::WHOLE)
+}
+
 #[test]
 fn a_budget_above_all_tokens_changes_no_bit() {
-    for kv_type in KvType::ALL {
+    for kv_type in forms() {
         let mut dense = World::new(kv_type, Ledger::unlimited());
         let mut expected = dense.read(PROMPT, 97);
         expected.extend((0..AFTER).flat_map(|_| dense.read(1, 1)));
@@ -82,7 +88,7 @@ fn a_budget_above_all_tokens_changes_no_bit() {
 #[test]
 fn bytes_stay_below_what_was_stated_and_totals_are_exact() {
     let budget = 90;
-    for kv_type in KvType::ALL {
+    for kv_type in forms() {
         for text in texts(&budget.to_string()) {
             let keep = method(&text);
             let ledger = Ledger::unlimited();
@@ -133,7 +139,7 @@ fn bytes_stay_below_what_was_stated_and_totals_are_exact() {
 
 #[test]
 fn attention_reads_exactly_the_pairs_that_are_held() {
-    for kv_type in KvType::ALL {
+    for kv_type in forms() {
         for text in texts("77") {
             let mut world = World::new(kv_type, Ledger::unlimited());
             let keep = method(&text);
@@ -157,9 +163,11 @@ fn attention_reads_exactly_the_pairs_that_are_held() {
 
 #[test]
 fn forks_are_isolated_and_chunks_do_not_matter() {
-    for text in texts("70") {
+    let all = || texts("70").into_iter();
+    let cases = all().map(|text| (text, KvType::F16));
+    for (text, kv_type) in cases.chain(all().map(|text| (text, KvType::WHOLE[0]))) {
         let keep = method(&text);
-        let mut world = World::new(KvType::F16, Ledger::unlimited());
+        let mut world = World::new(kv_type, Ledger::unlimited());
         world.keep(&keep, PROMPT).unwrap();
         world.read(PROMPT, 128);
         world.end_of_prompt().unwrap();
@@ -181,7 +189,7 @@ fn forks_are_isolated_and_chunks_do_not_matter() {
             fork.context.kept_positions(0, 1)
         );
 
-        let mut again = World::new(KvType::F16, Ledger::unlimited());
+        let mut again = World::new(kv_type, Ledger::unlimited());
         again.keep(&keep, PROMPT).unwrap();
         again.read(PROMPT, 37);
         again.end_of_prompt().unwrap();
@@ -190,7 +198,7 @@ fn forks_are_isolated_and_chunks_do_not_matter() {
                 let all = world.context.kept_positions(2, head).into_iter();
                 all.filter(|&at| (at as usize) < PROMPT).collect()
             };
-            assert_eq!(kept(&again), kept(&world), "{text}: other chunks");
+            assert_eq!(kept(&again), kept(&world), "{text} {kv_type}: other chunks");
         }
     }
 }

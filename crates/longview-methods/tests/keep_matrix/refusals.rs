@@ -66,6 +66,54 @@ fn what_cannot_be_is_refused_by_name() {
     );
 }
 
+#[test]
+fn forms_that_hold_tokens_apart_say_what_they_cannot_be_kept_with() {
+    let mut world = World::new(KvType::F16, Ledger::unlimited());
+    let mut refused = |store: &str, keep: &str| {
+        let mut methods = Methods::new();
+        methods.set(Stage::Store, store).unwrap();
+        world.store_as(methods.kv_forms().unwrap());
+        world
+            .keep(&method(keep), PROMPT)
+            .err()
+            .map(|error| error.to_string())
+    };
+    for (store, keep, said) in [
+        (
+            "q8, sinks=64",
+            "random(budget=99)",
+            "the first tokens are exempt",
+        ),
+        (
+            "accllm(window=128)",
+            "random(budget=99)",
+            "forgets what is behind its window",
+        ),
+        // The latest 64 to 127 tokens are held apart and stay.
+        (
+            "kivi(residual=65)",
+            "random(budget=99)",
+            "the 4 first and 127 last tokens",
+        ),
+        (
+            "q8, recent=65",
+            "random(budget=99)",
+            "the 4 first and 127 last tokens",
+        ),
+    ] {
+        let message = refused(store, keep).unwrap_or_default();
+        assert!(message.contains(said), "{store} {keep}: {message}");
+    }
+    for store in [
+        "kivi(residual=65)",
+        "q8, recent=65",
+        "mustafar",
+        "k=kivi, v=q8, layers 0-0=f16",
+    ] {
+        assert_eq!(refused(store, "random(budget=240)"), None, "{store}");
+    }
+}
+
 /// Why a text is not understood.
 fn refusal(text: &str) -> String {
     let refused = Methods::new().set(Stage::Keep, text);

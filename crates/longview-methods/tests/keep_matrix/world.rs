@@ -9,8 +9,8 @@ use longview_kv::keep::{
 };
 use longview_kv::read::Read;
 use longview_kv::{
-    AttendWorkspace, Attention, Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout,
-    LayerState, Ledger, RopeSet, Segment, Wanted,
+    AttendWorkspace, Attention, Batch, Context, Identity, KiviBits, KvError, KvForms, KvLayout,
+    KvType, LayerLayout, LayerState, Ledger, RopeSet, Segment, Wanted,
 };
 
 pub(crate) const HEADS: usize = 4;
@@ -53,7 +53,7 @@ pub(crate) struct World {
     kv_type: KvType,
 }
 
-fn layout(state: LayerState, kv_type: KvType) -> Arc<KvLayout> {
+fn layout(state: LayerState, forms: impl Into<KvForms>) -> Arc<KvLayout> {
     let layer = |index| LayerLayout {
         state: if index == WINDOW_LAYER {
             state
@@ -65,7 +65,7 @@ fn layout(state: LayerState, kv_type: KvType) -> Arc<KvLayout> {
         v_dim: DIM,
     };
     let layers: Vec<LayerLayout> = (0..LAYERS).map(layer).collect();
-    Arc::new(KvLayout::new(&layers, kv_type))
+    Arc::new(KvLayout::new(&layers, forms))
 }
 
 /// A world with a layer that keeps a state.
@@ -115,6 +115,12 @@ impl World {
             workspace: AttendWorkspace::default(),
             kv_type: self.kv_type,
         }
+    }
+
+    /// Begins anew with keys and values in `forms`.
+    pub(crate) fn store_as(&mut self, forms: KvForms) {
+        let layout = layout(LayerState::Window { tokens: 70 }, forms);
+        self.context = Context::new(layout, Ledger::unlimited(), IDENTITY);
     }
 
     pub(crate) fn keep(&mut self, keep: &Arc<Keep>, prompt: usize) -> Result<(), KvError> {
@@ -276,7 +282,13 @@ impl World {
             KvType::F16 => 2e-3,
             KvType::BF16 => 1.5e-2,
             KvType::Q8 => 1.5e-2,
-            _ => 0.2,
+            KvType::Q4 => 0.2,
+            // What stays is rounded again, beside others than before.
+            KvType::Kivi(kivi) => match kivi.bits {
+                KiviBits::Four => 0.25,
+                KiviBits::Two => 0.8,
+            },
+            _ => 0.5,
         };
         let width = HEADS * DIM;
         for row in 0..count {
