@@ -194,28 +194,17 @@ impl Session {
 
     /// Refuses methods that act on contexts in a command that has no use for them.
     pub(crate) fn refuse_acting(&self, command: &str) -> Result<(), Failure> {
-        self.refuse_keep(command)?;
         let acting = self.methods.acting();
+        let keep = acting.keep.map(|keep| ("--keep", keep.text.clone()));
         let prefill = acting
             .prefill
             .map(|prefill| ("--prefill", prefill.text.clone()));
         let read = acting.read.map(|read| ("--read", read.text.clone()));
-        match prefill.or(read) {
+        match keep.or(prefill).or(read) {
             None => Ok(()),
             Some((flag, text)) => Err(Failure::wrong(format!(
                 "longview {command} has no use for {flag} {text}: ask, run, chat, serve, batch, bench and \
                  eval's tasks have"
-            ))),
-        }
-    }
-
-    /// Refuses a keep method in a command that has no use for it.
-    pub(crate) fn refuse_keep(&self, command: &str) -> Result<(), Failure> {
-        match self.methods.keep() {
-            None => Ok(()),
-            Some(keep) => Err(Failure::wrong(format!(
-                "longview {command} has no use for --keep {}: ask, run and chat have",
-                keep.text
             ))),
         }
     }

@@ -189,7 +189,6 @@ fn what_cannot_be_kept_is_refused_before_work_starts() {
         "snapkv(pool=median)",
         &["pool = median is not one of avg, max"],
     );
-    longview(&["bench", "--keep", "random"]).refused(2, &["bench has no use for --keep random"]);
     // What it takes at its peak does not fit, although what stays would.
     let tight = [
         "ask", "--memory", "40MiB", "--keep", "snapkv", "--file", &book, FALCON,
@@ -449,4 +448,34 @@ fn trained_heads_keep_a_fact_while_a_text_is_read() {
     let keep = &json["keep"];
     assert!(keep["pairs_kept"].as_u64().unwrap() * 3 < keep["pairs_seen"].as_u64().unwrap());
     assert!(keep["compactions"].as_u64().unwrap() > 5, "{json}");
+}
+
+#[test]
+fn bench_measures_what_is_kept() {
+    let bench = |more: &[&str]| {
+        let all = [
+            &[
+                "bench",
+                "--json",
+                "--keep",
+                "knorm(budget=64)",
+                "--rounds",
+                "1",
+            ][..],
+            &["--prompt", "0", "--generate", "4", "--depth", "0,600"],
+            more,
+        ];
+        longview(&all.concat())
+    };
+    let answer = bench(&[]).done().json();
+    // Four layers of two KV heads; nothing leaves an empty context.
+    let kept = answer["kept"].as_array().unwrap();
+    assert_eq!(kept.len(), 1, "{answer}");
+    assert_eq!(
+        (&kept[0]["depth"], &kept[0]["pairs_kept"]),
+        (&600.into(), &(8 * 64).into())
+    );
+    assert_eq!(kept[0]["pairs_seen"], 8 * 600);
+    assert_eq!(answer["runs"].as_array().unwrap().len(), 2, "{answer}");
+    bench(&["--streams", "2"]).refused(2, &["leave --prefill, --keep and --read out"]);
 }

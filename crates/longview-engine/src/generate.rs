@@ -343,10 +343,11 @@ impl<'o> Writing<'o> {
             None => context.keep_is_due_at_end(),
             Some(_) => context.keep_is_due_in_decode(),
         };
-        self.first_token.get_or_insert_with(Instant::now);
         if due {
             engine.compress(context)?;
         }
+        // Nobody has the first token before what is decided at the end of the prompt.
+        self.first_token.get_or_insert_with(Instant::now);
         self.generated.ids.push(choice.id);
         self.generated.logprobs.push(choice.logprob);
         self.history.push(choice.id);

@@ -193,11 +193,6 @@ impl KvLayout {
         self.forms.form().k
     }
 
-    /// Whether the latest tokens of some layers are held apart from the older ones.
-    pub fn is_split(&self) -> bool {
-        self.groups.iter().any(|group| group.recent.is_some())
-    }
-
     /// The first token of a context of `len` tokens that a keep method leaves in blocks: all before it may
     /// move to streams. That is behind the last one, unless the latest are held apart from the others.
     pub(crate) fn keep_edge(&self, len: usize) -> usize {
@@ -444,7 +439,8 @@ mod tests {
             .with_layers(0..=0, KvType::F16.into())
             .unwrap();
         let layout = KvLayout::new(&[full, full, window, full], forms);
-        assert!(layout.is_split());
+        // The latest 100 tokens, and those of the block in which they begin.
+        assert_eq!((layout.keep_tail(), layout.keep_edge(300)), (162, 192));
         // Layer 0 alone in half precision, layers 1 and 3 whole, the window in half precision too.
         assert_eq!(layout.layers, [(0, 0), (1, 0), (3, 0), (1, 1)]);
         let recent = layout.groups[1].recent.unwrap();

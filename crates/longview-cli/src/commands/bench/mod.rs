@@ -55,6 +55,17 @@ fn as_json<S: serde::Serializer>(
     profile.as_ref().map(profile::json).serialize(serializer)
 }
 
+/// What a keep method has left of what a depth is filled with, before the runs at it.
+#[derive(Clone, Debug, Serialize)]
+struct KeptAt {
+    depth: usize,
+    pairs_seen: u64,
+    pairs_kept: u64,
+    kv_bytes: u64,
+    /// What all its decisions took.
+    seconds: f64,
+}
+
 /// Measures every prompt length and the generation at every depth.
 pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
     if args.rounds == 0 {
@@ -63,7 +74,6 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
         ));
     }
     let mut session = Session::open(&args.engine, &args.methods)?;
-    session.refuse_keep("bench")?;
     let longest = longest(args);
     let deepest = args.depth.iter().copied().max().unwrap_or(0);
     let limit = session.engine.model().blueprint().max_positions;
@@ -75,7 +85,8 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
     let methods = session.methods.acting();
     if args.streams.iter().any(|&streams| streams > 1) && !methods.is_nothing() {
         return Err(Failure::wrong(
-            "--streams measures texts that read everything; leave --prefill and --read out, or --streams",
+            "--streams measures texts that read everything; leave --prefill, --keep and --read out, or \
+             --streams",
         ));
     }
     let fits = session
@@ -94,12 +105,13 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
         session: &session,
         rounds: args.rounds,
         runs: Vec::new(),
+        kept: Vec::new(),
         limits: None,
     };
     for &depth in &args.depth {
         bench.at_depth(args, depth)?;
     }
-    let (runs, limits) = (bench.runs, bench.limits);
+    let (runs, kept, limits) = (bench.runs, bench.kept, bench.limits);
     match format {
         Format::Json => {
             let mut object = session.summary();
@@ -108,6 +120,9 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
                 limits.as_ref().map_or(Value::Null, limits_json),
             );
             object.insert("runs".to_owned(), json!(runs));
+            if !kept.is_empty() {
+                object.insert("kept".to_owned(), json!(kept));
+            }
             output::print_json(&object)
         }
         Format::Text => {
@@ -115,7 +130,7 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
                 .notices
                 .iter()
                 .for_each(|notice| output::note(format!("note: {notice}")));
-            output::print(&text(&session, limits.as_ref(), &runs))
+            output::print(&text(&session, limits.as_ref(), &runs, &kept))
         }
     }
 }
@@ -140,6 +155,7 @@ struct Bench<'a> {
     session: &'a Session,
     rounds: usize,
     runs: Vec<Run>,
+    kept: Vec<KeptAt>,
     /// The first depth's, which is the one that is reported.
     limits: Option<Limits>,
 }
@@ -150,12 +166,15 @@ impl Bench<'_> {
         let longest = longest(args);
         let methods = self.session.methods.acting();
         let all = depth + longest;
-        let mut base = engine.new_context_with(&methods, all, all)?;
+        // A budget by share is one of what is read before the runs.
+        let read = if depth > 0 { depth } else { all };
+        let mut base = engine.new_context_with(&methods, read, all)?;
         if depth > 0 && args.synthetic_kv {
             synthetic::fill(engine, &mut base, depth)?;
         } else if depth > 0 {
             self.session.read(&mut base, &self.tokens(depth))?;
         }
+        let seen_depth = self.decide(&mut base)?;
         let spinner = Progress::spinner(format!("measuring at depth {depth}"));
         let buffer = (roofline::weights_read(engine) + base.kv_bytes()).min(LARGEST_BUFFER);
         let measure_limits = || {
@@ -169,7 +188,7 @@ impl Bench<'_> {
             let prompt = self.tokens(count);
             let run = || prefill(self.session, &base, &prompt);
             let (time, profile) = (self.best(&run)?, self.profile(args, &run)?);
-            let work = Work::prefill(engine, depth, count, methods.prefill.as_deref());
+            let work = Work::prefill(engine, seen_depth, count, methods.prefill.as_deref());
             measured.push(("prefill", 1, count, time, work, profile));
         }
         for &streams in args.streams.iter().filter(|_| args.generate > 0) {
@@ -195,6 +214,29 @@ impl Bench<'_> {
 
     fn tokens(&self, count: usize) -> Vec<u32> {
         tokens(self.session.engine.tokenizer(), count)
+    }
+
+    /// Lets the keep method of `base`, if it has one, decide on what was read. Returns how many tokens its
+    /// pairs are worth then.
+    fn decide(&mut self, base: &mut Context) -> Result<usize, Failure> {
+        let depth = base.len();
+        if base.keep_method().is_none() || depth == 0 {
+            return Ok(depth);
+        }
+        self.session.engine.compress(base)?;
+        base.settle();
+        let report = base.keep_report();
+        Ok(report.map_or(depth, |report| {
+            let share = report.pairs_kept as f64 / report.pairs_seen.max(1) as f64;
+            self.kept.push(KeptAt {
+                depth,
+                pairs_seen: report.pairs_seen,
+                pairs_kept: report.pairs_kept,
+                kv_bytes: base.kv_bytes(),
+                seconds: report.time.as_secs_f64(),
+            });
+            (share * depth as f64) as usize
+        }))
     }
 
     /// The least of what the rounds gave, times first.
@@ -276,7 +318,8 @@ struct Decoded {
     read: Pages,
 }
 
-/// Pages that steps read, of those that were there; none of either where all were.
+/// Pages that steps read, of those that were there, or pairs that a keep method has left of those that were
+/// made; none of either where all were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Pages {
     read: u64,
@@ -313,10 +356,15 @@ fn decode(session: &Session, base: &Context, count: usize) -> Result<Decoded, Fa
             },
         )?;
     interrupt::check()?;
+    let kept = context.keep_report().map(|report| Pages {
+        read: report.pairs_kept,
+        present: report.pairs_seen,
+    });
     let read = context.read_report().map(|report| Pages {
         read: report.pages_read,
         present: report.pages_present,
     });
+    let read = read.or(kept);
     Ok(Decoded {
         time: generated.decode_time,
         count: generated.ids.len().saturating_sub(1),
@@ -340,7 +388,7 @@ fn tokens(tokenizer: &Tokenizer, count: usize) -> Vec<u32> {
     (0..count).map(any).collect()
 }
 
-fn text(session: &Session, limits: Option<&Limits>, runs: &[Run]) -> String {
+fn text(session: &Session, limits: Option<&Limits>, runs: &[Run], kept: &[KeptAt]) -> String {
     let about = session.engine.describe();
     let mut text = format!(
         "{} ({}, {}), {} threads, {} numerics, store {}\n",
@@ -377,6 +425,16 @@ fn text(session: &Session, limits: Option<&Limits>, runs: &[Run]) -> String {
         ]);
     }
     text.push_str(&output::table(&rows, &[1, 2, 3, 4, 5]));
+    for at in kept {
+        text.push_str(&format!(
+            "depth {}: {} of {} pairs kept, {} of keys and values, deciding took {:.1} ms\n",
+            human_count(at.depth),
+            at.pairs_kept,
+            at.pairs_seen,
+            longview::human_bytes(at.kv_bytes),
+            1e3 * at.seconds
+        ));
+    }
     for run in runs {
         if let Some(profile) = &run.profile {
             let passes = match run.kind {
