@@ -71,6 +71,9 @@ const MOST_PREPARING: usize = 2;
 /// The largest bodies that there is room for at once, of requests that are not begun.
 const BODIES: usize = 4;
 
+/// The fewest bodies that there is room for at once, however small they must be.
+const LEAST_BODIES: usize = 4096;
+
 /// What room for bodies is counted in, in bytes.
 const BODY_PIECE: usize = 64 << 10;
 
@@ -129,7 +132,7 @@ impl App {
             };
             tenants.insert(salt, Arc::new(tenancy));
         }
-        let bodies = body_pieces(options.max_body_bytes) as usize * BODIES;
+        let bodies = (body_pieces(options.max_body_bytes) as usize * BODIES).max(LEAST_BODIES);
         Ok(App(Arc::new(Inner {
             notices,
             tenants,

@@ -331,3 +331,30 @@ fn many_prompts_of_one_request_have_one_place_in_the_queue() {
     let answer = server.post("/v1/completions", &request).good();
     assert_eq!(answer["choices"].as_array().unwrap().len(), 5);
 }
+
+#[test]
+fn small_bodies_hold_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ServerOptions {
+        max_body_bytes: 1000,
+        ..options(folder.path())
+    };
+    let server = Running::start(engine(folder.path(), None), options);
+    // More at once than there are large bodies room for, none of which is answered before the last is sent.
+    let request = json!({ "prompt": "one two", "max_tokens": 1, "n": 1 }).to_string();
+    let unfinished: Vec<_> = (0..16)
+        .map(|_| {
+            let mut stream = std::net::TcpStream::connect(server.address).unwrap();
+            let head = format!(
+                "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                 content-length: {}\r\n\r\n",
+                request.len()
+            );
+            std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let answer = server.send("POST", "/v1/completions", &[], request.as_bytes());
+    assert_eq!(answer.status, 200);
+    drop(unfinished);
+}
