@@ -25,6 +25,8 @@ mod packed;
 pub mod page;
 pub mod pool;
 pub mod recurrent;
+#[cfg(target_os = "linux")]
+mod regions;
 pub mod rope;
 mod share;
 

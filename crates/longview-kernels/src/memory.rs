@@ -40,6 +40,8 @@ pub(crate) fn prefetch(p: *const u8) {
 pub struct AlignedBytes {
     start: NonNull<u8>,
     len: usize,
+    /// Whether it lies among others of its size.
+    in_region: bool,
 }
 
 // SAFETY: the buffer is plain bytes owned by this value alone; sharing follows from the borrow
@@ -60,7 +62,28 @@ impl AlignedBytes {
             let start = unsafe { alloc_zeroed(layout(len)) };
             NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout(len)))
         };
-        AlignedBytes { start, len }
+        AlignedBytes {
+            start,
+            len,
+            in_region: false,
+        }
+    }
+
+    /// The same, as one of many buffers of this length, of which there are few in a process: they share
+    /// huge pages where that makes reading many of them faster. Whatever their number, at most 2 MiB
+    /// more are resident than they have.
+    pub fn one_of_many(len: usize) -> AlignedBytes {
+        #[cfg(target_os = "linux")]
+        if crate::regions::pays(len)
+            && let Some(start) = crate::regions::take(len)
+        {
+            return AlignedBytes {
+                start,
+                len,
+                in_region: true,
+            };
+        }
+        AlignedBytes::zeroed(len)
     }
 }
 
@@ -84,6 +107,11 @@ impl Drop for AlignedBytes {
     fn drop(&mut self) {
         if self.len == 0 {
             return;
+        }
+        #[cfg(target_os = "linux")]
+        if self.in_region {
+            // SAFETY: taken in `one_of_many` with this length, and borrowed by nobody any more.
+            return unsafe { crate::regions::give_back(self.start, self.len) };
         }
         if is_mapped(self.len) {
             unmap_pages(self.start, self.len);

@@ -27,6 +27,19 @@ impl Block {
         })
     }
 
+    /// The same for a block of tokens, of which a context has many of one length: together in huge pages
+    /// where they are small.
+    ///
+    /// # Errors
+    /// As [`Block::zeroed`].
+    pub(crate) fn one_of_many(len: usize, ledger: &Ledger) -> Result<Block, KvError> {
+        let held = ledger.reserve(Purpose::Kv, len as u64)?;
+        Ok(Block {
+            bytes: AlignedBytes::one_of_many(len),
+            held,
+        })
+    }
+
     /// A block of `len` zeros in memory that is reserved already.
     pub(crate) fn in_room(len: usize, room: Reservation) -> Block {
         debug_assert_eq!(room.bytes(), len as u64, "the room of the block");

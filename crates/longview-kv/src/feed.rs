@@ -371,7 +371,7 @@ fn admit(
             break;
         }
         // Another thread may have taken the room since.
-        let Ok(block) = Block::zeroed(bytes, store.ledger()) else {
+        let Ok(block) = Block::one_of_many(bytes, store.ledger()) else {
             break;
         };
         incoming.insert(place, (handle, block));

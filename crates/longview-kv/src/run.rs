@@ -275,6 +275,6 @@ impl Block {
         if let Some(store) = store {
             store.make_space(len as u64);
         }
-        Block::zeroed(len, ledger)
+        Block::one_of_many(len, ledger)
     }
 }
