@@ -369,7 +369,7 @@ mod tests {
             ("store=q9", "there is no store method"),
             ("q8+store=q4", "the store stage is given twice"),
             ("q8+", "a method is missing"),
-            ("q8(3)", "too many values"),
+            ("f16(3)", "too many values"),
             ("", "a method is missing"),
         ] {
             let message = Setup::parse(text).unwrap_err().to_string();

@@ -7,8 +7,8 @@ use longview_kernels::attention::{
     AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_further, attend_span,
 };
 use longview_kernels::page::{
-    KiviQueries, KvType, PAGE_TOKENS, PageGeometry, StridedRows, pack_page, read_key, read_value,
-    write_tokens,
+    DottedBits, KiviQueries, KvType, PAGE_TOKENS, PageGeometry, QueryBits, StridedRows, pack_page,
+    read_key, read_value, write_key, write_tokens, write_value,
 };
 use proptest::prelude::*;
 
@@ -195,9 +195,13 @@ fn bits(partials: &Partials, row: usize) -> Vec<u32> {
 
 /// Those whose pages are read as exactly as floats allow.
 fn kv_types() -> impl Strategy<Value = KvType> {
-    let all = KvType::ALL.into_iter().chain(KvType::WHOLE);
+    let all = KvType::ALL
+        .into_iter()
+        .chain(KvType::DOTTED)
+        .chain(KvType::WHOLE);
     let rounds = |kv_type: KvType| match kv_type {
         KvType::Kivi(kivi) => kivi.queries == KiviQueries::Int8,
+        KvType::Dotted(dotted) => dotted.queries == QueryBits::Eight,
         _ => false,
     };
     let read: Vec<KvType> = all.filter(|&kv_type| !rounds(kv_type)).collect();
@@ -255,10 +259,10 @@ proptest! {
                 let (exact, log_sum_exp) = cache.oracle(q, &visible[row], softcap, sink);
                 // An error in a score is a relative error in its weight, and scores grow with
                 // the keys.
-                // Kivi pages are read in 16 bits of a page's largest product.
+                // Kivi and dotted pages are read in 16 bits of a page's largest product.
                 let read = match (k_type, v_type) {
-                    (KvType::Kivi(_), _) => 4e-4,
-                    (_, KvType::Kivi(_)) => 2e-4,
+                    (KvType::Kivi(_) | KvType::Dotted(_), _) => 4e-4,
+                    (_, KvType::Kivi(_) | KvType::Dotted(_)) => 2e-4,
                     _ => 4e-6,
                 };
                 let tolerance = read * f64::from(key_scale.max(1.0));
@@ -283,6 +287,8 @@ fn a_row_has_the_same_bits_alone_and_among_others_and_whatever_invisible_slots_h
         (64, 64, KvType::Q8, KvType::Q8),
         (80, 48, KvType::Q4, KvType::Q4),
         (40, 128, KvType::Q8, KvType::Q4),
+        (80, 48, KvType::DOTTED[1], KvType::DOTTED[2]),
+        (40, 80, KvType::DOTTED[3], KvType::DOTTED[0]),
         (64, 64, KvType::WHOLE[0], KvType::WHOLE[0]),
         (160, 96, KvType::WHOLE[5], KvType::WHOLE[5]),
         (80, 48, KvType::WHOLE[2], KvType::WHOLE[2]),
@@ -362,6 +368,7 @@ proptest! {
         kv_type in proptest::sample::select(
             [
                 &[KvType::F16, KvType::BF16, KvType::Q8, KvType::Q4],
+                &KvType::DOTTED,
                 &KvType::WHOLE[..3],
                 &KvType::WHOLE[5..],
             ]
@@ -387,6 +394,17 @@ proptest! {
             KvType::F16 => 1.0 / 2048.0,
             KvType::BF16 => 1.0 / 512.0,
             KvType::Q8 => 0.502 / 127.0,
+            // Factors of 8 bits are off by as much as the codes, those of 16 by next to nothing.
+            KvType::Dotted(dotted) => {
+                let codes = match dotted.bits {
+                    DottedBits::Eight => 0.502 / 127.0,
+                    DottedBits::Four => 0.502 / 7.5,
+                };
+                codes + match dotted.queries {
+                    QueryBits::Sixteen => 0.5 / 32_639.0,
+                    QueryBits::Eight => 1.0 / 127.0,
+                }
+            }
             // Half a step of the way from the smallest to the largest, and the middle's rounding.
             KvType::Kivi(_) if kv_type.to_string().starts_with("kivi4") => 1.002 / 15.0 + 1.0 / 2048.0,
             KvType::Kivi(_) => 1.002 / 3.0 + 1.0 / 2048.0,
@@ -423,7 +441,8 @@ proptest! {
 #[test]
 fn several_heads_at_once_give_the_same_bits_as_one_by_one() {
     let tokens = 300;
-    for kv_type in KvType::ALL.into_iter().chain(KvType::WHOLE) {
+    let forms = KvType::ALL.into_iter().chain(KvType::WHOLE);
+    for kv_type in forms.chain(KvType::DOTTED) {
         let geom = PageGeometry {
             head_dim: 80,
             v_dim: 80,
@@ -502,6 +521,36 @@ fn a_page_that_fills_up_later_changes_nothing() {
                     bits(&b, row),
                     "{isa} {tokens} tokens, row {row}"
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_number_that_is_none_is_not_hidden_from_rows_that_see_it() {
+    let quantised = [KvType::Q8, KvType::Q4].into_iter().chain(KvType::DOTTED);
+    for (isa, kv_type) in Isa::available()
+        .into_iter()
+        .flat_map(|isa| quantised.clone().map(move |kv_type| (isa, kv_type)))
+    {
+        for (k_type, v_type) in [(kv_type, KvType::F32), (KvType::F32, kv_type)] {
+            let geom = PageGeometry {
+                head_dim: 64,
+                v_dim: 64,
+                k_type,
+                v_type,
+            };
+            let mut cache = Cache::new(geom, 64, 1.0, 1, 2);
+            let mut numbers = vec![0.5; 64];
+            numbers[40] = f32::NAN;
+            let (k, v) = &mut cache.pages[0];
+            write_key(&geom, k, 20, &numbers);
+            write_value(&geom, v, 20, &numbers);
+            let q = Noise(3).normals(3 * 64, 0.2);
+            let partials = cache.attend(isa, &q, &[0..64, 0..21, 0..20], 0.0);
+            for (row, sees) in [(0, true), (1, true), (2, false)] {
+                let is_number = partials.acc(row).iter().all(|x| !x.is_nan());
+                assert_eq!(is_number, !sees, "{isa} {geom:?} row {row}");
             }
         }
     }

@@ -219,17 +219,19 @@ impl<'a> Call<'a, '_> {
             let group = self.place(task.segment).1;
             let group_size = self.attention.heads / group.kind.kv_heads;
             let rows = task.rows.len() * group_size;
-            let all_rows = task.heads.len() * rows;
+            let heads = task.heads.len();
+            let all_rows = heads * rows;
             for partials in [&mut worker.partials, &mut worker.apart] {
                 if all_rows > partials.rows() || group.kind.v_dim > partials.v_dim() {
                     partials.reset(all_rows, group.kind.v_dim);
                 }
             }
-            worker.scratch.reserve(&group.geometry, rows);
+            worker.scratch.reserve(&group.geometry, heads, rows);
             if let Some(recent) = group.recent {
                 // That of the first tokens is the same.
                 let groups = &self.place(task.segment).0.layout().groups;
-                worker.scratch.reserve(&groups[recent.group].geometry, rows);
+                let geometry = &groups[recent.group].geometry;
+                worker.scratch.reserve(geometry, heads, rows);
             }
             let numbers = all_rows * group.kind.head_dim;
             worker.queries.clear();

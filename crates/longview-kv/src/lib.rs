@@ -47,7 +47,9 @@ pub use forms::{KvForm, KvForms};
 pub use hash::BlockHash;
 pub use layout::{KvLayout, LayerLayout, LayerState};
 pub use ledger::{Ledger, Purpose, Reservation, Usage, largest};
-pub use longview_kernels::page::{KiviBits, KiviGroup, KiviQueries, KvType, Sparse};
+pub use longview_kernels::page::{
+    DottedBits, KiviBits, KiviGroup, KiviQueries, KvType, QueryBits, Sparse,
+};
 pub use recurrent::{CHECKPOINT_TOKENS, RecurrentWorkspace};
 pub use store::{Store, StoreCounts};
 pub use tokens::Tokens;

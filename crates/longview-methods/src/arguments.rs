@@ -244,6 +244,12 @@ impl fmt::Display for Arguments {
                     }
                 }
                 Bound::Budget(_, number) => write!(f, "{separator}{}={number}", parameter.name)?,
+                Bound::Word(word)
+                    if matches!(parameter.domain, Domain::Added(_))
+                        && *word == parameter.default =>
+                {
+                    continue;
+                }
                 Bound::Word(word) => write!(f, "{separator}{}={word}", parameter.name)?,
                 Bound::Part(_, part) => write!(f, "{separator}{}={part}", parameter.name)?,
                 Bound::Text(text) => {
@@ -365,7 +371,9 @@ fn bind_value(method: &Method, parameter: &Parameter, value: &Value) -> Result<B
             Domain::Reading => {
                 budget(number).filter(|bound| !matches!(bound, Bound::Budget(Budget::Bytes(_), _)))
             }
-            Domain::Word(_) | Domain::Part(_) | Domain::Path | Domain::Text => None,
+            Domain::Word(_) | Domain::Added(_) | Domain::Part(_) | Domain::Path | Domain::Text => {
+                None
+            }
             Domain::Seed => whole(number).map(Bound::Whole),
             domain => real(number, domain).map(Bound::Number),
         },
@@ -378,7 +386,7 @@ fn bind_value(method: &Method, parameter: &Parameter, value: &Value) -> Result<B
                 }
             },
             Domain::Every if *call == Call::word("never") => Some(Bound::Word("never")),
-            Domain::Word(words) => {
+            Domain::Word(words) | Domain::Added(words) => {
                 let known = words.iter().find(|word| *call == Call::word(word));
                 known.map(|word| Bound::Word(word))
             }

@@ -43,6 +43,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         int8(kivi(KiviBits::Two, KiviGroup::Tokens32)),
         KvType::WHOLE[3],
         KvType::WHOLE[4],
+        KvType::DOTTED[0],
+        KvType::DOTTED[1],
+        KvType::DOTTED[2],
+        KvType::DOTTED[3],
     ];
     let seconds_a_token = |cache: &Cache| {
         let start = Instant::now();

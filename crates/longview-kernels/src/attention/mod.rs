@@ -9,6 +9,7 @@
 mod bounds;
 mod element;
 mod expand;
+mod fetch;
 mod fixed;
 mod floats;
 mod partials;
@@ -25,7 +26,7 @@ pub use floats::{exp_below, key_floats, score_page, softmax, value_floats, value
 pub use partials::Partials;
 
 use crate::lanes::{self, Kernel, Lanes};
-use crate::page::{KvType, PAGE_TOKENS, PageGeometry, VALUE_PADDING};
+use crate::page::{KvType, PAGE_TOKENS, PageGeometry, QUANT_BLOCK, VALUE_PADDING};
 use crate::{Floats, Isa};
 use fixed::Fixed;
 
@@ -66,8 +67,10 @@ pub struct AttentionScratch {
     v: Floats,
     scores: Floats,
     weights: Floats,
-    /// Queries and weights as whole numbers.
+    /// A page's queries and weights as whole numbers.
     fixed: Fixed,
+    /// Queries as whole numbers, for any page.
+    queries: Fixed,
 }
 
 impl AttentionScratch {
@@ -76,16 +79,24 @@ impl AttentionScratch {
         AttentionScratch::default()
     }
 
-    /// Makes room for calls with up to `rows` rows a head, so that they need not.
-    pub fn reserve(&mut self, geom: &PageGeometry, rows: usize) {
+    /// Makes room for calls with up to `rows` rows of each of `heads` heads, so that they need not.
+    pub fn reserve(&mut self, geom: &PageGeometry, heads: usize, rows: usize) {
         self.scores.at_least(TILE_ROWS * PAGE_TOKENS);
         let sets = geom.v_type.scales(geom.v_dim);
         self.weights.at_least(sets * TILE_ROWS * PAGE_TOKENS);
-        if let KvType::Kivi(kivi) = geom.k_type {
-            let groups = PAGE_TOKENS / kivi.group.tokens();
-            self.fixed.reserve(groups, geom.head_dim);
+        match geom.k_type {
+            KvType::Kivi(kivi) => {
+                let groups = PAGE_TOKENS / kivi.group.tokens();
+                self.fixed.reserve(groups, geom.head_dim);
+            }
+            KvType::Dotted(_) => {
+                let tiles = heads * rows.div_ceil(TILE_ROWS);
+                let blocks = geom.head_dim.div_ceil(QUANT_BLOCK);
+                self.queries.reserve(tiles * blocks, QUANT_BLOCK);
+            }
+            _ => {}
         }
-        if let KvType::Kivi(_) = geom.v_type {
+        if matches!(geom.v_type, KvType::Kivi(_) | KvType::Dotted(_)) {
             self.fixed.reserve(sets, PAGE_TOKENS);
         }
         if rows.div_ceil(TILE_ROWS) >= tiles::TILES_WORTH_CONVERTING || geom.is_whole() {
@@ -98,7 +109,7 @@ impl AttentionScratch {
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
         let floats = [&self.k, &self.v, &self.scores, &self.weights].map(|b| b.capacity());
-        4 * floats.iter().sum::<usize>() + self.fixed.bytes()
+        4 * floats.iter().sum::<usize>() + self.fixed.bytes() + self.queries.bytes()
     }
 }
 
@@ -159,12 +170,9 @@ pub fn attend_further(
     );
     let deep = pages.len() / rows.heads;
     assert!(deep * PAGE_TOKENS <= SPAN_TOKENS, "pages of one span");
+    let bytes = (geom.k_bytes(), geom.v_bytes());
     for page in pages {
-        assert_eq!(
-            (page.k.len(), page.v.len()),
-            (geom.k_bytes(), geom.v_bytes()),
-            "page lengths"
-        );
+        assert_eq!((page.k.len(), page.v.len()), bytes, "page lengths");
     }
     let slots = (deep * PAGE_TOKENS) as u32;
     assert!(

@@ -8,7 +8,7 @@ use crate::{Floats, Isa};
 
 /// The unnormalised running softmax of several rows over some set of keys.
 ///
-/// With `m` the largest score of a row so far: `sum = Σ exp(score - m)` and
+/// With `m` near the largest score of a row so far, at most 8 below it: `sum = Σ exp(score - m)` and
 /// `acc = Σ exp(score - m) · value`. A row that has seen no key has `m = -inf`, `sum = 0`, `acc = 0`.
 /// Parts over disjoint keys merge exactly (up to rounding) with [`Partials::merge`].
 pub struct Partials {
@@ -68,7 +68,7 @@ impl Partials {
         &self.acc[row * self.stride()..][..self.v_dim]
     }
 
-    /// The largest score of every row, `[rows]`.
+    /// What the scores of every row are compared with, at most 8 below the largest, `[rows]`.
     pub fn max(&self) -> &[f32] {
         &self.max
     }
@@ -88,8 +88,8 @@ impl Partials {
         4 * (self.acc.capacity() + self.max.capacity() + self.sum.capacity())
     }
 
-    /// Takes over one row from outside, for example from another machine: `acc [v_dim]`, the
-    /// largest score and the sum, in this type's own terms.
+    /// Takes over one row from outside, for example from another machine: `acc [v_dim]`, what
+    /// scores were compared with and the sum, in this type's own terms.
     ///
     /// # Panics
     /// When `acc` has another length than `v_dim`, or there is no such row.

@@ -1,10 +1,12 @@
 //! The definition of attention over a span, in plain Rust.
 
-use super::fixed::whole;
+use super::fixed::{Groups, whole};
+use super::softmax::followed;
 use super::{PageRef, Partials, QueryRows, visible_in_page};
 use crate::lanes::exp_scalar;
 use crate::page::{
-    Kivi, KvType, PAGE_TOKENS, PageGeometry, QUANT_BLOCK, half_at, key_number, value_number,
+    Dotted, Kivi, KvType, PAGE_TOKENS, PageGeometry, QUANT_BLOCK, half_at, key_number,
+    scale_number, value_number,
 };
 
 /// See [`super::attend_span`].
@@ -30,6 +32,7 @@ pub(super) fn attend(
             let mut weights = [0f32; PAGE_TOKENS];
             let fixed = match geom.k_type {
                 KvType::Kivi(kivi) => kivi_scores(kivi, geom, page.k, q),
+                KvType::Dotted(dotted) => dotted_scores(dotted, geom, page.k, q),
                 _ => Vec::new(),
             };
             for slot in slots.clone() {
@@ -42,9 +45,10 @@ pub(super) fn attend(
             let all = &mut weights;
             let weights = &mut all[slots.clone()];
 
-            // What was summed so far is rescaled to the new maximum. Scores of -inf alone leave
-            // the maximum at -inf, where the difference to it would not be a number.
-            let new_max = weights.iter().fold(max[row], |m, &s| m.max(s));
+            // What was summed so far is rescaled where the maximum moves. Scores of -inf alone leave it
+            // at -inf, where the difference to it would not be a number.
+            let top = weights.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
+            let new_max = followed(max[row], top);
             let base = if new_max == f32::NEG_INFINITY {
                 0.0
             } else {
@@ -59,8 +63,9 @@ pub(super) fn attend(
                 *weight = exp_scalar(*weight - base);
                 sum[row] += *weight;
             }
-            if let KvType::Kivi(kivi) = geom.v_type {
-                add_kivi_values(kivi, geom, page.v, all, slots, acc);
+            let scales = &page.v[geom.v_codes_bytes()..];
+            if let Some(groups) = Groups::new(geom.v_type, scales) {
+                add_code_values(&groups, geom, page.v, all, slots, acc);
                 continue;
             }
             for (weight, slot) in weights.iter_mut().zip(slots) {
@@ -92,12 +97,12 @@ fn kivi_scores(kivi: Kivi, geom: &PageGeometry, page_k: &[u8], q: &[f32]) -> Vec
             .map(|(d, q)| q * at(scales, d))
             .collect();
         let base: f32 = q.iter().enumerate().map(|(d, q)| q * at(middles, d)).sum();
-        let largest = u.iter().fold(0f32, |most, u| most.max(u.abs()));
-        let (x, step) = whole(&u, largest, kivi.queries);
+        let (x, step) = whole(&u, kivi.queries.bits());
         for _ in 0..kivi.group.tokens() {
             let slot = scores.len();
             let product = |(d, &x): (usize, &i32)| {
-                x as f32 * (f32::from(kivi.code(codes, d, slot, PAGE_TOKENS)) - kivi.bits.middle())
+                let code = kivi.codes().code(codes, d, slot, PAGE_TOKENS);
+                x as f32 * (f32::from(code) - kivi.codes().middle())
             };
             let sum: f32 = x.iter().enumerate().map(product).sum();
             scores.push(base + step * sum);
@@ -106,32 +111,52 @@ fn kivi_scores(kivi: Kivi, geom: &PageGeometry, page_k: &[u8], q: &[f32]) -> Vec
     scores
 }
 
-/// Adds the values of a kivi page in the slots `slots` to `acc [v_dim]`, weighted.
-fn add_kivi_values(
-    kivi: Kivi,
+/// The scores of a query against the keys of a dotted page: the query is rounded by blocks of channels.
+fn dotted_scores(dotted: Dotted, geom: &PageGeometry, page_k: &[u8], q: &[f32]) -> Vec<f32> {
+    let (codes, scales) = page_k.split_at(geom.k_codes_bytes());
+    let mut scores = vec![0f32; PAGE_TOKENS];
+    for (block, q) in q.chunks(QUANT_BLOCK).enumerate() {
+        let (x, step) = whole(q, dotted.queries);
+        for (slot, score) in scores.iter_mut().enumerate() {
+            let product = |(i, &x): (usize, &i32)| {
+                let channel = block * QUANT_BLOCK + i;
+                let code = dotted.codes().code(codes, channel, slot, PAGE_TOKENS);
+                x as f32 * (f32::from(code) - dotted.codes().middle())
+            };
+            let sum: f32 = x.iter().enumerate().map(product).sum();
+            *score += step * scale_number(scales, slot, block) * sum;
+        }
+    }
+    scores
+}
+
+/// Adds the values of a kivi or dotted page in the slots `slots` to `acc [v_dim]`, weighted.
+fn add_code_values(
+    groups: &Groups<'_>,
     geom: &PageGeometry,
     page_v: &[u8],
     weights: &[f32; PAGE_TOKENS],
     slots: std::ops::Range<usize>,
     acc: &mut [f32],
 ) {
-    let (codes, scales) = page_v.split_at(geom.v_codes_bytes());
-    let (scales, middles) = scales.split_at(scales.len() / 2);
-    let largest = weights[slots.clone()]
-        .iter()
-        .fold(0f32, |most, w| most.max(*w));
+    let codes = groups.codes;
     for (block, acc) in acc.chunks_mut(QUANT_BLOCK).enumerate() {
-        let at = |of: &[u8], slot: usize| half_at(of, block * PAGE_TOKENS + slot);
-        let of_scales = (0..PAGE_TOKENS).fold(0f32, |most, slot| most.max(at(scales, slot)));
-        let weighted = |of, slot: usize| weights[slot] * at(of, slot);
-        let u: Vec<f32> = slots.clone().map(|slot| weighted(scales, slot)).collect();
-        let base: f32 = slots.clone().map(|slot| weighted(middles, slot)).sum();
-        let (x, step) = whole(&u, largest * of_scales, kivi.queries);
+        let weighted = |of, slot: usize| weights[slot] * scale_number(of, slot, block);
+        let u: Vec<f32> = slots
+            .clone()
+            .map(|at| weighted(groups.scales, at))
+            .collect();
+        let base: f32 = match groups.middles {
+            // A scale that is NaN is not hidden.
+            [] => (slots.clone().map(|at| weighted(groups.scales, at) * 0.0)).sum(),
+            middles => slots.clone().map(|slot| weighted(middles, slot)).sum(),
+        };
+        let (x, step) = whole(&u, groups.queries);
         for (i, acc) in acc.iter_mut().enumerate() {
             let channel = block * QUANT_BLOCK + i;
             let product = |(slot, &x): (usize, &i32)| {
-                let code = kivi.code(codes, slot, channel, geom.v_dim);
-                x as f32 * (f32::from(code) - kivi.bits.middle())
+                let code = codes.code(page_v, slot, channel, geom.v_dim);
+                x as f32 * (f32::from(code) - codes.middle())
             };
             let sum: f32 = slots.clone().zip(&x).map(product).sum();
             *acc += base + step * sum;

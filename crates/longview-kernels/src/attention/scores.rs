@@ -1,11 +1,12 @@
 //! The scores of one register tile.
 
 use super::element::Element;
+use super::fetch::Fetch;
 use crate::lanes::{Kernel, Lanes};
-use crate::page::{PAGE_TOKENS, QUANT_BLOCK, scale_number};
+use crate::page::{KvType, PAGE_TOKENS, QUANT_BLOCK, scale_number};
 
-/// Scores of `R` rows `q [R][dim]` against the keys of a page, `[R][64]`, while the keys of the next
-/// page are being fetched.
+/// Scores of `R` rows `q [R][dim]` against the keys of a page, `[R][64]`, while some of the next page
+/// is being fetched.
 pub(super) struct ScoreTile<'a, E, const R: usize> {
     pub element: E,
     pub q: &'a [f32],
@@ -14,8 +15,7 @@ pub(super) struct ScoreTile<'a, E, const R: usize> {
     /// `[blocks of 32 channels][64]` in half precision, or empty.
     pub scales: &'a [u8],
     pub scores: &'a mut [f32],
-    /// All bytes of the next page's keys.
-    pub next: &'a [u8],
+    pub next: Fetch<'a>,
 }
 
 impl<E: Element, const R: usize> Kernel for ScoreTile<'_, E, R> {
@@ -65,21 +65,21 @@ impl<E: Element, const R: usize> ScoreTile<'_, E, R> {
         let row_bytes = E::TYPE.row_bytes(PAGE_TOKENS);
         let is_scaled = !self.scales.is_empty();
         let block = if is_scaled { QUANT_BLOCK } else { dim };
-        let mut next = match self.next {
-            [] => std::ptr::null(),
-            next => next.as_ptr(),
-        };
+        // As many lines a channel as one has at most, with its share of the scales.
+        let lines = row_bytes.div_ceil(64) + E::TYPE.scales(1);
+        let mut next = self.next.pace(PAGE_TOKENS / (C * L::WIDTH) * dim * lines);
+        // Rows of a prompt meet keys and values as floats, with nothing to fetch.
+        let fetches = !matches!(E::TYPE, KvType::F32) || next.has_lines();
         for first in (0..PAGE_TOKENS).step_by(C * L::WIDTH) {
             let mut q = self.q.as_ptr();
             let mut k = self.k.as_ptr();
             for from in (0..dim).step_by(block.max(1)) {
                 let mut acc = [[l.splat(0.0); C]; R];
                 for _ in from..dim.min(from + block) {
-                    if !next.is_null() {
-                        for line in (0..row_bytes).step_by(64) {
-                            l.prefetch(next.wrapping_add(line));
+                    if fetches {
+                        for _ in 0..lines {
+                            next.next(l);
                         }
-                        next = next.wrapping_add(row_bytes);
                     }
                     let mut keys = [l.splat(0.0); C];
                     for (c, key) in keys.iter_mut().enumerate() {
@@ -119,13 +119,6 @@ impl<E: Element, const R: usize> ScoreTile<'_, E, R> {
                         unsafe { l.store_ptr(at, sum) };
                     }
                 }
-            }
-            if !next.is_null() {
-                let scales = self.next.get(dim * row_bytes..).unwrap_or(&[]);
-                for line in scales.chunks(64) {
-                    l.prefetch(line.as_ptr());
-                }
-                next = std::ptr::null();
             }
         }
     }

@@ -1,14 +1,24 @@
 //! The running softmax of one register tile.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "several arrays at the same places; iterators over them leave vectors in memory"
+)]
+
 use std::ops::Range;
 
 use super::TILE_ROWS;
+use super::fetch::Fetch;
 use crate::lanes::{Kernel, Lanes, exp_scalar};
 use crate::page::PAGE_TOKENS;
 
 /// Turns the scores of some rows into weights `exp(score - max)`, 0 in the slots a row does not
 /// see, and brings the rows' running `max` and `sum` up to date. What was accumulated so far must be
 /// multiplied with `scale`: 1 where a row sees no slot.
+///
+/// `max` follows the largest score at a distance: it becomes the largest of a page when that is more than
+/// [`ROOM`] above it, and stays where it is otherwise. So exponentials need not wait for the maximum of the
+/// page, and what was accumulated is seldom multiplied at all.
 pub(super) struct SoftmaxTile<'a> {
     pub scores: &'a mut [f32],
     pub slots: &'a [Range<usize>],
@@ -16,6 +26,17 @@ pub(super) struct SoftmaxTile<'a> {
     pub max: &'a mut [f32],
     pub sum: &'a mut [f32],
     pub scale: &'a mut [f32],
+    pub next: Fetch<'a>,
+}
+
+/// How far a score may be above what is subtracted from it: its exponential, and sums of many, are as
+/// exact as others.
+pub(super) const ROOM: f32 = 8.0;
+
+/// What scores are compared with after a page whose largest is `top`, when they were with `max`.
+#[inline(always)]
+pub(super) fn followed(max: f32, top: f32) -> f32 {
+    if top > max + ROOM { top } else { max }
 }
 
 impl Kernel for SoftmaxTile<'_> {
@@ -29,7 +50,8 @@ impl Kernel for SoftmaxTile<'_> {
                     .iter_mut()
                     .for_each(|s| *s = self.softcap * (*s / self.softcap).tanh());
             }
-            let max = scores.iter().fold(self.max[row], |m, &s| m.max(s));
+            let top = scores.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
+            let max = followed(self.max[row], top);
             let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
             self.scale[row] = if slots.is_empty() {
                 1.0
@@ -43,98 +65,142 @@ impl Kernel for SoftmaxTile<'_> {
     }
 
     #[inline(always)]
-    fn lanes<L: Lanes>(self, l: L) {
+    fn lanes<L: Lanes>(mut self, l: L) {
         let rows = self.slots.len();
         assert!(rows <= TILE_ROWS && self.scores.len() == rows * PAGE_TOKENS);
         assert!(self.max.len() == rows && self.sum.len() == rows && self.scale.len() == rows);
-        // Maxima of all rows first, then all exponentials: the rows' short chains of dependent
-        // operations run side by side.
-        let mut base = [0f32; 16];
-        let mut change = [0f32; 16];
-        for (row, scores) in self.scores.chunks_exact_mut(PAGE_TOKENS).enumerate() {
-            let slots = &self.slots[row];
-            if slots.is_empty() {
-                continue;
+        self.scale.fill(1.0);
+        for first in (0..rows).step_by(TOGETHER) {
+            let end = rows.min(first + TOGETHER);
+            let is_plain = self.softcap == 0.0
+                && (self.slots[first..end].iter()).all(|slots| slots.len() == PAGE_TOKENS);
+            match (is_plain, end - first) {
+                (true, 1) => self.some::<L, 1, true>(l, first),
+                (true, 2) => self.some::<L, 2, true>(l, first),
+                (true, 3) => self.some::<L, 3, true>(l, first),
+                (true, _) => self.some::<L, 4, true>(l, first),
+                (false, 1) => self.some::<L, 1, false>(l, first),
+                (false, 2) => self.some::<L, 2, false>(l, first),
+                (false, 3) => self.some::<L, 3, false>(l, first),
+                (false, _) => self.some::<L, 4, false>(l, first),
             }
-            let mut s = load_page(l, scores);
-            if self.softcap != 0.0 || slots.len() < PAGE_TOKENS {
-                cap_and_hide(l, self.softcap, slots, &mut s);
-                store_page(l, scores, &s);
+        }
+    }
+}
+
+/// Rows whose maxima and sums are found together.
+const TOGETHER: usize = 4;
+
+impl SoftmaxTile<'_> {
+    /// The `N` rows from `first` on: the maxima of all first, then all exponentials, so that the rows'
+    /// chains of dependent operations run side by side. `PLAIN` where nothing is capped or hidden.
+    #[inline(always)]
+    fn some<L: Lanes, const N: usize, const PLAIN: bool>(&mut self, l: L, first: usize) {
+        for r in 0..N {
+            if !PLAIN {
+                let scores = &mut self.scores[(first + r) * PAGE_TOKENS..][..PAGE_TOKENS];
+                cap_and_hide(l, self.softcap, &self.slots[first + r], scores);
             }
-            let before = self.max[row];
-            let max = before.max(l.reduce_max(pairwise::<L>(s, |a, b| l.max(a, b))));
+        }
+        let scores = self.scores[first * PAGE_TOKENS..][..N * PAGE_TOKENS].as_mut_ptr();
+        let mut top = [l.splat(f32::NEG_INFINITY); TOGETHER];
+        for r in 0..N {
+            // SAFETY: there are N rows of 64 scores.
+            let v = unsafe { load(l, scores.add(r * PAGE_TOKENS)) };
+            top[r] = folded::<L>(v, |a, b| l.max(a, b));
+        }
+        let top = l.tops(top);
+        // Only now and then is there anything to do before the exponentials, which therefore begin before
+        // the maxima are known: the processor foresees it.
+        let are_near = (0..N).all(|r| top[r] <= self.max[first + r] + ROOM);
+        if !are_near {
+            self.follow::<L, N>(l, first, &top);
+        }
+        let mut sum = [l.splat(0.0); TOGETHER];
+        let share = self.next.part(first, first + N, self.slots.len());
+        let lines = share.lines().div_ceil(N);
+        let mut next = share.pace(lines * N);
+        for r in 0..N {
+            for _ in 0..lines {
+                next.next(l);
+            }
             // Scores of -inf alone leave the maximum at -inf, to which there is no difference.
-            base[row] = if max == f32::NEG_INFINITY { 0.0 } else { max };
-            change[row] = before - base[row];
-            self.max[row] = max;
-        }
-        for (row, scores) in self.scores.chunks_exact_mut(PAGE_TOKENS).enumerate() {
-            if self.slots[row].is_empty() {
-                continue;
+            let max = self.max[first + r];
+            let base = l.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
+            // SAFETY: there are N rows of 64 scores.
+            let scores = unsafe { scores.add(r * PAGE_TOKENS) };
+            // SAFETY: as above.
+            let mut v = unsafe { load(l, scores) };
+            for i in 0..PAGE_TOKENS / L::WIDTH {
+                v[i] = l.exp_near(l.sub(v[i], base));
+                // SAFETY: as above.
+                unsafe { l.store_ptr(scores.add(i * L::WIDTH), v[i]) };
             }
-            let mut s = load_page(l, scores);
-            for s in &mut s[..PAGE_TOKENS / L::WIDTH] {
-                *s = l.exp_nonpositive(l.sub(*s, l.splat(base[row])));
-            }
-            store_page(l, scores, &s);
-            base[row] = l.reduce_add(pairwise::<L>(s, |a, b| l.add(a, b)));
+            sum[r] = folded::<L>(v, |a, b| l.add(a, b));
         }
-        // Rows that see nothing have a change of 0 and a sum of 0: nothing happens to them.
+        let sum = l.sums(sum);
+        for r in 0..N {
+            self.sum[first + r] += sum[r];
+        }
+    }
+
+    /// Lets the maxima of `N` rows follow those of the page, and scales what was summed so far.
+    #[inline(always)]
+    fn follow<L: Lanes, const N: usize>(&mut self, l: L, first: usize, top: &[f32; TOGETHER]) {
+        let mut change = [0f32; 16];
+        for r in 0..N {
+            let before = self.max[first + r];
+            let max = followed(before, top[r]);
+            if max > before {
+                change[r] = before - max;
+            }
+            self.max[first + r] = max;
+        }
         let mut scale = [0f32; 16];
-        l.store(&mut scale, l.exp_nonpositive(l.load(&change)));
-        for row in 0..rows {
-            self.scale[row] = scale[row];
-            self.sum[row] = self.sum[row] * scale[row] + base[row];
+        l.store(&mut scale, l.exp_near(l.load(&change)));
+        self.scale[first..first + N].copy_from_slice(&scale[..N]);
+        for r in 0..N {
+            self.sum[first + r] *= scale[r];
         }
     }
 }
 
 /// Applies the soft cap and gives the slots that a row does not see a score of -inf.
 #[inline(always)]
-fn cap_and_hide<L: Lanes>(l: L, softcap: f32, slots: &Range<usize>, s: &mut [L::V; 8]) {
+fn cap_and_hide<L: Lanes>(l: L, softcap: f32, slots: &Range<usize>, scores: &mut [f32]) {
     let (cap, inverse) = (l.splat(softcap), l.splat(1.0 / softcap));
-    for (i, s) in s[..PAGE_TOKENS / L::WIDTH].iter_mut().enumerate() {
+    for (i, scores) in scores.chunks_exact_mut(L::WIDTH).enumerate() {
+        let mut s = l.load(scores);
         if softcap != 0.0 {
-            *s = l.mul(cap, l.tanh(l.mul(*s, inverse)));
+            s = l.mul(cap, l.tanh(l.mul(s, inverse)));
         }
         let first = (i * L::WIDTH) as i32;
         let (lo, hi) = (slots.start as i32 - first, slots.end as i32 - first);
-        *s = l.keep(*s, lo, hi, l.splat(f32::NEG_INFINITY));
+        l.store(scores, l.keep(s, lo, hi, l.splat(f32::NEG_INFINITY)));
     }
 }
 
-/// The 64 numbers of a row of scores; of the 8 vectors only as many are used as that takes.
+/// The 64 numbers at `p`; of the 8 vectors only as many are used as that takes.
+///
+/// # Safety
+/// They are there to be read.
 #[inline(always)]
-fn load_page<L: Lanes>(l: L, scores: &[f32]) -> [L::V; 8] {
-    let mut s = [l.splat(0.0); 8];
-    for (s, from) in s
-        .iter_mut()
-        .zip(scores[..PAGE_TOKENS].chunks_exact(L::WIDTH))
-    {
-        *s = l.load(from);
+unsafe fn load<L: Lanes>(l: L, p: *const f32) -> [L::V; 8] {
+    let mut v = [l.splat(0.0); 8];
+    for i in 0..PAGE_TOKENS / L::WIDTH {
+        // SAFETY: the caller vouches for the numbers.
+        v[i] = unsafe { l.load_ptr(p.add(i * L::WIDTH)) };
     }
-    s
+    v
 }
 
+/// The vectors of 64 numbers folded in halves.
 #[inline(always)]
-fn store_page<L: Lanes>(l: L, scores: &mut [f32], s: &[L::V; 8]) {
-    for (&s, to) in s
-        .iter()
-        .zip(scores[..PAGE_TOKENS].chunks_exact_mut(L::WIDTH))
-    {
-        l.store(to, s);
-    }
-}
-
-/// Folds the vectors of a page's scores in halves.
-#[inline(always)]
-fn pairwise<L: Lanes>(mut v: [L::V; 8], fold: impl Fn(L::V, L::V) -> L::V) -> L::V {
-    let mut half = PAGE_TOKENS / L::WIDTH / 2;
-    while half > 0 {
-        for i in 0..half {
-            v[i] = fold(v[i], v[i + half]);
+fn folded<L: Lanes>(mut v: [L::V; 8], fold: impl Fn(L::V, L::V) -> L::V) -> L::V {
+    if L::WIDTH == 8 {
+        for i in 0..4 {
+            v[i] = fold(v[i], v[i + 4]);
         }
-        half /= 2;
     }
-    v[0]
+    fold(fold(v[0], v[2]), fold(v[1], v[3]))
 }

@@ -12,24 +12,30 @@
 //! - an output channel is one chain over the visible tokens in order, and over no others; the scales
 //!   of quantised values are multiplied into the weights.
 //!
-//! Kivi pages have their own arithmetic (see `fixed`), the same for few rows and many. Sparse ones are always turned into f32 first,
-//! in scratch memory, from the bitmap and the numbers that stayed.
+//! Kivi and dotted pages have their own arithmetic (see `fixed`), the same for few rows and many. Sparse
+//! ones are first turned into pages of half precision, in scratch memory, from the bitmap and the numbers
+//! that stayed.
 
 use std::ops::Range;
 
 use super::element::{Brain, Byte, Convert, Half, Nibble, Single};
 use super::expand::Expand;
-use super::fixed::{DotCodes, FixQueries, FixWeights, Fixed, Groups, Into, VALUE_PLACES};
+use super::fetch::Fetch;
+use super::fixed::{DotCodes, FixQueries, FixRows, FixWeights, Fixed, Groups, Into, ScoreCodes};
 use super::scores::ScoreTile;
 use super::softmax::SoftmaxTile;
 use super::values::{ScaleWeights, Scaled, Unscaled, ValueTile};
 use super::{AttentionScratch, PageRef, Partials, QueryRows, TILE_ROWS, visible_in_page};
 use crate::Floats;
 use crate::lanes::Lanes;
-use crate::page::{KvType, PAGE_TOKENS, PageGeometry};
+use crate::page::{KvType, PAGE_TOKENS, PageGeometry, QUANT_BLOCK};
 
 /// From this many tiles on, converting a page once costs less than converting it in each tile.
 pub(super) const TILES_WORTH_CONVERTING: usize = 3;
+
+/// Pages from what is read to what is asked for meanwhile: with one, half-precision pages come in at four
+/// fifths of the speed. The first ones of a call are asked for by nobody, so it should be few.
+const PAGES_AHEAD: usize = 2;
 
 /// See [`super::attend_span`].
 #[inline(always)]
@@ -41,95 +47,241 @@ pub(super) fn attend<L: Lanes>(
     scratch: &mut AttentionScratch,
     out: &mut Partials,
 ) {
-    let count = rows.visible.len();
-    let tiles = count.div_ceil(TILE_ROWS);
+    let tiles = rows.visible.len().div_ceil(TILE_ROWS);
     let stride = out.stride();
+    let (acc, max, sum) = out.parts_mut();
     let AttentionScratch {
         k: k_scratch,
         v: v_scratch,
         scores,
         weights,
         fixed,
+        queries,
     } = scratch;
-    let scores = scores.sized(TILE_ROWS * PAGE_TOKENS);
-    let (acc, max, sum) = out.parts_mut();
-
+    let mut span = Span {
+        geom,
+        rows,
+        tiles,
+        stride,
+        acc,
+        max,
+        sum,
+        scores: scores.sized(TILE_ROWS * PAGE_TOKENS),
+        weights,
+        fixed,
+        queries,
+        head: 0,
+        index: 0,
+        slots: [const { 0..0 }; TILE_ROWS],
+        sees: false,
+    };
+    span.fix_rows(l);
+    let many = tiles >= TILES_WORTH_CONVERTING;
+    let is_sparse = |kv_type| matches!(kv_type, KvType::Sparse(_));
+    let (k_codes, v_codes) = (geom.k_codes_bytes(), geom.v_codes_bytes());
     for (place, page) in pages.iter().enumerate() {
-        let (index, head) = (place / rows.heads, place % rows.heads);
-        if rows
-            .visible
-            .iter()
-            .all(|visible| visible_in_page(visible, index).is_empty())
-        {
+        if span.head + 1 < rows.heads && place > 0 {
+            span.head += 1;
+        } else {
+            span.turn_to(place / rows.heads);
+        }
+        if (0..tiles).all(|tile| span.look(tile).is_empty()) {
             continue;
         }
-        let mut k = Stored::new(geom.k_type, page.k, geom.k_codes_bytes());
-        let mut v = Stored::new(geom.v_type, page.v, geom.v_codes_bytes());
-        let mut next = pages.get(place + 1);
-        let many = tiles >= TILES_WORTH_CONVERTING;
-        if matches!(k.kv_type, KvType::Sparse(_)) {
+        let next = pages.get(place + PAGES_AHEAD);
+        let (mut next_k, mut next_v) = next.map_or((&[][..], &[][..]), |next| (next.k, next.v));
+        let mut k = Stored::new(geom.k_type, page.k, k_codes);
+        let mut v = Stored::new(geom.v_type, page.v, v_codes);
+        if is_sparse(geom.k_type) {
+            let next = std::mem::take(&mut next_k);
             k = k.expanded(geom.head_dim * PAGE_TOKENS, k_scratch, |from, to| {
-                l.call(Expand::keys(from, to));
+                l.call(Expand::keys(from, to, next));
             });
         } else if many {
+            next_k = &[];
             k = k.converted(l, PAGE_TOKENS, k_scratch);
         }
-        if matches!(v.kv_type, KvType::Sparse(_)) {
+        if is_sparse(geom.v_type) {
+            let next = std::mem::take(&mut next_v);
             v = v.expanded(stride * PAGE_TOKENS, v_scratch, |from, to| {
-                l.call(Expand::values(from, geom.v_dim, to));
+                l.call(Expand::values(from, geom.v_dim, to, next));
             });
         } else if many {
+            next_v = &[];
             v = v.converted(l, stride, v_scratch);
         }
-        if many {
-            next = None;
-        }
         for tile in 0..tiles {
-            // Tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
-            let first = tile * count / tiles;
-            let height = (tile + 1) * count / tiles - first;
-            let mut slots = [const { 0..0 }; TILE_ROWS];
-            let slots = &mut slots[..height];
-            for (slots, visible) in slots.iter_mut().zip(&rows.visible[first..first + height]) {
-                *slots = visible_in_page(visible, index);
-            }
-            if slots.iter().all(Range::is_empty) {
+            let in_tile = span.look(tile);
+            if in_tile.is_empty() {
                 continue;
             }
-            let first = head * count + first;
-            let q = &rows.q[first * geom.head_dim..][..height * geom.head_dim];
-            let scores = &mut scores[..height * PAGE_TOKENS];
-            let next = next.filter(|_| tile + 1 == tiles);
-            let next_k = next.map_or(&[][..], |page| page.k);
-            score_rows(l, height, q, k, scores, fixed, next_k);
-            let mut scale = [1f32; TILE_ROWS];
-            let scale = &mut scale[..height];
-            l.call(SoftmaxTile {
-                scores,
+            let (next_k, next_v) = match tile + 1 == tiles {
+                true => (Fetch::of(next_k), Fetch::of(next_v)),
+                false => (Fetch::NOTHING, Fetch::NOTHING),
+            };
+            // Products of codes take so little time that others take part in asking.
+            let (of_scores, of_softmax) = match k.groups() {
+                Some(_) => (next_k.part(0, 1, 2), next_k.part(1, 2, 2)),
+                None => (next_k, Fetch::NOTHING),
+            };
+            span.score(l, k, tile, in_tile.clone(), of_scores);
+            span.add(l, v, in_tile, of_softmax, next_v);
+        }
+    }
+}
+
+/// What a call of [`attend`] works with.
+struct Span<'a> {
+    geom: &'a PageGeometry,
+    rows: &'a QueryRows<'a>,
+    tiles: usize,
+    stride: usize,
+    acc: &'a mut [f32],
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    /// Of a tile.
+    scores: &'a mut [f32],
+    weights: &'a mut Floats,
+    fixed: &'a mut Fixed,
+    queries: &'a mut Fixed,
+    /// The page that is read: its head, and which of its pages it is.
+    head: usize,
+    index: usize,
+    /// What the rows of a tile see of it.
+    slots: [Range<usize>; TILE_ROWS],
+    /// Whether that is anything, where there is one tile.
+    sees: bool,
+}
+
+impl Span<'_> {
+    /// Goes on with page `index` of the first head.
+    #[inline(always)]
+    fn turn_to(&mut self, index: usize) {
+        (self.index, self.head) = (index, 0);
+        // Where there is one tile, what it sees of the heads' pages is the same.
+        if self.tiles == 1 {
+            self.sees = self.see(0..self.rows.visible.len());
+        }
+    }
+
+    /// The rows of tile `tile`, and in `slots` what each of them sees of the page. None where they see
+    /// nothing.
+    #[inline(always)]
+    fn look(&mut self, tile: usize) -> Range<usize> {
+        let in_tile = self.rows_of(tile);
+        let sees = match self.tiles {
+            1 => self.sees,
+            _ => self.see(in_tile.clone()),
+        };
+        if sees { in_tile } else { 0..0 }
+    }
+
+    /// Writes what the rows `in_tile` see of the page to `slots`; whether it is anything.
+    #[inline(always)]
+    fn see(&mut self, in_tile: Range<usize>) -> bool {
+        let mut sees = false;
+        let rows = self.rows.visible[in_tile].iter();
+        for (slots, visible) in self.slots.iter_mut().zip(rows) {
+            *slots = visible_in_page(visible, self.index);
+            sees |= slots.start < slots.end;
+        }
+        sees
+    }
+
+    /// The rows of a head in a tile. Tiles are of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
+    #[inline(always)]
+    fn rows_of(&self, tile: usize) -> Range<usize> {
+        let count = self.rows.visible.len();
+        match self.tiles {
+            1 => 0..count,
+            tiles => tile * count / tiles..(tile + 1) * count / tiles,
+        }
+    }
+
+    /// Makes the queries of all tiles factors for dotted keys, where keys are such.
+    #[inline(always)]
+    fn fix_rows<L: Lanes>(&mut self, l: L) {
+        if !matches!(self.geom.k_type, KvType::Dotted(_)) {
+            return;
+        }
+        let dim = self.geom.head_dim;
+        let tiles = self.rows.heads * self.tiles;
+        self.queries
+            .reserve(tiles * dim.div_ceil(QUANT_BLOCK), QUANT_BLOCK);
+        for at in 0..tiles {
+            let q = self.rows.q;
+            let (head, in_tile) = (at / self.tiles, self.rows_of(at % self.tiles));
+            let first = (head * self.rows.visible.len() + in_tile.start) * dim;
+            let q = &q[first..first + in_tile.len() * dim];
+            fix_rows(l, self.geom.k_type, q, dim, at, self.queries);
+        }
+    }
+
+    /// The scores of the rows `in_tile` of a head.
+    #[inline(always)]
+    fn score<L: Lanes>(
+        &mut self,
+        l: L,
+        k: Stored<'_>,
+        tile: usize,
+        in_tile: Range<usize>,
+        next: Fetch<'_>,
+    ) {
+        let (rows, dim) = (in_tile.len(), self.geom.head_dim);
+        let first = (self.head * self.rows.visible.len() + in_tile.start) * dim;
+        let q = &self.rows.q[first..first + rows * dim];
+        let scores = &mut self.scores[..rows * PAGE_TOKENS];
+        match (k.groups(), k.kv_type) {
+            (Some(groups), KvType::Dotted(_)) => {
+                let at = self.head * self.tiles + tile;
+                score_dotted(l, dim, k, groups, self.queries, at, scores, next);
+            }
+            (Some(groups), _) => score_codes(l, rows, q, k, groups, scores, self.fixed, next),
+            (None, _) => score_rows(l, rows, q, k, scores, next),
+        }
+    }
+
+    /// The softmax of these scores, and the values that they weight.
+    #[inline(always)]
+    fn add<L: Lanes>(
+        &mut self,
+        l: L,
+        v: Stored<'_>,
+        in_tile: Range<usize>,
+        of_softmax: Fetch<'_>,
+        next: Fetch<'_>,
+    ) {
+        let height = in_tile.len();
+        let first = self.head * self.rows.visible.len() + in_tile.start;
+        let slots = &self.slots[..height];
+        let scores = &mut self.scores[..height * PAGE_TOKENS];
+        let mut scale = [1f32; TILE_ROWS];
+        let scale = &mut scale[..height];
+        l.call(SoftmaxTile {
+            scores,
+            slots,
+            softcap: self.rows.softcap,
+            max: &mut self.max[first..first + height],
+            sum: &mut self.sum[first..first + height],
+            scale,
+            next: of_softmax,
+        });
+        let acc = &mut self.acc[first * self.stride..][..height * self.stride];
+        if let Some(groups) = v.groups() {
+            let fixed = &mut *self.fixed;
+            l.call(FixWeights {
+                weights: scores,
                 slots,
-                softcap: rows.softcap,
-                max: &mut max[first..first + height],
-                sum: &mut sum[first..first + height],
-                scale,
+                groups,
+                fixed,
+                next: next.part(0, 1, 2),
             });
-            let acc = &mut acc[first * stride..][..height * stride];
-            let next = next.map_or(&[][..], |page| page.v);
-            if let Some(groups) = v.groups() {
-                l.call(FixWeights {
-                    weights: scores,
-                    slots,
-                    groups,
-                    fixed,
-                });
-                value_codes(geom, v, groups, height, fixed, acc, scale, next).run(l);
-                continue;
-            }
-            if v.scales.is_empty() {
-                add_values(l, slots, scores, 0, scale, v, acc, next);
-                continue;
-            }
-            let next_scales = &next[geom.v_codes_bytes().min(next.len())..];
-            let weights = scale_weights(l, scores, v.scales, next_scales, weights);
+            let next = next.part(1, 2, 2);
+            value_codes(self.geom, v, groups, fixed, acc, scale, next).run(l);
+        } else if v.scales.is_empty() {
+            add_values(l, slots, scores, 0, scale, v, acc, next);
+        } else {
+            let weights = scale_weights(l, scores, v.scales, self.weights);
             add_values(l, slots, weights, scores.len(), scale, v, acc, next);
         }
     }
@@ -140,52 +292,47 @@ pub(super) fn attend<L: Lanes>(
 struct Stored<'a> {
     kv_type: KvType,
     codes: &'a [u8],
-    /// Empty where the form has none.
+    /// Empty where the form has none; in kivi pages with as many middles after them.
     scales: &'a [u8],
-    /// As many as scales in kivi pages, else empty.
-    middles: &'a [u8],
 }
 
 impl<'a> Stored<'a> {
     fn new(kv_type: KvType, bytes: &'a [u8], codes_bytes: usize) -> Stored<'a> {
         let (codes, scales) = bytes.split_at(codes_bytes);
-        let (scales, middles) = match kv_type {
-            KvType::Kivi(_) => scales.split_at(scales.len() / 2),
-            _ => (scales, &[][..]),
-        };
         Stored {
             kv_type,
             codes,
             scales,
-            middles,
         }
     }
 
-    /// The scales and middles of kivi pages.
+    /// What is said of codes that are read in whole numbers.
     fn groups(&self) -> Option<Groups<'a>> {
-        match self.kv_type {
-            KvType::Kivi(kivi) => Some(Groups {
-                kivi,
-                scales: self.scales,
-                middles: self.middles,
-            }),
-            _ => None,
-        }
+        Groups::new(self.kv_type, self.scales)
     }
 
-    /// The `numbers` numbers of a sparse page as f32 in `scratch`, where `expand` puts them.
+    /// The `numbers` numbers of a sparse page in half precision, in `scratch`, where `expand` puts them.
     #[inline(always)]
     fn expanded<'s>(
         self,
         numbers: usize,
         scratch: &'s mut Floats,
-        expand: impl FnOnce(&[u8], &mut [f32]),
+        expand: impl FnOnce(&[u8], &mut [u8]),
     ) -> Stored<'s>
     where
         'a: 's,
     {
-        expand(self.codes, scratch.sized(numbers));
-        self.as_floats(scratch)
+        let floats = scratch.sized(numbers.div_ceil(2));
+        // SAFETY: floats are plain bytes, and any bytes are floats; the slice covers the same memory.
+        let halves = unsafe {
+            std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast::<u8>(), numbers * 2)
+        };
+        expand(self.codes, halves);
+        Stored {
+            kv_type: KvType::F16,
+            codes: halves,
+            scales: &[],
+        }
     }
 
     /// The same with `floats` as its numbers or codes.
@@ -211,7 +358,7 @@ impl<'a> Stored<'a> {
     where
         'a: 's,
     {
-        if matches!(self.kv_type, KvType::Kivi(_)) {
+        if matches!(self.kv_type, KvType::Kivi(_) | KvType::Dotted(_)) {
             return self;
         }
         let numbers = self.codes.len() / self.kv_type.row_bytes(width) * width;
@@ -233,7 +380,7 @@ impl<'a> Stored<'a> {
             KvType::BF16 => convert!(Brain),
             KvType::Q8 => convert!(Byte),
             KvType::Q4 => convert!(Nibble),
-            KvType::Kivi(_) => unreachable!("returned above"),
+            KvType::Kivi(_) | KvType::Dotted(_) => unreachable!("returned above"),
             KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
         }
         self.as_floats(scratch)
@@ -243,6 +390,8 @@ impl<'a> Stored<'a> {
 /// A page's keys, ready to be scored by many rows.
 pub(super) struct Keys<'a> {
     stored: Stored<'a>,
+    dim: usize,
+    queries: &'a mut Fixed,
 }
 
 impl<'a> Keys<'a> {
@@ -262,15 +411,46 @@ impl<'a> Keys<'a> {
             } else {
                 stored
             },
+            dim: geom.head_dim,
+            queries: &mut scratch.queries,
         }
     }
 
     /// Scores of at most a tile of rows, `q [rows][head_dim]`, as `[rows][64]`.
     #[inline(always)]
-    pub(super) fn score<L: Lanes>(&self, l: L, q: &[f32], scores: &mut [f32]) {
+    pub(super) fn score<L: Lanes>(&mut self, l: L, q: &[f32], scores: &mut [f32]) {
         let rows = scores.len() / PAGE_TOKENS;
-        score_rows(l, rows, q, self.stored, scores, &mut Fixed::default(), &[]);
+        match self.stored.groups() {
+            Some(groups) => {
+                fix_rows(l, self.stored.kv_type, q, self.dim, 0, self.queries);
+                let (k, queries) = (self.stored, &*self.queries);
+                score_dotted(l, self.dim, k, groups, queries, 0, scores, Fetch::NOTHING);
+            }
+            None => score_rows(l, rows, q, self.stored, scores, Fetch::NOTHING),
+        }
     }
+}
+
+/// Makes the queries `q [rows][dim]` of tile `tile` factors for the dotted keys of any page.
+#[inline(always)]
+fn fix_rows<L: Lanes>(
+    l: L,
+    k_type: KvType,
+    q: &[f32],
+    dim: usize,
+    tile: usize,
+    queries: &mut Fixed,
+) {
+    let Some(groups) = Groups::new(k_type, &[]) else {
+        unreachable!("dotted keys are read in whole numbers")
+    };
+    l.call(FixRows {
+        q,
+        dim,
+        groups,
+        region: tile * dim.div_ceil(QUANT_BLOCK),
+        fixed: queries,
+    });
 }
 
 /// Calls `$tile!(…, rows)` with the number of rows as a constant.
@@ -295,12 +475,8 @@ fn score_rows<L: Lanes>(
     q: &[f32],
     k: Stored<'_>,
     scores: &mut [f32],
-    fixed: &mut Fixed,
-    next: &[u8],
+    next: Fetch<'_>,
 ) {
-    if let Some(groups) = k.groups() {
-        return score_codes(l, rows, q, k, groups, scores, fixed, next);
-    }
     macro_rules! tile {
         ($element:expr, $rows:literal) => {
             l.call(ScoreTile::<_, $rows> {
@@ -319,7 +495,7 @@ fn score_rows<L: Lanes>(
         KvType::BF16 => with_rows!(rows, tile, Brain),
         KvType::Q8 => with_rows!(rows, tile, Byte),
         KvType::Q4 => with_rows!(rows, tile, Nibble),
-        KvType::Kivi(_) => unreachable!("kivi keys are read as codes"),
+        KvType::Kivi(_) | KvType::Dotted(_) => unreachable!("read in whole numbers"),
         KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
     }
 }
@@ -338,7 +514,7 @@ fn score_codes<L: Lanes>(
     groups: Groups<'_>,
     scores: &mut [f32],
     fixed: &mut Fixed,
-    next: &[u8],
+    next: Fetch<'_>,
 ) {
     l.call(FixQueries {
         q,
@@ -346,56 +522,69 @@ fn score_codes<L: Lanes>(
         groups,
         fixed,
     });
-    key_codes(q.len() / rows, rows, k, groups, fixed, scores, next).run(l);
-}
-
-/// The products of queries that were made factors with the keys of a kivi page.
-fn key_codes<'a>(
-    dim: usize,
-    rows: usize,
-    k: Stored<'a>,
-    groups: Groups<'a>,
-    fixed: &'a Fixed,
-    scores: &'a mut [f32],
-    next: &'a [u8],
-) -> DotCodes<'a> {
-    DotCodes {
-        kivi: groups.kivi,
+    let tile = DotCodes {
+        groups,
         codes: k.codes,
-        summed: dim,
+        summed: q.len() / rows,
         across: PAGE_TOKENS,
         rows,
-        places: groups.kivi.group.tokens(),
         fixed,
         out: scores,
         into: Into::Over,
         next,
-    }
+    };
+    tile.run(l);
 }
 
-/// The products of weights that were made factors with the values of a kivi page, onto `acc` times
-/// `scale`.
+/// The same for dotted keys, with the queries of tile `tile` that were made factors.
 #[expect(
     clippy::too_many_arguments,
     reason = "two matrices, their result and what scales them"
 )]
+#[inline(always)]
+fn score_dotted<L: Lanes>(
+    l: L,
+    dim: usize,
+    k: Stored<'_>,
+    groups: Groups<'_>,
+    queries: &Fixed,
+    tile: usize,
+    scores: &mut [f32],
+    next: Fetch<'_>,
+) {
+    let tile = ScoreCodes {
+        groups,
+        codes: k.codes,
+        dim,
+        rows: scores.len() / PAGE_TOKENS,
+        fixed: queries,
+        region: tile * dim.div_ceil(QUANT_BLOCK),
+        scores,
+        next,
+    };
+    tile.run(l);
+}
+
+/// The products of weights that were made factors with the values of a page, onto `acc` times `scale`.
 fn value_codes<'a>(
     geom: &PageGeometry,
     v: Stored<'a>,
     groups: Groups<'a>,
-    rows: usize,
     fixed: &'a Fixed,
     acc: &'a mut [f32],
     scale: &'a [f32],
-    next: &'a [u8],
+    next: Fetch<'a>,
 ) -> DotCodes<'a> {
     DotCodes {
-        kivi: groups.kivi,
+        // Whatever shares a scale among the keys.
+        groups: Groups {
+            places: QUANT_BLOCK,
+            ..groups
+        },
         codes: v.codes,
         summed: PAGE_TOKENS,
         across: geom.v_dim,
-        rows,
-        places: VALUE_PLACES,
+        rows: scale.len(),
         fixed,
         out: acc,
         into: Into::Onto(scale),
@@ -409,7 +598,6 @@ fn scale_weights<'s, L: Lanes>(
     l: L,
     weights: &[f32],
     scales: &[u8],
-    next_scales: &[u8],
     scratch: &'s mut Floats,
 ) -> &'s [f32] {
     let numbers = scales.len() / (2 * PAGE_TOKENS) * weights.len();
@@ -418,7 +606,6 @@ fn scale_weights<'s, L: Lanes>(
         weights,
         scales,
         scaled,
-        next_scales,
     });
     scratch
 }
@@ -438,11 +625,11 @@ fn add_values<L: Lanes>(
     scale: &[f32],
     v: Stored<'_>,
     acc: &mut [f32],
-    next: &[u8],
+    next: Fetch<'_>,
 ) {
     let rows = slots.len();
     let stride = acc.len() / rows;
-    let mut add = |first: usize, rows: usize, slots: Range<usize>, scale: &[f32]| {
+    let mut add = |first: usize, rows: usize, slots: Range<usize>, scale: &[f32], next| {
         let acc = &mut acc[first * stride..][..rows * stride];
         let weights = &weights[first * PAGE_TOKENS..];
         let codes = v.codes;
@@ -468,7 +655,7 @@ fn add_values<L: Lanes>(
             KvType::BF16 => with_rows!(rows, tile, Brain, Unscaled),
             KvType::Q8 => with_rows!(rows, tile, Byte, Scaled),
             KvType::Q4 => with_rows!(rows, tile, Nibble, Scaled),
-            KvType::Kivi(_) => unreachable!("kivi values are read as codes"),
+            KvType::Kivi(_) | KvType::Dotted(_) => unreachable!("read in whole numbers"),
             KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
         }
     };
@@ -478,7 +665,7 @@ fn add_values<L: Lanes>(
     if start >= end {
         // No slot that all rows see.
         return alike(slots, Range::clone, |rows, seen| {
-            add(rows.start, rows.len(), seen, &scale[rows]);
+            add(rows.start, rows.len(), seen, &scale[rows], Fetch::NOTHING);
         });
     }
     // The slots that only some rows see are added for those alone, in each row's order.
@@ -488,18 +675,25 @@ fn add_values<L: Lanes>(
             slots,
             |slots| slots.start,
             |rows, first| {
-                add(rows.start, rows.len(), first..start, &scale[rows]);
+                add(
+                    rows.start,
+                    rows.len(),
+                    first..start,
+                    &scale[rows],
+                    Fetch::NOTHING,
+                );
             },
         );
         scale = &ONES[..rows];
     }
-    add(0, rows, start..end, scale);
+    add(0, rows, start..end, scale, next);
     alike(
         slots,
         |slots| slots.end,
         |rows, last| {
             if last > end {
-                add(rows.start, rows.len(), end..last, &ONES[..rows.len()]);
+                let ones = &ONES[..rows.len()];
+                add(rows.start, rows.len(), end..last, ones, Fetch::NOTHING);
             }
         },
     );

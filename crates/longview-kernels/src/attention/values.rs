@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::element::Element;
+use super::fetch::Fetch;
 use crate::lanes::{Kernel, Lanes};
-use crate::page::{PAGE_TOKENS, QUANT_BLOCK, scale_number};
+use crate::page::{KvType, PAGE_TOKENS, QUANT_BLOCK, scale_number};
 
 /// Whether values are codes, whose scales have been multiplied into the weights.
 pub(super) trait Scaling: Copy {
@@ -33,8 +34,8 @@ impl Scaling for Scaled {
     }
 }
 
-/// `acc [R][stride] = acc * scale + Σ weight * value` over the `slots` of a page, while the values
-/// of the next page are being fetched.
+/// `acc [R][stride] = acc * scale + Σ weight * value` over the `slots` of a page, while some of
+/// the next page is being fetched.
 pub(super) struct ValueTile<'a, E, S, const R: usize> {
     pub element: E,
     pub scaling: S,
@@ -46,8 +47,7 @@ pub(super) struct ValueTile<'a, E, S, const R: usize> {
     /// `[64][row_bytes]`
     pub v: &'a [u8],
     pub acc: &'a mut [f32],
-    /// All bytes of the next page's values.
-    pub next: &'a [u8],
+    pub next: Fetch<'a>,
 }
 
 impl<E: Element, S: Scaling, const R: usize> Kernel for ValueTile<'_, E, S, R> {
@@ -131,15 +131,13 @@ impl<E: Element, S: Scaling, const R: usize> ValueTile<'_, E, S, R> {
         }
         let row_bytes = E::TYPE.row_bytes(stride);
         let mut v = self.v.as_ptr().wrapping_add(self.slots.start * row_bytes);
-        // The lines of the next page that lie where this page's are read now.
-        let (from, to) = (
-            E::TYPE.row_bytes(first),
-            E::TYPE.row_bytes(first + C * L::WIDTH),
-        );
-        let mut next = (!self.next.is_empty()).then(|| {
-            let start = self.slots.start * row_bytes + from;
-            self.next.as_ptr().wrapping_add(start)
-        });
+        // The share of these channels, as many lines a token as they have at most, with its
+        // share of the scales.
+        let lines = E::TYPE.row_bytes(C * L::WIDTH).div_ceil(64) + E::TYPE.scales(1);
+        let share = self.next.part(first, first + C * L::WIDTH, stride);
+        let mut next = share.pace(self.slots.len() * lines);
+        // Rows of a prompt meet keys and values as floats, with nothing to fetch.
+        let fetches = !matches!(E::TYPE, KvType::F32) || next.has_lines();
         let set = if self.scaling.is_scaled() {
             first / QUANT_BLOCK
         } else {
@@ -148,11 +146,10 @@ impl<E: Element, S: Scaling, const R: usize> ValueTile<'_, E, S, R> {
         let start = set * self.set_len + self.slots.start;
         let mut weights = self.weights.as_ptr().wrapping_add(start);
         for _ in self.slots.clone() {
-            if let Some(next) = &mut next {
-                for byte in (0..to - from).step_by(64) {
-                    l.prefetch(next.wrapping_add(byte));
+            if fetches {
+                for _ in 0..lines {
+                    next.next(l);
                 }
-                *next = next.wrapping_add(row_bytes);
             }
             let mut values = [l.splat(0.0); C];
             for (c, value) in values.iter_mut().enumerate() {
@@ -185,14 +182,12 @@ impl<E: Element, S: Scaling, const R: usize> ValueTile<'_, E, S, R> {
     }
 }
 
-/// `scaled [sets][rows][64]`: the weights `[rows][64]` times the scales `[sets][64]`, while the
-/// scales of the next page are being fetched.
+/// `scaled [sets][rows][64]`: the weights `[rows][64]` times the scales `[sets][64]`.
 pub(super) struct ScaleWeights<'a> {
     pub weights: &'a [f32],
     /// Half precision.
     pub scales: &'a [u8],
     pub scaled: &'a mut [f32],
-    pub next_scales: &'a [u8],
 }
 
 impl Kernel for ScaleWeights<'_> {
@@ -208,9 +203,6 @@ impl Kernel for ScaleWeights<'_> {
 
     #[inline(always)]
     fn lanes<L: Lanes>(self, l: L) {
-        for line in self.next_scales.chunks(64) {
-            l.prefetch(line.as_ptr());
-        }
         let sets = self.scales.chunks_exact(PAGE_TOKENS * 2);
         for (scales, scaled) in sets.zip(self.scaled.chunks_exact_mut(self.weights.len())) {
             for (i, scales) in scales.chunks_exact(L::WIDTH * 2).enumerate() {

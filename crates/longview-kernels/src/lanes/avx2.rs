@@ -151,16 +151,22 @@ impl Lanes for Avx2 {
             let pairs = _mm256_maddubs_epi16(codes, factors);
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         };
+        // Bytes with even numbers and bytes with odd ones: no product of two leaves 32 bits.
+        dot4_bytes(acc: __m256i, codes: __m256i, factors: __m256i) -> __m256i = {
+            let even = _mm256_madd_epi16(
+                _mm256_and_si256(codes, _mm256_set1_epi16(255)),
+                _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(factors)),
+            );
+            let odd = _mm256_madd_epi16(
+                _mm256_srli_epi16::<8>(codes),
+                _mm256_srai_epi16::<8>(factors),
+            );
+            _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+        };
         join_bytes(high: __m256i, low: __m256i) -> __m256i =
             _mm256_add_epi32(_mm256_slli_epi32::<8>(high), low);
-        add_whole(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
         to_floats(x: __m256i) -> __m256 = _mm256_cvtepi32_ps(x);
         to_whole(x: __m256) -> __m256i = _mm256_cvtps_epi32(x);
-        sum_whole(x: __m256i) -> i32 = {
-            let half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
-            let pair = _mm_add_epi32(half, _mm_shuffle_epi32::<0b0100_1110>(half));
-            _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32::<0b1011_0001>(pair)))
-        };
         splat(x: f32) -> __m256 = _mm256_set1_ps(x);
         add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
         sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Lanes};
+use super::{Kernel, Lanes, SparseRows};
 use crate::page::Q4_MIDDLE;
 
 /// What the codes of q4 stand for.
@@ -155,11 +155,14 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn expand_f16_ptr(self, p: *const u8, mask: u32) -> __m512 {
-        // SAFETY: the caller vouches for the memory, `self` for the instructions.
+    unsafe fn expand_rows(self, rows: &SparseRows) {
+        // SAFETY: the caller vouches for the memory, the question for the instructions.
         unsafe {
-            let packed = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
-            _mm512_maskz_expand_ps(mask as __mmask16, packed)
+            if is_x86_feature_detected!("avx512vbmi2") && is_x86_feature_detected!("popcnt") {
+                expand_rows_of_halves(rows);
+            } else {
+                expand_rows_of_floats(rows);
+            }
         }
     }
 
@@ -172,12 +175,12 @@ impl Lanes for Avx512 {
         };
         dot4(acc: __m512i, codes: __m512i, factors: __m512i) -> __m512i =
             _mm512_dpbusd_epi32(acc, codes, factors);
+        dot4_bytes(acc: __m512i, codes: __m512i, factors: __m512i) -> __m512i =
+            _mm512_dpbusd_epi32(acc, codes, factors);
         join_bytes(high: __m512i, low: __m512i) -> __m512i =
             _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
-        add_whole(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         to_floats(x: __m512i) -> __m512 = _mm512_cvtepi32_ps(x);
         to_whole(x: __m512) -> __m512i = _mm512_cvtps_epi32(x);
-        sum_whole(x: __m512i) -> i32 = _mm512_reduce_add_epi32(x);
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
         add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
         sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
@@ -201,6 +204,16 @@ impl Lanes for Avx512 {
             let below = |n: i32| ((1u32 << n.clamp(0, 16)) - 1) as __mmask16;
             _mm512_mask_blend_ps(below(hi) & !below(lo), fill, v)
         };
+        tops(v: [__m512; 4]) -> [f32; 4] = folded(
+            v,
+            |a, b| _mm512_max_ps(a, b),
+            |a, b| _mm_max_ps(a, b),
+        );
+        sums(v: [__m512; 4]) -> [f32; 4] = folded(
+            v,
+            |a, b| _mm512_add_ps(a, b),
+            |a, b| _mm_add_ps(a, b),
+        );
         reduce_max(v: __m512) -> f32 = {
             let half = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
             super::avx2::max_of_8(half)
@@ -209,5 +222,108 @@ impl Lanes for Avx512 {
             let half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
             super::avx2::sum_of_8(half)
         };
+    }
+}
+
+/// The lanes of each of four vectors folded: pairs of lanes of all four first, side by side, so that it
+/// takes a third of the instructions that one after another would.
+///
+/// # Safety
+/// The processor offers AVX-512 F and DQ.
+#[inline(always)]
+unsafe fn folded(
+    [a, b, c, d]: [__m512; 4],
+    fold: impl Fn(__m512, __m512) -> __m512,
+    fold_four: impl Fn(__m128, __m128) -> __m128,
+) -> [f32; 4] {
+    // SAFETY: register arithmetic; the array is as long as what is stored to it.
+    unsafe {
+        let ab = fold(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let cd = fold(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        // In every 128 bits now a, b, a, b and c, d, c, d.
+        let all = fold(
+            _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd),
+            _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd),
+        );
+        let low = fold_four(
+            _mm512_castps512_ps128(all),
+            _mm512_extractf32x4_ps::<2>(all),
+        );
+        let high = fold_four(
+            _mm512_extractf32x4_ps::<1>(all),
+            _mm512_extractf32x4_ps::<3>(all),
+        );
+        let mut folded = [0f32; 4];
+        _mm_storeu_ps(folded.as_mut_ptr(), fold_four(low, high));
+        folded
+    }
+}
+
+/// [`Lanes::expand_rows`] with instructions that put halves where bits say.
+///
+/// # Safety
+/// The processor offers them; otherwise as there.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt,bmi1,bmi2")]
+unsafe fn expand_rows_of_halves(rows: &SparseRows) {
+    let mut next = rows.next;
+    // SAFETY: the caller vouches for the memory: loads read as many numbers as there are bits, and
+    // stores write `count` of them, a multiple of 16.
+    unsafe {
+        rows.each_word(|bits, from, to, count| {
+            // At most two lines a word.
+            _mm_prefetch::<_MM_HINT_T1>(next.cast());
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(rows.next_step / 2).cast());
+            next = next.wrapping_add(rows.next_step);
+            let (low, high) = (bits as u32, (bits >> 32) as u32);
+            let (of_low, of_high) = (low.count_ones(), high.count_ones());
+            let then = from.wrapping_add(of_low as usize * 2);
+            // Whole vectors where as much is there: near the end only what has bits.
+            let is_far = rows.end as usize - from as usize >= 192;
+            let halves = |from: *const u8, count: u32| {
+                if is_far {
+                    _mm512_loadu_si512(from.cast())
+                } else {
+                    let there = (1u64 << count) - 1;
+                    _mm512_maskz_loadu_epi16(there as __mmask32, from.cast())
+                }
+            };
+            let first = _mm512_maskz_expand_epi16(low, halves(from, of_low));
+            if count >= 32 {
+                _mm512_storeu_si512(to.cast(), first);
+            } else {
+                _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(first));
+            }
+            if count > 32 {
+                let second = _mm512_maskz_expand_epi16(high, halves(then, of_high));
+                if count == 64 {
+                    _mm512_storeu_si512(to.add(64).cast(), second);
+                } else {
+                    _mm256_storeu_si256(to.add(64).cast(), _mm512_castsi512_si256(second));
+                }
+            }
+        });
+    }
+}
+
+/// The same by way of floats.
+///
+/// # Safety
+/// The processor offers AVX-512 F; otherwise as there.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn expand_rows_of_floats(rows: &SparseRows) {
+    // SAFETY: as above, sixteen numbers at a time.
+    unsafe {
+        rows.each_word(|bits, from, to, count| {
+            let mut from = from;
+            for at in (0..count).step_by(16) {
+                let mask = (bits >> at) as __mmask16;
+                let there = (1u32 << mask.count_ones()) - 1;
+                let halves = _mm256_maskz_loadu_epi16(there as __mmask16, from.cast());
+                let whole = _mm512_maskz_expand_ps(mask, _mm512_cvtph_ps(halves));
+                let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(whole);
+                _mm256_storeu_si256(to.add(at * 2).cast(), halves);
+                from = from.wrapping_add(mask.count_ones() as usize * 2);
+            }
+        });
     }
 }

@@ -158,24 +158,24 @@ pub(crate) trait Lanes: Copy {
         }
         self.load(&whole)
     }
-    /// Half-precision numbers from `p` on, one for each lane whose bit of `mask` is set, in order; the
-    /// other lanes are 0.
+    /// Writes rows of half-precision numbers that a bitmap and those of them that are there stand for.
     ///
     /// # Safety
-    /// `p` is valid for reading `2 * WIDTH` bytes.
+    /// [`SparseRows`] says what has to be there.
     #[inline(always)]
-    unsafe fn expand_f16_ptr(self, p: *const u8, mask: u32) -> Self::V {
-        let mut packed = [0f32; 16];
+    unsafe fn expand_rows(self, rows: &SparseRows) {
         // SAFETY: the caller vouches for the memory.
-        self.store(&mut packed, unsafe { self.load_f16_ptr(p) });
-        let mut whole = [0f32; 16];
-        let mut next = packed.iter();
-        for (lane, x) in whole[..Self::WIDTH].iter_mut().enumerate() {
-            if mask >> lane & 1 == 1 {
-                *x = *next.next().expect("no more lanes than numbers");
-            }
+        unsafe {
+            rows.each_word(|bits, from, to, count| {
+                let mut next = from.cast::<[u8; 2]>();
+                for at in 0..count {
+                    let stays = bits >> at & 1 == 1;
+                    let half = if stays { *next } else { [0; 2] };
+                    *to.cast::<[u8; 2]>().add(at) = half;
+                    next = next.wrapping_add(usize::from(stays));
+                }
+            });
         }
-        self.load(&whole)
     }
     /// Asks for the cache line at `p`, which may be any address, into the second-level cache: more
     /// lines can be on their way there than into the first.
@@ -201,13 +201,13 @@ pub(crate) trait Lanes: Copy {
     fn codes(self, x: Self::I, shift: u32, mask: u8) -> Self::I;
     /// `acc` and the sum of the products of four bytes: `codes`, below 128, with signed `factors`.
     fn dot4(self, acc: Self::I, codes: Self::I, factors: Self::I) -> Self::I;
+    /// The same of any unsigned bytes.
+    fn dot4_bytes(self, acc: Self::I, codes: Self::I, factors: Self::I) -> Self::I;
     /// `256 * high + low`.
     fn join_bytes(self, high: Self::I, low: Self::I) -> Self::I;
-    fn add_whole(self, a: Self::I, b: Self::I) -> Self::I;
     fn to_floats(self, x: Self::I) -> Self::V;
     /// To the nearest whole number, ties to even; anything for numbers beyond 32 bits.
     fn to_whole(self, x: Self::V) -> Self::I;
-    fn sum_whole(self, x: Self::I) -> i32;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -226,7 +226,7 @@ pub(crate) trait Lanes: Copy {
     fn round(self, a: Self::V) -> Self::V;
     /// `a * 2^n` for whole `n` between -254 and 254, of `a` near 1.
     fn scale_by_power(self, a: Self::V, n: Self::V) -> Self::V;
-    /// `a * 2^n` for whole `n` between -126 and 0 and a normal result.
+    /// `a * 2^n` for whole `n` between -126 and 30 and a normal result.
     fn scale_down(self, a: Self::V, n: Self::V) -> Self::V;
     fn abs(self, a: Self::V) -> Self::V;
     /// The magnitude of `a` with the sign of `sign`.
@@ -236,6 +236,28 @@ pub(crate) trait Lanes: Copy {
     fn reduce_max(self, v: Self::V) -> f32;
     /// The sum of all lanes, halves added to halves: one fixed order.
     fn reduce_add(self, v: Self::V) -> f32;
+
+    /// The largest lane of each of four vectors.
+    #[inline(always)]
+    fn tops(self, v: [Self::V; 4]) -> [f32; 4] {
+        [
+            self.reduce_max(v[0]),
+            self.reduce_max(v[1]),
+            self.reduce_max(v[2]),
+            self.reduce_max(v[3]),
+        ]
+    }
+
+    /// The sum of all lanes of each of four vectors: in one fixed order, the same for all four.
+    #[inline(always)]
+    fn sums(self, v: [Self::V; 4]) -> [f32; 4] {
+        [
+            self.reduce_add(v[0]),
+            self.reduce_add(v[1]),
+            self.reduce_add(v[2]),
+            self.reduce_add(v[3]),
+        ]
+    }
 
     /// The first `WIDTH` numbers of `x`.
     #[inline(always)]
@@ -291,10 +313,10 @@ pub(crate) trait Lanes: Copy {
         self.select_less(x, self.splat(SMALLEST_EXPONENT), self.splat(0.0), e)
     }
 
-    /// `e^x` for `x <= 0`, as the softmax needs it: fewer operations than [`Lanes::exp`]. Within
+    /// `e^x` for `x <= 16`, as the softmax needs it: fewer operations than [`Lanes::exp`]. Within
     /// 1.5 units in the last place near 0 and 5 at the far end; 0 below -87, NaN stays NaN.
     #[inline(always)]
-    fn exp_nonpositive(self, x: Self::V) -> Self::V {
+    fn exp_near(self, x: Self::V) -> Self::V {
         let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
         let r = self.fma(n, self.splat(-std::f32::consts::LN_2), x);
         // The coefficients of `exp`, in one chain.
@@ -329,6 +351,58 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
+/// Rows of half-precision numbers most of which may be 0, and what is fetched meanwhile.
+pub(crate) struct SparseRows {
+    /// `[rows][words]` of 64 bits, one for each number; those beyond `width` are 0.
+    pub bitmaps: *const u8,
+    pub words: usize,
+    /// The numbers that have a bit, one after another, valid up to `end`.
+    pub numbers: *const u8,
+    pub end: *const u8,
+    /// `[rows][width]`
+    pub to: *mut u8,
+    pub rows: usize,
+    /// A multiple of 16.
+    pub width: usize,
+    /// What is asked for while this is read, where that takes little time, and how many bytes of it a word.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    pub next: *const u8,
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    pub next_step: usize,
+}
+
+impl SparseRows {
+    /// Calls `expand(bits, from, to, count)` for every word that has numbers, `count` of them.
+    ///
+    /// # Panics
+    /// When there are more bits than numbers.
+    ///
+    /// # Safety
+    /// `bitmaps` and `to` are valid for all rows, `numbers` up to `end`.
+    #[inline(always)]
+    unsafe fn each_word(&self, mut expand: impl FnMut(u64, *const u8, *mut u8, usize)) {
+        let mut from = self.numbers;
+        for row in 0..self.rows {
+            for word in 0..self.words {
+                // SAFETY: the caller vouches for the bitmaps.
+                let bits = unsafe {
+                    let at = self.bitmaps.add((row * self.words + word) * 8);
+                    u64::from_le_bytes(*at.cast())
+                };
+                let first = row * self.width + word * 64;
+                let count = (self.width - word * 64).min(64);
+                let bytes = bits.count_ones() as usize * 2;
+                assert!(
+                    bytes <= self.end as usize - from as usize,
+                    "a number for every bit"
+                );
+                expand(bits, from, self.to.wrapping_add(first * 2), count);
+                from = from.wrapping_add(bytes);
+            }
+        }
+    }
+}
+
 /// Below this, `e^x` is no normal number; every version returns 0 there.
 pub(crate) const SMALLEST_EXPONENT: f32 = -87.336_54;
 
@@ -344,7 +418,7 @@ mod tests {
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Function {
         Exp,
-        ExpNonpositive,
+        ExpNear,
         Tanh,
     }
 
@@ -372,7 +446,7 @@ mod tests {
                 let v = l.load_part(chunk);
                 let v = match self.function {
                     Function::Exp => l.exp(v),
-                    Function::ExpNonpositive => l.exp_nonpositive(v),
+                    Function::ExpNear => l.exp_near(v),
                     Function::Tanh => l.tanh(v),
                 };
                 l.store_part(chunk, v);
@@ -392,7 +466,7 @@ mod tests {
             let x: Vec<f32> = x
                 .chain((0..20_000).map(|i| (i - 10_000) as f32 * 1.234e-4))
                 .collect();
-            for function in [Function::Exp, Function::ExpNonpositive, Function::Tanh] {
+            for function in [Function::Exp, Function::ExpNear, Function::Tanh] {
                 let mut y = x.clone();
                 run(
                     isa,
@@ -405,8 +479,8 @@ mod tests {
                     let wide = f64::from(x);
                     let (exact, allowed) = match function {
                         Function::Exp => (wide.exp(), 1.5),
-                        Function::ExpNonpositive if x > 0.0 => continue,
-                        Function::ExpNonpositive => (wide.exp(), 1.5 - wide / 25.0),
+                        Function::ExpNear if x > 16.0 => continue,
+                        Function::ExpNear => (wide.exp(), 1.5 + wide.abs() / 25.0),
                         Function::Tanh => (wide.tanh(), 3.0),
                     };
                     let off = ulps(y, exact);
@@ -450,7 +524,7 @@ mod tests {
                 isa,
                 Map {
                     x: &mut x,
-                    function: Function::ExpNonpositive,
+                    function: Function::ExpNear,
                 },
             );
             assert_eq!(x[..4], [0.0, 1.0, 1.0, 0.0], "{isa}");

@@ -180,17 +180,28 @@ impl Lanes for Neon {
             };
             int32x4x2_t(one(acc.0, codes.0, factors.0), one(acc.1, codes.1, factors.1))
         };
+        dot4_bytes(acc: int32x4x2_t, codes: int32x4x2_t, factors: int32x4x2_t) -> int32x4x2_t = {
+            let one = |acc: int32x4_t, a: int32x4_t, b: int32x4_t| {
+                let (a, b) = (vreinterpretq_u8_s32(a), vreinterpretq_s8_s32(b));
+                let wide = |a: uint8x8_t| vreinterpretq_s16_u16(vmovl_u8(a));
+                let half = |a: int16x8_t, b: int16x8_t| {
+                    let low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
+                    vpaddq_s32(low, vmull_s16(vget_high_s16(a), vget_high_s16(b)))
+                };
+                let low = half(wide(vget_low_u8(a)), vmovl_s8(vget_low_s8(b)));
+                let high = half(wide(vget_high_u8(a)), vmovl_s8(vget_high_s8(b)));
+                vaddq_s32(acc, vpaddq_s32(low, high))
+            };
+            int32x4x2_t(one(acc.0, codes.0, factors.0), one(acc.1, codes.1, factors.1))
+        };
         join_bytes(high: int32x4x2_t, low: int32x4x2_t) -> int32x4x2_t = int32x4x2_t(
             vaddq_s32(vshlq_n_s32::<8>(high.0), low.0),
             vaddq_s32(vshlq_n_s32::<8>(high.1), low.1),
         );
-        add_whole(a: int32x4x2_t, b: int32x4x2_t) -> int32x4x2_t =
-            int32x4x2_t(vaddq_s32(a.0, b.0), vaddq_s32(a.1, b.1));
         to_floats(x: int32x4x2_t) -> Pair =
             float32x4x2_t(vcvtq_f32_s32(x.0), vcvtq_f32_s32(x.1));
         to_whole(x: Pair) -> int32x4x2_t =
             int32x4x2_t(vcvtnq_s32_f32(x.0), vcvtnq_s32_f32(x.1));
-        sum_whole(x: int32x4x2_t) -> i32 = vaddvq_s32(vaddq_s32(x.0, x.1));
         splat(x: f32) -> Pair = float32x4x2_t(vdupq_n_f32(x), vdupq_n_f32(x));
         add(a: Pair, b: Pair) -> Pair = both(a, b, |a, b| vaddq_f32(a, b));
         sub(a: Pair, b: Pair) -> Pair = both(a, b, |a, b| vsubq_f32(a, b));

@@ -30,22 +30,48 @@ pub fn copy_slots(
             .all(|&slot| usize::from(slot) < PAGE_TOKENS),
         "a page has {PAGE_TOKENS} slots"
     );
-    let row = geom.k_type.row_bytes(PAGE_TOKENS);
     let (k_codes, v_codes) = (geom.k_codes_bytes(), geom.v_codes_bytes());
-    let from_rows = from_k[..k_codes].chunks_exact(row);
-    for (from, to) in from_rows.zip(to_k[..k_codes].chunks_exact_mut(row)) {
-        match geom.k_type {
-            KvType::Q4 => copy_nibbles(from, from_slots, to, first),
-            KvType::F32 => copy_numbers::<4>(from, from_slots, to, first),
-            KvType::F16 | KvType::BF16 => copy_numbers::<2>(from, from_slots, to, first),
-            KvType::Q8 => copy_numbers::<1>(from, from_slots, to, first),
-            KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("checked above"),
+    let slots = || {
+        from_slots
+            .iter()
+            .map(|&slot| usize::from(slot))
+            .zip(first..)
+    };
+    if let KvType::Dotted(dotted) = geom.k_type {
+        let bits = dotted.codes();
+        for (d, (from, slot)) in (0..geom.head_dim).flat_map(|d| slots().map(move |pair| (d, pair)))
+        {
+            let code = bits.code(from_k, d, from, PAGE_TOKENS);
+            bits.put(to_k, (d, slot), PAGE_TOKENS, code);
+        }
+    } else {
+        let row = geom.k_type.row_bytes(PAGE_TOKENS);
+        let from_rows = from_k[..k_codes].chunks_exact(row);
+        for (from, to) in from_rows.zip(to_k[..k_codes].chunks_exact_mut(row)) {
+            match geom.k_type {
+                KvType::Q4 => copy_nibbles(from, from_slots, to, first),
+                KvType::F32 => copy_numbers::<4>(from, from_slots, to, first),
+                KvType::F16 | KvType::BF16 => copy_numbers::<2>(from, from_slots, to, first),
+                KvType::Q8 => copy_numbers::<1>(from, from_slots, to, first),
+                KvType::Dotted(_) | KvType::Kivi(_) | KvType::Sparse(_) => {
+                    unreachable!("checked above")
+                }
+            }
         }
     }
-    let row = geom.v_row_bytes();
-    for (i, &slot) in from_slots.iter().enumerate() {
-        let from = usize::from(slot) * row;
-        to_v[(first + i) * row..][..row].copy_from_slice(&from_v[from..from + row]);
+    if let KvType::Dotted(dotted) = geom.v_type {
+        let bits = dotted.codes();
+        for (from, slot) in slots() {
+            for lane in 0..bits.padded(geom.v_dim) {
+                let code = bits.code(from_v, from, lane, geom.v_dim);
+                bits.put(to_v, (slot, lane), geom.v_dim, code);
+            }
+        }
+    } else {
+        let row = geom.v_row_bytes();
+        for (from, slot) in slots() {
+            to_v[slot * row..][..row].copy_from_slice(&from_v[from * row..][..row]);
+        }
     }
     for (from, to, codes) in [(from_k, to_k, k_codes), (from_v, to_v, v_codes)] {
         let row = PAGE_TOKENS * SCALE_BYTES;

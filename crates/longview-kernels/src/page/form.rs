@@ -10,6 +10,10 @@
 //! | q8 | `s · code`, codes −127..127 | largest magnitude ÷ 127 | `s / 2`: 0.4 % of the block's largest |
 //! | q4 | `s · (code − 7.5)`, codes 0..15 | largest magnitude ÷ 7.5 | `s / 2`: 6.7 % of the block's largest |
 //!
+//! Two more hold the same codes and scales, and so the same numbers, as q8 and q4, but lie as products of
+//! bytes read them (`quads`): *dotted* forms. Attention multiplies their codes with whole numbers, which
+//! queries and weights are rounded to.
+//!
 //! Forms that are made of a whole page at a time, kivi and sparse, are described in `whole`.
 //!
 //! Numbers beyond ±65504 become ±65504 first. A block that holds a NaN becomes NaN whole: it is not
@@ -17,13 +21,14 @@
 
 use half::{bf16, f16};
 
+use super::quads::CodeBits;
 use super::whole::{Kivi, KiviBits, KiviGroup, KiviQueries, Sparse};
 
 /// Channels of a token that share one scale in the quantised forms.
 pub const QUANT_BLOCK: usize = 32;
 
 /// Why rows of some forms cannot be read by number.
-const NO_ROWS: &str = "pages that are made whole have no rows of numbers";
+const NO_ROWS: &str = "pages in which four numbers lie together have no rows of numbers";
 
 /// Bytes of a scale.
 pub(crate) const SCALE_BYTES: usize = 2;
@@ -54,6 +59,8 @@ pub enum KvType {
     Q8,
     /// 4 bits a number and a scale for every 32 channels of a token: 4.5 bits.
     Q4,
+    /// The numbers of [`KvType::Q8`] or [`KvType::Q4`], read in whole numbers.
+    Dotted(Dotted),
     /// 4 or 2 bits a number: keys with a scale and a middle for every group of tokens of a channel,
     /// values with both for every 32 channels of a token. Made of whole pages.
     Kivi(Kivi),
@@ -62,14 +69,90 @@ pub enum KvType {
     Sparse(Sparse),
 }
 
+/// How numbers that are read in whole numbers are stored, and how they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Dotted {
+    /// Bits of a code.
+    pub bits: DottedBits,
+    /// What attention rounds queries and weights to; says nothing of what is stored.
+    pub queries: QueryBits,
+}
+
+/// Bits of a code of [`Dotted`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DottedBits {
+    /// The codes of q8.
+    Eight,
+    /// The codes of q4.
+    Four,
+}
+
+/// What factors that are multiplied with codes are rounded to: queries, and weights times the scales of
+/// their values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QueryBits {
+    /// 16 bits of the largest of a block of a query, or of a page's weights.
+    Sixteen,
+    /// 8 bits of it: half the arithmetic.
+    Eight,
+}
+
+impl Dotted {
+    /// How its codes lie.
+    pub(crate) fn codes(self) -> CodeBits {
+        match self.bits {
+            DottedBits::Eight => CodeBits::Eight,
+            DottedBits::Four => CodeBits::Four,
+        }
+    }
+
+    /// The form that holds the same numbers row by row.
+    pub(crate) fn numbers(self) -> KvType {
+        match self.bits {
+            DottedBits::Eight => KvType::Q8,
+            DottedBits::Four => KvType::Q4,
+        }
+    }
+
+    /// What stands in a page for a code of [`Dotted::numbers`].
+    #[inline]
+    pub(crate) fn stored(self, code: f32) -> u8 {
+        match self.bits {
+            DottedBits::Eight => (code + CodeBits::Eight.middle()) as u8,
+            DottedBits::Four => code as u8,
+        }
+    }
+}
+
+impl QueryBits {
+    /// The largest whole number.
+    pub(crate) fn limit(self) -> f32 {
+        match self {
+            // Both bytes are signed: 127 · 256 + 127.
+            QueryBits::Sixteen => 32_639.0,
+            QueryBits::Eight => 127.0,
+        }
+    }
+}
+
 impl KvType {
-    /// Every form that is written token by token.
-    pub const ALL: [KvType; 5] = [
+    /// Forms that are written token by token, of dotted ones some of each kind.
+    pub const ALL: [KvType; 7] = [
         KvType::F32,
         KvType::F16,
         KvType::BF16,
         KvType::Q8,
         KvType::Q4,
+        KvType::dotted(DottedBits::Eight, QueryBits::Sixteen),
+        KvType::dotted(DottedBits::Four, QueryBits::Eight),
+    ];
+
+    /// Every dotted form.
+    pub const DOTTED: [KvType; 4] = [
+        KvType::dotted(DottedBits::Eight, QueryBits::Sixteen),
+        KvType::dotted(DottedBits::Eight, QueryBits::Eight),
+        KvType::dotted(DottedBits::Four, QueryBits::Sixteen),
+        KvType::dotted(DottedBits::Four, QueryBits::Eight),
     ];
 
     /// Forms that are made of whole pages, some of each kind.
@@ -81,6 +164,11 @@ impl KvType {
         KvType::Sparse(Sparse { percent: 70 }),
         KvType::kivi(KiviBits::Four, KiviGroup::Tokens32).with_queries(KiviQueries::Int8),
     ];
+
+    /// The codes of q8 or q4, read with queries of so many bits.
+    pub const fn dotted(bits: DottedBits, queries: QueryBits) -> KvType {
+        KvType::Dotted(Dotted { bits, queries })
+    }
 
     /// Kivi with so many bits, and keys with a scale for so many tokens.
     pub const fn kivi(bits: KiviBits, group: KiviGroup) -> KvType {
@@ -105,8 +193,8 @@ impl KvType {
         matches!(self, KvType::Kivi(_) | KvType::Sparse(_))
     }
 
-    /// Bytes of a row of `width` numbers, scales not counted; of forms that are made of whole pages
-    /// once they are f32.
+    /// Bytes of a row of `width` numbers, scales not counted; of forms that do not lie in rows once they
+    /// are f32.
     #[inline(always)]
     pub(crate) fn row_bytes(self, width: usize) -> usize {
         match self {
@@ -114,7 +202,7 @@ impl KvType {
             KvType::F16 | KvType::BF16 => width * 2,
             KvType::Q8 => width,
             KvType::Q4 => width.div_ceil(NIBBLE_RUN) * NIBBLE_RUN / 2,
-            KvType::Kivi(_) | KvType::Sparse(_) => width * 4,
+            KvType::Dotted(_) | KvType::Kivi(_) | KvType::Sparse(_) => width * 4,
         }
     }
 
@@ -122,7 +210,9 @@ impl KvType {
     pub(crate) fn scales(self, channels: usize) -> usize {
         match self {
             KvType::F32 | KvType::F16 | KvType::BF16 | KvType::Sparse(_) => 0,
-            KvType::Q8 | KvType::Q4 | KvType::Kivi(_) => channels.div_ceil(QUANT_BLOCK),
+            KvType::Q8 | KvType::Q4 | KvType::Dotted(_) | KvType::Kivi(_) => {
+                channels.div_ceil(QUANT_BLOCK)
+            }
         }
     }
 
@@ -140,7 +230,7 @@ impl KvType {
                 let (byte, shift) = nibble(at);
                 f32::from(row[byte] >> shift & 15) - Q4_MIDDLE
             }
-            KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("{NO_ROWS}"),
+            KvType::Dotted(_) | KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("{NO_ROWS}"),
         }
     }
 
@@ -161,7 +251,7 @@ impl KvType {
                 let (byte, shift) = nibble(at);
                 row[byte] = row[byte] & !(15 << shift) | (x as u8) << shift;
             }
-            KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("{NO_ROWS}"),
+            KvType::Dotted(_) | KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("{NO_ROWS}"),
         }
     }
 }
@@ -174,6 +264,13 @@ impl std::fmt::Display for KvType {
             KvType::BF16 => "bf16",
             KvType::Q8 => "q8",
             KvType::Q4 => "q4",
+            KvType::Dotted(dotted) => {
+                let queries = match dotted.queries {
+                    QueryBits::Sixteen => "int16",
+                    QueryBits::Eight => "int8",
+                };
+                return write!(f, "{} with {queries} queries", dotted.numbers());
+            }
             KvType::Kivi(kivi) => {
                 let bits = match kivi.bits {
                     KiviBits::Four => 4,

@@ -9,19 +9,21 @@
 
 mod copy;
 mod form;
+mod quads;
 mod whole;
 mod write;
 
 use half::f16;
 
 pub use copy::copy_slots;
-pub use form::{KvType, QUANT_BLOCK};
+pub use form::{Dotted, DottedBits, KvType, QUANT_BLOCK, QueryBits};
 pub use whole::{Kivi, KiviBits, KiviGroup, KiviQueries, Sparse, pack_page};
 pub use write::{StridedRows, write_key, write_tokens, write_value};
 
 use form::SCALE_BYTES;
 pub(crate) use form::{Q4_MIDDLE, nibble};
-pub(crate) use whole::{RUN_BYTES, bitmap_words, half_at, word_at};
+pub(crate) use quads::{CodeBits, QUAD, RUN_BYTES};
+pub(crate) use whole::{bitmap_words, half_at, word_at};
 
 /// Tokens in a page.
 pub const PAGE_TOKENS: usize = 64;
@@ -80,7 +82,8 @@ impl PageGeometry {
     pub(crate) fn k_codes_bytes(&self) -> usize {
         match self.k_type {
             KvType::Sparse(_) => self.k_bytes(),
-            KvType::Kivi(kivi) => kivi.codes_bytes(self.head_dim, PAGE_TOKENS),
+            KvType::Kivi(kivi) => kivi.codes().codes_bytes(self.head_dim, PAGE_TOKENS),
+            KvType::Dotted(dotted) => dotted.codes().codes_bytes(self.head_dim, PAGE_TOKENS),
             k_type => k_type.row_bytes(PAGE_TOKENS) * self.head_dim,
         }
     }
@@ -90,7 +93,8 @@ impl PageGeometry {
     pub(crate) fn v_codes_bytes(&self) -> usize {
         match self.v_type {
             KvType::Sparse(_) => self.v_bytes(),
-            KvType::Kivi(kivi) => kivi.codes_bytes(PAGE_TOKENS, self.v_dim),
+            KvType::Kivi(kivi) => kivi.codes().codes_bytes(PAGE_TOKENS, self.v_dim),
+            KvType::Dotted(dotted) => dotted.codes().codes_bytes(PAGE_TOKENS, self.v_dim),
             _ => self.v_row_bytes() * PAGE_TOKENS,
         }
     }
@@ -133,6 +137,10 @@ pub(crate) fn key_number(geom: &PageGeometry, page_k: &[u8], slot: usize, d: usi
         return whole::key_number(geom, page_k, slot, d);
     }
     let (codes, scales) = page_k.split_at(geom.k_codes_bytes());
+    if let KvType::Dotted(dotted) = geom.k_type {
+        let code = dotted.codes().code(codes, d, slot, PAGE_TOKENS);
+        return scaled(f32::from(code) - dotted.codes().middle(), scales, slot, d);
+    }
     let row = &codes[d * geom.k_type.row_bytes(PAGE_TOKENS)..];
     scaled(geom.k_type.get(row, slot), scales, slot, d)
 }
@@ -144,6 +152,10 @@ pub(crate) fn value_number(geom: &PageGeometry, page_v: &[u8], slot: usize, d: u
         return whole::value_number(geom, page_v, slot, d);
     }
     let (codes, scales) = page_v.split_at(geom.v_codes_bytes());
+    if let KvType::Dotted(dotted) = geom.v_type {
+        let code = dotted.codes().code(codes, slot, d, geom.v_dim);
+        return scaled(f32::from(code) - dotted.codes().middle(), scales, slot, d);
+    }
     let row = &codes[slot * geom.v_row_bytes()..];
     scaled(geom.v_type.get(row, d), scales, slot, d)
 }
@@ -202,6 +214,7 @@ mod tests {
             // Half a step of eight significant bits.
             KvType::BF16 => x.abs() / 256.0,
             // Half a scale; scales are rounded up to half precision.
+            KvType::Dotted(dotted) => allowed(dotted.numbers(), x, largest),
             KvType::Q8 => largest / 127.0 * 0.5005 * 1.001 + 3e-8,
             KvType::Q4 => largest / 7.5 * 0.5005 * 1.001 + 3e-8,
             KvType::Kivi(_) | KvType::Sparse(_) => unreachable!("not written token by token"),

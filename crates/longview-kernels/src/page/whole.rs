@@ -8,10 +8,7 @@
 //! channel, a group of values 32 consecutive channels of one token. So a number is off by at most
 //! `scale / 2 + |middle| / 2048`.
 //!
-//! Codes lie as products of bytes read them: four numbers that are summed over (channels of a key,
-//! tokens of a value) side by side, and sixteen times four of them, of as many tokens of a key or
-//! channels of a value, in 64 bytes, which hold two or four such runs in the bits of a byte, the first
-//! in the lowest.
+//! Codes lie as products of bytes read them, see `quads`.
 //!
 //! **sparse** (mustafar). Of the `width` numbers of a token's key or value the
 //! `width - floor(width · percent / 100)` largest magnitudes stay, in half precision, ties to the
@@ -21,7 +18,8 @@
 
 use half::f16;
 
-use super::form::{KvType, LARGEST_F16, QUANT_BLOCK, half_rounded_up};
+use super::form::{KvType, LARGEST_F16, QUANT_BLOCK, QueryBits, half_rounded_up};
+use super::quads::CodeBits;
 use super::{PAGE_TOKENS, PageGeometry, check, read_key, read_value, write_key, write_value};
 
 /// How kivi stores numbers.
@@ -70,82 +68,35 @@ pub struct Sparse {
     pub percent: u8,
 }
 
-/// Numbers of a run: the places of one vector of 64 bytes.
-const RUN: usize = 16;
-
-/// Bytes that hold some runs of codes, four codes to each place.
-pub(crate) const RUN_BYTES: usize = 64;
-
 /// Bytes after the last number that vector loads may read.
 const OVERREAD: usize = 32;
 
 impl Kivi {
-    /// Numbers, side by side in what is summed over, that lie in the same place.
-    pub(crate) const QUAD: usize = 4;
-
-    /// Bytes of the codes of `summed` times `across` numbers.
-    pub(crate) fn codes_bytes(self, summed: usize, across: usize) -> usize {
-        summed.div_ceil(Kivi::QUAD) * self.quad_bytes(across)
-    }
-
-    /// Bytes of four numbers that are summed over, each `across` times.
-    pub(crate) fn quad_bytes(self, across: usize) -> usize {
-        across.div_ceil(RUN * self.bits.runs()) * RUN_BYTES
-    }
-
-    /// Where the code of number `at` of those summed over, at place `lane` of `across`, is: its byte
-    /// and how far up in it.
-    pub(crate) fn place(self, at: usize, lane: usize, across: usize) -> (usize, u32) {
-        let runs = self.bits.runs();
-        let (block, within) = (lane / (RUN * runs), lane % (RUN * runs));
-        let byte = at / Kivi::QUAD * self.quad_bytes(across)
-            + block * RUN_BYTES
-            + within % RUN * Kivi::QUAD
-            + at % Kivi::QUAD;
-        (byte, (within / RUN) as u32 * self.bits.count())
-    }
-
-    /// The code there.
-    pub(crate) fn code(self, codes: &[u8], at: usize, lane: usize, across: usize) -> u8 {
-        let (byte, shift) = self.place(at, lane, across);
-        codes[byte] >> shift & self.bits.mask()
-    }
-
-    fn put_code(self, codes: &mut [u8], (at, lane): (usize, usize), across: usize, code: f32) {
-        let (byte, shift) = self.place(at, lane, across);
-        codes[byte] = codes[byte] & !(self.bits.mask() << shift) | (code as u8) << shift;
+    /// How its codes lie.
+    pub(crate) fn codes(self) -> CodeBits {
+        match self.bits {
+            KiviBits::Four => CodeBits::Four,
+            KiviBits::Two => CodeBits::Two,
+        }
     }
 }
 
 impl KiviBits {
-    /// Bits of a code.
-    pub(crate) fn count(self) -> u32 {
-        match self {
-            KiviBits::Four => 4,
-            KiviBits::Two => 2,
-        }
-    }
-
-    /// Codes that share a byte.
-    fn runs(self) -> usize {
-        8 / self.count() as usize
-    }
-
-    /// The bits of the first code of a byte.
-    pub(crate) fn mask(self) -> u8 {
-        (1 << self.count()) - 1
-    }
-
-    /// The middle of the codes.
-    pub(crate) fn middle(self) -> f32 {
-        self.steps() / 2.0
-    }
-
     /// The largest code.
     pub(crate) fn steps(self) -> f32 {
         match self {
             KiviBits::Four => 15.0,
             KiviBits::Two => 3.0,
+        }
+    }
+}
+
+impl KiviQueries {
+    /// Bits of a factor.
+    pub(crate) fn bits(self) -> QueryBits {
+        match self {
+            KiviQueries::Float => QueryBits::Sixteen,
+            KiviQueries::Int8 => QueryBits::Eight,
         }
     }
 }
@@ -276,7 +227,8 @@ fn kivi_keys(kivi: Kivi, geom: &PageGeometry, page_k: &mut [u8], keys: &[f32]) {
             let column = (first..first + group).map(|t| keys[t * dim + d]);
             let of_group = Group::of(column.clone(), kivi.bits.steps());
             for (t, x) in (first..).zip(column) {
-                kivi.put_code(codes, (d, t), PAGE_TOKENS, of_group.code(x));
+                kivi.codes()
+                    .put(codes, (d, t), PAGE_TOKENS, of_group.code(x) as u8);
             }
             let at = (g * dim + d) * 2;
             scales[at..at + 2].copy_from_slice(&of_group.scale.to_le_bytes());
@@ -296,7 +248,8 @@ fn kivi_value(kivi: Kivi, geom: &PageGeometry, page_v: &mut [u8], slot: usize, v
         let of_group = Group::of(numbers.iter().copied(), kivi.bits.steps());
         for (i, &x) in numbers.iter().enumerate() {
             let place = (slot, block * QUANT_BLOCK + i);
-            kivi.put_code(codes, place, geom.v_dim, of_group.code(x));
+            kivi.codes()
+                .put(codes, place, geom.v_dim, of_group.code(x) as u8);
         }
         let at = (block * PAGE_TOKENS + slot) * 2;
         scales[at..at + 2].copy_from_slice(&of_group.scale.to_le_bytes());
@@ -402,8 +355,8 @@ fn kivi_key_number(kivi: Kivi, geom: &PageGeometry, page_k: &[u8], slot: usize, 
     let (codes, scales) = page_k.split_at(geom.k_codes_bytes());
     let (scales, middles) = scales.split_at(scales.len() / 2);
     let at = slot / kivi.group.tokens() * geom.head_dim + d;
-    let code = kivi.code(codes, d, slot, PAGE_TOKENS);
-    half_at(middles, at) + half_at(scales, at) * (f32::from(code) - kivi.bits.middle())
+    let code = kivi.codes().code(codes, d, slot, PAGE_TOKENS);
+    half_at(middles, at) + half_at(scales, at) * (f32::from(code) - kivi.codes().middle())
 }
 
 /// Channel `d` of the value in `slot` of a kivi page.
@@ -411,8 +364,8 @@ fn kivi_value_number(kivi: Kivi, geom: &PageGeometry, page_v: &[u8], slot: usize
     let (codes, scales) = page_v.split_at(geom.v_codes_bytes());
     let (scales, middles) = scales.split_at(scales.len() / 2);
     let at = d / QUANT_BLOCK * PAGE_TOKENS + slot;
-    let code = kivi.code(codes, slot, d, geom.v_dim);
-    half_at(middles, at) + half_at(scales, at) * (f32::from(code) - kivi.bits.middle())
+    let code = kivi.codes().code(codes, slot, d, geom.v_dim);
+    half_at(middles, at) + half_at(scales, at) * (f32::from(code) - kivi.codes().middle())
 }
 
 /// Channel `d` of the key in `slot` of a sparse page.
@@ -517,31 +470,6 @@ mod tests {
         assert!(Group::of([1.0, f32::NAN].into_iter(), 3.0).scale.is_nan());
         let wide = Group::of([f32::INFINITY, f32::NEG_INFINITY].into_iter(), 3.0);
         assert!(wide.scale.is_finite() && wide.middle.to_f32() == 0.0);
-    }
-
-    #[test]
-    fn codes_have_places_of_their_own() {
-        for (bits, across) in [
-            (KiviBits::Four, 64),
-            (KiviBits::Two, 64),
-            (KiviBits::Four, 33),
-        ] {
-            let KvType::Kivi(kivi) = KvType::kivi(bits, KiviGroup::Tokens32) else {
-                unreachable!()
-            };
-            let mut seen = std::collections::HashSet::new();
-            for (at, lane) in (0..10).flat_map(|at| (0..across).map(move |lane| (at, lane))) {
-                let (byte, shift) = kivi.place(at, lane, across);
-                assert!(byte < kivi.codes_bytes(10, across) && shift + bits.count() <= 8);
-                assert!(seen.insert((byte, shift)), "{at} {lane}");
-            }
-        }
-        let KvType::Kivi(kivi) = KvType::WHOLE[0] else {
-            unreachable!()
-        };
-        // Channels 4 and 5 of token 17, of token 32: the second quad, its second run and second line.
-        let place = |at, lane| kivi.place(at, lane, 64);
-        assert_eq!((place(4, 17), place(5, 32)), ((132, 4), (193, 0)));
     }
 
     #[test]

@@ -39,6 +39,18 @@ pub fn write_key(geom: &PageGeometry, page_k: &mut [u8], slot: usize, k: &[f32])
     assert_eq!(k.len(), geom.head_dim, "a key has head_dim numbers");
     let kv_type = geom.k_type;
     let (codes, scales) = page_k.split_at_mut(geom.k_codes_bytes());
+    if let KvType::Dotted(dotted) = kv_type {
+        for (block, k) in k.chunks(QUANT_BLOCK).enumerate() {
+            let numbers = stored(dotted.numbers(), scales, slot, block, k);
+            for (i, &x) in numbers[..k.len()].iter().enumerate() {
+                let place = (block * QUANT_BLOCK + i, slot);
+                dotted
+                    .codes()
+                    .put(codes, place, PAGE_TOKENS, dotted.stored(x));
+            }
+        }
+        return;
+    }
     let row_bytes = kv_type.row_bytes(PAGE_TOKENS);
     let mut rows = codes.chunks_exact_mut(row_bytes);
     for (block, k) in k.chunks(QUANT_BLOCK).enumerate() {
@@ -64,6 +76,20 @@ pub fn write_value(geom: &PageGeometry, page_v: &mut [u8], slot: usize, v: &[f32
     assert_eq!(v.len(), geom.v_dim, "a value has v_dim numbers");
     let kv_type = geom.v_type;
     let (codes, scales) = page_v.split_at_mut(geom.v_codes_bytes());
+    if let KvType::Dotted(dotted) = kv_type {
+        let bits = dotted.codes();
+        for lane in v.len()..bits.padded(v.len()) {
+            bits.put(codes, (slot, lane), geom.v_dim, 0);
+        }
+        for (block, v) in v.chunks(QUANT_BLOCK).enumerate() {
+            let numbers = stored(dotted.numbers(), scales, slot, block, v);
+            for (i, &x) in numbers[..v.len()].iter().enumerate() {
+                let place = (slot, block * QUANT_BLOCK + i);
+                bits.put(codes, place, geom.v_dim, dotted.stored(x));
+            }
+        }
+        return;
+    }
     let row = &mut codes[slot * geom.v_row_bytes()..][..geom.v_row_bytes()];
     // What no channel fills is 0, so that the bits follow from the numbers alone.
     row.fill(0);

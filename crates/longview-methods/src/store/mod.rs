@@ -195,11 +195,7 @@ pub(crate) fn choose(text: &str) -> Result<Chosen, MethodError> {
 
 /// The method that stores keys and values as `kv_type`.
 pub(crate) fn plain_name(kv_type: KvType) -> &'static str {
-    let stores = |method: &&'static Method| {
-        let alone = method.parameters.is_empty();
-        alone
-            && matches!(method.build, Build::Store(build) if build_alone(build, method) == Some(kv_type))
-    };
+    let stores = |method: &&'static Method| matches!(method.build, Build::Store(build) if build_alone(build, method) == Some(kv_type));
     METHODS
         .iter()
         .find(stores)
@@ -207,7 +203,7 @@ pub(crate) fn plain_name(kv_type: KvType) -> &'static str {
         .name
 }
 
-/// The number type that a method without parameters stores.
+/// The number type that a method stores where nothing is said.
 fn build_alone(
     build: fn(&Arguments) -> Result<KvForm, MethodError>,
     method: &'static Method,
@@ -283,6 +279,24 @@ mod tests {
     }
 
     #[test]
+    fn forms_that_are_read_in_whole_numbers_have_a_text_of_their_own() {
+        for (text, canonical, name) in [
+            (
+                "q8(queries=int8)",
+                "q8(queries=int8)",
+                "q8 with int8 queries",
+            ),
+            ("q4(int16)", "q4(queries=int16)", "q4 with int16 queries"),
+            ("q8(queries=float)", "q8", "q8"),
+        ] {
+            let chosen = choose(text).unwrap();
+            assert_eq!(chosen.text, canonical);
+            assert_eq!(chosen.forms.form().k.to_string(), name);
+            assert_eq!(choose(canonical).unwrap().forms, chosen.forms);
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, words) in [
             ("kivi(bits=3)", "bits = 3 is not 2 or 4"),
@@ -299,6 +313,7 @@ mod tests {
             ("kiwi", "did you mean \"kivi\"?"),
             ("kivi(bit=4)", "did you mean \"bits\"?"),
             ("kivi(queries=int4)", "one of float, int8"),
+            ("q8(queries=int4)", "one of float, int16, int8"),
             ("q8, sinks=-3", "sinks = -3 is not a whole number"),
             ("q8, sinks=3, sinks=4", "sinks is given twice"),
             (

@@ -1,8 +1,28 @@
 //! Forms in which every number stands for itself or shares a scale with its neighbours.
 
-use longview_kv::KvType;
+use longview_kv::{DottedBits, KvType, QueryBits};
 
-use crate::method::{Build, Method, Stage};
+use crate::arguments::Arguments;
+use crate::method::{Build, Domain, Method, Parameter, Stage};
+
+/// What attention rounds to before it multiplies with codes.
+const QUERIES: Parameter = Parameter {
+    name: "queries",
+    default: "float",
+    unit: "",
+    doc: "float: codes are multiplied with floats; int16, int8: with whole numbers, queries rounded to so \
+          many bits by blocks of 32 channels, and weights times scales of values",
+    domain: Domain::Added(&["float", "int16", "int8"]),
+};
+
+/// The form `plain`, or where whole numbers are asked for, its codes laid out for them.
+fn with_queries(arguments: &Arguments, plain: KvType, bits: DottedBits) -> KvType {
+    match arguments.word("queries") {
+        "int16" => KvType::dotted(bits, QueryBits::Sixteen),
+        "int8" => KvType::dotted(bits, QueryBits::Eight),
+        _ => plain,
+    }
+}
 
 /// `f16`.
 pub(super) const F16: Method = Method {
@@ -39,7 +59,10 @@ pub(super) const Q8: Method = Method {
     exact: false,
     doc: "keys and values in 8 bits, a scale for every 32 channels of a token: each rounded by up to \
           0.4 % of the largest of its 32",
-    build: Build::Store(|_| Ok(KvType::Q8.into())),
+    parameters: &[QUERIES],
+    build: Build::Store(|arguments| {
+        Ok(with_queries(arguments, KvType::Q8, DottedBits::Eight).into())
+    }),
     ..F16
 };
 
@@ -49,6 +72,9 @@ pub(super) const Q4: Method = Method {
     exact: false,
     doc: "keys and values in 4 bits, a scale for every 32 channels of a token: each rounded by up to \
           6.7 % of the largest of its 32",
-    build: Build::Store(|_| Ok(KvType::Q4.into())),
+    parameters: &[QUERIES],
+    build: Build::Store(|arguments| {
+        Ok(with_queries(arguments, KvType::Q4, DottedBits::Four).into())
+    }),
     ..F16
 };
