@@ -44,6 +44,9 @@ pub(crate) struct Contexts {
     tenant: Arc<Tenant>,
     records: Option<Records>,
     entries: Mutex<BTreeMap<String, Entry>>,
+    /// Held while a record is written or removed, and locked before the entries: nobody sees the record
+    /// of a context that was deleted while it was being written.
+    recording: Mutex<()>,
 }
 
 /// What text a context's tokens are.
@@ -169,6 +172,7 @@ impl Contexts {
             tenant,
             records: folder.map(|folder| Records::open(folder, salt.as_bytes())),
             entries: Mutex::default(),
+            recording: Mutex::default(),
         }
     }
 
@@ -340,6 +344,7 @@ impl Contexts {
     /// Removes a context. Its blocks stay until there is no room for them.
     pub(crate) fn delete(&self, app: &App, name: &str) -> Result<String, ApiError> {
         let id = self.find(app, name)?;
+        let _recording = self.record_alone();
         if let Some(entry) = self.lock().remove(&id)
             && let Some(job) = entry.job
         {
@@ -489,6 +494,12 @@ impl Contexts {
             Some(entry) => work(entry),
             None => Err(unknown(id)),
         }
+    }
+
+    /// Waits for the record that is being written or removed.
+    fn record_alone(&self) -> MutexGuard<'_, ()> {
+        let taken = self.recording.lock();
+        taken.unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {

@@ -40,22 +40,20 @@ impl Contexts {
         let Ok(origin) = self.origin(app) else {
             return Ok(false);
         };
-        let record = self.with(&id, |entry| {
-            entry.open(app, &self.tenant);
-            Ok(entry.record(&id, &origin))
-        })?;
-        let Some(record) = record else {
-            return Ok(false);
-        };
-        records.save(&record)?;
-        let noted = self.with(&id, |entry| {
-            entry.saved = true;
-            Ok(())
-        });
-        if let Err(gone) = noted {
-            // It was deleted meanwhile, and is not to come back.
-            let _ = records.remove(&id);
-            return Err(gone);
+        {
+            let _recording = self.record_alone();
+            let record = self.with(&id, |entry| {
+                entry.open(app, &self.tenant);
+                Ok(entry.record(&id, &origin))
+            })?;
+            let Some(record) = record else {
+                return Ok(false);
+            };
+            records.save(&record)?;
+            self.with(&id, |entry| {
+                entry.saved = true;
+                Ok(())
+            })?;
         }
         if let Some(store) = app.engine().store() {
             store.sync()?;
