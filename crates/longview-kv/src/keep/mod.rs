@@ -10,6 +10,7 @@ mod allocate;
 mod compress;
 mod observe;
 mod pace;
+mod pairs;
 mod repeat;
 pub(crate) mod stream;
 mod view;
@@ -21,6 +22,7 @@ pub use compress::Compression;
 pub use observe::LayerRows;
 pub(crate) use pace::Kept;
 pub use pace::{KeepBytes, KeepReport};
+pub use pairs::Pairs;
 pub use repeat::{Marks, Repeated, Repetition};
 pub use view::{KeyPage, LayerView, Queries, ValuePage};
 
@@ -228,21 +230,6 @@ pub trait Merge: Send + Sync {
         turn: &dyn Fn(isize, &mut [f32]),
         memory: &mut Option<f32>,
     );
-}
-
-/// Pairs of one KV head as numbers, ascending by position.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Pairs {
-    /// The tokens they are of.
-    pub positions: Vec<u32>,
-    /// `[pairs][head_dim]`
-    pub keys: Vec<f32>,
-    /// `[pairs][v_dim]`
-    pub values: Vec<f32>,
-    /// Channels of a key.
-    pub head_dim: usize,
-    /// Channels of a value.
-    pub v_dim: usize,
 }
 
 /// The scores of one layer, `[heads][pairs of the head]`.

@@ -579,35 +579,3 @@ impl<'a> LayerView<'a> {
         self.stream.map_or(&[], |stream| stream.positions(head))
     }
 }
-
-impl Pairs {
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.positions.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.positions.is_empty()
-    }
-
-    /// The key of a pair.
-    pub fn key(&self, pair: usize) -> &[f32] {
-        &self.keys[pair * self.head_dim..][..self.head_dim]
-    }
-
-    /// The value of a pair.
-    pub fn value(&self, pair: usize) -> &[f32] {
-        &self.values[pair * self.v_dim..][..self.v_dim]
-    }
-
-    /// The key of a pair, to be written.
-    pub fn key_mut(&mut self, pair: usize) -> &mut [f32] {
-        &mut self.keys[pair * self.head_dim..][..self.head_dim]
-    }
-
-    /// The value of a pair, to be written.
-    pub fn value_mut(&mut self, pair: usize) -> &mut [f32] {
-        &mut self.values[pair * self.v_dim..][..self.v_dim]
-    }
-}
