@@ -23,6 +23,24 @@ const CONTINUATION_TOKENS: usize = 512;
 /// Rows of a pass whose logits are compared.
 const PASS_TOKENS: usize = 32;
 
+/// A text of which the beginning is read and the end predicted.
+#[derive(Clone, Copy)]
+struct Followed<'a> {
+    case: &'a Case,
+    /// The beginning.
+    before: &'a [u32],
+    lengths: Lengths,
+    /// Tokens of the text that count as its length.
+    length: usize,
+    /// What the dense path has read of it.
+    dense: &'a Context,
+    /// Tokens read after the beginning, and what should follow each.
+    rows: &'a [u32],
+    targets: &'a [u32],
+    /// Rows of a pass.
+    at_once: usize,
+}
+
 impl Evaluation<'_> {
     /// Perplexity and divergence of the end of a piece of text whose beginning was read.
     pub(super) fn continuation(
@@ -41,35 +59,21 @@ impl Evaluation<'_> {
             planned: piece.len(),
         };
         let dense = self.read(&[&Setup::dense()], before, lengths)?;
-        for part in self.by_reading(setups) {
-            let reading = self.read(&part, before, lengths);
-            let Some(mut reading) = all_or_refused(reading, &part, measured)? else {
-                continue;
-            };
-            for setup in part {
-                let mut compared = Compared::default();
-                let held = match self.compress(setup, &mut reading, lengths) {
-                    Ok(held) => held,
-                    Err(error) => {
-                        measured(setup, Err(error))?;
-                        continue;
-                    }
-                };
-                let mut contexts = [held.context.fork(), dense.context.fork()];
-                // What is predicted is read as an answer is.
-                contexts[0].answer_from(before.len() + 1);
-                for (rows, targets) in rows.chunks(PASS_TOKENS).zip(rest.chunks(PASS_TOKENS)) {
-                    self.compare(&mut contexts, rows, targets, &mut compared)?;
-                }
-                let mut outcome = compared.outcome(case, setup, &reading, &held, piece.len());
-                outcome.read_share = read_share(&contexts[0]);
-                outcome.measure = Measure::Perplexity;
-                outcome.score = (compared.loss / compared.tokens as f64).exp();
-                outcome.same_until = None;
-                measured(setup, Ok(outcome))?;
-            }
-        }
-        Ok(())
+        let followed = Followed {
+            case,
+            before,
+            lengths,
+            length: piece.len(),
+            dense: &dense.context,
+            rows: &rows,
+            targets: rest,
+            at_once: PASS_TOKENS,
+        };
+        self.follow(&followed, setups, measured, &|outcome, compared| {
+            outcome.measure = Measure::Perplexity;
+            outcome.score = (compared.loss / compared.tokens as f64).exp();
+            outcome.same_until = None;
+        })
     }
 
     /// The dense path generates; every setup reads what it generated token by token, and is asked
@@ -107,13 +111,47 @@ impl Evaluation<'_> {
             .ids;
         let (_, read) = generated.split_last().unwrap_or((&0, &[]));
         let rows: Vec<u32> = [&[last], read].concat();
+        let followed = Followed {
+            case,
+            before,
+            lengths,
+            length: piece.len(),
+            dense: &dense.context,
+            rows: &rows,
+            targets: &generated,
+            at_once: 1,
+        };
+        self.follow(&followed, setups, measured, &|outcome, compared| {
+            outcome.decode_tokens = rows.len();
+            outcome.decode_seconds = compared.seconds;
+        })
+    }
+
+    /// Reads the beginning of a text under every setup and compares what is predicted of its end with
+    /// what the dense path predicts; `finish` completes an outcome.
+    fn follow(
+        &self,
+        followed: &Followed<'_>,
+        setups: &[&Setup],
+        measured: &mut Measured<'_>,
+        finish: &dyn Fn(&mut Outcome, &Compared),
+    ) -> Result<(), EvalError> {
+        let Followed {
+            case,
+            before,
+            lengths,
+            length,
+            dense,
+            rows,
+            targets,
+            at_once,
+        } = *followed;
         for part in self.by_reading(setups) {
             let reading = self.read(&part, before, lengths);
             let Some(mut reading) = all_or_refused(reading, &part, measured)? else {
                 continue;
             };
             for setup in part {
-                let mut compared = Compared::default();
                 let held = match self.compress(setup, &mut reading, lengths) {
                     Ok(held) => held,
                     Err(error) => {
@@ -121,15 +159,16 @@ impl Evaluation<'_> {
                         continue;
                     }
                 };
-                let mut contexts = [held.context.fork(), dense.context.fork()];
+                let mut compared = Compared::default();
+                let mut contexts = [held.context.fork(), dense.fork()];
+                // What is predicted is read as an answer is.
                 contexts[0].answer_from(before.len() + 1);
-                for (row, target) in rows.chunks(1).zip(generated.chunks(1)) {
-                    self.compare(&mut contexts, row, target, &mut compared)?;
+                for (rows, targets) in rows.chunks(at_once).zip(targets.chunks(at_once)) {
+                    self.compare(&mut contexts, rows, targets, &mut compared)?;
                 }
-                let mut outcome = compared.outcome(case, setup, &reading, &held, piece.len());
+                let mut outcome = compared.outcome(case, setup, &reading, &held, length);
                 outcome.read_share = read_share(&contexts[0]);
-                outcome.decode_tokens = rows.len();
-                outcome.decode_seconds = compared.seconds;
+                finish(&mut outcome, &compared);
                 measured(setup, Ok(outcome))?;
             }
         }

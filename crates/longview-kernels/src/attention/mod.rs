@@ -16,6 +16,7 @@ mod partials;
 mod scalar;
 mod scores;
 mod softmax;
+mod stored;
 mod tiles;
 mod values;
 

@@ -18,13 +18,14 @@
 
 use std::ops::Range;
 
-use super::element::{Brain, Byte, Convert, Half, Nibble, Single};
+use super::element::{Brain, Byte, Half, Nibble, Single};
 use super::expand::Expand;
 use super::fetch::Fetch;
 use super::fixed::{DotCodes, FixQueries, FixRows, FixWeights, Fixed, Groups, Into, ScoreCodes};
 use super::scores::ScoreTile;
 use super::softmax::SoftmaxTile;
-use super::values::{ScaleWeights, Scaled, Unscaled, ValueTile};
+use super::stored::Stored;
+use super::values::{Scaled, Unscaled, ValueTile, scale_weights};
 use super::{AttentionScratch, PageRef, Partials, QueryRows, TILE_ROWS, visible_in_page};
 use crate::Floats;
 use crate::lanes::Lanes;
@@ -287,106 +288,6 @@ impl Span<'_> {
     }
 }
 
-/// A page's keys or values as they lie in memory.
-#[derive(Clone, Copy)]
-struct Stored<'a> {
-    kv_type: KvType,
-    codes: &'a [u8],
-    /// Empty where the form has none; in kivi pages with as many middles after them.
-    scales: &'a [u8],
-}
-
-impl<'a> Stored<'a> {
-    fn new(kv_type: KvType, bytes: &'a [u8], codes_bytes: usize) -> Stored<'a> {
-        let (codes, scales) = bytes.split_at(codes_bytes);
-        Stored {
-            kv_type,
-            codes,
-            scales,
-        }
-    }
-
-    /// What is said of codes that are read in whole numbers.
-    fn groups(&self) -> Option<Groups<'a>> {
-        Groups::new(self.kv_type, self.scales)
-    }
-
-    /// The `numbers` numbers of a sparse page in half precision, in `scratch`, where `expand` puts them.
-    #[inline(always)]
-    fn expanded<'s>(
-        self,
-        numbers: usize,
-        scratch: &'s mut Floats,
-        expand: impl FnOnce(&[u8], &mut [u8]),
-    ) -> Stored<'s>
-    where
-        'a: 's,
-    {
-        let floats = scratch.sized(numbers.div_ceil(2));
-        // SAFETY: floats are plain bytes, and any bytes are floats; the slice covers the same memory.
-        let halves = unsafe {
-            std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast::<u8>(), numbers * 2)
-        };
-        expand(self.codes, halves);
-        Stored {
-            kv_type: KvType::F16,
-            codes: halves,
-            scales: &[],
-        }
-    }
-
-    /// The same with `floats` as its numbers or codes.
-    #[inline(always)]
-    fn as_floats<'s>(self, floats: &'s [f32]) -> Stored<'s>
-    where
-        'a: 's,
-    {
-        // SAFETY: floats are plain bytes; the slice covers the same memory.
-        let codes =
-            unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) };
-        Stored {
-            kv_type: KvType::F32,
-            codes,
-            ..self
-        }
-    }
-
-    /// The same numbers or codes as f32, in rows of `width`: in `scratch`, unless they are f32
-    /// already or are read as codes by any number of rows.
-    #[inline(always)]
-    fn converted<'s, L: Lanes>(self, l: L, width: usize, scratch: &'s mut Floats) -> Stored<'s>
-    where
-        'a: 's,
-    {
-        if matches!(self.kv_type, KvType::Kivi(_) | KvType::Dotted(_)) {
-            return self;
-        }
-        let numbers = self.codes.len() / self.kv_type.row_bytes(width) * width;
-        let to = scratch.sized(numbers);
-        let from = self.codes;
-        macro_rules! convert {
-            ($element:expr) => {
-                l.call(Convert {
-                    element: $element,
-                    width,
-                    from,
-                    to,
-                })
-            };
-        }
-        match self.kv_type {
-            KvType::F32 => return self,
-            KvType::F16 => convert!(Half),
-            KvType::BF16 => convert!(Brain),
-            KvType::Q8 => convert!(Byte),
-            KvType::Q4 => convert!(Nibble),
-            KvType::Kivi(_) | KvType::Dotted(_) => unreachable!("returned above"),
-            KvType::Sparse(_) => unreachable!("sparse pages are expanded"),
-        }
-        self.as_floats(scratch)
-    }
-}
-
 /// A page's keys, ready to be scored by many rows.
 pub(super) struct Keys<'a> {
     stored: Stored<'a>,
@@ -590,24 +491,6 @@ fn value_codes<'a>(
         into: Into::Onto(scale),
         next,
     }
-}
-
-/// The weights `[rows][64]` times each set of scales, in `scratch`.
-#[inline(always)]
-fn scale_weights<'s, L: Lanes>(
-    l: L,
-    weights: &[f32],
-    scales: &[u8],
-    scratch: &'s mut Floats,
-) -> &'s [f32] {
-    let numbers = scales.len() / (2 * PAGE_TOKENS) * weights.len();
-    let scaled = scratch.sized(numbers);
-    l.call(ScaleWeights {
-        weights,
-        scales,
-        scaled,
-    });
-    scratch
 }
 
 /// Rescales `acc [rows][stride]` and adds each row's visible values, weighted. `weights` are

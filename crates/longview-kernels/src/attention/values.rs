@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::element::Element;
 use super::fetch::Fetch;
+use crate::Floats;
 use crate::lanes::{Kernel, Lanes};
 use crate::page::{KvType, PAGE_TOKENS, QUANT_BLOCK, scale_number};
 
@@ -216,4 +217,22 @@ impl Kernel for ScaleWeights<'_> {
             }
         }
     }
+}
+
+/// The weights `[rows][64]` times each set of scales, in `scratch`.
+#[inline(always)]
+pub(super) fn scale_weights<'s, L: Lanes>(
+    l: L,
+    weights: &[f32],
+    scales: &[u8],
+    scratch: &'s mut Floats,
+) -> &'s [f32] {
+    let numbers = scales.len() / (2 * PAGE_TOKENS) * weights.len();
+    let scaled = scratch.sized(numbers);
+    l.call(ScaleWeights {
+        weights,
+        scales,
+        scaled,
+    });
+    scratch
 }

@@ -55,13 +55,7 @@ impl Finish<'_, '_> {
             let sinks = call.attention.sinks;
             let sinks = sinks.map(|sinks| &sinks[head * group_size..(head + 1) * group_size]);
             // Blocks first among themselves, as one task that walks them all merges them.
-            let mut merge = Merge {
-                isa,
-                group_size,
-                v_dim,
-                whole: &mut worker.apart,
-                so_far: SoFar::Nothing,
-            };
+            let mut merge = Merge::new(isa, group_size, v_dim, &mut worker.apart);
             for part in 0..of_blocks.parts {
                 let task = &tasks[of_blocks.task(part, row_of_cut, head)];
                 merge.add_row(task, head, row - task.rows.start);
@@ -73,13 +67,7 @@ impl Finish<'_, '_> {
                 merge.finish(sinks, out);
                 continue;
             }
-            let mut whole = Merge {
-                isa,
-                group_size,
-                v_dim,
-                whole: &mut worker.partials,
-                so_far: SoFar::Nothing,
-            };
+            let mut whole = Merge::new(isa, group_size, v_dim, &mut worker.partials);
             for part in 0..streams.parts {
                 let task = &tasks[streams.task(part, row, head)];
                 whole.add_row(task, head, row - task.rows.start);
@@ -111,7 +99,18 @@ pub(super) enum SoFar<'t> {
     Several,
 }
 
-impl<'t> Merge<'t, '_> {
+impl<'t, 'w> Merge<'t, 'w> {
+    /// Nothing so far, with `whole` as the room for several parts merged.
+    fn new(isa: Isa, group_size: usize, v_dim: usize, whole: &'w mut Partials) -> Merge<'t, 'w> {
+        Merge {
+            isa,
+            group_size,
+            v_dim,
+            whole,
+            so_far: SoFar::Nothing,
+        }
+    }
+
     /// Adds row `row` of `task` for KV head `head`.
     pub(super) fn add_row(&mut self, task: &'t Task, head: usize, row: usize) {
         let at = (head - task.heads.start) * task.rows.len() + row;
