@@ -263,8 +263,9 @@ fn a_clock_that_was_ahead_loses_nothing() {
     assert_eq!(collected["expired"], serde_json::json!([]));
     assert_eq!(number(&collected, "freed_bytes"), 0);
     let table = run(keeping(&store, &["contexts", "ls"])).done().stdout;
+    // Used seconds ago, on a slow machine too; not years ahead.
     assert!(
-        table.contains("complete") && table.contains("0 s ago"),
+        table.contains("complete") && table.contains(" s ago"),
         "{table}"
     );
     run(keeping(&store, &["contexts", "fsck"])).done();
