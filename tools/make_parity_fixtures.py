@@ -6,7 +6,7 @@ expected files with the input ids, the logits of every position, and a greedy co
 Expected logits are computed from the saved files, in float32, with eager attention, in one
 forward pass over the whole input and without a cache.
 
-    python tools/make_parity_fixtures.py                 # all, half a minute
+    python tools/make_parity_fixtures.py                 # all, a few minutes
     python tools/make_parity_fixtures.py gemma2 qwen3    # some
 """
 

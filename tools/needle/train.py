@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the reference model on planted facts in public-domain text.
 
-Two runs, an hour together on two cores (README.md in this folder has the commands). A stage ends
+Two runs, three quarters of an hour together on two cores (README.md in this folder has the commands). A stage ends
 by processor time, so that a busy machine trains as long as an idle one.
 """
 

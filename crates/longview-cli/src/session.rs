@@ -203,8 +203,8 @@ impl Session {
         match keep.or(prefill).or(read) {
             None => Ok(()),
             Some((flag, text)) => Err(Failure::wrong(format!(
-                "longview {command} has no use for {flag} {text}: ask, run, chat, serve, batch, bench and \
-                 eval's tasks have"
+                "longview {command} has no use for {flag} {text}: ask, run, chat, serve, batch and bench \
+                 have, and eval's tasks by --methods"
             ))),
         }
     }

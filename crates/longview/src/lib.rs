@@ -18,21 +18,60 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Everything computed is exact in the numerics class chosen (see [`Numerics`]); see the crates
-//! behind this one for the parts: `longview-kv` owns keys and values, `longview-models` runs the
-//! decoder, `longview-methods` names what can be chosen at every stage.
+//! Everything computed is exact in the numerics class chosen (see [`Numerics`]), unless a method is
+//! asked for. Methods are written as text, as on the command line, and a store keeps what was read
+//! from one process to the next:
+//!
+//! ```no_run
+//! use longview::methods::{Methods, Stage};
+//! use longview::{Engine, EngineOptions, ModelSource, Specials, StoreOptions, StorePlace};
+//!
+//! let mut methods = Methods::new();
+//! methods.set(Stage::Keep, "snapkv(budget=10%)")?;
+//! methods.set(Stage::Store, "q8")?;
+//! let engine = Engine::open(&EngineOptions {
+//!     model: ModelSource::Path("llama.gguf".into()),
+//!     memory_bytes: Some(4 << 30),
+//!     kv_forms: methods.kv_forms(),
+//!     store: Some(StoreOptions {
+//!         place: StorePlace::Folder("contexts".into()),
+//!         remote: None,
+//!         max_bytes: 10 << 30,
+//!         salt: String::new(),
+//!     }),
+//!     ..EngineOptions::default()
+//! })?;
+//! let acting = methods.acting();
+//! let prompt = engine.tokenizer().encode(&std::fs::read_to_string("book.txt")?, Specials::Parse)?;
+//! let mut context = engine.new_context_with(&acting, prompt.len(), prompt.len() + 500)?;
+//! // What was read before is taken over; methods may have to see some tokens computed.
+//! let held = context.attach(&prompt[..acting.reusable_tokens(prompt.len())])?;
+//! println!("{held} tokens were read before");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Where things are
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`schedule`] | many requests on one engine, as the server runs them |
+//! | [`methods`] | every method of every stage, and their grammar |
+//! | [`keep`], [`read`], [`pattern`], [`sampling`] | the traits that methods of a stage implement |
+//! | [`tier`], [`records`], [`bundle`] | places that hold blocks, the list of contexts kept, contexts in one file |
+//! | [`models`], [`weights`], [`text`] | architectures, files of weights, tokenizers and chat templates |
 
 pub use longview_engine::{
-    AttentionPicture, ContextMethods, Control, EndOfText, Engine, EngineError, EngineOptions,
-    Event, FinishReason, GenerateOptions, Generated, Lookup, MemoryPlan, ModelDescription,
-    ModelSource, PicturePart, PrefillProgress, ProcessMemory, Prune, Pruned, Realigned, Reuse,
-    StoreOptions, StorePlace, SystemMemory, Tail, TemplateOrigin, Tenant, TextSide, finished_work,
-    inspect, open_tokenizer, plan, sampling, schedule,
+    AttentionPicture, ContextMethods, Continuation, Control, EndOfText, Engine, EngineError,
+    EngineOptions, Event, FinishReason, GenerateOptions, Generated, Lookup, MemoryPlan,
+    ModelDescription, ModelSource, PicturePart, PrefillProgress, ProcessMemory, Prune, Pruned,
+    Realigned, Reuse, StoreOptions, StorePlace, SystemMemory, Tail, TemplateOrigin, Tenant,
+    TextSide, finished_work, inspect, open_tokenizer, plan, sampling, schedule,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{
-    AttentionMap, Context, Explanation, KvType, Ledger, ReuseEnd, Segment, Store, StoreCounts,
-    Tokens, Usage, Wanted, bundle, human_bytes, keep, pattern, read, records, tier,
+    AttentionMap, BLOCK_TOKENS, BlockHash, Context, Explanation, KvError, KvForm, KvForms, KvType,
+    Ledger, Purpose, ReuseEnd, Segment, Store, StoreCounts, Tokens, Usage, Wanted, bundle,
+    human_bytes, keep, pattern, read, records, tier,
 };
 pub use longview_methods as methods;
 pub use longview_models as models;

@@ -127,7 +127,7 @@ pub(crate) enum EvalTask {
         #[arg(long, value_name = "PATH|NAME")]
         reference: Option<PathBuf>,
     },
-    /// Measure every keep and store method on RULER's tasks, and write a page about it
+    /// Measure every keep, read, prefill and store method on RULER's tasks, and write a page about it
     Leaderboard(LeaderboardArgs),
 }
 
