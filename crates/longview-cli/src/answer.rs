@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
+use longview::keep::KeepReport;
+use longview::read::ReadReport;
 use longview::{
     AttentionPicture, Context, Control, EndOfText, Event, FinishReason, GenerateOptions, Generated,
     PicturePart, ShowSpecials,
 };
-use longview_kv::keep::KeepReport;
-use longview_kv::read::ReadReport;
 use serde::Serialize;
 
 use crate::args::{Format, GenerationArgs};

@@ -9,10 +9,9 @@ use longview::records::Record;
 use longview::text::TextError;
 use longview::weights::WeightFile;
 use longview::{
-    Context, Control, Engine, EngineError, EngineOptions, ModelSource, PrefillProgress, Reuse,
-    StorePlace, human_bytes,
+    BLOCK_TOKENS, Context, Control, Engine, EngineError, EngineOptions, ModelSource,
+    PrefillProgress, Reuse, StorePlace, human_bytes,
 };
-use longview_kv::BLOCK_TOKENS;
 use serde_json::{Map, Value, json};
 
 use crate::args::{EngineArgs, Fallback, GenerationArgs, MethodArgs, StoreArgs};

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use longview::{Context, EngineError, Reuse};
-use longview_kv::{BLOCK_TOKENS, KvError};
+use longview::{BLOCK_TOKENS, Context, EngineError, KvError, Reuse};
 use serde::Serialize;
 
 use crate::failure::Failure;

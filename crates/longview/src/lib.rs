@@ -69,8 +69,8 @@ pub use longview_engine::{
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{
-    AttentionMap, BLOCK_TOKENS, BlockHash, Context, Explanation, KvError, KvForm, KvForms, KvType,
-    Ledger, Purpose, ReuseEnd, Segment, Store, StoreCounts, Tokens, Usage, Wanted, bundle,
+    AttentionMap, BLOCK_TOKENS, Batch, BlockHash, Context, Explanation, KvError, KvForm, KvForms,
+    KvType, Ledger, Purpose, ReuseEnd, Segment, Store, StoreCounts, Tokens, Usage, Wanted, bundle,
     human_bytes, keep, pattern, read, records, tier,
 };
 pub use longview_methods as methods;

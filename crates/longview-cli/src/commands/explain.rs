@@ -1,8 +1,7 @@
 //! `longview explain`: what of a prompt would be taken over, from where, and why not more.
 
 use longview::tier::Origin;
-use longview::{EngineOptions, Explanation, Lookup, ReuseEnd, Specials, Tokenizer};
-use longview_kv::BLOCK_TOKENS;
+use longview::{BLOCK_TOKENS, EngineOptions, Explanation, Lookup, ReuseEnd, Specials, Tokenizer};
 use serde_json::{Map, Value, json};
 
 use crate::args::{ExplainArgs, Format};

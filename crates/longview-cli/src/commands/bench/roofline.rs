@@ -5,8 +5,7 @@ use std::ops::Range;
 use longview::limits::Limits;
 use longview::models::blueprint::{LayerBlueprint, Mixer, MlpBlueprint, OutputGate};
 use longview::pattern::{Prefill, QueryBlock};
-use longview::{Engine, Format, Numerics};
-use longview_kv::BLOCK_TOKENS;
+use longview::{BLOCK_TOKENS, Engine, Format, Numerics};
 
 use super::Pages;
 

@@ -2,8 +2,7 @@
 
 use longview::models::blueprint::LayerBlueprint;
 use longview::sampling::Rng;
-use longview::{Context, Engine, Segment, Wanted};
-use longview_kv::Batch;
+use longview::{Batch, Context, Engine, Segment, Wanted};
 
 use crate::failure::Failure;
 use crate::interrupt;
