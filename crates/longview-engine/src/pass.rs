@@ -111,19 +111,28 @@ impl Engine {
         if self.ledger.limit() == u64::MAX || context.away_bytes() == 0 {
             return self.chunk_tokens;
         }
-        let scratch = |rows| {
-            let threads = self.exec.pool.threads();
-            Workspace::predicted_bytes(self.model.blueprint(), rows, 1, threads)
-        };
         let room = self
             .ledger
             .limit()
             .saturating_sub(usage.program + usage.weights);
-        let larger = |chunk: &usize| *chunk <= LARGEST_CHUNK && scratch(*chunk) <= room / 2;
+        let larger =
+            |chunk: &usize| *chunk <= LARGEST_CHUNK && self.scratch_bytes(*chunk, 1) <= room / 2;
         std::iter::successors(Some(self.chunk_tokens), |chunk| Some(2 * chunk))
             .take_while(larger)
             .last()
             .unwrap_or(self.chunk_tokens)
+    }
+
+    /// Bytes of the buffers of a pass of `rows` rows that gives `wanted` rows of logits.
+    pub(crate) fn scratch_bytes(&self, rows: usize, wanted: usize) -> u64 {
+        let threads = self.exec.pool.threads();
+        Workspace::predicted_bytes(self.model.blueprint(), rows, wanted, threads)
+    }
+
+    /// Bytes that `texts` texts to one prompt take in every pass beyond what [`Engine::plan`] counts for one.
+    pub fn logits_bytes(&self, texts: usize) -> u64 {
+        let rows = self.chunk_tokens;
+        self.scratch_bytes(rows + texts, texts.max(1)) - self.scratch_bytes(rows, 1)
     }
 
     pub(crate) fn workspace(&self) -> MutexGuard<'_, Workspace> {
@@ -135,24 +144,21 @@ impl Engine {
 
     /// Brings the account up to what is measured, and lets blocks leave memory that no longer fit.
     fn settle_memory(&self, rows: usize, wanted: usize) {
-        let Some(kept) = self
-            .store
-            .as_ref()
-            .filter(|_| self.ledger.limit() != u64::MAX)
-        else {
+        if self.ledger.limit() == u64::MAX {
             return;
-        };
+        }
         let growth = self.program_growth();
-        let threads = self.exec.pool.threads();
-        let scratch = Workspace::predicted_bytes(self.model.blueprint(), rows, wanted, threads);
+        let scratch = self.scratch_bytes(rows, wanted);
         let mut account = self
             .account
             .lock()
             .unwrap_or_else(|error| error.into_inner());
-        account.program.resize(self.program_bytes + growth);
         // Buffers grow to the largest pass and stay.
         let scratch = scratch.max(account.scratch.bytes());
         account.scratch.resize(scratch);
+        // Without a store nothing can give way to the program.
+        let Some(kept) = &self.store else { return };
+        account.program.resize(self.program_bytes + growth);
         drop(account);
         kept.store.make_space(0);
     }

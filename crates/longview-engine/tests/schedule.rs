@@ -369,6 +369,162 @@ fn ranks_and_tenants_decide_who_is_first() {
     );
 }
 
+/// The reference model with rotary frequencies of their own for contexts of more than 256 tokens.
+fn longrope() -> (tempfile::TempDir, Arc<Engine>) {
+    let folder = tempfile::tempdir().unwrap();
+    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
+        std::fs::copy(needle.join(name), folder.path().join(name)).unwrap();
+    }
+    let config = std::fs::read(needle.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["original_max_position_embeddings"] = 256.into();
+    config["rope_scaling"] = serde_json::json!({
+        "type": "longrope", "short_factor": vec![1.0; 32], "long_factor": vec![1.25; 32], "attention_factor": 1.0,
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let options = EngineOptions {
+        model: ModelSource::Path(folder.path().to_owned()),
+        store: Some(StoreOptions {
+            place: StorePlace::Temporary,
+            remote: None,
+            max_bytes: 1 << 30,
+            salt: String::new(),
+        }),
+        ..EngineOptions::default()
+    };
+    let engine = Arc::new(Engine::open(&options).unwrap());
+    (folder, engine)
+}
+
+#[test]
+fn a_request_that_outgrows_its_context_begins_anew_or_fails_alone() {
+    let _turn = turn();
+    let (_folder, engine) = longrope();
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let ears: Vec<Ear> = (0..3).map(|_| Ear::default()).collect();
+    let beside = text(2, 60);
+    scheduler.submit(request(&tenant, &beside, vec![drawn(1, 20)], &ears[0]));
+    scheduler.step();
+    // A context of 200 tokens that was planned for no more, asked with 300.
+    let prompt = text(1, 300);
+    let begun = |planned_tokens| {
+        let mut context = engine.new_context(planned_tokens).unwrap();
+        let mut quiet = |_| Control::Continue;
+        engine
+            .prefill(&mut context, &prompt[..200], &mut quiet)
+            .unwrap();
+        context
+    };
+    scheduler.submit(Request {
+        start: Start::Beginning(begun(200)),
+        ..request(&tenant, &prompt, vec![drawn(7, 8)], &ears[1])
+    });
+    // One that cannot be made again is what is refused.
+    scheduler.submit(Request {
+        start: Start::Made(begun(200)),
+        ..request(&tenant, &prompt, vec![drawn(7, 8)], &ears[2])
+    });
+    finish(&mut scheduler);
+    let heard: Vec<_> = ears.iter().map(|ear| ear.heard.lock().unwrap()).collect();
+    assert_eq!(heard[0].error, None);
+    assert_eq!(heard[0].ids[0], alone(&engine, &beside, 1, 20));
+    assert_eq!((heard[1].error.as_deref(), heard[1].reused), (None, 0));
+    assert_eq!(heard[1].ids[0], alone(&engine, &prompt, 7, 72)[..8]);
+    let error = heard[2].error.as_deref().unwrap();
+    assert!(error.contains("300") && error.contains("256"), "{error}");
+    // Planned for the question, it is taken over.
+    drop(heard);
+    let ear = Ear::default();
+    scheduler.submit(Request {
+        start: Start::Beginning(begun(400)),
+        ..request(&tenant, &prompt, vec![drawn(7, 8)], &ear)
+    });
+    finish(&mut scheduler);
+    assert!(ear.heard.lock().unwrap().reused >= 200);
+}
+
+#[test]
+fn no_more_texts_run_than_may() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let options = ScheduleOptions {
+        most_running: 4,
+        ..ScheduleOptions::default()
+    };
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), options);
+    let ears: Vec<Ear> = (0..4).map(|_| Ear::default()).collect();
+    for (at, (ear, count)) in ears.iter().zip([3, 2, 3, 1]).enumerate() {
+        // One text of a request is shorter than the others.
+        let answers = (0..count).map(|n| drawn(n, 4 + 4 * n as usize)).collect();
+        scheduler.submit(request(&tenant, &text(at as u32, 40), answers, ear));
+    }
+    let mut most = 0;
+    while scheduler.step() == Step::Worked {
+        most = most.max(scheduler.counts().running);
+    }
+    assert_eq!(most, 4);
+    assert!(scheduler.is_idle());
+    for (ear, count) in ears.iter().zip([3, 2, 3, 1]) {
+        let heard = ear.heard.lock().unwrap();
+        assert_eq!((heard.error.as_deref(), heard.ids.len()), (None, count));
+    }
+}
+
+#[test]
+fn what_others_wait_for_is_read_at_their_rank() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let shared = text(4, 1500);
+    let (low, other, waits) = (Ear::default(), Ear::default(), Ear::default());
+    let mut submit = |priority, prompt: &[u32], ear: &Ear| {
+        scheduler.submit(Request {
+            priority,
+            ..request(&tenant, prompt, vec![drawn(1, 2)], ear)
+        });
+        scheduler.step();
+    };
+    submit(Priority::Low, &shared, &low);
+    submit(Priority::Normal, &text(5, 3000), &other);
+    let question = [shared.clone(), text(6, 30)].concat();
+    submit(Priority::Normal, &question, &waits);
+    let read = || *low.heard.lock().unwrap().read.last().unwrap();
+    let before = read();
+    for _ in 0..5 {
+        scheduler.step();
+    }
+    // Half of every slice of 128, and not the few tokens that a lower rank has.
+    assert_eq!(read() - before, 5 * 64);
+    finish(&mut scheduler);
+    assert!(waits.heard.lock().unwrap().reused >= 1472);
+}
+
+#[test]
+fn embeddings_of_texts_that_begin_alike_do_not_wait_for_one_another() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let prompt = text(6, 300);
+    for _ in 0..2 {
+        scheduler.submit(Request {
+            goal: Goal::Embed,
+            ..request(&tenant, &prompt, Vec::new(), &Ear::default())
+        });
+    }
+    scheduler.step();
+    assert_eq!(scheduler.counts().running, 2);
+    finish(&mut scheduler);
+}
+
 /// The reference model with its matrices of tokens twice as long, the second half twice the first: the
 /// likeliest row is always one that no token belongs to.
 fn write_with_rows_of_no_token(folder: &Path) {

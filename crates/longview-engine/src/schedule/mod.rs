@@ -19,6 +19,7 @@
 //!
 //! Nothing here depends on time but the size of a slice, and results do not depend on that.
 
+mod admit;
 mod pace;
 mod request;
 mod room;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longview_kv::Wanted;
-use longview_models::Work;
+use longview_models::{ModelError, Work};
 
 pub use request::{
     AnswerOptions, Ended, Goal, Listener, Observe, Priority, Request, Start, Summary, Token, Update,
@@ -50,7 +51,8 @@ pub type RequestId = u64;
 /// How a scheduler divides the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct ScheduleOptions {
-    /// The most sequences that run at once, each text of a request counted.
+    /// The most sequences that run at once, each text of a request counted. A request of more texts runs
+    /// alone.
     pub most_running: usize,
     /// How long texts being written may wait for a slice of prompts to be read.
     pub decode_gap: Duration,
@@ -203,113 +205,15 @@ impl Scheduler {
             return Step::Idle;
         }
         let plan = self.plan();
+        if self.fail_outgrown(&plan) {
+            return Step::Worked;
+        }
         match self.compute(&plan) {
             Ok(()) => {}
             Err(error) if error.is_out_of_memory() && self.running.len() > 1 => self.preempt(error),
-            Err(error) => self.fail_all(&plan, error),
+            Err(error) => self.fail_concerned(&plan, error),
         }
         Step::Worked
-    }
-
-    /// Ends requests whose listeners have gone.
-    fn drop_abandoned(&mut self) {
-        let gone = |(&id, job): (&RequestId, &Job)| job.listener.is_gone().then_some(id);
-        let gone: Vec<RequestId> = self.jobs.iter().filter_map(gone).collect();
-        gone.into_iter().for_each(|id| self.cancel(id));
-    }
-
-    /// Starts requests as long as there is one that has room.
-    fn admit(&mut self) {
-        while self.look_again
-            && !self.waiting.is_empty()
-            && self.running.len() < self.options.most_running
-        {
-            let Some(at) = self.next_waiting() else {
-                return;
-            };
-            let mut sequence = self.waiting.remove(at);
-            let (job, start) = (sequence.job, sequence.start());
-            let opened = self.open(&mut sequence);
-            if opened.is_ok() && self.has_room(&sequence) {
-                drop(start);
-                self.start(sequence);
-                continue;
-            }
-            // What it found may leave memory while it waits; what it was given is its own.
-            sequence.close(start);
-            self.waiting.insert(at, sequence);
-            match opened {
-                Ok(()) => self.look_again = false,
-                Err(error) => self.fail(job, error),
-            }
-        }
-    }
-
-    /// Which of those that wait comes next: the highest rank, then those that had to give way, then
-    /// the tenant that was served least, then order of arrival. Left out are those for whom
-    /// something that is being read now will be worth waiting for.
-    fn next_waiting(&self) -> Option<usize> {
-        let order = |at: &usize| {
-            let sequence = &self.waiting[*at];
-            let job = &self.jobs[&sequence.job];
-            (
-                std::cmp::Reverse(job.priority),
-                !sequence.gave_way,
-                self.shares.of(job.tenant.id()),
-                *at,
-            )
-        };
-        (0..self.waiting.len())
-            .filter(|&at| !self.is_held_back(&self.waiting[at]))
-            .min_by_key(order)
-    }
-
-    /// Whether a prompt that is being read begins like this one, beyond what is read of it.
-    fn is_held_back(&self, waiting: &Sequence) -> bool {
-        let Job {
-            tenant,
-            methods,
-            goes_on,
-            ..
-        } = &self.jobs[&waiting.job];
-        // What is read otherwise is found by nobody.
-        if *goes_on || !methods.reads_alike() {
-            return false;
-        }
-        self.running.iter().any(|running| {
-            let job = &self.jobs[&running.job];
-            job.methods.reads_alike()
-                && job.tenant.id() == tenant.id()
-                && running.is_reading()
-                && running.will_have_in_common(&waiting.tokens)
-        })
-    }
-
-    /// Gives a sequence its context.
-    fn open(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
-        match self.jobs.get_mut(&sequence.job) {
-            Some(job) => sequence.open(&self.engine, job),
-            None => Ok(()),
-        }
-    }
-
-    fn start(&mut self, mut sequence: Sequence) {
-        let held = sequence.held();
-        if let Some(job) = self.jobs.get_mut(&sequence.job) {
-            if sequence.gave_way {
-                job.summary.reread_tokens += sequence.tokens.len() - held;
-            } else {
-                job.started = Some(Instant::now());
-                job.summary.queued = job.arrived.elapsed();
-                job.summary.reused_tokens = held;
-                self.counts.reused_tokens += held as u64;
-                job.hear(Update::Started {
-                    reused_tokens: held,
-                });
-            }
-        }
-        sequence.gave_way = false;
-        self.running.push(sequence);
     }
 
     /// Rows of the next pass for each running sequence.
@@ -437,7 +341,10 @@ impl Scheduler {
         }
         workspace.lap(Work::Sampling);
         drop(workspace);
+        let before = self.running.len();
         self.running.retain(|sequence| !sequence.is_done());
+        // What a text leaves is there for others, though its request may have more.
+        self.look_again |= self.running.len() < before;
         self.running.extend(grown);
         for sequence in &mut self.running {
             if let Err(error) = sequence.keep(&engine) {
@@ -496,10 +403,38 @@ impl Scheduler {
         self.end(id, Some(error));
     }
 
-    /// A pass failed as a whole: all that took part have failed.
-    fn fail_all(&mut self, plan: &[usize], error: EngineError) {
-        let took_part = self.running.iter().zip(plan).filter(|&(_, &rows)| rows > 0);
-        let mut ids: Vec<RequestId> = took_part.map(|(sequence, _)| sequence.job).collect();
+    /// Ends requests whose contexts are at the end of their positions, so that a pass does not fail for all
+    /// that are in it. Returns whether there were any.
+    fn fail_outgrown(&mut self, plan: &[usize]) -> bool {
+        let model = self.engine.model();
+        let outgrown = |(sequence, &rows): (&Sequence, &usize)| {
+            let limit = model.positions_of(sequence.context());
+            let wanted = sequence.held() + rows;
+            (wanted > limit).then_some((sequence.job, ModelError::TooLong { wanted, limit }))
+        };
+        let outgrown: Vec<_> = self.running.iter().zip(plan).filter_map(outgrown).collect();
+        let any = !outgrown.is_empty();
+        for (id, error) in outgrown {
+            self.fail(id, error.into());
+        }
+        any
+    }
+
+    /// A pass failed: those have failed whose block was lost, or else all that took part. No context has
+    /// changed, so the others go on.
+    fn fail_concerned(&mut self, plan: &[usize], error: EngineError) {
+        let took_part = || {
+            let all = self.running.iter().zip(plan);
+            all.filter(|&(_, &rows)| rows > 0)
+                .map(|(sequence, _)| sequence)
+        };
+        let lost = error.lost_block();
+        let has_lost =
+            |sequence: &&Sequence| lost.is_some_and(|key| sequence.context().keys().contains(&key));
+        let mut ids: Vec<RequestId> = took_part().filter(has_lost).map(|one| one.job).collect();
+        if ids.is_empty() {
+            ids = took_part().map(|sequence| sequence.job).collect();
+        }
         ids.sort_unstable();
         ids.dedup();
         let text = error.to_string();

@@ -20,7 +20,11 @@ impl Scheduler {
             return true;
         }
         let usage = ledger.usage();
-        let fixed = usage.program + usage.weights + usage.scratch;
+        // Every text has its logits in the pass.
+        let texts = self.running_texts() + self.texts(sequence);
+        let rows = self.engine.chunk_tokens() + texts;
+        let scratch = self.engine.scratch_bytes(rows, texts).max(usage.scratch);
+        let fixed = usage.program + usage.weights + scratch;
         let together = self.running.iter().chain([sequence]);
         let mut seen = HashSet::new();
         let mut needed = 0;
@@ -42,9 +46,10 @@ impl Scheduler {
             let peak = bytes.map_or(0, |bytes| bytes.peak + bytes.scratch);
             return peak.saturating_sub(sequence.kv_bytes());
         }
-        let (left, texts) = match &sequence.writer {
-            Some(writer) => (writer.left(), 1),
-            None => (job.longest_answer(), job.open_answers.max(1)),
+        let texts = self.texts(sequence);
+        let left = match &sequence.writer {
+            Some(writer) => writer.left(),
+            None => job.longest_answer(),
         };
         let layout = self.engine.layout_in(job.methods.store);
         let chunk = self.engine.chunk_tokens();

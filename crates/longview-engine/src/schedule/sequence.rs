@@ -6,6 +6,7 @@ use std::time::Instant;
 use longview_kv::keep::{Keep, KeepReport};
 use longview_kv::read::ReadReport;
 use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
+use longview_models::ModelError;
 
 use super::RequestId;
 use super::request::{
@@ -231,6 +232,10 @@ impl Sequence {
             if self.tokens.len() <= context.len() {
                 return Err(EngineError::EmptyPrompt);
             }
+            let (wanted, limit) = (self.tokens.len(), engine.model().positions_of(&context));
+            if wanted > limit {
+                return Err(ModelError::TooLong { wanted, limit }.into());
+            }
             if let Some(read) = &methods.read {
                 context.read_by(read)?;
             }
@@ -252,8 +257,12 @@ impl Sequence {
             return Ok(());
         }
         let mut context = match start {
-            Start::Beginning(start) => start,
-            Start::Nothing | Start::Made(_) => engine.new_context_of(&job.tenant, planned)?,
+            Start::Beginning(start) if engine.model().positions_of(&start) >= planned => start,
+            // One with the rotary frequencies of shorter contexts cannot grow so long; what was read under
+            // those of longer ones is in the store, if it is anywhere.
+            Start::Beginning(_) | Start::Nothing | Start::Made(_) => {
+                engine.new_context_of(&job.tenant, planned)?
+            }
         };
         if embeds {
             self.state = State::Open(context);
@@ -379,6 +388,13 @@ impl Sequence {
             engine.compress(context)?;
         }
         Ok(())
+    }
+
+    /// Whether it takes over, when it is opened, what is read in `context`: that has its rotary frequencies.
+    pub(super) fn can_take_over(&self, context: &Context, engine: &Engine) -> bool {
+        let planned = self.planned_tokens.max(self.tokens.len());
+        let set = engine.model().file().rope_set(planned);
+        set.is_ok_and(|set| set == context.identity().rope)
     }
 
     /// Whether it will have at least a block of `tokens` that it has not read yet.

@@ -1,0 +1,146 @@
+//! Who runs: requests that nobody waits for end, and those that wait start as long as there is a place.
+
+use std::cmp::Reverse;
+use std::time::Instant;
+
+use super::request::{Priority, Update};
+use super::sequence::{Job, Kind, Sequence};
+use super::{RequestId, Scheduler};
+use crate::error::EngineError;
+
+impl Scheduler {
+    /// Ends requests whose listeners have gone.
+    pub(super) fn drop_abandoned(&mut self) {
+        let gone = |(&id, job): (&RequestId, &Job)| job.listener.is_gone().then_some(id);
+        let gone: Vec<RequestId> = self.jobs.iter().filter_map(gone).collect();
+        gone.into_iter().for_each(|id| self.cancel(id));
+    }
+
+    /// Starts requests as long as there is one that has room.
+    pub(super) fn admit(&mut self) {
+        while self.look_again && !self.waiting.is_empty() {
+            let Some(at) = self.next_waiting() else {
+                return;
+            };
+            if !self.has_place(&self.waiting[at]) {
+                self.look_again = false;
+                return;
+            }
+            let mut sequence = self.waiting.remove(at);
+            let (job, start) = (sequence.job, sequence.start());
+            let opened = self.open(&mut sequence);
+            if opened.is_ok() && self.has_room(&sequence) {
+                drop(start);
+                self.start(sequence);
+                continue;
+            }
+            // What it found may leave memory while it waits; what it was given is its own.
+            sequence.close(start);
+            self.waiting.insert(at, sequence);
+            match opened {
+                Ok(()) => self.look_again = false,
+                Err(error) => self.fail(job, error),
+            }
+        }
+    }
+
+    /// Texts that a sequence is or will be.
+    pub(super) fn texts(&self, sequence: &Sequence) -> usize {
+        match sequence.writer {
+            Some(_) => 1,
+            None => self.jobs[&sequence.job].open_answers.max(1),
+        }
+    }
+
+    /// The same of all that run.
+    pub(super) fn running_texts(&self) -> usize {
+        let running = self.running.iter();
+        running.map(|sequence| self.texts(sequence)).sum()
+    }
+
+    /// Whether as many may run as there are with the texts of `sequence`.
+    fn has_place(&self, sequence: &Sequence) -> bool {
+        let all = self.running_texts() + self.texts(sequence);
+        self.running.is_empty() || all <= self.options.most_running
+    }
+
+    /// Which of those that wait comes next: the highest rank, then those that had to give way, then
+    /// the tenant that was served least, then order of arrival. Left out are those for whom
+    /// something that is being read now will be worth waiting for; that is then read at their rank.
+    fn next_waiting(&mut self) -> Option<usize> {
+        let mut awaited: Vec<(RequestId, Priority)> = Vec::new();
+        let mut free = Vec::with_capacity(self.waiting.len());
+        for (at, waiting) in self.waiting.iter().enumerate() {
+            match self.reader_for(waiting) {
+                Some(reader) => awaited.push((reader, self.jobs[&waiting.job].priority)),
+                None => free.push(at),
+            }
+        }
+        for (reader, rank) in awaited {
+            if let Some(job) = self.jobs.get_mut(&reader) {
+                job.priority = job.priority.max(rank);
+            }
+        }
+        free.into_iter().min_by_key(|&at| {
+            let sequence = &self.waiting[at];
+            let job = &self.jobs[&sequence.job];
+            (
+                Reverse(job.priority),
+                !sequence.gave_way,
+                self.shares.of(job.tenant.id()),
+                at,
+            )
+        })
+    }
+
+    /// The request that reads a prompt which begins like this one, beyond what is read of it.
+    fn reader_for(&self, waiting: &Sequence) -> Option<RequestId> {
+        let Job {
+            tenant,
+            methods,
+            goes_on,
+            kind,
+            ..
+        } = &self.jobs[&waiting.job];
+        // What is read otherwise is found by nobody, and an embedding takes nothing over.
+        if *goes_on || !methods.reads_alike() || *kind == Kind::Embeds {
+            return None;
+        }
+        let reads_it = |running: &&Sequence| {
+            let job = &self.jobs[&running.job];
+            job.methods.reads_alike()
+                && job.tenant.id() == tenant.id()
+                && running.is_reading()
+                && waiting.can_take_over(running.context(), &self.engine)
+                && running.will_have_in_common(&waiting.tokens)
+        };
+        self.running.iter().find(reads_it).map(|one| one.job)
+    }
+
+    /// Gives a sequence its context.
+    fn open(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
+        match self.jobs.get_mut(&sequence.job) {
+            Some(job) => sequence.open(&self.engine, job),
+            None => Ok(()),
+        }
+    }
+
+    fn start(&mut self, mut sequence: Sequence) {
+        let held = sequence.held();
+        if let Some(job) = self.jobs.get_mut(&sequence.job) {
+            if sequence.gave_way {
+                job.summary.reread_tokens += sequence.tokens.len() - held;
+            } else {
+                job.started = Some(Instant::now());
+                job.summary.queued = job.arrived.elapsed();
+                job.summary.reused_tokens = held;
+                self.counts.reused_tokens += held as u64;
+                job.hear(Update::Started {
+                    reused_tokens: held,
+                });
+            }
+        }
+        sequence.gave_way = false;
+        self.running.push(sequence);
+    }
+}
