@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use longview_kernels::Exec;
 use longview_kv::keep::{
     AttentionOf, AttentionShape, Compression, Keep, KeepBytes, Needs, Question, Repeated,
     Repetition, When,
@@ -18,6 +19,9 @@ use crate::plan::MemoryPlan;
 
 /// Tokens before a part that say where to begin to repeat.
 const LEAD_TOKENS: usize = 8;
+
+/// One of the ways in which a context is compressed.
+type Compress = fn(&mut Context, &Exec, &dyn AttentionOf) -> Result<Compression, KvError>;
 
 /// A model with its words.
 struct Reader<'a> {
@@ -139,10 +143,18 @@ impl Engine {
     /// # Errors
     /// As [`Context::compress`].
     pub fn compress(&self, context: &mut Context) -> Result<Compression, EngineError> {
+        self.compress_by(Context::compress, context)
+    }
+
+    fn compress_by(
+        &self,
+        compress: Compress,
+        context: &mut Context,
+    ) -> Result<Compression, EngineError> {
         self.repeat(context)?;
         let mut losses = Losses::default();
         loop {
-            let error = match context.compress(self.exec(), &self.reader()) {
+            let error = match compress(context, self.exec(), &self.reader()) {
                 Ok(done) => return Ok(done),
                 Err(error) => EngineError::from(error),
             };
@@ -162,7 +174,7 @@ impl Engine {
         if method != Some(Question::Unseen) {
             return Ok(false);
         }
-        self.compress(context)?;
+        self.compress_by(Context::compress_document, context)?;
         context.settle();
         Ok(true)
     }
@@ -200,22 +212,21 @@ impl Engine {
     }
 
     /// Lets the model repeat what `context` holds, part by part in forks, if its method needs to know
-    /// what that looks at and does not yet. [`Engine::compress`] does; before it this is for forks that
+    /// what that looks at and does not yet; what was repeated before is not repeated again. [`Engine::compress`] does; before it this is for forks that
     /// several methods which ask for the same repetition are put in charge of.
     ///
     /// # Errors
     /// As [`Engine::pass`].
     pub fn repeat(&self, context: &mut Context) -> Result<(), EngineError> {
-        let Some(Repetition { part, prefix }) = context.repeats() else {
+        let Some((Repetition { part, prefix }, open)) = context.repeats() else {
             return Ok(());
         };
         let begun = Instant::now();
         let end = context.len();
-        let prefix = prefix.min(end);
         let mut repeated = Repeated::default();
         let mut work = Operations::default();
         let turn = self.answer_opening()?;
-        for first in (prefix..end).step_by(part) {
+        for first in open.step_by(part) {
             let tokens = first..(first + part).min(end);
             let words = match first == prefix {
                 true => "\n\nRepeat the previous context exactly.",
@@ -238,7 +249,7 @@ impl Engine {
             work = work.and(self.operations(input.len(), end)).and(watching);
             repeated.tokens += input.len();
             let mut fork = context.fork();
-            fork.watch_repeat(tokens, prefix);
+            fork.watch_repeat(tokens, prefix)?;
             for chunk in input.chunks(self.chunk_tokens()) {
                 let segment = Segment {
                     context: &mut fork,
@@ -248,7 +259,7 @@ impl Engine {
                 drop(self.pass([segment])?);
             }
             if let Some(marks) = fork.take_marks() {
-                context.mark(&marks);
+                context.mark(&marks)?;
             }
         }
         repeated.time = begun.elapsed();

@@ -11,7 +11,8 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use longview_engine::sampling::Rng;
-use longview_engine::{Control, Engine};
+use longview_engine::{Control, Engine, EngineError};
+use longview_kv::keep::larger;
 use longview_kv::{Segment, Wanted};
 use longview_methods::{HeadScores, Methods, Stage};
 use longview_text::Specials;
@@ -117,7 +118,8 @@ pub fn calibrate(
         progress.done += 1;
         for (sentence, asked) in text.sentences.iter().zip(&text.asked) {
             let mut fork = context.fork();
-            fork.watch_repeat(0..text.document.len(), 0);
+            fork.watch_repeat(0..text.document.len(), 0)
+                .map_err(EngineError::from)?;
             for chunk in asked.chunks(engine.chunk_tokens()) {
                 let segment = Segment {
                     context: &mut fork,
@@ -132,7 +134,7 @@ pub fn calibrate(
                 sums.resize(heads.len(), 0.0);
                 for (sum, of_head) in sums.iter_mut().zip(heads) {
                     let most = of_head[sentence.clone()].iter();
-                    *sum += f64::from(most.fold(0f32, |m, &x| m.max(x)));
+                    *sum += f64::from(most.fold(0f32, |m, &x| larger(m, x)));
                 }
             }
             progress.done += 1;

@@ -20,6 +20,17 @@ pub struct Allocation<'a> {
 pub type Counts = Vec<Vec<usize>>;
 
 impl Allocation<'_> {
+    /// The pairs a head that must stay on average where a rule of this scope has less to share out;
+    /// `None` where there is room for all of them.
+    pub(super) fn lacks(&self, scope: Scope) -> Option<usize> {
+        let average = |heads: &[usize]| heads.iter().sum::<usize>().div_ceil(heads.len().max(1));
+        let least = match scope {
+            Scope::Layer => self.protected.iter().map(|heads| average(heads)).max(),
+            Scope::Model => Some(average(&self.protected.concat())),
+        };
+        least.filter(|&least| least > self.slots)
+    }
+
     /// The pairs that every head keeps by the rule `rule`: within a layer, or over all layers for a
     /// rule of that scope, they add up to `slots` a head exactly, or to all there are.
     pub fn counts(&self, rule: &dyn Allocate) -> Counts {

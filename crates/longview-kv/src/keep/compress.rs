@@ -42,9 +42,37 @@ impl Context {
     /// # Errors
     /// [`KvError::OverLimit`] when memory lacks room for both forms at once,
     /// [`KvError::NotObserved`] when the method needs what was not gathered, [`KvError::KeepRefused`]
-    /// for scores that are no numbers. The context is as it was then.
+    /// for scores that are no numbers and for more pairs that must stay than the budget has room for.
+    /// The context is as it was then.
     pub fn compress(
         &mut self,
+        exec: &Exec,
+        model: &dyn AttentionOf,
+    ) -> Result<Compression, KvError> {
+        let reads_on = |kept: &Kept| self.len() < kept.prompt;
+        let moment = match self.kept.as_deref().is_some_and(reads_on) {
+            true => Moment::Reading,
+            false => Moment::Read,
+        };
+        self.compress_at(moment, exec, model)
+    }
+
+    /// The same where what the context holds is a whole document, although its prompt goes on with a
+    /// question: the method decides as at the end.
+    ///
+    /// # Errors
+    /// As [`Context::compress`].
+    pub fn compress_document(
+        &mut self,
+        exec: &Exec,
+        model: &dyn AttentionOf,
+    ) -> Result<Compression, KvError> {
+        self.compress_at(Moment::Read, exec, model)
+    }
+
+    fn compress_at(
+        &mut self,
+        moment: Moment,
         exec: &Exec,
         model: &dyn AttentionOf,
     ) -> Result<Compression, KvError> {
@@ -52,7 +80,7 @@ impl Context {
         let Some(mut kept) = self.kept.take() else {
             return Ok(Compression::default());
         };
-        let result = self.compress_with(&mut kept, exec, model);
+        let result = self.compress_with(&mut kept, moment, exec, model);
         // What was brought in stays where it was sealed, and may leave memory again.
         self.groups.iter_mut().for_each(BlockRun::unpin);
         let time = begun.elapsed();
@@ -84,6 +112,7 @@ impl Context {
     fn compress_with(
         &mut self,
         kept: &mut Kept,
+        moment: Moment,
         exec: &Exec,
         model: &dyn AttentionOf,
     ) -> Result<Compression, KvError> {
@@ -116,7 +145,7 @@ impl Context {
                 .collect();
             match fits {
                 true => views.iter().map(everything).collect(),
-                false => choose(kept, &views, edge, exec)?,
+                false => choose(kept, &views, edge, moment, exec)?,
             }
         };
         let after = chosen.iter().flatten().map(Vec::len).sum();
@@ -193,6 +222,7 @@ impl Context {
         }
         drop(room);
         kept.edge = edge;
+        kept.observed.shrink(kept.pairs(end));
         self.free_blocks(edge);
         Ok(())
     }
@@ -254,14 +284,11 @@ fn choose(
     kept: &Kept,
     views: &[LayerView<'_>],
     edge: usize,
+    moment: Moment,
     exec: &Exec,
 ) -> Result<Vec<Chosen>, KvError> {
     let (plan, slots) = (&*kept.plan, kept.slots);
     let tokens = views.first().map_or(0, LayerView::tokens);
-    let moment = match tokens < kept.prompt {
-        true => Moment::Reading,
-        false => Moment::Read,
-    };
     let mut scored: Vec<Result<Scores, KvError>> = views
         .iter()
         .map(|view| {
@@ -312,6 +339,12 @@ fn choose(
         slots,
         tokens,
     };
+    if let Some(least) = ask.lacks(plan.allocate.scope()) {
+        return Err(plan.refused(format!(
+            "its budget has room for {slots} pairs a KV head, but {least} are of tokens that must stay; \
+             give at least as much"
+        )));
+    }
     let counts = ask.counts(&*plan.allocate);
     let mut chosen: Vec<Chosen> = counts
         .iter()

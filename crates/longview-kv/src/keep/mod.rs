@@ -78,7 +78,8 @@ pub struct Protected {
     pub recent: usize,
     /// Of so many of the last tokens as this share of the budget, 0 to 1, where that is more.
     pub recent_share: f64,
-    /// Of so many of the last tokens while more of the prompt is to come, where that is more.
+    /// Of so many of the last tokens while more of the prompt is to come, where that is more; of half of
+    /// what the budget has room for where they would take all of it.
     pub reading: usize,
 }
 
@@ -334,11 +335,13 @@ impl Keep {
         } = self.protected;
         let room = slots.saturating_sub(sinks);
         let share = (recent_share * slots as f64) as usize;
+        // A budget that these would use up alone still chooses half of what stays.
         let reading = match at {
-            Moment::Reading => reading,
+            Moment::Reading if reading < room => reading,
+            Moment::Reading => room / 2,
             Moment::Read => 0,
         };
-        recent.max(share.min(room)).max(reading.min(room))
+        recent.max(share.min(room)).max(reading)
     }
 
     /// Whether a text of any length can be read and continued under it by a model whose positions
@@ -373,6 +376,12 @@ pub(crate) enum Moment {
     Reading,
     /// It has been read.
     Read,
+}
+
+/// The larger of two numbers, and no number where one of them is none: so that none is lost on the way
+/// to a score.
+pub fn larger(a: f32, b: f32) -> f32 {
+    if b > a || b.is_nan() { b } else { a }
 }
 
 impl Scores {

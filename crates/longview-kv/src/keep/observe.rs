@@ -245,6 +245,27 @@ impl Observed {
         }
     }
 
+    /// Gives back what a pass needed and what was held of pairs that have left, when `pairs` a head are
+    /// there on average.
+    pub(super) fn shrink(&mut self, pairs: usize) {
+        let wanted = bytes(&self.gathered.layers, pairs);
+        // What forks hold as well stays theirs.
+        let Some(own) = Arc::get_mut(&mut self.gathered) else {
+            return;
+        };
+        for layer in &mut own.layers {
+            for lists in [
+                &mut layer.new_sums,
+                &mut layer.new_entropies,
+                &mut layer.new_own,
+            ] {
+                lists.fill(Vec::new());
+            }
+        }
+        let over = own.held.bytes().saturating_sub(wanted);
+        drop(own.held.split(over));
+    }
+
     pub(super) fn layer(&self, layer: usize) -> &LayerSeen {
         &self.gathered.layers[layer]
     }

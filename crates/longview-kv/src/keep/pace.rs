@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::observe::Observed;
-use super::repeat::Watch;
+use super::repeat::{Marked, Watch};
 use super::stream::Stream;
 use super::view::ROWS_AT_ONCE;
 use super::{AttentionOf, Keep, LayerShape, Needs, Question, Repeated, When};
@@ -37,8 +37,10 @@ pub(crate) struct Kept {
     pub(super) done: Done,
     /// What a repetition watches, in a fork made for it.
     pub(super) watch: Option<Box<Watch>>,
-    /// What forks that repeated the context saw, `[layers][heads][tokens]`.
-    pub(super) marks: Arc<Vec<Vec<Vec<f32>>>>,
+    /// What forks that repeated the context saw.
+    pub(super) marks: Arc<Marked>,
+    /// Of how many of the first tokens that still holds.
+    pub(super) marked: usize,
     /// For each layer that was compacted what the merge remembers, `[heads]`.
     pub(super) merge_memory: BTreeMap<usize, Vec<Option<f32>>>,
 }
@@ -165,19 +167,20 @@ impl Context {
         let slots = plan.slots(&layout, prompt_tokens.max(self.len()))?;
         let needs = needs.and(plan.score.needs());
         let known = self.kept.take();
-        if known
-            .as_ref()
-            .is_some_and(|kept| kept.edge > 0 && kept.plan != *plan)
-        {
+        if let Some(kept) = known.as_ref().filter(|kept| kept.edge > 0) {
+            let goes_on = kept.plan == *plan;
             self.kept = known;
             let why = "another keep method has dropped pairs of this context; fork it before";
-            return Err(plan.refused(why.to_owned()));
+            return match goes_on {
+                true => Ok(()),
+                false => Err(plan.refused(why.to_owned())),
+            };
         }
         let repeated = known
             .as_ref()
             .filter(|kept| kept.plan.repetition() == plan.repetition())
-            .map(|kept| (Arc::clone(&kept.marks), kept.done.repeated));
-        let (marks, repeated) = repeated.unwrap_or_default();
+            .map(|kept| (Arc::clone(&kept.marks), kept.marked, kept.done.repeated));
+        let (marks, marked, repeated) = repeated.unwrap_or_default();
         let observed = match known {
             Some(kept) if kept.observed.needs().and(needs) == kept.observed.needs() => kept
                 .observed
@@ -206,6 +209,7 @@ impl Context {
             },
             watch: None,
             marks,
+            marked,
             merge_memory: BTreeMap::new(),
         }));
         Ok(())
@@ -438,6 +442,7 @@ impl Kept {
         self.streams.clear();
         (self.edge, self.decided_at, self.settled) = (0, 0, false);
         self.marks = Arc::default();
+        self.marked = 0;
         self.merge_memory.clear();
         self.observed.forget_sums();
     }
@@ -445,6 +450,8 @@ impl Kept {
     /// The context is shorter now, `len` tokens.
     pub(crate) fn go_back(&mut self, len: usize) {
         self.decided_at = self.decided_at.min(len);
+        // What is read there next is another text.
+        self.marked = self.marked.min(len);
     }
 
     /// What the merge remembers of the `heads` heads of a layer.

@@ -7,9 +7,11 @@ use std::time::Duration;
 use longview_kernels::Exec;
 use longview_kernels::attention::softmax;
 
+use super::larger;
 use super::view::{LayerView, ROWS_AT_ONCE};
 use crate::context::Context;
 use crate::error::KvError;
+use crate::ledger::{Purpose, Reservation};
 
 /// For every layer and KV head the largest attention that each token of a range was given.
 pub struct Marks {
@@ -39,6 +41,14 @@ pub struct Repeated {
     pub predicted: Option<Duration>,
 }
 
+/// What forks that repeated a context saw, with the bytes that holds.
+#[derive(Default)]
+pub(super) struct Marked {
+    /// `[layers][heads][tokens]`
+    pub(super) layers: Vec<Vec<Vec<f32>>>,
+    room: Option<Reservation>,
+}
+
 /// What a fork that repeats watches.
 #[derive(Clone, Default)]
 pub(crate) struct Watch {
@@ -49,6 +59,8 @@ pub(crate) struct Watch {
     /// The first token of the repetition.
     base: usize,
     layers: Vec<Vec<Vec<f32>>>,
+    /// Holds the bytes of `layers`.
+    _room: Option<Arc<Reservation>>,
 }
 
 impl Marks {
@@ -62,13 +74,18 @@ impl Marks {
 impl Context {
     /// Makes this context, a fork, watch what the tokens it reads from here on attend to among the
     /// tokens `tokens`. Attention counts among the first `prefix` tokens, these, and what is read from
-    /// here on, and no others. What it reads is not kept anywhere.
-    pub fn watch_repeat(&mut self, tokens: Range<usize>, prefix: usize) {
+    /// here on, and no others. What it reads is not kept anywhere. Both must be held whole.
+    ///
+    /// # Errors
+    /// [`KvError::OverLimit`] when memory lacks room for what it notes.
+    pub fn watch_repeat(&mut self, tokens: Range<usize>, prefix: usize) -> Result<(), KvError> {
         let heads = |&(place, _): &(usize, usize)| self.layout.groups[place].kind.kv_heads;
         let layers = self.layout.layers.iter();
-        let marks = layers
+        let marks: Vec<Vec<Vec<f32>>> = layers
             .map(|layer| vec![vec![0.0; tokens.len()]; heads(layer)])
             .collect();
+        let bytes = bytes_of(&marks, tokens.len());
+        let room = self.ledger.reserve(Purpose::Scratch, bytes)?;
         let base = self.len();
         if let Some(kept) = &mut self.kept {
             kept.watch = Some(Box::new(Watch {
@@ -76,8 +93,10 @@ impl Context {
                 tokens,
                 base,
                 layers: marks,
+                _room: Some(Arc::new(room)),
             }));
         }
+        Ok(())
     }
 
     /// What was seen since [`Context::watch_repeat`].
@@ -90,49 +109,102 @@ impl Context {
     }
 
     /// Notes what a fork saw: scores of the tokens it watched.
-    pub fn mark(&mut self, marks: &Marks) {
-        let Some(kept) = &mut self.kept else { return };
-        let all = Arc::make_mut(&mut kept.marks);
+    ///
+    /// # Errors
+    /// [`KvError::OverLimit`] when memory lacks room for them; nothing is noted then.
+    pub fn mark(&mut self, marks: &Marks) -> Result<(), KvError> {
+        let Some(kept) = &mut self.kept else {
+            return Ok(());
+        };
+        let end = marks.tokens.end.max(kept.marked);
+        let wanted = bytes_of(&marks.layers, end);
+        // What forks hold as well is copied.
+        let held = match Arc::get_mut(&mut kept.marks) {
+            Some(own) => own.room.as_ref().map_or(0, Reservation::bytes),
+            None => 0,
+        };
+        let more = wanted.saturating_sub(held);
+        let mut room = self.ledger.reserve(Purpose::Scratch, more)?;
+        let mut all = match Arc::get_mut(&mut kept.marks) {
+            Some(own) => {
+                if let Some(known) = own.room.take() {
+                    room.join(known);
+                }
+                std::mem::take(&mut own.layers)
+            }
+            None => kept.marks.layers.clone(),
+        };
         all.resize(marks.layers.len(), Vec::new());
         for (all, of_layer) in all.iter_mut().zip(&marks.layers) {
             all.resize(of_layer.len(), Vec::new());
             for (all, of_head) in all.iter_mut().zip(of_layer) {
-                if all.len() < marks.tokens.end {
-                    all.resize(marks.tokens.end, f32::INFINITY);
-                }
+                all.resize(end, f32::INFINITY);
                 all[marks.tokens.clone()].copy_from_slice(of_head);
             }
         }
+        kept.marked = end;
+        kept.marks = Arc::new(Marked {
+            layers: all,
+            room: Some(room),
+        });
+        Ok(())
     }
 
-    /// Notes what repeating the context took; its time counts as the keep method's.
+    /// Notes what repeating the context took, beside what that has taken before; its time counts as the
+    /// keep method's.
     pub fn repeated(&mut self, repeated: Repeated) {
         if let Some(kept) = &mut self.kept {
             kept.done.time += repeated.time;
-            kept.done.repeated = Some(repeated);
+            let before = kept.done.repeated;
+            kept.done.repeated = Some(before.map_or(repeated, |before| before.and(repeated)));
         }
     }
 
-    /// How the model is to repeat what the context holds, if its keep method needs that and it was not
-    /// done.
-    pub fn repeats(&self) -> Option<Repetition> {
+    /// How the model is to repeat what the context holds, and which tokens, if its keep method needs that
+    /// and it was not done: those that were repeated before a compaction are not repeated again.
+    pub fn repeats(&self) -> Option<(Repetition, Range<usize>)> {
         let kept = self.kept.as_ref()?;
-        let open = kept.marks.is_empty() && kept.pairs(self.len()) > kept.slots;
-        kept.plan.repetition().filter(|_| open)
+        let repetition = kept.plan.repetition()?;
+        let end = self.len();
+        let tokens = kept.marked.max(repetition.prefix)..end;
+        let open = !tokens.is_empty() && kept.pairs(end) > kept.slots;
+        open.then_some((repetition, tokens))
     }
+}
+
+impl Repeated {
+    /// Both together.
+    fn and(self, other: Repeated) -> Repeated {
+        Repeated {
+            tokens: self.tokens + other.tokens,
+            time: self.time + other.time,
+            predicted: self
+                .predicted
+                .zip(other.predicted)
+                .map(|(before, then)| before + then),
+        }
+    }
+}
+
+/// Bytes of numbers for so many tokens of every head of `marks`.
+fn bytes_of(marks: &[Vec<Vec<f32>>], tokens: usize) -> u64 {
+    let heads: usize = marks.iter().map(Vec::len).sum();
+    (size_of::<f32>() * heads * tokens) as u64
 }
 
 impl LayerView<'_> {
     /// The largest attention that each token, by position, was given while the model repeated the
-    /// context; infinity where it did not.
+    /// context; infinity for the first ones, which it does not repeat.
     ///
     /// # Errors
-    /// [`KvError::NotObserved`] when it has not repeated it.
+    /// [`KvError::NotObserved`] when it has not repeated all of it.
     pub fn repeated(&self, head: usize) -> Result<&[f32], KvError> {
-        let of_layer = self.marks().get(self.layer());
+        let (marks, marked) = self.marks();
+        let of_layer = marks.layers.get(self.layer());
         let marks = of_layer.and_then(|heads| heads.get(head));
         marks
-            .map(Vec::as_slice)
+            .filter(|_| marked >= self.tokens())
+            .map(|marks| &marks[..self.tokens()])
             .ok_or_else(|| KvError::NotObserved {
                 what: "what the model looks at when it repeats the context".to_owned(),
             })
@@ -147,15 +219,20 @@ impl Watch {
             tokens,
             base,
             layers,
+            ..
         } = self;
-        let (prefix, tokens, base) = (*prefix, tokens.clone(), *base);
+        let (tokens, base) = (tokens.clone(), *base);
         let dim = view.head_dim();
         let row = view.shape().heads * dim;
         let group = view.shape().heads / view.heads();
-        let fixed = prefix + tokens.len();
         exec.pool
             .for_each(&mut layers[view.layer()], |head, marks, _| {
-                let ranges = [0..prefix, tokens.clone(), base..view.tokens()];
+                // As pairs: of what lies between them some may have left.
+                let pair = |token: usize| view.first_from(head, token);
+                let prefix = pair(*prefix);
+                let part = pair(tokens.start)..pair(tokens.end);
+                let fixed = prefix + part.len();
+                let ranges = [0..prefix, part, pair(base)..pair(view.tokens())];
                 let mut logits = Vec::new();
                 for (block, rows) in q.chunks(row * (ROWS_AT_ONCE / group).max(1)).enumerate() {
                     let first = start + block * (ROWS_AT_ONCE / group).max(1);
@@ -168,7 +245,7 @@ impl Watch {
                         let visible = fixed + first + at / group + 1 - base;
                         softmax(exec.isa, &mut weights[..visible]);
                         for (mark, &weight) in marks.iter_mut().zip(&weights[prefix..fixed]) {
-                            *mark = mark.max(weight);
+                            *mark = larger(*mark, weight);
                         }
                     }
                 }

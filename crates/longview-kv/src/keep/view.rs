@@ -9,6 +9,7 @@ use longview_kernels::page::{self, PAGE_TOKENS, PageGeometry};
 use longview_kernels::{Isa, activation};
 
 use super::observe::LayerSeen;
+use super::repeat::Marked;
 use super::stream::Stream;
 use super::{AttentionOf, AttentionShape, Kept, Pairs, Positions};
 use crate::context::{Context, RopeSet};
@@ -42,7 +43,9 @@ pub struct LayerView<'a> {
     seen: &'a LayerSeen,
     /// Whether sums over rows are of all rows.
     complete: bool,
-    marks: &'a [Vec<Vec<f32>>],
+    marks: &'a Marked,
+    /// Of how many of the first tokens they hold.
+    marked: usize,
     positions: Positions,
     tokens: &'a SharedList<u32, PIECE>,
 }
@@ -139,6 +142,7 @@ impl<'a> LayerView<'a> {
             seen: kept.observed.layer(layer),
             complete: kept.observed.is_complete(),
             marks: &kept.marks,
+            marked: kept.marked,
             positions: kept.plan.positions,
             tokens: &context.tokens,
         }
@@ -566,9 +570,9 @@ impl<'a> LayerView<'a> {
         });
     }
 
-    /// What was noted of a repetition, `[layers][heads][tokens]`.
-    pub(super) fn marks(&self) -> &'a [Vec<Vec<f32>>] {
-        self.marks
+    /// What was noted of a repetition, and of how many of the first tokens it holds.
+    pub(super) fn marks(&self) -> (&'a Marked, usize) {
+        (self.marks, self.marked)
     }
 
     pub(super) fn group(&self) -> &'a Group {

@@ -8,7 +8,7 @@
 //! averaged into what stays near it. Later rounds match keys as they are, not the averages.
 
 use longview_kv::KvError;
-use longview_kv::keep::{LayerView, Question, Score, Scores};
+use longview_kv::keep::{LayerView, Question, Score, Scores, larger};
 
 use super::{keep, parameter};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
@@ -60,34 +60,31 @@ struct Chelsea {
 impl Score for Chelsea {
     fn score(&self, layer: &LayerView<'_>, scores: &mut Scores) -> Result<(), KvError> {
         let dim = layer.head_dim();
+        let mut keys: Vec<f32> = Vec::new();
         for head in 0..layer.heads() {
-            let mut keys = vec![0f32; layer.pairs(head) * dim];
-            layer.keys(head, &mut |page| {
-                for (pair, slot) in page.slots.clone().enumerate() {
-                    let to = &mut keys[(page.first + pair) * dim..][..dim];
-                    for (x, row) in to.iter_mut().zip(page.keys.chunks_exact(64)) {
-                        *x = row[slot];
-                    }
-                }
-            });
-            for key in keys.chunks_exact_mut(dim) {
-                let norm = key
-                    .iter()
-                    .map(|x| x * x)
-                    .sum::<f32>()
-                    .sqrt()
-                    .max(f32::MIN_POSITIVE);
-                key.iter_mut().for_each(|x| *x /= norm);
-            }
             let first = layer.first_from(head, self.sinks);
             let last = layer
                 .first_from(head, layer.tokens().saturating_sub(self.recent))
                 .max(first);
-            let scores = &mut scores.head_mut(head)[first..last];
-            let keys = keys[first * dim..last * dim].chunks(self.chunk * dim);
-            for (scores, keys) in scores.chunks_mut(self.chunk).zip(keys) {
-                rank(keys, dim, scores);
-            }
+            let mut chunks = scores.head_mut(head)[first..last].chunks_mut(self.chunk);
+            let mut chunk = chunks.next();
+            keys.clear();
+            layer.keys(head, &mut |page| {
+                for (pair, slot) in (page.first..).zip(page.slots.clone()) {
+                    let Some(scores) = chunk.as_deref_mut().filter(|_| pair >= first) else {
+                        continue;
+                    };
+                    let key = page.keys.chunks_exact(64).map(|row| row[slot]);
+                    let norm = key.clone().map(|x| x * x).sum::<f32>().sqrt();
+                    let norm = larger(f32::MIN_POSITIVE, norm);
+                    keys.extend(key.map(|x| x / norm));
+                    if keys.len() == scores.len() * dim {
+                        rank(&keys, dim, scores);
+                        keys.clear();
+                        chunk = chunks.next();
+                    }
+                }
+            });
         }
         Ok(())
     }
@@ -103,10 +100,7 @@ fn rank(keys: &[f32], dim: usize, scores: &mut [f32]) {
     while left.len() > 1 {
         let odd: Vec<usize> = left.iter().copied().skip(1).step_by(2).collect();
         for &even in left.iter().step_by(2) {
-            let like = odd
-                .iter()
-                .map(|&odd| cosine(even, odd))
-                .fold(-1.0, f32::max);
+            let like = odd.iter().map(|&odd| cosine(even, odd)).fold(-1.0, larger);
             scores[even] = round + (1.0 - like).clamp(0.0, 2.0) / 4.0;
         }
         left = odd;
@@ -132,6 +126,9 @@ mod tests {
         let mut single = [9.0];
         rank(&[1.0, 0.0], 2, &mut single);
         assert_eq!(single, [1.0]);
+        // What is no number stays none, so that it is refused.
+        rank(&[f32::NAN, 0.0, 1.0, 0.0], 2, &mut scores[..2]);
+        assert!(scores[0].is_nan());
     }
 
     #[test]

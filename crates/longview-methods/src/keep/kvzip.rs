@@ -5,8 +5,9 @@
 //! context is repeated part by part in passes whose own pairs are dropped; a pair scores the largest
 //! attention it is given by any row and query head of its group, among the first tokens, the part and
 //! the repetition only. `alloc=threshold` is the paper's non-uniform mode, `uniform` its uniform one,
-//! `heads` its head mode. No question is needed, and what follows the context stays. The request to
-//! repeat is plain text, without the turns of a chat template.
+//! `heads` its head mode. No question is needed. The request to repeat is put in the turns of the
+//! model's chat template. What comes after a compaction is repeated, by itself, before the next one, and
+//! is in the budget with what stayed: a conversation holds as much as was stated, however long it is.
 
 use longview_kv::KvError;
 use longview_kv::keep::{LayerView, Needs, Question, Score, Scores};
@@ -61,9 +62,7 @@ impl Score for KvZip {
         for head in 0..layer.heads() {
             let marks = layer.repeated(head)?;
             for (pair, score) in scores.head_mut(head).iter_mut().enumerate() {
-                let mark = marks.get(layer.position(head, pair));
-                // What came after the text that was repeated always stays.
-                *score = mark.copied().unwrap_or(f32::INFINITY);
+                *score = marks[layer.position(head, pair)];
             }
         }
         Ok(())
@@ -91,16 +90,37 @@ mod tests {
             .collect();
         toy.read_keys(&keys);
         let mut fork = toy.fork();
-        fork.context.watch_repeat(0..12, 0);
+        fork.context.watch_repeat(0..12, 0).unwrap();
         let asked = [unit(1), unit(2), unit(3)].map(|q| q.map(|x| 30.0 * x));
         fork.read_keys_and_queries(&[[0.0; 4]; 3], &asked);
         let marks = fork.context.take_marks().unwrap();
         drop(fork);
-        toy.context.mark(&marks);
+        toy.context.mark(&marks).unwrap();
         assert_eq!(toy.context.len(), 12, "nothing of the repetition stays");
         toy.compress();
         // The fourth is the first of those that were looked at alike.
         assert_eq!(toy.positions(0, 0), [0, 4, 5, 9]);
+    }
+
+    #[test]
+    fn what_was_not_repeated_is_asked_for_and_no_more() {
+        let repeats = |toy: &Toy| toy.context.repeats().map(|(_, tokens)| tokens);
+        let mut toy = Toy::new(1, 2, 4);
+        toy.keep("kvzip(budget=20, sinks=4, recent=8)", 40);
+        toy.read(40);
+        assert_eq!(repeats(&toy), Some(4..40));
+        let mut fork = toy.fork();
+        fork.context.watch_repeat(4..40, 4).unwrap();
+        fork.read(36);
+        let marks = fork.context.take_marks().unwrap();
+        toy.context.mark(&marks).unwrap();
+        assert_eq!(repeats(&toy), None);
+        // What stands there next is another text.
+        toy.context.truncate(30).unwrap();
+        toy.read(6);
+        assert_eq!(repeats(&toy), Some(30..36));
+        let message = toy.try_compress().unwrap_err().to_string();
+        assert!(message.contains("when it repeats the context"), "{message}");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! In a prompt of labelled examples the label words gather what stands before them, and the answer is
 //! read from there: so of the examples only the label words stay, with the words of the template and
 //! line breaks. A label counts where it follows the last of the words of `template`, all its tokens; what
-//! comes after the last label is the question and stays. Pairs keep their positions. Needs no attention
+//! comes after the last label is the question and stays; where the budget has no room for it, that is an
+//! error. Pairs keep their positions. Needs no attention
 //! and no training; the paper's re-weighting, which trains, is not here. For generated answers the paper
 //! claims nothing.
 
@@ -203,6 +204,19 @@ mod tests {
             .map(|at| b"q A: yes q A: no"[at as usize])
             .collect();
         assert_eq!(text, b"yesno");
+    }
+
+    #[test]
+    fn a_question_beyond_the_budget_is_refused_before_anything_leaves() {
+        let mut toy = Toy::new(1, 2, 4);
+        toy.keep("label-words(labels=\"yes\", budget=8, sinks=0)", 20);
+        toy.read_text("so yes and a long question");
+        let message = toy.try_compress().unwrap_err().to_string();
+        assert!(
+            message.contains("room for 8 pairs a KV head, but 20 are of tokens that must stay"),
+            "{message}"
+        );
+        assert_eq!(toy.positions(0, 1).len(), 26);
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub(crate) const METHOD: Method = Method {
             name: "stabilizers",
             default: "2500",
             unit: "tokens",
-            doc: "last tokens that stay while more of the prompt is to come, as far as the budget allows",
+            doc: "last tokens that stay while more of the prompt is to come; half of the budget where they \
+                  are all of it or more",
             domain: Domain::Whole,
         },
         Parameter {
@@ -348,6 +349,27 @@ mod tests {
         toy.compress();
         // Four of the best that are left, the best of the rest, and the newest.
         assert_eq!(toy.positions(0, 0), [0, 1, 8, 9, 10, 17]);
+    }
+
+    #[test]
+    fn a_document_s_last_decision_is_the_last_although_a_question_follows() {
+        let heads = key_reader();
+        let keys: Vec<[f32; 2]> = (0..12).map(|token| [18.0 - token as f32, 0.0]).collect();
+        let kept = |stabilizers: usize, decide: fn(&mut Toy)| {
+            let rest =
+                format!("budget=6, stabilizers={stabilizers}, local=1, block=6, positions=text");
+            let mut toy = Toy::new(1, 1, 2);
+            toy.keep(&text(heads.path(), &rest), 18);
+            toy.read_keys(&keys);
+            decide(&mut toy);
+            toy.positions(0, 0)
+        };
+        let on_the_way = |toy: &mut Toy| {
+            toy.compress();
+        };
+        assert_eq!(kept(4, Toy::compress_document), [0, 1, 2, 3, 4, 11]);
+        // Stabilizers that would be all of the budget leave half of it to what scores best.
+        assert_eq!(kept(99, on_the_way), [0, 1, 2, 9, 10, 11]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! memory. The group is averaged before pooling, which differs from pooling first for `max` only.
 
 use longview_kv::KvError;
-use longview_kv::keep::{LayerView, Needs, Question, Score, Scores};
+use longview_kv::keep::{LayerView, Needs, Question, Score, Scores, larger};
 
 use super::{keep, parameter};
 use crate::arguments::Arguments;
@@ -132,7 +132,7 @@ pub(super) fn pool(from: &[f32], kernel: usize, how: Pool, to: &mut [f32]) {
         let near = &from[at.saturating_sub(side)..from.len().min(at + side + 1)];
         *to = match how {
             Pool::Average => near.iter().sum::<f32>() / (2 * side + 1) as f32,
-            Pool::Largest => near.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x)),
+            Pool::Largest => near.iter().fold(f32::NEG_INFINITY, |m, &x| larger(m, x)),
         };
     }
 }
@@ -152,6 +152,11 @@ mod tests {
         assert_eq!(pooled, [0.0, 9.0, 9.0, 9.0, 0.0]);
         pool(&scores, 1, Pool::Average, &mut pooled);
         assert_eq!(pooled, scores);
+        // What is no number stays none, so that it is refused.
+        for how in [Pool::Average, Pool::Largest] {
+            pool(&[0.0, 1.0, f32::NAN, 1.0, 0.0], 3, how, &mut pooled);
+            assert!(pooled[1..4].iter().all(|score| score.is_nan()));
+        }
     }
 
     #[test]

@@ -42,7 +42,8 @@ impl Score for StreamingLlm {
     fn score(&self, layer: &LayerView<'_>, scores: &mut Scores) -> Result<(), KvError> {
         for head in 0..layer.heads() {
             for (pair, score) in scores.head_mut(head).iter_mut().enumerate() {
-                *score = layer.position(head, pair) as f32;
+                // Counted from the end: the latest are told apart in a text of any length.
+                *score = -((layer.tokens() - layer.position(head, pair)) as f32);
             }
         }
         Ok(())

@@ -223,6 +223,12 @@ impl Toy {
         self.context.compress(&self.exec, &model)
     }
 
+    /// Compresses what is a whole document, although more is to be read.
+    pub(crate) fn compress_document(&mut self) {
+        let model = self.model();
+        self.context.compress_document(&self.exec, &model).unwrap();
+    }
+
     /// The tokens that a head keeps.
     pub(crate) fn positions(&self, layer: usize, head: usize) -> Vec<u32> {
         self.context.kept_positions(layer, head)

@@ -138,6 +138,31 @@ fn bytes_stay_below_what_was_stated_and_totals_are_exact() {
 }
 
 #[test]
+fn what_follows_is_in_the_budget_as_well_and_what_was_gathered_shrinks_with_it() {
+    for text in texts("90") {
+        let ledger = Ledger::unlimited();
+        let mut world = World::new(KvType::F16, ledger.clone());
+        let keep = method(&text);
+        let stated = world.stated(&keep, PROMPT, 0);
+        world.keep(&keep, PROMPT).unwrap();
+        world.read(PROMPT, 64);
+        world.end_of_prompt().unwrap();
+        let scratch = ledger.usage().scratch;
+        assert!(
+            2 * scratch <= stated.scratch,
+            "{text}: {scratch} of {}",
+            stated.scratch
+        );
+        // A turn longer than the budget.
+        world.read(150, 64);
+        world.compress().unwrap();
+        let kept = world.context.keep_report().unwrap().pairs_kept as usize;
+        assert_eq!(kept, FULL_LAYERS.len() * KV_HEADS * 90, "{text}");
+        assert!(ledger.usage().kv <= stated.steady, "{text}");
+    }
+}
+
+#[test]
 fn attention_reads_exactly_the_pairs_that_are_held() {
     for kv_type in forms() {
         for text in texts("77") {

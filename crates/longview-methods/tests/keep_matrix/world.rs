@@ -187,17 +187,17 @@ impl World {
     /// Compresses after what the engine does before: repeating the context in forks, where a method
     /// needs that.
     pub(crate) fn compress(&mut self) -> Result<(), KvError> {
-        if let Some(Repetition { part, .. }) = self.context.repeats() {
-            let end = self.context.len();
-            for first in (4..end).step_by(part.min(200)) {
+        if let Some((Repetition { part, prefix }, open)) = self.context.repeats() {
+            let end = open.end;
+            for first in open.step_by(part.min(200)) {
                 let tokens = first..(first + part.min(200)).min(end);
                 let mut fork = self.fork();
                 let count = tokens.len();
-                fork.context.watch_repeat(tokens, 4);
+                fork.context.watch_repeat(tokens, prefix)?;
                 fork.read(count, 64);
                 let marks = fork.context.take_marks().unwrap();
                 drop(fork);
-                self.context.mark(&marks);
+                self.context.mark(&marks)?;
             }
         }
         self.decide()
