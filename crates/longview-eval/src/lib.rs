@@ -21,6 +21,7 @@ pub mod report;
 mod run;
 mod score;
 mod setup;
+mod share;
 mod task;
 mod windows;
 mod wording;
@@ -38,6 +39,7 @@ pub use record::{Identity, Record};
 pub use run::{Evaluation, Material, Plan, Refusal, RunProgress, Subject};
 pub use score::{Mean, Scorer};
 pub use setup::Setup;
+pub use share::Share;
 pub use task::{Making, Question, Questions, Sample, Task};
 pub use wording::{ListWording, NeedleWording, PassagesWording, VariablesWording, Wording};
 

@@ -44,6 +44,9 @@ pub struct Case {
     pub sample: usize,
     /// When the question is known.
     pub question: Sight,
+    /// Tokens generated, where that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub generate: Option<usize>,
 }
 
 /// What a setup gave for a sample.
@@ -258,6 +261,7 @@ pub(crate) mod tests {
                 depth: None,
                 sample,
                 question: Sight::Unseen,
+                generate: None,
             },
             setup: setup.to_owned(),
             measure: Measure::Recall,

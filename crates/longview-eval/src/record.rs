@@ -4,7 +4,8 @@
 //! whole and flushed; one that was cut off at the end of the file is dropped.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::collections::hash_map::Entry;
+use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::EvalError;
 use crate::outcome::{Case, Outcome};
+use crate::share::Share;
 
 /// What the outcomes of a run depend on beside tasks, lengths and setups.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,8 @@ pub struct Identity {
     pub model: String,
     /// The numerics class.
     pub numerics: String,
+    /// The instruction set: sums run in another order on another.
+    pub isa: String,
     /// Tokens a prefill computes in one pass: what acts between passes may depend on it.
     pub chunk_tokens: usize,
     /// The wording.
@@ -49,60 +53,61 @@ impl Record {
         }
     }
 
-    /// The record at `path`, which is made where there is none.
+    /// The record of `share` in `folder`, whose file is made where there is none, with what the files of
+    /// other shares beside it hold by now: their outcomes are known, and are not measured again.
     ///
     /// # Errors
-    /// [`EvalError::Record`] when it belongs to another run or is damaged, and errors of the file.
-    pub fn open(path: &Path, identity: &Identity) -> Result<Record, EvalError> {
-        let io = |action| {
-            move |source| EvalError::Io {
-                path: path.display().to_string(),
-                action,
-                source,
+    /// [`EvalError::Record`] when a file belongs to another run or is damaged, and errors of the files.
+    pub fn open(folder: &Path, share: Share, identity: &Identity) -> Result<Record, EvalError> {
+        let path = folder.join(share.file_name());
+        let mut options = OpenOptions::new();
+        let opened = options.read(true).append(true).create(true).open(&path);
+        let mut file = opened.map_err(io(&path, "open"))?;
+        let bytes = fs::read(&path).map_err(io(&path, "read"))?;
+        let mut record = Record::in_memory();
+        // Only an unfinished first line may be replaced: anything else is somebody's file.
+        let is_begun = bytes.is_empty() || bytes.starts_with(b"{\"model\"");
+        if is_begun && !bytes.contains(&b'\n') {
+            file.set_len(0).map_err(io(&path, "write"))?;
+            write_line(&mut file, identity).map_err(io(&path, "write"))?;
+        } else {
+            let whole = record.read(&path, &bytes, identity)?;
+            file.set_len(whole as u64).map_err(io(&path, "write"))?;
+            file.seek(SeekFrom::End(0)).map_err(io(&path, "write"))?;
+        }
+        for beside in files_of_shares(folder)? {
+            if beside != path {
+                let bytes = fs::read(&beside).map_err(io(&beside, "read"))?;
+                // One that was only just begun holds nothing yet.
+                if bytes.contains(&b'\n') {
+                    record.read(&beside, &bytes, identity)?;
+                }
             }
-        };
+        }
+        record.file = Some((path, file));
+        Ok(record)
+    }
+
+    /// Notes the outcomes in `bytes`, the contents of `path`, and returns how many bytes are whole lines.
+    fn read(&mut self, path: &Path, bytes: &[u8], identity: &Identity) -> Result<usize, EvalError> {
         let wrong = |what: String| EvalError::Record {
             path: path.display().to_string(),
             what,
         };
-        let mut options = OpenOptions::new();
-        let opened = options.read(true).append(true).create(true).open(path);
-        let mut file = opened.map_err(io("open"))?;
-        let bytes = std::fs::read(path).map_err(io("read"))?;
-        let whole = bytes
-            .iter()
-            .rposition(|&byte| byte == b'\n')
-            .map_or(0, |at| at + 1);
-        let text = std::str::from_utf8(&bytes[..whole])
-            .map_err(|_| wrong("this is no record of an evaluation".to_owned()))?;
+        let foreign = || wrong("this is no record of an evaluation".to_owned());
+        let end = bytes.iter().rposition(|&byte| byte == b'\n');
+        let whole = end.map_or(0, |at| at + 1);
+        let text = std::str::from_utf8(&bytes[..whole]).map_err(|_| foreign())?;
         let mut lines = text.lines().enumerate();
-        let mut outcomes: Vec<Outcome> = Vec::new();
-        match lines.next() {
-            // Only an unfinished first line may be replaced: anything else is somebody's file.
-            None if bytes.is_empty() || bytes.starts_with(b"{\"model\"") => {
-                file.set_len(0).map_err(io("write"))?;
-                write_line(&mut file, identity).map_err(io("write"))?;
-            }
-            None => return Err(wrong("this is no record of an evaluation".to_owned())),
-            Some((_, first)) => {
-                let held: Identity = serde_json::from_str(first)
-                    .map_err(|_| wrong("this is no record of an evaluation".to_owned()))?;
-                held.same_as(identity).map_err(wrong)?;
-                for (at, line) in lines {
-                    let outcome = serde_json::from_str(line);
-                    let damaged = |error| wrong(format!("line {} is damaged: {error}", at + 1));
-                    outcomes.push(outcome.map_err(damaged)?);
-                }
-                file.set_len(whole as u64).map_err(io("write"))?;
-                file.seek(SeekFrom::End(0)).map_err(io("write"))?;
-            }
+        let (_, first) = lines.next().ok_or_else(foreign)?;
+        let held: Identity = serde_json::from_str(first).map_err(|_| foreign())?;
+        held.same_as(identity).map_err(wrong)?;
+        for (at, line) in lines {
+            let outcome = serde_json::from_str(line);
+            let damaged = |error| wrong(format!("line {} is damaged: {error}", at + 1));
+            self.note(outcome.map_err(damaged)?);
         }
-        let mut record = Record::in_memory();
-        outcomes
-            .into_iter()
-            .for_each(|outcome| record.note(outcome));
-        record.file = Some((path.to_owned(), file));
-        Ok(record)
+        Ok(whole)
     }
 
     /// All outcomes so far.
@@ -119,20 +124,18 @@ impl Record {
 
     pub(crate) fn add(&mut self, outcome: Outcome) -> Result<(), EvalError> {
         if let Some((path, file)) = &mut self.file {
-            write_line(file, &outcome).map_err(|source| EvalError::Io {
-                path: path.display().to_string(),
-                action: "write",
-                source,
-            })?;
+            write_line(file, &outcome).map_err(io(path, "write"))?;
         }
         self.note(outcome);
         Ok(())
     }
 
     fn note(&mut self, outcome: Outcome) {
-        let place = place_of(&outcome.case, &outcome.setup);
-        self.places.insert(place, self.outcomes.len());
-        self.outcomes.push(outcome);
+        // Two shares may both have measured it; it came out the same.
+        if let Entry::Vacant(place) = self.places.entry(place_of(&outcome.case, &outcome.setup)) {
+            place.insert(self.outcomes.len());
+            self.outcomes.push(outcome);
+        }
     }
 }
 
@@ -149,6 +152,7 @@ impl Identity {
             ("model", &self.model, &wanted.model),
             ("numerics", &self.numerics, &wanted.numerics),
             ("wording", &self.wording, &wanted.wording),
+            ("instruction set", &self.isa, &wanted.isa),
             ("texts", &self.material, &wanted.material),
         ] {
             if held != wanted {
@@ -166,6 +170,28 @@ impl Identity {
             return differs("chunk", held, wanted);
         }
         Ok(())
+    }
+}
+
+/// The files of results in `folder`, of every share that was measured into it.
+fn files_of_shares(folder: &Path) -> Result<Vec<PathBuf>, EvalError> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io(folder, "read"))? {
+        let path = entry.map_err(io(folder, "read"))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| name.starts_with("results") && name.ends_with(".jsonl")) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> EvalError {
+    move |source| EvalError::Io {
+        path: path.display().to_string(),
+        action,
+        source,
     }
 }
 
@@ -190,6 +216,7 @@ mod tests {
         Identity {
             model: "m".to_owned(),
             numerics: "default".to_owned(),
+            isa: "avx2".to_owned(),
             chunk_tokens: 512,
             wording: "needle".to_owned(),
             material: "x".to_owned(),
@@ -197,40 +224,63 @@ mod tests {
         }
     }
 
+    fn open(folder: &Path, share: &str, seed: u64) -> Result<Record, EvalError> {
+        Record::open(folder, share.parse().unwrap(), &identity(seed))
+    }
+
     #[test]
     fn what_was_finished_is_found_again_and_a_torn_line_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("outcomes.jsonl");
-        let mut record = Record::open(&path, &identity(1)).unwrap();
+        let mut record = open(folder.path(), "1/1", 1).unwrap();
         record.add(outcome("a", "q4", 0, 50.0)).unwrap();
         drop(record);
+        let path = folder.path().join("results.jsonl");
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"{\"task\":\"a\",\"len").unwrap();
         drop(file);
-        let mut record = Record::open(&path, &identity(1)).unwrap();
+        let mut record = open(folder.path(), "1/1", 1).unwrap();
         let one = outcome("a", "q4", 0, 50.0);
         assert_eq!(record.find(&one.case, "q4"), Some(&one));
         assert!(record.find(&one.case, "q8").is_none());
         record.add(outcome("a", "q8", 0, 60.0)).unwrap();
         drop(record);
-        assert_eq!(
-            Record::open(&path, &identity(1)).unwrap().outcomes().len(),
-            2
-        );
+        assert_eq!(open(folder.path(), "1/1", 1).unwrap().outcomes().len(), 2);
+    }
+
+    #[test]
+    fn shares_in_one_folder_know_of_each_other_and_write_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = open(folder.path(), "1/2", 1).unwrap();
+        first.add(outcome("a", "q4", 0, 50.0)).unwrap();
+        let mut second = open(folder.path(), "2/2", 1).unwrap();
+        assert_eq!(second.outcomes().len(), 1);
+        second.add(outcome("a", "q4", 1, 60.0)).unwrap();
+        // The first opened before that, so both have it.
+        first.add(outcome("a", "q4", 1, 60.0)).unwrap();
+        let torn = folder.path().join("results-2-of-2.jsonl");
+        let mut file = OpenOptions::new().append(true).open(&torn).unwrap();
+        file.write_all(b"{\"task\":\"a\",\"len").unwrap();
+        let before = fs::read(&torn).unwrap();
+        let all = open(folder.path(), "1/1", 1).unwrap();
+        assert_eq!(all.outcomes().len(), 2);
+        // It may still be written to.
+        assert_eq!(fs::read(&torn).unwrap(), before);
+        let message = open(folder.path(), "3/4", 2).err().unwrap().to_string();
+        assert!(message.contains("seed: 1, now 2"), "{message}");
     }
 
     #[test]
     fn files_of_others_are_refused_and_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("outcomes.jsonl");
-        drop(Record::open(&path, &identity(1)).unwrap());
-        let message = Record::open(&path, &identity(2)).err().unwrap().to_string();
+        let path = folder.path().join("results.jsonl");
+        drop(open(folder.path(), "1/1", 1).unwrap());
+        let message = open(folder.path(), "1/1", 2).err().unwrap().to_string();
         assert!(message.contains("seed: 1, now 2"), "{message}");
         for foreign in ["Dear diary\n", "no line end"] {
-            std::fs::write(&path, foreign).unwrap();
-            let message = Record::open(&path, &identity(1)).err().unwrap().to_string();
+            fs::write(&path, foreign).unwrap();
+            let message = open(folder.path(), "1/1", 1).err().unwrap().to_string();
             assert!(message.contains("no record"), "{message}");
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign);
+            assert_eq!(fs::read_to_string(&path).unwrap(), foreign);
         }
     }
 }

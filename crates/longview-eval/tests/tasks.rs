@@ -2,8 +2,8 @@
 
 use longview_engine::{Control, Engine, EngineOptions};
 use longview_eval::{
-    EvalError, Evaluation, Making, Material, Plan, Prompter, Record, Setup, Sight, Subject, Task,
-    Wording,
+    EvalError, Evaluation, Making, Material, Plan, Prompter, Record, Setup, Share, Sight, Subject,
+    Task, Wording,
 };
 
 fn making(material: &Material, depth: Option<f64>) -> Making<'_> {
@@ -28,6 +28,7 @@ fn plan(subjects: &[&str], setups: &str, length: usize) -> Plan {
         question: Sight::Unseen,
         generate: 24,
         seed: 7,
+        share: Share::ALL,
     }
 }
 
@@ -146,8 +147,8 @@ fn two_runs_agree_and_a_stopped_one_goes_on() {
     assert_eq!((whole.outcomes().len(), seen.last()), (36, Some(&(36, 36))));
 
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("results.jsonl");
-    let mut record = Record::open(&path, &evaluation.identity()).unwrap();
+    let open = || Record::open(folder.path(), Share::ALL, &evaluation.identity()).unwrap();
+    let mut record = open();
     let mut left = 10;
     let error = evaluation.run(&mut record, &mut |_| {
         left -= 1;
@@ -161,7 +162,7 @@ fn two_runs_agree_and_a_stopped_one_goes_on() {
     let finished = record.outcomes().len();
     assert!(finished > 0 && finished < 36);
     drop(record);
-    let mut record = Record::open(&path, &evaluation.identity()).unwrap();
+    let mut record = open();
     assert_eq!(record.outcomes().len(), finished);
     evaluation
         .run(&mut record, &mut |_| Control::Continue)

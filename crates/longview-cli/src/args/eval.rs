@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use longview_eval::Sight;
+use longview_eval::{Share, Sight};
 
 use super::{EngineArgs, MethodArgs};
 use crate::size::parse_tokens;
@@ -76,6 +76,12 @@ pub(crate) struct EvalTasksArgs {
     /// Write the report, its charts and every result to this folder, and go on from what it holds
     #[arg(long, short, value_name = "FOLDER")]
     pub(crate) output: Option<PathBuf>,
+
+    /// Measure every N-th sample only, beginning with the K-th, into a file of their own in the folder, and
+    /// write no report: N processes or machines share the work, and the command without this puts
+    /// together what the folder holds by then
+    #[arg(long, value_name = "K/N", default_value_t = Share::ALL, hide_default_value = true, requires = "output")]
+    pub(crate) share: Share,
 
     /// Write every sample to this file as the model reads it (token ids, one JSON object a line), so that
     /// another program can be asked the same, and measure nothing
@@ -156,6 +162,12 @@ pub(crate) struct LeaderboardArgs {
     /// goes on
     #[arg(long, value_name = "N")]
     pub(crate) minutes: Option<u64>,
+
+    /// Measure every N-th sample only, beginning with the K-th, into a file of their own in the folder, and
+    /// write no page: N processes or machines share the work, and the command without this puts
+    /// together what the folder holds by then
+    #[arg(long, value_name = "K/N", default_value_t = Share::ALL, hide_default_value = true)]
+    pub(crate) share: Share,
 
     /// Samples of a task at 4,096 tokens, with budgets of 50, 25, 10 and 5 %
     #[arg(long, value_name = "N", default_value = "100", value_parser = parse_samples)]

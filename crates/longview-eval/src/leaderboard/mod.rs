@@ -14,6 +14,7 @@ use crate::record::{Identity, Record};
 use crate::report::{DENSE_FAILS_BELOW, dense_fails};
 use crate::run::{Evaluation, Material, Plan, Refusal, RunProgress, Subject};
 use crate::setup::{Setup, split};
+use crate::share::Share;
 use crate::task::Task;
 
 /// The samples of all boards are measured in so many shares, one board after the other in each: what
@@ -60,6 +61,7 @@ pub struct Leaderboard<'a> {
     material: &'a Material,
     boards: &'a [Board],
     seed: u64,
+    share: Share,
     /// What could not be used on each board, and why.
     refused: Vec<Vec<Refusal>>,
 }
@@ -165,6 +167,7 @@ impl Board {
             question,
             generate: 0,
             seed,
+            share: Share::ALL,
         }
     }
 
@@ -183,18 +186,20 @@ impl Entry {
 }
 
 impl<'a> Leaderboard<'a> {
-    /// A leaderboard of `engine`.
+    /// A leaderboard of `engine`, of which `share` is measured here.
     pub fn new(
         engine: &'a Engine,
         material: &'a Material,
         boards: &'a [Board],
         seed: u64,
+        share: Share,
     ) -> Leaderboard<'a> {
         Leaderboard {
             engine,
             material,
             boards,
             seed,
+            share,
             refused: vec![Vec::new(); boards.len()],
         }
     }
@@ -223,6 +228,7 @@ impl<'a> Leaderboard<'a> {
                 let samples = board.samples_until(round);
                 let mut run = |plan: &mut Plan, record: &mut Record| {
                     plan.samples = samples;
+                    plan.share = self.share;
                     Evaluation::new(self.engine, self.material, plan)?.run(record, on)
                 };
                 // Where it is not known that the dense path solves a task it goes first, and alone;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use longview_engine::{Control, Engine, EngineError};
 use longview_kv::Context;
-use longview_kv::keep::{Keep, Needs, Repetition};
+use longview_kv::keep::{Gather, Keep, Needs, Repetition};
 use longview_methods::Stage;
 
 use crate::draw::seed_of;
@@ -20,6 +20,7 @@ use crate::outcome::{Case, Outcome, Row, Sight, rows};
 use crate::prompt::Prompter;
 use crate::record::{Identity, Record};
 use crate::setup::Setup;
+use crate::share::Share;
 use crate::task::{Making, Questions, Task};
 use crate::wording::Wording;
 
@@ -57,6 +58,8 @@ pub struct Plan {
     pub generate: usize,
     /// What samples are drawn from.
     pub seed: u64,
+    /// The samples that are measured here; the others are somebody else's.
+    pub share: Share,
 }
 
 /// The texts and sentences that samples are made of.
@@ -238,6 +241,7 @@ impl<'a> Evaluation<'a> {
         Identity {
             model: format!("{} ({} bytes)", described.name, described.file_bytes),
             numerics: self.engine.exec().numerics.to_string(),
+            isa: self.engine.exec().isa.to_string(),
             chunk_tokens: self.engine.chunk_tokens(),
             wording: self.material.wording.name.clone(),
             material: self.material.hash(),
@@ -369,14 +373,18 @@ impl<'a> Evaluation<'a> {
                     "heatmap" => self.plan.depths.iter().copied().map(Some).collect(),
                     _ => vec![None],
                 };
+                let generates = matches!(subject, Subject::Drift);
                 for depth in depths {
-                    cases.extend((0..self.plan.samples).map(|sample| {
+                    let samples =
+                        (0..self.plan.samples).filter(|&sample| self.plan.share.has(sample));
+                    cases.extend(samples.map(|sample| {
                         let case = Case {
                             task: subject.name().to_owned(),
                             length,
                             depth,
                             sample,
                             question: self.plan.question,
+                            generate: generates.then_some(self.plan.generate),
                         };
                         (*subject, case)
                     }));
@@ -512,9 +520,14 @@ impl<'a> Evaluation<'a> {
             let reads = setup.methods().keep().map_or(Reads::Plainly, Reads::of);
             (texts, reads)
         };
+        let together = |a: &Setup, b: &Setup| {
+            let ((a, a_reads), (b, b_reads)) = (key(a), key(b));
+            a == b && a_reads.shares_with(&b_reads)
+        };
         let mut parts: Vec<Vec<&Setup>> = Vec::new();
         for setup in setups {
-            match parts.iter_mut().find(|part| key(part[0]) == key(setup)) {
+            let takes_it = |part: &&mut Vec<&Setup>| part.iter().all(|one| together(one, setup));
+            match parts.iter_mut().find(takes_it) {
                 Some(part) => part.push(setup),
                 None => parts.push(vec![setup]),
             }
@@ -540,20 +553,41 @@ struct Lengths {
 enum Reads {
     /// Like anyone else.
     Plainly,
-    /// Something is gathered meanwhile.
-    Watching,
-    /// Pairs leave meanwhile, so the reading is the method's own.
+    /// Something is gathered meanwhile: moments of the queries from so many tokens on, where it is they.
+    Watching { moments_from: Option<usize> },
+    /// Pairs leave meanwhile, or it gathers what only it knows to compute, so the reading is the method's
+    /// own.
     Alone(String),
 }
 
 impl Reads {
     fn of(keep: &Arc<Keep>) -> Reads {
-        if keep.when.block.is_some() {
+        let needs = keep.score.needs();
+        if keep.when.block.is_some() || needs.own == Gather::Yes {
             Reads::Alone(keep.text.clone())
-        } else if keep.score.needs().is_nothing() {
+        } else if needs.is_nothing() {
             Reads::Plainly
         } else {
-            Reads::Watching
+            let moments = needs.query_moments == Gather::Yes;
+            Reads::Watching {
+                moments_from: moments.then_some(needs.moments_from),
+            }
+        }
+    }
+
+    /// Whether one reading is for both.
+    fn shares_with(&self, other: &Reads) -> bool {
+        match (self, other) {
+            (
+                Reads::Watching {
+                    moments_from: Some(a),
+                },
+                Reads::Watching {
+                    moments_from: Some(b),
+                },
+            ) => a == b,
+            (Reads::Watching { .. }, Reads::Watching { .. }) => true,
+            _ => self == other,
         }
     }
 }

@@ -8,7 +8,7 @@ use super::observe::Observed;
 use super::repeat::{Marked, Watch};
 use super::stream::Stream;
 use super::view::ROWS_AT_ONCE;
-use super::{AttentionOf, Keep, LayerShape, Needs, Question, Repeated, When};
+use super::{AttentionOf, Keep, LayerShape, Needs, Repeated, When};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
@@ -298,10 +298,9 @@ impl Context {
     /// questions that nobody knew then.
     pub fn keep_is_due_at_end(&self) -> bool {
         let len = self.len();
-        self.kept.as_ref().is_some_and(|kept| {
-            let asks_again = kept.plan.question == Question::Seen || !kept.settled;
-            asks_again && kept.pairs(len) > kept.slots
-        })
+        self.kept
+            .as_ref()
+            .is_some_and(|kept| !kept.settled && kept.pairs(len) > kept.slots)
     }
 
     /// Says that what the context holds is a document that was compressed for any question: what
@@ -309,7 +308,7 @@ impl Context {
     pub fn settle(&mut self) {
         if let Some(kept) = &mut self.kept {
             kept.settled = true;
-            if kept.plan.question == Question::Unseen && kept.plan.when == When::default() {
+            if kept.plan.when == When::default() {
                 kept.observed.end(&self.ledger);
             }
         }

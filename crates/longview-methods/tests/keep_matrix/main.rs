@@ -263,6 +263,27 @@ fn one_reading_serves_every_method_that_decides_after_it() {
 }
 
 #[test]
+fn what_follows_a_settled_document_stays() {
+    for text in texts("70") {
+        let keep = method(&text);
+        if keep.when.block.is_some() {
+            continue;
+        }
+        let mut world = World::new(KvType::F16, Ledger::unlimited());
+        world.keep(&keep, PROMPT).unwrap();
+        world.read(PROMPT, 128);
+        world.end_of_prompt().unwrap();
+        world.context.settle();
+        let before = world.context.kept_positions(2, 0).len();
+        world.read(50, 7);
+        // A question of 50 tokens, which a method that looks at questions is not to choose by.
+        assert!(!world.context.keep_is_due_at_end(), "{text}");
+        let after = world.context.kept_positions(2, 0).len();
+        assert_eq!(after, before + 50, "{text}");
+    }
+}
+
+#[test]
 fn memory_that_does_not_suffice_changes_nothing() {
     let keep = method("random(budget=64)");
     let ledger = Ledger::with_limit(0);

@@ -12,7 +12,7 @@ use longview_eval::{
 use serde_json::{Map, json};
 
 use super::failed;
-use super::tasks::{RESULTS, show};
+use super::tasks::show;
 use super::wording;
 use crate::args::{Format, LeaderboardArgs, MethodArgs, Taken};
 use crate::commands::read_text;
@@ -45,15 +45,16 @@ pub(super) fn run(args: &LeaderboardArgs, format: Format) -> Result<(), Failure>
         });
     }
     let page_path = args.page();
-    if args.page.is_some() {
+    if args.page.is_some() && args.share.is_all() {
         // Hours later would be late to find out; the usual one is in a folder that is made.
         Output::new(&page_path, Taken::Replaced)?;
     }
     let session = Session::open(&args.engine, &MethodArgs::default())?;
-    let mut leaderboard = Leaderboard::new(&session.engine, &material, &boards, args.seed);
+    let mut leaderboard =
+        Leaderboard::new(&session.engine, &material, &boards, args.seed, args.share);
     let identity = leaderboard.identity().map_err(failed)?;
     fs::create_dir_all(&args.output).map_err(|error| Failure::io(args.output.display(), &error))?;
-    let mut record = Record::open(&args.output.join(RESULTS), &identity).map_err(failed)?;
+    let mut record = Record::open(&args.output, args.share, &identity).map_err(failed)?;
     let bar = Progress::spinner("measuring".to_owned());
     let begun = Instant::now();
     let is_over = || {
@@ -78,6 +79,9 @@ pub(super) fn run(args: &LeaderboardArgs, format: Format) -> Result<(), Failure>
         // What was asked for is done: the page says how many samples there are.
         Err(EvalError::Stopped) if is_over() && !interrupt::pressed() => {}
         ended => ended.map_err(failed)?,
+    }
+    if !args.share.is_all() {
+        return share_done(args, record.outcomes().len(), format);
     }
     let standings = leaderboard.standings(&record).map_err(failed)?;
     let about = format!(
@@ -110,6 +114,25 @@ pub(super) fn run(args: &LeaderboardArgs, format: Format) -> Result<(), Failure>
             object.insert("page".to_owned(), page_path.display().to_string().into());
             object.insert("rows".to_owned(), json!(rows));
             object.extend(session.summary());
+            output::print_json(&object)
+        }
+    }
+}
+
+/// Says that a share is measured; the page is for whoever has them all.
+fn share_done(args: &LeaderboardArgs, results: usize, format: Format) -> Result<(), Failure> {
+    let folder = args.output.display().to_string();
+    match format {
+        Format::Text => output::print(&format!(
+            "share {} is measured: {results} results in {folder}; the same command without --share \
+             writes the page\n",
+            args.share
+        )),
+        Format::Json => {
+            let mut object = Map::new();
+            object.insert("share".to_owned(), args.share.to_string().into());
+            object.insert("results".to_owned(), results.into());
+            object.insert("output".to_owned(), folder.into());
             output::print_json(&object)
         }
     }

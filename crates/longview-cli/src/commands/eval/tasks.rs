@@ -20,9 +20,6 @@ use crate::output::{self, note};
 use crate::progress::Progress;
 use crate::session::Session;
 
-/// Every result, one a line, in the folder of a report.
-pub(super) const RESULTS: &str = "results.jsonl";
-
 /// Runs tasks and reports on them.
 pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
     // Everything that can be wrong with the request is found before the model is loaded.
@@ -46,7 +43,7 @@ pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
         None => Record::in_memory(),
         Some(folder) => {
             fs::create_dir_all(folder).map_err(|error| Failure::io(folder.display(), &error))?;
-            Record::open(&folder.join(RESULTS), &evaluation.identity()).map_err(failed)?
+            Record::open(folder, args.share, &evaluation.identity()).map_err(failed)?
         }
     };
     let bar = Progress::spinner("measuring".to_owned());
@@ -65,7 +62,7 @@ pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
     }
     // What an earlier run left in the folder for other tasks and setups is kept, not shown.
     let rows = evaluation.rows(&record);
-    if let Some(folder) = &args.output {
+    if let (Some(folder), true) = (&args.output, args.share.is_all()) {
         write(folder, &rows, &about(&session, args, &material))?;
     }
     match format {
@@ -127,6 +124,7 @@ fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
         question: args.question.into(),
         generate: args.generate,
         seed: args.seed,
+        share: args.share,
     };
     plan.beside_floors();
     Ok(plan)
