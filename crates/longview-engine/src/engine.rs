@@ -348,6 +348,24 @@ impl Engine {
         }
     }
 
+    /// What a context of a tenant that is planned to hold `planned_tokens` tokens is found by, where there is
+    /// a store.
+    ///
+    /// # Errors
+    /// The model's refusal when it is longer than the model can read.
+    pub fn origin_of<'t>(
+        &self,
+        tenant: &'t Tenant,
+        planned_tokens: usize,
+    ) -> Result<Option<&'t Arc<Origin>>, EngineError> {
+        let rope = self.model.file().rope_set(planned_tokens)?;
+        let of_set = |[short, long]: &'t [Arc<Origin>; 2]| match rope {
+            RopeSet::Short => short,
+            RopeSet::Long => long,
+        };
+        Ok(tenant.origins().map(of_set))
+    }
+
     /// [`Engine::new_context`] of a tenant.
     ///
     /// # Errors
@@ -493,13 +511,10 @@ impl Tenant {
         self.id
     }
 
-    /// What its contexts with a rotary set are found by, where there is a store.
-    pub fn origin(&self, rope: RopeSet) -> Option<&Arc<Origin>> {
-        let [short, long] = self.origins.as_ref()?;
-        Some(match rope {
-            RopeSet::Short => short,
-            RopeSet::Long => long,
-        })
+    /// What its contexts are found by where there is a store: those with the rotary frequencies of short
+    /// contexts and those with the ones of long contexts.
+    pub fn origins(&self) -> Option<&[Arc<Origin>; 2]> {
+        self.origins.as_ref()
     }
 }
 

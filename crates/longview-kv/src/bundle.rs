@@ -95,8 +95,8 @@ pub fn export(
     Ok(())
 }
 
-/// Takes a context into a store: its blocks into `tier`, its record into `records`. With `only`,
-/// nothing but a context of this origin.
+/// Takes a context into a store: its blocks into `tier`, its record into `records`. Where `only` has
+/// any, nothing but a context of one of these origins.
 ///
 /// Memory for one block at a time is reserved in `ledger`.
 ///
@@ -107,7 +107,7 @@ pub fn import(
     tier: &dyn Tier,
     records: &Records,
     ledger: &Ledger,
-    only: Option<&Origin>,
+    only: &[Arc<Origin>],
 ) -> Result<Imported, BundleError> {
     let start = bundle.stream_position()?;
     let limits = Limits {
@@ -116,9 +116,7 @@ pub fn import(
     };
     bundle.seek(io::SeekFrom::Start(start))?;
     let mut record = check(&mut bundle, &limits)?;
-    if let Some(origin) = only {
-        record.summary.check_origin(origin)?;
-    }
+    record.summary.check_origins(only)?;
     records.check_salt(&record)?;
     bundle.seek(io::SeekFrom::Start(start))?;
     let mut new_blocks = 0;

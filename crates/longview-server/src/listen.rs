@@ -35,6 +35,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often contexts are looked through whose time may be over.
 const SWEEP: Duration = Duration::from_secs(30);
 
+/// How long contexts that were being read may take to be saved at the end.
+const SETTLE: Duration = Duration::from_secs(20);
+
 /// Pause after the system has refused a connection, usually for want of file descriptors.
 const BREATH: Duration = Duration::from_millis(50);
 
@@ -216,6 +219,16 @@ impl Server {
             }
         });
         app.worker().stop();
+        // The engine has handed back what it had of contexts that were being read.
+        runtime.block_on(async {
+            let settled = async {
+                for tenancy in app.tenancies() {
+                    tenancy.contexts.settle().await;
+                }
+            };
+            // Their records are there, from before they were read; what is late costs reading again.
+            let _ = tokio::time::timeout(SETTLE, settled).await;
+        });
         runtime.shutdown_timeout(Duration::from_secs(2));
         for tenancy in app.tenancies() {
             tenancy.contexts.save_all(&app);

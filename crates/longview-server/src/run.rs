@@ -201,7 +201,8 @@ fn start(
     for prompt in prompts {
         let count = prompt.tokens.len();
         let planned = settings.planned(count, limit);
-        let plan = engine.plan_with(&methods, count, planned)?;
+        let mut plan = engine.plan_with(&methods, count, planned)?;
+        plan.scratch += engine.logits_bytes(settings.answers);
         if !plan.fits() {
             return Err(longview::EngineError::DoesNotFit(Box::new(plan)).into());
         }

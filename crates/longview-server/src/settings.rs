@@ -157,6 +157,13 @@ impl Wishes {
                 format!("n is {answers}, but must be from 1 to {MOST_ANSWERS}"),
             ));
         }
+        let most = app.options().schedule.most_running;
+        if answers > most {
+            return Err(ApiError::field(
+                "n",
+                format!("n is {answers}, but this server writes no more than {most} texts at once"),
+            ));
+        }
         if self.max_tokens == Some(0) {
             return Err(ApiError::field(
                 "max_tokens",

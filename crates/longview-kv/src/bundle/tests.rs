@@ -31,7 +31,7 @@ impl Machine {
         Records::open(&self.folder, b"")
     }
 
-    fn import(&self, bundle: &[u8], only: Option<&Origin>) -> Result<Imported, BundleError> {
+    fn import(&self, bundle: &[u8], only: &[Arc<Origin>]) -> Result<Imported, BundleError> {
         let bundle = Cursor::new(bundle);
         import(
             bundle,
@@ -64,14 +64,15 @@ fn exported() -> (Vec<BlockInfo>, Record, Vec<u8>) {
 fn a_context_goes_to_another_machine() {
     let (infos, record, bundle) = exported();
     let there = machine();
-    let imported = there.import(&bundle, None).unwrap();
+    let imported = there.import(&bundle, &[]).unwrap();
     assert_eq!(imported.new_blocks, 22);
     assert_eq!(imported.record, record);
     assert_held(&*there.tier, &infos);
     assert_eq!(contents(&*there.tier).len(), 22);
     assert_eq!(there.records().find("holmes").unwrap(), record);
     // Again: nothing is new, and there is still one of it.
-    let again = there.import(&bundle, Some(&infos[0].origin)).unwrap();
+    let either = [Chain::new("n").origin, Arc::clone(&infos[0].origin)];
+    let again = there.import(&bundle, &either).unwrap();
     assert_eq!((again.new_blocks, &again.record), (0, &record));
     assert_eq!(there.records().list().unwrap().len(), 1);
 }
@@ -89,7 +90,7 @@ fn what_moved_text_is_part_of_stays_behind() {
     let mut bundle = Vec::new();
     export(&record, &[here.tier], &mut bundle).unwrap();
     let there = machine();
-    let imported = there.import(&bundle, None).unwrap();
+    let imported = there.import(&bundle, &[]).unwrap();
     assert_eq!(
         (imported.new_blocks, &imported.record.tokens),
         (2, &record.tokens)
@@ -106,7 +107,7 @@ fn nothing_that_is_there_is_overwritten() {
     other.summary.id = record.summary.id.clone();
     other.summary.label = record.summary.label.clone();
     there.records().save(&other).unwrap();
-    let imported = there.import(&bundle, None).unwrap();
+    let imported = there.import(&bundle, &[]).unwrap();
     assert_eq!(imported.label_taken.as_deref(), Some("holmes"));
     assert_ne!(imported.record.summary.id, record.summary.id);
     assert_eq!(imported.record.tokens, record.tokens);
@@ -117,13 +118,12 @@ fn nothing_that_is_there_is_overwritten() {
 fn other_models_other_salts_and_missing_blocks_are_refused() {
     let (_, record, bundle) = exported();
     let there = machine();
-    let error = there
-        .import(&bundle, Some(&Chain::new("n").origin))
-        .unwrap_err();
+    let foreign = ["n", "o"].map(|model| Chain::new(model).origin);
+    let error = there.import(&bundle, &foreign).unwrap_err();
     assert!(error.to_string().contains("made by m"), "{error}");
     let salted = Records::open(&there.folder, b"tenant");
     let ledger = Ledger::unlimited();
-    let error = import(Cursor::new(&bundle), &*there.tier, &salted, &ledger, None);
+    let error = import(Cursor::new(&bundle), &*there.tier, &salted, &ledger, &[]);
     assert!(error.unwrap_err().to_string().contains("salt"));
     assert_eq!(contents(&*there.tier), []);
     let error = export(&record, &[Arc::clone(&there.tier)], Vec::new()).unwrap_err();
@@ -134,7 +134,7 @@ fn other_models_other_salts_and_missing_blocks_are_refused() {
         &*there.tier,
         &there.records(),
         &ledger,
-        None,
+        &[],
     );
     assert!(matches!(error, Err(BundleError::Memory(_))));
 }
@@ -200,7 +200,7 @@ fn hostile_bundles_change_nothing() {
     let (infos, _, bundle) = exported();
     let there = machine();
     let refused = |what: &str, bundle: &[u8]| {
-        let error = match there.import(bundle, None) {
+        let error = match there.import(bundle, &[]) {
             Err(error) => error.to_string(),
             Ok(_) => panic!("{what} was taken"),
         };
@@ -273,7 +273,7 @@ fn hostile_bundles_change_nothing() {
     refused("not a Longview bundle", &[7; 4096]);
     // Cut anywhere: the end of an archive is two empty records that need not be there.
     for len in (0..bundle.len() - 1024 - 3000).step_by(509) {
-        assert!(there.import(&bundle[..len], None).is_err(), "cut at {len}");
+        assert!(there.import(&bundle[..len], &[]).is_err(), "cut at {len}");
     }
     assert_eq!(contents(&*there.tier), []);
     let mut random = fastrand::Rng::with_seed(2);
@@ -283,7 +283,7 @@ fn hostile_bundles_change_nothing() {
         flipped[at] ^= 1 << random.u8(0..8);
         let there = machine();
         // Padding and unused fields of the archive may be flipped; contents may not.
-        if there.import(&flipped, None).is_ok() {
+        if there.import(&flipped, &[]).is_ok() {
             assert_held(&*there.tier, &infos);
         } else {
             assert_eq!(contents(&*there.tier), []);

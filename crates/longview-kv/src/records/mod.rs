@@ -16,6 +16,7 @@ pub(crate) use format::{
     MOST_BYTES as MOST_RECORD_BYTES, decode as decode_record, encode as encode_record,
 };
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -64,6 +65,12 @@ pub struct Summary {
     pub methods: String,
     /// Tokens read.
     pub tokens: u64,
+    /// Tokens that whoever made it had still to read.
+    #[serde(default)]
+    pub rest: u64,
+    /// What text it is of, in a word that its maker knows.
+    #[serde(default)]
+    pub form: String,
     /// Bytes of its blocks, shared ones included.
     pub bytes: u64,
     /// When it was made, in seconds since 1970.
@@ -110,6 +117,8 @@ impl Record {
                 seed_check: seed_check(origin),
                 methods: String::new(),
                 tokens: tokens.len() as u64,
+                rest: 0,
+                form: String::new(),
                 bytes: 0,
                 created: now,
                 used: now,
@@ -130,7 +139,7 @@ impl Summary {
     /// # Errors
     /// [`TierError::OtherModel`] when it was not.
     pub fn check_origin(&self, origin: &Origin) -> Result<(), TierError> {
-        if self.seed_check == seed_check(origin) {
+        if self.is_of(origin) {
             return Ok(());
         }
         Err(TierError::OtherModel {
@@ -138,6 +147,23 @@ impl Summary {
             found: Box::new((self.model.clone(), self.identity.clone())),
             wanted: Box::new((origin.model.clone(), origin.identity.clone())),
         })
+    }
+
+    /// The same for one of `origins`, such as those of a model with two sets of rotary frequencies.
+    ///
+    /// # Errors
+    /// [`TierError::OtherModel`] when it was made under none of them; never when there is none.
+    pub fn check_origins(&self, origins: &[Arc<Origin>]) -> Result<(), TierError> {
+        match origins.first() {
+            Some(first) if !origins.iter().any(|origin| self.is_of(origin)) => {
+                self.check_origin(first)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_of(&self, origin: &Origin) -> bool {
+        self.seed_check == seed_check(origin)
     }
 
     /// Whether its time is over. A clock that was set back makes nothing expire.

@@ -26,6 +26,9 @@ use crate::tools::Piece;
 /// The most prompts in one request.
 const MOST_PROMPTS: usize = 64;
 
+/// The most texts in one request, of all its prompts.
+const MOST_TEXTS: usize = 128;
+
 /// A text to be continued.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(crate) struct CompletionRequest {
@@ -35,7 +38,7 @@ pub(crate) struct CompletionRequest {
     pub(crate) prompt: PromptField,
     pub(crate) stream: Option<bool>,
     pub(crate) stream_options: Option<StreamOptions>,
-    /// Texts wanted for each prompt, 1 to 16.
+    /// Texts wanted for each prompt, 1 to 16, and no more than 128 for all prompts together.
     pub(crate) n: Option<u32>,
     /// The most tokens of each text; 16 if it is not said, as the protocol has it.
     pub(crate) max_tokens: Option<u64>,
@@ -228,6 +231,7 @@ fn prepare(
         specials: None,
     }
     .settle(app, extras)?;
+    check_count(&request.prompt, settings.answers)?;
     let held = match &extras.context {
         None => None,
         Some(name) => Some(tenancy.contexts.for_request(app, name)?),
@@ -258,12 +262,8 @@ fn prepare(
     let lists: Result<Vec<Vec<u32>>, ApiError> = match &request.prompt {
         PromptField::Text(text) => of_text(text).map(|tokens| vec![tokens]),
         PromptField::Tokens(tokens) => of_tokens(tokens).map(|tokens| vec![tokens]),
-        PromptField::Texts(texts) => {
-            check_count(texts.len()).and_then(|()| texts.iter().map(of_text).collect())
-        }
-        PromptField::Lists(lists) => {
-            check_count(lists.len()).and_then(|()| lists.iter().map(of_tokens).collect())
-        }
+        PromptField::Texts(texts) => texts.iter().map(of_text).collect(),
+        PromptField::Lists(lists) => lists.iter().map(of_tokens).collect(),
     };
     let truncate = request.truncate.or(extras.truncate);
     let prompts = lists?.into_iter().map(|tokens| {
@@ -293,14 +293,30 @@ fn prepare(
     Ok((prepared, layout))
 }
 
-fn check_count(count: usize) -> Result<(), ApiError> {
-    if (1..=MOST_PROMPTS).contains(&count) {
-        return Ok(());
+/// Refuses more prompts, or `answers` texts to each, than one request may have.
+fn check_count(prompts: &PromptField, answers: usize) -> Result<(), ApiError> {
+    let count = match prompts {
+        PromptField::Text(_) | PromptField::Tokens(_) => 1,
+        PromptField::Texts(texts) => texts.len(),
+        PromptField::Lists(lists) => lists.len(),
+    };
+    if !(1..=MOST_PROMPTS).contains(&count) {
+        return Err(ApiError::field(
+            "prompt",
+            format!("there are {count} prompts; give from 1 to {MOST_PROMPTS}"),
+        ));
     }
-    Err(ApiError::field(
-        "prompt",
-        format!("there are {count} prompts; give from 1 to {MOST_PROMPTS}"),
-    ))
+    if count * answers > MOST_TEXTS {
+        return Err(ApiError::field(
+            "n",
+            format!(
+                "{count} prompts with n {answers} are {} texts, but one request has at most {MOST_TEXTS}; ask in \
+                 several",
+                count * answers
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// Probabilities of tokens as this protocol writes them. `offset` counts characters of the text.

@@ -14,18 +14,24 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::{StreamExt, stream};
 use longview::records::title_of;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use super::download;
-use super::paging::in_words;
+use super::paging::{Lengths, Page, PageQuery, in_words};
 use crate::app::{App, Guest, blocking};
-use crate::contexts::{Change, Draft, Form, Shown, Status, check_title};
+use crate::contexts::{Change, Draft, Form, MOST_CONTEXTS, Shown, Status, check_title};
 use crate::error::ApiError;
 use crate::input::{Input, in_time};
 use crate::prompt;
 use crate::settings::ContextMethods;
+
+/// How many contexts are listed at once.
+const LENGTHS: Lengths = Lengths {
+    usual: MOST_CONTEXTS,
+    most: MOST_CONTEXTS,
+};
 
 /// Characters of a document's title or a file's name that tell it from others.
 const MOST_TITLE: usize = 200;
@@ -73,15 +79,9 @@ pub(crate) struct ForkRequest {
     label: Option<String>,
 }
 
-/// All contexts.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ContextList {
-    object: &'static str,
-    data: Vec<Shown>,
-}
-
 /// How a bundle is taken in.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct ImportQuery {
     /// A new name for people.
     label: Option<String>,
@@ -95,7 +95,7 @@ type Answer = Result<Response, ApiError>;
     responses(
         (status = 202, description = "The context, which is being read", body = Shown),
         (status = 400, description = "The request is wrong"),
-        (status = 409, description = "The label is taken")
+        (status = 409, description = "The label is taken, or there are as many contexts as there may be")
     )
 )]
 pub(crate) async fn create(
@@ -115,21 +115,25 @@ pub(crate) async fn create(
     Ok(ignored.on((StatusCode::ACCEPTED, Json(shown))))
 }
 
-/// Lists all contexts, the last used first.
+/// Lists contexts, the last used first (with `order=asc` last). All of them, where no `limit` is given.
 #[utoipa::path(
-    get, path = "/v1/contexts", tag = "Contexts",
-    responses((status = 200, description = "The contexts", body = ContextList))
+    get, path = "/v1/contexts", tag = "Contexts", params(PageQuery),
+    responses(
+        (status = 200, description = "The contexts", body = Page<Shown>),
+        (status = 400, description = "The query is wrong")
+    )
 )]
 pub(crate) async fn list(
     State(app): State<App>,
     Extension(Guest(tenancy)): Extension<Guest>,
+    query: Result<Query<PageQuery>, QueryRejection>,
 ) -> Answer {
-    let data = blocking(move || tenancy.contexts.list(app.times())).await?;
-    Ok(Json(ContextList {
-        object: "list",
-        data,
-    })
-    .into_response())
+    let query = PageQuery::of(query)?;
+    let mut shown = blocking(move || tenancy.contexts.list(app.times())).await?;
+    // The longest unused first, as pages are cut.
+    shown.reverse();
+    let page = query.cut(shown, LENGTHS, |one| &one.id)?;
+    Ok(Json(page).into_response())
 }
 
 /// Shows a context: its tokens, its bytes by where they are, how far it is read.
@@ -382,7 +386,7 @@ pub(crate) async fn export(
     responses(
         (status = 201, description = "The context", body = Shown),
         (status = 400, description = "It is no bundle, or damaged"),
-        (status = 409, description = "It is of another model, or contexts are not kept here")
+        (status = 409, description = "It is of another model, or contexts are not kept here, or there are as many as there may be")
     )
 )]
 pub(crate) async fn import(

@@ -28,6 +28,7 @@ const LENGTHS: Lengths = Lengths {
 
 /// Which files are listed.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct PurposeQuery {
     /// Only those of this purpose, such as `batch` or `batch_output`.
     purpose: Option<String>,

@@ -9,6 +9,7 @@ use crate::error::ApiError;
 
 /// Which part of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct PageQuery {
     /// At most so many; how many there may be is said where there are more.
     #[param(minimum = 1)]
@@ -44,7 +45,7 @@ pub(crate) struct Lengths {
 }
 
 /// A part of a list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Page<T> {
     object: &'static str,
     data: Vec<T>,

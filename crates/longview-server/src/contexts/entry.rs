@@ -32,6 +32,8 @@ pub(super) struct Entry {
     pub(super) used: u64,
     /// The same by the clock that cannot be set; what its end is counted from.
     last_use: Duration,
+    /// Counts up with every request that names it.
+    pub(super) seen: u64,
     pub(super) ttl_seconds: Option<u64>,
     pub(super) pinned: bool,
     pub(super) saved: bool,
@@ -82,6 +84,7 @@ impl Entry {
             created: times.seconds(),
             used: 0,
             last_use: Duration::ZERO,
+            seen: 0,
             ttl_seconds: draft.ttl_seconds,
             pinned: draft.pinned,
             saved: false,
@@ -149,11 +152,22 @@ impl Entry {
         }
     }
 
+    /// Whether all of it is in its record and its store, so that it can be let go of and opened again.
+    pub(super) fn is_idle(&self) -> bool {
+        self.saved && self.job.is_none() && self.made.is_none() && self.error.is_none()
+    }
+
+    /// Tokens that its context is planned for: its own, or with the answer that a request usually has where
+    /// that needs other rotary frequencies, so that it can be asked something.
+    pub(super) fn planned(&self, app: &App) -> usize {
+        planned(app, self.tokens.len())
+    }
+
     /// The open context, with what the store has of its tokens.
     pub(super) fn open(&mut self, app: &App, tenant: &Tenant) -> Option<&Context> {
         let exact = self.made.is_none() && self.is_known();
         if self.context.is_none() && self.job.is_none() && exact {
-            let planned = self.tokens.len().max(1);
+            let planned = self.planned(app);
             // What cannot be opened now is opened, or refused, by the request that needs it.
             let mut context = app.engine().new_context_of(tenant, planned).ok()?;
             let held = context.attach(&self.tokens).ok()?;
@@ -210,6 +224,20 @@ impl Entry {
                 progress.seconds_left = None;
             }
         });
+    }
+}
+
+/// Tokens that a context of `tokens` tokens is planned for; see [`Entry::planned`].
+pub(super) fn planned(app: &App, tokens: usize) -> usize {
+    let model = app.engine().model();
+    let answer = app.options().usual_answer_tokens;
+    let asked = tokens
+        .saturating_add(answer)
+        .min(model.blueprint().max_positions);
+    let set = |tokens| model.file().rope_set(tokens).ok();
+    match set(tokens) == set(asked) {
+        true => tokens.max(1),
+        false => asked,
     }
 }
 

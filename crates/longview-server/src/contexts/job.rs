@@ -7,8 +7,8 @@ use longview::ContextMethods;
 use longview::schedule::{Goal, Observe, Priority, Request, Start};
 use tokio::sync::{Notify, watch};
 
-use super::entry::{Entry, Progress};
-use super::{Contexts, Status, acting};
+use super::entry::{Entry, Progress, planned};
+use super::{Contexts, Status, acting, lock};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::outbox::{Detail, Inbox, News};
@@ -40,6 +40,8 @@ impl Contexts {
     ) -> Result<(), ApiError> {
         let inbox = Inbox::new();
         let job = Job(Arc::new(Notify::new()));
+        // Its record is written before that of the end of the job.
+        let _recording = self.record_alone();
         self.with(id, |entry| {
             if entry.job.is_some() {
                 return Err(ApiError::conflict(
@@ -71,7 +73,7 @@ impl Contexts {
             };
             app.worker().submit(Request {
                 tenant: Arc::clone(&self.tenant),
-                planned_tokens: tokens.len(),
+                planned_tokens: planned(app, tokens.len()),
                 prompt: tokens.clone(),
                 start,
                 goal: Goal::Read,
@@ -87,9 +89,25 @@ impl Contexts {
             entry.tell();
             Ok(())
         })?;
+        // From now on its text survives whatever ends the process. What stands in the way is told when it is
+        // saved by name.
+        let _ = self.write_record(app, id);
         let contexts = Arc::clone(self);
-        tokio::spawn(follow(app.clone(), contexts, id.to_owned(), inbox, job));
+        let following = tokio::spawn(follow(app.clone(), contexts, id.to_owned(), inbox, job));
+        let mut jobs = lock(&self.following);
+        jobs.retain(|job| !job.is_finished());
+        jobs.push(following);
         Ok(())
+    }
+
+    /// Waits until what the engine has handed back of the contexts that were being read is in their entries
+    /// and records. Nothing more may begin.
+    pub(crate) async fn settle(&self) {
+        let following = std::mem::take(&mut *lock(&self.following));
+        for job in following {
+            // A panic was told of when it happened.
+            let _ = job.await;
+        }
     }
 
     /// Ends the reading of a context; what is read stays.

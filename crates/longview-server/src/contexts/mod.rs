@@ -3,8 +3,8 @@
 //! A context here is a list of tokens with a name, how much of it was read, and, while there is memory,
 //! the open context itself. Its blocks are found by content, so nothing is lost when the open one goes
 //! or the server ends: reading it again takes over what is stored. What makes it known after a restart
-//! is a record in the contexts' folder, written whenever reading ends and whenever something about it
-//! changes.
+//! is a record in the contexts' folder with all its text, written before it is read, when reading ends, and
+//! whenever something about it changes.
 //!
 //! A context may be read under methods of its own. Such a one is not what the model defines, so nothing else
 //! finds it: it lives in memory, its record knows its text and methods alone, and after a restart it is
@@ -12,10 +12,12 @@
 
 mod entry;
 mod job;
+mod limits;
 mod saved;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use longview::methods::Methods;
 use longview::records::Records;
@@ -23,6 +25,7 @@ use longview::schedule::Start;
 use longview::tier::StoreFolder;
 use longview::{Context, ContextMethods, Tenant};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 use utoipa::ToSchema;
 
 use crate::app::App;
@@ -31,6 +34,7 @@ use crate::error::ApiError;
 use crate::run::Kept;
 
 use entry::Entry;
+pub(crate) use limits::MOST_CONTEXTS;
 pub(crate) use saved::temporary;
 
 /// The most bytes of a label.
@@ -47,6 +51,10 @@ pub(crate) struct Contexts {
     /// Held while a record is written or removed, and locked before the entries: nobody sees the record
     /// of a context that was deleted while it was being written.
     recording: Mutex<()>,
+    /// What takes the news of contexts that are being read.
+    following: Mutex<Vec<JoinHandle<()>>>,
+    /// How often contexts were named.
+    named: AtomicU64,
 }
 
 /// What text a context's tokens are.
@@ -173,6 +181,8 @@ impl Contexts {
             records: folder.map(|folder| Records::open(folder, salt.as_bytes())),
             entries: Mutex::default(),
             recording: Mutex::default(),
+            following: Mutex::default(),
+            named: AtomicU64::new(0),
         }
     }
 
@@ -389,13 +399,16 @@ impl Contexts {
     }
 
     /// Takes an entry in under a new id.
-    fn insert(&self, entry: Entry) -> Result<String, ApiError> {
+    fn insert(&self, mut entry: Entry) -> Result<String, ApiError> {
+        self.check_count()?;
         let mut entries = self.lock();
         // Another may have taken the label since it was looked for among the saved ones.
         check_free(&entries, entry.label.as_deref(), None)?;
         let id = std::iter::repeat_with(fresh_id).find(|id| !entries.contains_key(id));
         let id = id.expect("ids do not end");
+        self.see(&mut entry);
         entries.insert(id.clone(), entry);
+        self.let_idle_go(&mut entries);
         Ok(id)
     }
 
@@ -437,20 +450,9 @@ impl Contexts {
     fn find(&self, app: &App, name: &str) -> Result<String, ApiError> {
         self.let_go(app.times());
         {
-            let entries = self.lock();
-            if entries.contains_key(name) {
-                return Ok(name.to_owned());
-            }
-            let labelled = entries
-                .iter()
-                .find(|(_, entry)| entry.label.as_deref() == Some(name));
-            if let Some((id, _)) = labelled {
-                return Ok(id.clone());
-            }
-            let mut begins = entries
-                .keys()
-                .filter(|id| name.len() >= 4 && id.starts_with(name));
-            if let (Some(id), None) = (begins.next(), begins.next()) {
+            let mut entries = self.lock();
+            if let Some((id, entry)) = named(&mut entries, name) {
+                self.see(entry);
                 return Ok(id.clone());
             }
         }
@@ -498,16 +500,61 @@ impl Contexts {
 
     /// Waits for the record that is being written or removed.
     fn record_alone(&self) -> MutexGuard<'_, ()> {
-        let taken = self.recording.lock();
-        taken.unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.recording)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
-        // Entries are whole at every unlock, so a panic elsewhere does not spoil them.
-        self.entries
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.entries)
     }
+}
+
+impl Form {
+    /// As it is written.
+    fn name(self) -> &'static str {
+        match self {
+            Form::Document => "document",
+            Form::Plain => "plain",
+        }
+    }
+
+    /// The one that is written so; another program's contexts are documents.
+    fn named(name: &str) -> Form {
+        match name == Form::Plain.name() {
+            true => Form::Plain,
+            false => Form::Document,
+        }
+    }
+}
+
+/// What the lists here hold is whole at every unlock, so a panic elsewhere does not spoil it.
+fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The open context with this id, this label, or the only one whose id begins so.
+fn named<'a>(
+    entries: &'a mut BTreeMap<String, Entry>,
+    name: &str,
+) -> Option<(&'a String, &'a mut Entry)> {
+    let labelled =
+        |(id, entry): (&String, &Entry)| (entry.label.as_deref() == Some(name)).then(|| id.clone());
+    let begun = |entries: &BTreeMap<String, Entry>| {
+        let mut begins = entries
+            .keys()
+            .filter(|id| name.len() >= 4 && id.starts_with(name));
+        match (begins.next(), begins.next()) {
+            (Some(id), None) => Some(id.clone()),
+            _ => None,
+        }
+    };
+    let id = match entries.contains_key(name) {
+        true => name.to_owned(),
+        false => entries
+            .iter()
+            .find_map(labelled)
+            .or_else(|| begun(entries))?,
+    };
+    entries.iter_mut().find(|(known, _)| **known == id)
 }
 
 /// What acts on a context that is read under `methods`.

@@ -33,31 +33,46 @@ struct Extra {
 impl Contexts {
     /// Writes the record of a context. `false` when contexts are not kept here.
     pub(crate) fn save(&self, app: &App, name: &str) -> Result<bool, ApiError> {
-        let Some(records) = &self.records else {
+        if self.records.is_none() {
             return Ok(false);
-        };
+        }
         let id = self.find(app, name)?;
-        let Ok(origin) = self.origin(app) else {
-            return Ok(false);
-        };
         {
             let _recording = self.record_alone();
-            let record = self.with(&id, |entry| {
-                entry.open(app, &self.tenant);
-                Ok(entry.record(&id, &origin))
-            })?;
-            let Some(record) = record else {
-                return Ok(false);
-            };
-            records.save(&record)?;
             self.with(&id, |entry| {
-                entry.saved = true;
+                entry.open(app, &self.tenant);
                 Ok(())
             })?;
+            if !self.write_record(app, &id)? {
+                return Ok(false);
+            }
         }
         if let Some(store) = app.engine().store() {
             store.sync()?;
         }
+        Ok(true)
+    }
+
+    /// Writes the record of a context as it is known now, with all its text, whether or not it is read;
+    /// whoever calls it has [`Contexts::record_alone`]. `false` when contexts are not kept here.
+    pub(super) fn write_record(&self, app: &App, id: &str) -> Result<bool, ApiError> {
+        let (Some(records), Some(_)) = (&self.records, self.tenant.origins()) else {
+            return Ok(false);
+        };
+        let is_away = self.with(id, |entry| Ok(entry.is_away()))?;
+        let before = is_away.then(|| records.load(id).ok()).flatten();
+        let record = self.with(id, |entry| {
+            let origin = self.origin(app, entry.planned(app))?;
+            Ok(entry.record(id, origin, before))
+        })?;
+        let Some(record) = record else {
+            return Ok(false);
+        };
+        records.save(&record)?;
+        self.with(id, |entry| {
+            entry.saved = true;
+            Ok(())
+        })?;
         Ok(true)
     }
 
@@ -80,6 +95,12 @@ impl Contexts {
                 entry.methods_text()
             ))),
         })?;
+        self.with(&id, |entry| match entry.job {
+            None => Ok(()),
+            Some(_) => Err(ApiError::conflict(
+                "the context is being read; export it when it is ready, or cancel that first",
+            )),
+        })?;
         if !self.save(app, &id)? {
             return Err(not_kept());
         }
@@ -101,13 +122,18 @@ impl Contexts {
         let records = self.records()?;
         let store = app.engine().store().ok_or_else(not_kept)?;
         let tier = store.tiers().first().ok_or_else(not_kept)?;
-        let origin = self.origin(app)?;
+        let origins = self.tenant.origins().ok_or_else(not_kept)?;
+        self.check_count()?;
         let ledger = app.engine().ledger();
         let imported =
-            bundle::import(bundle, &**tier, records, ledger, Some(&origin)).map_err(of_bundle)?;
+            bundle::import(bundle, &**tier, records, ledger, origins).map_err(of_bundle)?;
         let id = imported.record.summary.id.clone();
-        let entry = Entry::of_record(app.times(), imported.record);
-        self.lock().insert(id.clone(), entry);
+        let mut entry = Entry::of_record(app.times(), imported.record);
+        let mut entries = self.lock();
+        self.see(&mut entry);
+        entries.insert(id.clone(), entry);
+        self.let_idle_go(&mut entries);
+        drop(entries);
         Ok((id, imported.label_taken))
     }
 
@@ -136,12 +162,14 @@ impl Contexts {
         if record.summary.is_expired(times.surely_past()) {
             return Err(unknown(name));
         }
-        record.summary.check_origin(&*self.origin(app)?)?;
+        let origins = self.tenant.origins().ok_or_else(not_kept)?;
+        record.summary.check_origins(origins)?;
         records.touch(&record.summary.id, times.surely_reached());
         let id = record.summary.id.clone();
-        self.lock()
-            .entry(id.clone())
-            .or_insert_with(|| Entry::of_record(times, record));
+        let mut entries = self.lock();
+        let entry = entries.entry(id.clone());
+        self.see(entry.or_insert_with(|| Entry::of_record(times, record)));
+        self.let_idle_go(&mut entries);
         Ok(id)
     }
 
@@ -149,32 +177,42 @@ impl Contexts {
         self.records.as_ref().ok_or_else(not_kept)
     }
 
-    fn origin(&self, app: &App) -> Result<Arc<Origin>, ApiError> {
-        let context = app.engine().new_context_of(&self.tenant, 1)?;
-        context.origin().cloned().ok_or_else(not_kept)
+    /// What contexts planned for `tokens` tokens are found by.
+    fn origin(&self, app: &App, tokens: usize) -> Result<&Origin, ApiError> {
+        let origin = app.engine().origin_of(&self.tenant, tokens)?;
+        origin.map(|origin| &**origin).ok_or_else(not_kept)
     }
 }
 
 impl Entry {
-    /// Its record among those of `origin`; `None` when nothing of it is kept.
-    fn record(&self, id: &str, origin: &Origin) -> Option<Record> {
-        let (mut record, rest, made) = match (&self.made, &self.context) {
+    /// Whether what is read of it is nowhere in this entry: the engine has it, or only the store.
+    fn is_away(&self) -> bool {
+        self.made.is_none() && self.context.is_none()
+    }
+
+    /// Its record among those of `origin`. What is read of a context that is away is what `before` says,
+    /// the record that is there; `None` when nothing is known of one that another program has made.
+    fn record(&self, id: &str, origin: &Origin, before: Option<Record>) -> Option<Record> {
+        let nothing = || Record::new(origin, Vec::new(), Vec::new());
+        let mut made = BTreeMap::new();
+        let mut record = match (&self.made, &self.context) {
             // What lives in memory alone is known by its text and by what makes it.
             (Some(methods), _) => {
-                let record = Record::new(origin, self.tokens.to_vec(), Vec::new());
-                (record, Vec::new(), entry::chosen(methods))
+                made = entry::chosen(methods);
+                Record::new(origin, self.tokens.to_vec(), Vec::new())
             }
             (None, Some(context)) => {
-                let held = context.len().min(self.tokens.len());
-                let record =
-                    Record::new(context.origin()?, context.tokens().to_vec(), context.keys());
-                (record, self.tokens[held..].to_vec(), BTreeMap::new())
+                Record::new(context.origin()?, context.tokens().to_vec(), context.keys())
             }
-            (None, None) => return None,
+            (None, None) if !self.is_known() => before?,
+            (None, None) => before
+                .filter(|before| self.tokens.starts_with(&before.tokens))
+                .unwrap_or_else(nothing),
         };
+        let held = record.tokens.len().min(self.tokens.len());
         let extra = Extra {
             form: self.form,
-            rest,
+            rest: self.tokens[held..].to_vec(),
             made,
         };
         let summary = &mut record.summary;
@@ -182,15 +220,22 @@ impl Entry {
         summary.label.clone_from(&self.label);
         summary.title.clone_from(&self.title);
         summary.methods = self.methods_text();
-        summary.bytes = match self.made {
-            None => self.bytes(),
-            Some(_) => 0,
-        };
+        summary.rest = extra.rest.len() as u64;
+        summary.form = self.form.name().to_owned();
+        if !self.is_away() {
+            summary.bytes = match self.made {
+                None => self.bytes(),
+                Some(_) => 0,
+            };
+        }
         summary.created = self.created;
         summary.used = self.used;
         summary.time_to_live = self.ttl_seconds;
         summary.pinned = self.pinned;
-        record.pieces = serde_json::to_vec(&extra).ok()?;
+        // What another program says of its own stays as it is.
+        if self.is_known() {
+            record.pieces = serde_json::to_vec(&extra).ok()?;
+        }
         Some(record)
     }
 
@@ -244,22 +289,24 @@ fn methods_of(texts: &BTreeMap<String, String>) -> Option<Methods> {
 
 /// A saved context that is not open.
 pub(super) fn shown(summary: &Summary) -> Shown {
-    let tokens = summary.tokens as usize;
-    let is_exact = summary.methods.is_empty();
+    let (held, rest) = (summary.tokens as usize, summary.rest as usize);
+    // What makes one approximate is in no store.
+    let read = match summary.methods.is_empty() {
+        true => held,
+        false => 0,
+    };
     Shown {
         id: summary.id.clone(),
         object: "context",
         label: summary.label.clone(),
         title: summary.title.clone(),
-        form: Form::Document,
-        // What makes one approximate is in no store.
-        status: if is_exact {
-            Status::Ready
-        } else {
-            Status::Cancelled
+        form: Form::named(&summary.form),
+        status: match read == held + rest {
+            true => Status::Ready,
+            false => Status::Cancelled,
         },
-        tokens,
-        read_tokens: if is_exact { tokens } else { 0 },
+        tokens: held + rest,
+        read_tokens: read,
         reused_tokens: 0,
         bytes: summary.bytes,
         bytes_by_tier: BTreeMap::new(),

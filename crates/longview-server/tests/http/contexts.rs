@@ -1,11 +1,12 @@
 //! Contexts as things with names.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use longview_server::ServerOptions;
 use serde_json::{Value, json};
 
-use crate::support::{ANSWER, DOCUMENT, QUESTION, Running, engine, options, text};
+use crate::support::{ANSWER, DOCUMENT, QUESTION, Running, engine, longrope, options, text};
 
 /// A document so long, with one fact in it.
 pub(crate) fn long_document(sentences: usize) -> String {
@@ -105,6 +106,17 @@ fn a_context_is_made_asked_forked_grown_and_found_after_a_restart() {
     );
     let listed = server.get("/v1/contexts").good();
     assert_eq!(listed["data"].as_array().unwrap().len(), 2);
+    let page = server.get("/v1/contexts?limit=1").good();
+    assert_eq!(
+        (&page["data"][0], &page["has_more"]),
+        (&listed["data"][0], &json!(true))
+    );
+    let rest = page["last_id"].as_str().unwrap();
+    let rest = server.get(&format!("/v1/contexts?after={rest}")).good();
+    assert_eq!(
+        (&rest["data"][0], &rest["has_more"]),
+        (&listed["data"][1], &json!(false))
+    );
 
     server.stop();
     server.wait().unwrap();
@@ -175,6 +187,119 @@ fn reading_is_a_job_of_the_context() {
         .good();
     let twin = settled(&server, "twin");
     assert!(twin["reused_tokens"].as_u64().unwrap() + 64 >= total);
+}
+
+/// What a disk holds at one moment.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, name) = entry
+            .map(|entry| (entry.path(), entry.file_name()))
+            .unwrap();
+        match path.is_dir() {
+            true => copy(&path, &to.join(name)),
+            // A file that is given its name meanwhile is there under that one.
+            false => drop(std::fs::copy(&path, to.join(name))),
+        }
+    }
+}
+
+fn only(server: &Running) -> Value {
+    let listed = server.get("/v1/contexts").good();
+    assert_eq!(listed["data"].as_array().unwrap().len(), 1);
+    listed["data"][0].clone()
+}
+
+#[test]
+fn a_context_that_is_being_read_survives_a_crash_and_an_end() {
+    let (folder, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut server = Running::usual(folder.path());
+    let create = json!({ "text": DOCUMENT, "label": "harbor", "title": "A harbor" });
+    server.post("/v1/contexts", &create).good();
+    let begun = settled(&server, "harbor")["tokens"].clone();
+    let more =
+        json!({ "text": "The sea was grey and the gulls were loud that day. ".repeat(1500) });
+    let grown = server.post("/v1/contexts/harbor/append", &more).good();
+    let total = &grown["tokens"];
+    // Whatever ends the process now.
+    copy(folder.path(), crashed.path());
+    assert_eq!(
+        server.post("/v1/contexts/harbor/save", &json!({})).good()["saved"],
+        true
+    );
+    let refused = server.get("/v1/contexts/harbor/export");
+    assert_eq!(refused.status, 409);
+    assert!(
+        refused.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("being read")
+    );
+    let read = |shown: &Value| shown["read_tokens"].as_u64().unwrap();
+    let mut events = server.get_events("/v1/contexts/harbor/events");
+    events
+        .find(|event| event.json()["done_tokens"].as_u64() > begun.as_u64())
+        .unwrap();
+    server.stop();
+    drop(events);
+    server.wait().unwrap();
+    let ended = Running::usual(folder.path());
+    let shown = only(&ended);
+    assert_eq!(
+        (&shown["tokens"], &shown["label"]),
+        (total, &json!("harbor"))
+    );
+    assert!(read(&shown) > begun.as_u64().unwrap(), "{shown}");
+    drop(ended);
+
+    let server = Running::usual(crashed.path());
+    let shown = only(&server);
+    assert_eq!(
+        (&shown["tokens"], &shown["title"]),
+        (total, &json!("A harbor"))
+    );
+    assert_eq!(
+        (&shown["status"], &shown["read_tokens"]),
+        (&json!("cancelled"), &begun)
+    );
+    server.post("/v1/contexts/harbor/resume", &json!({})).good();
+    assert_eq!(settled(&server, "harbor")["status"], "ready");
+    assert_eq!(text(&ask(&server, "harbor", QUESTION)), ANSWER);
+}
+
+#[test]
+fn contexts_of_both_rotary_sets_are_opened_again_and_outgrown() {
+    let (folder, model) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let start = || {
+        let options = ServerOptions {
+            usual_answer_tokens: 24,
+            ..options(folder.path())
+        };
+        Running::start(longrope(model.path(), folder.path()), options)
+    };
+    let mut server = start();
+    for (label, sentences) in [("short", 4), ("long", 60)] {
+        let create = json!({ "text": long_document(sentences), "label": label });
+        server.post("/v1/contexts", &create).good();
+        assert_eq!(settled(&server, label)["status"], "ready");
+    }
+    server.stop();
+    server.wait().unwrap();
+    let server = start();
+    for label in ["short", "long"] {
+        let answer = ask(&server, label, QUESTION);
+        let total = settled(&server, label)["tokens"].as_u64().unwrap();
+        let reused = answer["longview"]["reused_tokens"].as_u64().unwrap();
+        assert!(reused + 64 > total, "{label}: {reused} of {total}");
+    }
+    let question = "The sea was grey. ".repeat(60);
+    let answer = ask(&server, "short", &question);
+    assert_eq!(
+        answer["choices"][0]["finish_reason"].as_str(),
+        Some("length"),
+        "{answer}"
+    );
+    assert_eq!(answer["usage"]["completion_tokens"], 24);
 }
 
 #[test]

@@ -67,6 +67,13 @@ fn wrong_requests_are_told_what_to_do() {
             Some("n"),
         ),
         (
+            "/v1/completions",
+            json!({ "prompt": vec!["x"; 20], "n": 7 }),
+            400,
+            "140 texts",
+            Some("n"),
+        ),
+        (
             "/v1/chat/completions",
             json!({ "messages": hello, "max_tokens": 0 }),
             400,

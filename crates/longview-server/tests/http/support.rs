@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use longview::{Engine, EngineOptions, StoreOptions, StorePlace};
+use longview::{Engine, EngineOptions, ModelSource, StoreOptions, StorePlace};
 use longview_server::{Server, ServerOptions, Stopper};
 use serde_json::{Value, json};
 
@@ -84,9 +84,16 @@ pub(crate) fn text(answer: &Value) -> &str {
 /// An engine whose contexts are kept in `folder`.
 pub(crate) fn engine(folder: &Path, memory_bytes: Option<u64>) -> Engine {
     Engine::open(&EngineOptions {
+        memory_bytes: memory_bytes.or(Some(4 << 30)),
+        ..engine_options(folder)
+    })
+    .unwrap()
+}
+
+fn engine_options(folder: &Path) -> EngineOptions {
+    EngineOptions {
         chunk_tokens: 256,
         threads: Some(2),
-        memory_bytes: memory_bytes.or(Some(4 << 30)),
         store: Some(StoreOptions {
             place: StorePlace::Folder(folder.to_owned()),
             remote: None,
@@ -94,6 +101,31 @@ pub(crate) fn engine(folder: &Path, memory_bytes: Option<u64>) -> Engine {
             salt: String::new(),
         }),
         ..EngineOptions::default()
+    }
+}
+
+/// The same of a copy of the reference model in `model` with rotary frequencies of their own for contexts of
+/// more than 256 tokens.
+pub(crate) fn longrope(model: &Path, folder: &Path) -> Engine {
+    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
+        std::fs::copy(needle.join(name), model.join(name)).unwrap();
+    }
+    let config = std::fs::read(needle.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["original_max_position_embeddings"] = 256.into();
+    config["rope_scaling"] = json!({
+        "type": "longrope", "attention_factor": 1.0,
+        "short_factor": vec![1.0; 32], "long_factor": vec![1.25; 32],
+    });
+    std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+    Engine::open(&EngineOptions {
+        model: ModelSource::Path(model.to_owned()),
+        ..engine_options(folder)
     })
     .unwrap()
 }

@@ -79,7 +79,7 @@ pub(super) fn import(kept: &Kept, file: &Path, format: Format) -> Result<(), Fai
         &*kept.tier,
         &kept.records,
         &ledger,
-        None,
+        &[],
     )
     .map_err(|error| refused(file, error))?;
     if let Some(label) = &imported.label_taken {
