@@ -171,8 +171,7 @@ impl Session {
                 human_count(planned),
             ));
         }
-        notices.retain(|notice| !self.notices.contains(notice));
-        self.notices.extend(notices);
+        self.add_notices(notices);
         Ok(context)
     }
 
@@ -377,10 +376,20 @@ impl Session {
         Ok(())
     }
 
+    /// Adds what was not said yet.
+    fn add_notices(&mut self, notices: Vec<String>) {
+        for notice in notices {
+            if !self.notices.contains(&notice) {
+                self.notices.push(notice);
+            }
+        }
+    }
+
     /// Adds what the store has to say to the notices.
     pub(crate) fn hear_store(&mut self) {
         if let Some(store) = self.engine.store() {
-            self.notices.extend(store.take_warnings());
+            let warnings = store.take_warnings();
+            self.add_notices(warnings);
         }
     }
 

@@ -283,7 +283,10 @@ fn each_block(
 fn named<R: Read>(
     entry: io::Result<tar::Entry<'_, R>>,
 ) -> Result<(String, tar::Entry<'_, R>), BundleError> {
-    let entry = entry.map_err(|error| BundleError::NotABundle(error.to_string()))?;
+    let entry = entry.map_err(|_| {
+        // What the archive's reader says quotes the bytes it stumbled over.
+        BundleError::NotABundle("it is no tar archive, or its end is missing".to_owned())
+    })?;
     let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
     if entry.header().entry_type() != tar::EntryType::Regular {
         return Err(damaged(format!("{name:?} is not a plain file")));

@@ -5,6 +5,7 @@
 //! block edge; its bytes never change again, and its key says what they were computed from. So
 //! tiers may hold copies, drop them and share them between processes without asking anyone.
 
+use std::fmt;
 use std::sync::Arc;
 
 mod disk;
@@ -43,6 +44,13 @@ pub struct BlockKey {
     pub hash: BlockHash,
     /// The layer group, in the order of the model's layout.
     pub group: u16,
+}
+
+/// As a message names it: the first digits of the hash tell blocks apart.
+impl fmt::Display for BlockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "block {:?} of layer group {}", self.hash, self.group)
+    }
 }
 
 /// How the bytes of a block are cut: `layers` slices of `layer_bytes` bytes, first layer first.
@@ -221,10 +229,10 @@ pub enum TierError {
         source: std::io::Error,
     },
     /// A block is not held, or no longer.
-    #[error("block {0:?} is not in the store; it is computed again when needed")]
+    #[error("{0} is not in the store; it is computed again when needed")]
     Missing(BlockKey),
     /// What was read is not what was written.
-    #[error("{place}: block {key:?} is damaged ({what}); it is computed again when needed")]
+    #[error("{place}: {key} is damaged ({what}); it is computed again when needed")]
     Damaged {
         /// The file or object.
         place: String,
@@ -240,7 +248,7 @@ pub enum TierError {
         place: String,
     },
     /// A block that a store cannot describe.
-    #[error("block {key:?} cannot be stored: {what}")]
+    #[error("{key} cannot be stored: {what}")]
     Unfit {
         /// The block.
         key: BlockKey,
