@@ -316,8 +316,8 @@ pub enum TierError {
     },
     /// A context of another model or of other settings.
     #[error(
-        "context {id} was made by {} ({}), not by {} ({}); its text can be read anew with this one",
-        .found.0, .found.1, .wanted.0, .wanted.1
+        "context {id} was made by {} ({}), not by {}; its text can be read anew with this one",
+        .found.0, .found.1, other_than(.found, .wanted)
     )]
     OtherModel {
         /// The context.
@@ -346,5 +346,13 @@ impl TierError {
             TierError::Missing(key) | TierError::Damaged { key, .. } => Some(*key),
             _ => None,
         }
+    }
+}
+
+/// Model and identity `wanted`, as told from `found`.
+fn other_than(found: &(String, String), wanted: &(String, String)) -> String {
+    match found == wanted {
+        true => "the one of that name that is used now: its weights are others".to_owned(),
+        false => format!("{} ({})", wanted.0, wanted.1),
     }
 }
