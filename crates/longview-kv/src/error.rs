@@ -1,5 +1,6 @@
 //! What can go wrong in the store.
 
+use crate::forms::KvForm;
 use crate::ledger::Purpose;
 use crate::tier::TierError;
 
@@ -86,6 +87,21 @@ pub enum KvError {
     SinksMoved {
         /// How many tokens these are.
         tokens: usize,
+    },
+    /// Layers with a form of their own that the model does not have.
+    #[error(
+        "--store gives layers {first}-{last} the form {form}, but the model has {layers} layers, numbered \
+         from 0; name layers up to {}", .layers.saturating_sub(1)
+    )]
+    NoSuchLayers {
+        /// The first layer named.
+        first: u32,
+        /// The last layer named.
+        last: u32,
+        /// Their form.
+        form: KvForm,
+        /// Layers of the model.
+        layers: usize,
     },
     /// Positions whose pairs a keep method has dropped.
     #[error(

@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 
 use longview_kernels::page::KvType;
 
+use crate::error::KvError;
+
 /// The most ranges of layers that have forms of their own.
 const MOST_EXCEPTIONS: usize = 8;
 
@@ -76,6 +78,24 @@ impl KvForms {
             .find(|exception| exception.is_none())?;
         *free = Some((*layers.start(), *layers.end(), form));
         Some(self)
+    }
+
+    /// Checks that a model with `layers` layers has all those that have forms of their own.
+    ///
+    /// # Errors
+    /// [`KvError::NoSuchLayers`] where it lacks some.
+    pub fn check(&self, layers: usize) -> Result<(), KvError> {
+        let beyond = |(_, last, _): &&(u32, u32, KvForm)| *last as usize >= layers;
+        let mut exceptions = self.exceptions.iter().flatten();
+        match exceptions.find(beyond) {
+            Some(&(first, last, form)) => Err(KvError::NoSuchLayers {
+                first,
+                last,
+                form,
+                layers,
+            }),
+            None => Ok(()),
+        }
     }
 
     /// The form of most layers.
@@ -184,6 +204,14 @@ mod tests {
         );
         let text = "q8, layers 0-3=f16, layers 2-2=k=sparse50, v=q8 after 32";
         assert_eq!(forms.to_string(), text);
+        // Of five layers the last is number 4.
+        assert!(forms.check(5).is_ok());
+        let beyond = forms.with_layers(4..=5, sparse).unwrap();
+        let message = beyond.check(5).unwrap_err().to_string();
+        assert!(
+            message.contains("layers 4-5") && message.contains("up to 4"),
+            "{message}"
+        );
         let many = (0..9).try_fold(forms, |forms, at| forms.with_layers(at..=at, sparse));
         assert!(many.is_none());
     }

@@ -121,7 +121,8 @@ impl ModelError {
     pub fn is_request_error(&self) -> bool {
         match self {
             ModelError::Weights(error) => error.is_request_error(),
-            ModelError::Kv(_) | ModelError::Stopped | ModelError::TokenOutOfRange { .. } => false,
+            ModelError::Kv(error) => matches!(error, KvError::NoSuchLayers { .. }),
+            ModelError::Stopped | ModelError::TokenOutOfRange { .. } => false,
             _ => true,
         }
     }

@@ -176,7 +176,8 @@ impl ModelFile {
     /// `on_layer(done, total)` is called as layers are packed.
     ///
     /// # Errors
-    /// [`longview_kv::KvError::OverLimit`] when the ledger has no room for the weights; errors of
+    /// [`longview_kv::KvError::OverLimit`] when the ledger has no room for the weights,
+    /// [`longview_kv::KvError::NoSuchLayers`] for forms of layers that the model does not have; errors of
     /// single tensors by name.
     pub fn load(
         self,
@@ -185,6 +186,8 @@ impl ModelFile {
         ledger: &Ledger,
         on_layer: &mut dyn FnMut(usize, usize),
     ) -> Result<Model, ModelError> {
+        let forms: KvForms = forms.into();
+        forms.check(self.blueprint.layers.len())?;
         let held = ledger.reserve(Purpose::Weights, self.weights_bytes())?;
         let total = self.blueprint.layers.len();
         let weights = Loader {
@@ -251,13 +254,15 @@ impl Model {
     /// The same with keys and values stored in `forms`.
     ///
     /// # Errors
-    /// As [`Model::new_context`].
+    /// As [`Model::new_context`], and [`longview_kv::KvError::NoSuchLayers`] for forms of layers that the
+    /// model does not have.
     pub fn new_context_as(
         &self,
         planned_tokens: usize,
         forms: KvForms,
         ledger: &Ledger,
     ) -> Result<Context, ModelError> {
+        forms.check(self.blueprint().layers.len())?;
         let identity = self.planned_identity(planned_tokens)?;
         let layout = Arc::new(self.blueprint().kv_layout(forms));
         Ok(Context::new(layout, ledger.clone(), identity))
