@@ -1,6 +1,6 @@
 //! From what a rule wants for every head to numbers of pairs whose totals are exact.
 
-use super::{Allocate, Scope, Scores};
+use super::{Allocate, Planned, Scope, Scores};
 
 /// The question how a budget is to be spread.
 pub struct Allocation<'a> {
@@ -14,6 +14,8 @@ pub struct Allocation<'a> {
     pub slots: usize,
     /// Tokens read so far.
     pub tokens: usize,
+    /// What was planned for the prompt.
+    pub planned: Planned,
 }
 
 /// Pairs that stay, `[layers][heads]`.

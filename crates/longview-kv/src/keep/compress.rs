@@ -1,6 +1,7 @@
 //! Compaction: scores, budgets, what stays, and the move from blocks to streams.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::allocate::Allocation;
 use super::pace::Kept;
 use super::stream::Stream;
 use super::view::{LayerView, ROWS_AT_ONCE};
-use super::{AttentionOf, Keep, Moment, Pairs, Positions, Scores};
+use super::{AttentionOf, Gather, Keep, Merging, Moment, Pairs, Positions, Scores};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
@@ -34,6 +35,17 @@ pub struct Compression {
 /// What stays of one layer: pairs of each head, ascending.
 type Chosen = Vec<Vec<u32>>;
 
+/// What a compaction is to do.
+struct Decided<'a> {
+    layers: &'a [usize],
+    /// What stays of each of them.
+    chosen: &'a [Chosen],
+    /// The first token whose pairs stay in blocks.
+    edge: usize,
+    /// The tokens between the first and the last ones, which always stay.
+    open: Range<u32>,
+}
+
 impl Context {
     /// Lets the keep method decide now: of its layers stays what the budget has room for, and the
     /// bytes of the rest are free when this returns. Where everything fits the budget, nothing
@@ -49,7 +61,7 @@ impl Context {
         exec: &Exec,
         model: &dyn AttentionOf,
     ) -> Result<Compression, KvError> {
-        let reads_on = |kept: &Kept| self.len() < kept.prompt;
+        let reads_on = |kept: &Kept| self.len() < kept.planned.prompt;
         let moment = match self.kept.as_deref().is_some_and(reads_on) {
             true => Moment::Reading,
             false => Moment::Read,
@@ -125,7 +137,7 @@ impl Context {
             .collect();
         let heads = kept.heads(self.layout());
         let before: usize = kept.pairs_in_all(end, heads);
-        let fits = before <= kept.slots * heads;
+        let fits = before <= kept.room(end) * heads;
         let moves = edge > kept.edge && kept.is_eager() && kept.plan.when.block.is_some();
         if end == kept.decided_at || fits && !moves {
             return Ok(Compression {
@@ -149,7 +161,14 @@ impl Context {
             }
         };
         let after = chosen.iter().flatten().map(Vec::len).sum();
-        self.move_to_streams(kept, &layers, &chosen, edge, exec, model)?;
+        let last = kept.plan.recent(kept.room(end), moment);
+        let decided = Decided {
+            layers: &layers,
+            chosen: &chosen,
+            edge,
+            open: kept.plan.protected.sinks as u32..end.saturating_sub(last) as u32,
+        };
+        self.move_to_streams(kept, &decided, exec, model)?;
         kept.decided_at = end;
         kept.done.compactions += usize::from(!fits);
         Ok(Compression {
@@ -159,24 +178,28 @@ impl Context {
         })
     }
 
-    /// Puts what was chosen of `layers` into streams, as far as it is of tokens before `edge`, and frees
-    /// the blocks.
+    /// Puts what was chosen into streams, as far as it is of tokens before the edge, and frees the blocks.
     fn move_to_streams(
         &mut self,
         kept: &mut Kept,
-        layers: &[usize],
-        chosen: &[Chosen],
-        edge: usize,
+        decided: &Decided<'_>,
         exec: &Exec,
         model: &dyn AttentionOf,
     ) -> Result<(), KvError> {
+        let &Decided {
+            layers,
+            chosen,
+            edge,
+            ref open,
+        } = decided;
         let end = self.len();
         let layout = Arc::clone(self.layout());
+        let place_bytes = kept.plan.place_bytes();
         // Tokens from the edge on were chosen all.
         let new_bytes = |(&layer, chosen): (&usize, &Chosen)| {
             let counts = chosen.iter().map(|pairs| pairs.len() - (end - edge));
             let counts: Vec<usize> = counts.collect();
-            Stream::bytes_of(&layout.groups[layout.layers[layer].0], &counts)
+            Stream::bytes_of(&layout.groups[layout.layers[layer].0], &counts, place_bytes)
         };
         let new: Vec<u64> = layers.iter().zip(chosen).map(new_bytes).collect();
         // Old streams leave one by one as new ones are written: all the room that takes is reserved
@@ -194,6 +217,20 @@ impl Context {
             over -= i128::from(old);
         }
         let most = u64::try_from(most).unwrap_or(u64::MAX);
+        // Heads are moved one after another.
+        let moving = |(&layer, chosen): (&usize, &Chosen)| {
+            let group = &layout.groups[layout.layers[layer].0];
+            let of_head = |(head, pairs): (usize, &Vec<u32>)| {
+                let stream = kept.stream(layer);
+                let there = stream.map_or(0, |stream| stream.positions(head).len());
+                let gone = there + end - kept.edge - pairs.len();
+                kept.plan.moving_bytes(group, pairs.len(), gone)
+            };
+            chosen.iter().enumerate().map(of_head).max()
+        };
+        let moving = layers.iter().zip(chosen).filter_map(moving).max();
+        let moving = moving.unwrap_or(0) as u64;
+        let _moving = self.ledger.reserve(Purpose::Scratch, moving)?;
         if let Some(home) = &self.home {
             home.store.make_space(most);
         }
@@ -210,6 +247,7 @@ impl Context {
                 view: &view,
                 chosen,
                 in_blocks: end - edge,
+                open: open.clone(),
             };
             let stream = stays.write(&mut memory, room.split(bytes));
             kept.merge_memory.insert(layer, memory);
@@ -287,8 +325,9 @@ fn choose(
     moment: Moment,
     exec: &Exec,
 ) -> Result<Vec<Chosen>, KvError> {
-    let (plan, slots) = (&*kept.plan, kept.slots);
+    let plan = &*kept.plan;
     let tokens = views.first().map_or(0, LayerView::tokens);
+    let slots = kept.room(tokens);
     let mut scored: Vec<Result<Scores, KvError>> = views
         .iter()
         .map(|view| {
@@ -338,6 +377,7 @@ fn choose(
         protected: &protected,
         slots,
         tokens,
+        planned: kept.planned,
     };
     if let Some(least) = ask.lacks(plan.allocate.scope()) {
         return Err(plan.refused(format!(
@@ -385,6 +425,8 @@ struct Stays<'a> {
     chosen: &'a Chosen,
     /// How many of the last pairs of every head stay in blocks.
     in_blocks: usize,
+    /// The tokens between the first and the last ones, which always stay.
+    open: Range<u32>,
 }
 
 impl Stays<'_> {
@@ -397,7 +439,8 @@ impl Stays<'_> {
             let position = |&pair: &u32| view.position(head, pair as usize) as u32;
             self.moving(head).iter().map(position).collect()
         });
-        let mut stream = Stream::with_room(group, positions.collect(), room);
+        let place_bytes = self.plan.place_bytes();
+        let mut stream = Stream::with_room(group, positions.collect(), place_bytes, room);
         for head in heads {
             match group.geometry.is_whole() {
                 true => self.pack(head, &mut stream, &mut memory[head]),
@@ -420,6 +463,7 @@ impl Stays<'_> {
             return;
         }
         let (_, mut pairs) = self.merged(head, memory);
+        self.count(head, &pairs, stream);
         for (at, &pair) in moving.iter().enumerate() {
             let by = self.turn(head, at, pair as usize);
             if by != 0 {
@@ -454,12 +498,21 @@ impl Stays<'_> {
                     stream.write(group, head, pair, after.key(pair), after.value(pair));
                 }
             }
+            self.count(head, &after, stream);
         }
         for (at, &pair) in moving.iter().enumerate() {
             let by = self.turn(head, at, pair as usize);
             if by != 0 {
                 stream.turn(group, head, at, |key| view.rotate(by, key));
             }
+        }
+    }
+
+    /// Remembers of how many tokens the pairs of a head are, where the merge counts them.
+    fn count(&self, head: usize, pairs: &Pairs, stream: &mut Stream) {
+        let counts = self.plan.merge.as_ref().map(|merge| merge.counts());
+        if counts == Some(Gather::Yes) {
+            stream.set_tokens(head, pairs.tokens.clone());
         }
     }
 
@@ -474,7 +527,12 @@ impl Stays<'_> {
             let gone: Vec<u32> = (0..view.pairs(head) as u32).filter(stays).collect();
             let turn = |positions: isize, key: &mut [f32]| view.rotate(positions, key);
             let gone = view.read(head, &gone);
-            merge.merge(&gone, &mut after, &turn, memory);
+            let mut with = Merging {
+                open: self.open.clone(),
+                turn: &turn,
+                memory,
+            };
+            merge.merge(&gone, &mut after, &mut with);
         }
         (before, after)
     }

@@ -16,6 +16,7 @@ pub(crate) mod stream;
 mod view;
 
 use std::fmt;
+use std::ops::Range;
 
 pub use allocate::{Allocation, Counts, share_out};
 pub use compress::Compression;
@@ -30,7 +31,7 @@ use longview_kernels::Exec;
 
 use crate::context::RopeSet;
 use crate::error::KvError;
-use crate::layout::KvLayout;
+use crate::layout::{Group, KvLayout};
 use crate::ledger::largest;
 use stream::Stream;
 
@@ -208,6 +209,25 @@ pub trait Allocate: Send + Sync {
     /// Pairs wanted for every head, `[layers][heads]`, protected ones included. What is asked for
     /// is then rounded and clamped such that totals are exact; see [`Allocation`].
     fn wanted(&self, ask: &Allocation<'_>) -> Vec<Vec<f64>>;
+
+    /// Pairs a head that stay on average when `tokens` tokens have been read: more than what was planned
+    /// for a prompt where whole heads grow with the text.
+    fn grown(&self, planned: &Planned, _tokens: usize) -> usize {
+        planned.slots
+    }
+}
+
+/// What a budget has room for, as planned for a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Pairs a KV head on average.
+    pub slots: usize,
+    /// Tokens that the prompt is expected to have.
+    pub prompt: usize,
+    /// KV heads that are compressed, of all layers together.
+    pub heads: usize,
+    /// Pairs of a head that always stay at most: of the first and the last tokens.
+    pub least: usize,
 }
 
 /// What a budget is spread over.
@@ -221,16 +241,29 @@ pub enum Scope {
 
 /// keep: what evicted pairs leave behind.
 pub trait Merge: Send + Sync {
+    /// Whether it must know of how many tokens each pair is made: then it counts them in
+    /// [`Pairs::tokens`], and that is remembered, in 4 bytes a pair.
+    fn counts(&self) -> Gather {
+        Gather::No
+    }
+
+    /// Bytes it takes at most, beside the pairs it is given, for a head of which `gone` pairs go and `kept`
+    /// stay.
+    fn scratch(&self, gone: usize, kept: usize, head_dim: usize) -> usize;
+
     /// Changes the pairs that are kept of one KV head by those that go. Keys are rotated as they are
-    /// cached; `turn` rotates a key by so many positions. `memory` is what the last call left there for
-    /// this head of this context, nothing before the first.
-    fn merge(
-        &self,
-        gone: &Pairs,
-        kept: &mut Pairs,
-        turn: &dyn Fn(isize, &mut [f32]),
-        memory: &mut Option<f32>,
-    );
+    /// cached.
+    fn merge(&self, gone: &Pairs, kept: &mut Pairs, with: &mut Merging<'_>);
+}
+
+/// What a merge is told beside the pairs.
+pub struct Merging<'a> {
+    /// The tokens between the first and the last ones, which always stay.
+    pub open: Range<u32>,
+    /// Rotates a key by so many positions.
+    pub turn: &'a dyn Fn(isize, &mut [f32]),
+    /// What the last call left here for this head of this context; nothing before the first.
+    pub memory: &'a mut Option<f32>,
 }
 
 /// The scores of one layer, `[heads][pairs of the head]`.
@@ -285,9 +318,7 @@ impl Keep {
                 largest(prompt_tokens.max(1), fits)
             }
         };
-        let Protected { sinks, recent, .. } = self.protected;
-        // Tokens that the store holds apart as the latest stay as well.
-        let recent = recent.max(layout.keep_tail());
+        let [sinks, recent] = self.always(layout);
         let least = (sinks + recent).max(1);
         if slots >= least {
             return Ok(slots);
@@ -310,12 +341,60 @@ impl Keep {
         Err(self.refused(format!("{why}; give at least {least}")))
     }
 
+    /// How many of the first and of the last tokens always stay, at most.
+    fn always(&self, layout: &KvLayout) -> [usize; 2] {
+        let Protected { sinks, recent, .. } = self.protected;
+        // Tokens that the store holds apart as the latest stay as well.
+        [sinks, recent.max(layout.keep_tail())]
+    }
+
+    /// What the budget has room for of a prompt of `prompt` tokens.
+    ///
+    /// # Errors
+    /// As [`Keep::slots`].
+    pub(crate) fn planned(&self, layout: &KvLayout, prompt: usize) -> Result<Planned, KvError> {
+        Ok(Planned {
+            slots: self.slots(layout, prompt)?,
+            prompt,
+            heads: layout
+                .full_layers()
+                .map(|(_, place)| layout.groups[place].kind.kv_heads)
+                .sum(),
+            least: self.always(layout).iter().sum(),
+        })
+    }
+
+    /// Bytes that a pair of a stream takes beside its key and value: its position, and of how many tokens
+    /// it is where that is counted.
+    pub(super) fn place_bytes(&self) -> usize {
+        let counts = self.merge.as_ref().map(|merge| merge.counts());
+        match counts {
+            Some(Gather::Yes) => 2 * size_of::<u32>(),
+            _ => size_of::<u32>(),
+        }
+    }
+
+    /// Bytes that moving a head of a layer of `group` takes, of which `kept` pairs stay and `gone` go, where
+    /// its pairs are taken out of their pages for that.
+    pub(super) fn moving_bytes(&self, group: &Group, kept: usize, gone: usize) -> usize {
+        if !group.geometry.is_whole() && self.merge.is_none() {
+            return 0;
+        }
+        let pair = Pairs::bytes_of(group.kind.head_dim, group.kind.v_dim);
+        let merging = self.merge.as_ref().map_or(0, |merge| {
+            let number = size_of::<u32>();
+            gone * (pair + number) + merge.scratch(gone, kept, group.kind.head_dim)
+        });
+        // As they were and as they become.
+        2 * kept * pair + merging
+    }
+
     /// The most bytes that streams take which keep `slots` pairs a KV head.
     pub(crate) fn stream_bytes(&self, layout: &KvLayout, slots: usize) -> u64 {
         let of_layer = |(_, place): (usize, usize)| {
             let group = &layout.groups[place];
             let heads = group.kind.kv_heads;
-            let even = Stream::most_bytes(group, heads, slots * heads);
+            let even = Stream::most_bytes(group, heads, slots * heads, self.place_bytes());
             match self.allocate.scope() {
                 Scope::Layer => even,
                 // The last page of every layer may be begun only.

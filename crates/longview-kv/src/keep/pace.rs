@@ -8,7 +8,7 @@ use super::observe::Observed;
 use super::repeat::{Marked, Watch};
 use super::stream::Stream;
 use super::view::ROWS_AT_ONCE;
-use super::{AttentionOf, Keep, LayerShape, Needs, Repeated, When};
+use super::{AttentionOf, Keep, LayerShape, Needs, Planned, Repeated, Scope, When};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
@@ -22,10 +22,8 @@ pub(super) const REPEAT_WORDS: usize = 128;
 pub(crate) struct Kept {
     pub(super) plan: Arc<Keep>,
     pub(crate) observed: Observed,
-    /// Pairs a head keeps on average.
-    pub(super) slots: usize,
-    /// Tokens that the prompt is expected to have.
-    pub(super) prompt: usize,
+    /// What the budget has room for.
+    pub(super) planned: Planned,
     /// The first token that is in blocks: what is before it is in streams.
     pub(super) edge: usize,
     /// Tokens there were when it decided last; the latest of them may still be in blocks.
@@ -164,7 +162,7 @@ impl Context {
             let why = "text in the context was moved or removed; read it anew first";
             return Err(plan.refused(why.to_owned()));
         }
-        let slots = plan.slots(&layout, prompt_tokens.max(self.len()))?;
+        let planned = plan.planned(&layout, prompt_tokens.max(self.len()))?;
         let needs = needs.and(plan.score.needs());
         let known = self.kept.take();
         if let Some(kept) = known.as_ref().filter(|kept| kept.edge > 0) {
@@ -196,8 +194,7 @@ impl Context {
         self.kept = Some(Box::new(Kept {
             plan: Arc::clone(plan),
             observed,
-            slots,
-            prompt: prompt_tokens,
+            planned,
             edge: 0,
             decided_at: 0,
             streams: Vec::new(),
@@ -274,7 +271,7 @@ impl Context {
             .block
             .is_some_and(|block| match kept.is_eager() {
                 true => kept.since(len) >= block,
-                false => kept.pairs(len) >= kept.slots + block,
+                false => kept.pairs(len) >= kept.room(len) + block,
             })
     }
 
@@ -286,11 +283,11 @@ impl Context {
         let wanted = kept.plan.when.decode;
         wanted.is_some_and(|every| {
             let since = if kept.edge == 0 {
-                kept.pairs(len) - kept.slots.min(len)
+                kept.pairs(len) - kept.room(len).min(len)
             } else {
                 kept.since(len)
             };
-            since >= every && kept.pairs(len) > kept.slots
+            since >= every && kept.pairs(len) > kept.room(len)
         })
     }
 
@@ -300,7 +297,7 @@ impl Context {
         let len = self.len();
         self.kept
             .as_ref()
-            .is_some_and(|kept| !kept.settled && kept.pairs(len) > kept.slots)
+            .is_some_and(|kept| !kept.settled && kept.pairs(len) > kept.room(len))
     }
 
     /// Says that what the context holds is a document that was compressed for any question: what
@@ -353,7 +350,7 @@ impl Context {
         };
         let left = match kept.is_eager() {
             true => block.saturating_sub(kept.since(len)),
-            false => (kept.slots + block).saturating_sub(kept.pairs(len)),
+            false => (kept.room(len) + block).saturating_sub(kept.pairs(len)),
         };
         left.max(1)
     }
@@ -374,7 +371,8 @@ impl Keep {
         chunk_tokens: usize,
         threads: usize,
     ) -> Result<KeepBytes, KvError> {
-        let slots = self.slots(layout, prompt_tokens)?;
+        let planned = self.planned(layout, prompt_tokens)?;
+        let (slots, heads) = (planned.slots, planned.heads);
         let all = prompt_tokens + generated_tokens;
         let dense = layout.context_bytes(all, chunk_tokens);
         if slots >= all {
@@ -385,50 +383,73 @@ impl Keep {
             });
         }
         // What stays in blocks in any case, beside what a budget has room for.
-        let streams =
-            self.stream_bytes(layout, slots.min(prompt_tokens)) + layout.keep_tail_bytes();
+        let streams = |slots| self.stream_bytes(layout, slots) + layout.keep_tail_bytes();
         let full = |tokens: usize| layout.full_bytes(tokens);
         let windows = dense
             - layout
                 .full_groups()
                 .map(|group| all.div_ceil(BLOCK_TOKENS) as u64 * group.block_bytes() as u64)
                 .sum::<u64>();
-        let largest = |(_, place): (usize, usize)| {
-            let heads = layout.groups[place].kind.kv_heads;
-            Stream::most_bytes(&layout.groups[place], heads, slots * heads)
+        // An old stream beside the new one: of one layer where every layer has as much as before.
+        let both = |slots: usize| {
+            let of_layer = |(_, place): (usize, usize)| {
+                let group = &layout.groups[place];
+                let heads = group.kind.kv_heads;
+                Stream::most_bytes(group, heads, slots * heads, self.place_bytes())
+            };
+            let layers = layout.full_layers().map(of_layer);
+            streams(slots)
+                + match self.allocate.scope() {
+                    Scope::Layer => layers.max().unwrap_or(0),
+                    Scope::Model => layers.sum(),
+                }
         };
-        let one = layout.full_layers().map(largest).max().unwrap_or(0);
         // The model repeats the context in a fork that grows by a part and the words that ask for it.
         let repeat = match self.score.needs().repeat {
             0 => 0,
             part => layout.context_bytes(part.min(prompt_tokens) + REPEAT_WORDS, chunk_tokens),
         };
+        let held = streams(slots.min(prompt_tokens));
         let reading = match self.when.block {
-            Some(block) if slots < prompt_tokens => streams + one + full(block),
-            _ => full(prompt_tokens) + streams.max(repeat),
+            Some(block) if slots < prompt_tokens => both(slots) + full(block),
+            _ => full(prompt_tokens) + held.max(repeat),
         };
-        let writing = streams
-            + one
-            + full(match self.when.decode {
-                Some(every) => every.min(generated_tokens.max(1)),
-                None => generated_tokens,
-            });
-        let pairs = match self.when.block {
+        let grown = self.allocate.grown(&planned, all).min(all);
+        let writing = match self.when.decode {
+            // Nothing left at the prompt's end: the first to leave do so from blocks.
+            Some(every) if slots >= prompt_tokens => {
+                full((grown + every).min(all)) + streams(grown)
+            }
+            None if slots >= prompt_tokens => full(all),
+            Some(every) => both(grown) + full(every.min(generated_tokens.max(1))),
+            None => both(slots) + full(generated_tokens),
+        };
+        let reading_pairs = match self.when.block {
             Some(block) => (slots + block).min(all),
             None => prompt_tokens,
         };
-        let heads: usize = layout
-            .full_layers()
-            .map(|(_, place)| layout.groups[place].kind.kv_heads)
-            .sum();
+        let writing_pairs = match self.when.decode {
+            Some(every) => (grown + every).min(all),
+            None => 0,
+        };
+        let pairs = reading_pairs.max(writing_pairs);
         let marks = match self.score.needs().repeat {
             0 => 0,
             _ => 8 * heads * prompt_tokens,
         };
-        let deciding = marks + 4 * (heads + threads * ROWS_AT_ONCE) * pairs;
+        let moving = |(_, place): (usize, usize)| {
+            let group = &layout.groups[place];
+            let sharing = match self.allocate.scope() {
+                Scope::Layer => group.kind.kv_heads,
+                Scope::Model => heads,
+            };
+            self.moving_bytes(group, pairs.min(grown.max(slots) * sharing), pairs)
+        };
+        let moving = layout.full_layers().map(moving).max().unwrap_or(0);
+        let deciding = marks + 4 * (heads + threads * ROWS_AT_ONCE) * pairs + moving;
         Ok(KeepBytes {
             peak: reading.max(writing) + windows,
-            steady: streams + windows,
+            steady: held + windows,
             scratch: Observed::bytes_for(layout, self.score.needs(), model, pairs)
                 + deciding as u64,
         })
@@ -491,6 +512,11 @@ impl Kept {
         pairs.div_ceil(heads.max(1)) + len - self.edge
     }
 
+    /// Pairs a head that the budget has room for on average, when `len` tokens have been read.
+    pub(super) fn room(&self, len: usize) -> usize {
+        self.plan.allocate.grown(&self.planned, len)
+    }
+
     /// Tokens read since it decided last, when there are `len`.
     fn since(&self, len: usize) -> usize {
         len.saturating_sub(self.decided_at)
@@ -499,7 +525,7 @@ impl Kept {
     /// Whether what is read moves to streams block by block although nothing has to leave yet,
     /// because something will: so no more blocks are in memory than it takes.
     pub(super) fn is_eager(&self) -> bool {
-        self.prompt > self.slots
+        self.planned.prompt > self.planned.slots
     }
 
     /// KV heads of all layers that are compressed.

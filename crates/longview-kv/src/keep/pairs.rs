@@ -5,6 +5,8 @@
 pub struct Pairs {
     /// The tokens they are of.
     pub positions: Vec<u32>,
+    /// Of how many tokens each is made, those that were merged into it included, where that is counted.
+    pub tokens: Vec<u32>,
     /// `[pairs][head_dim]`
     pub keys: Vec<f32>,
     /// `[pairs][v_dim]`
@@ -16,6 +18,11 @@ pub struct Pairs {
 }
 
 impl Pairs {
+    /// Bytes of a pair.
+    pub(super) fn bytes_of(head_dim: usize, v_dim: usize) -> usize {
+        size_of::<f32>() * (head_dim + v_dim) + 2 * size_of::<u32>()
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.positions.len()

@@ -167,7 +167,7 @@ impl Context {
         let repetition = kept.plan.repetition()?;
         let end = self.len();
         let tokens = kept.marked.max(repetition.prefix)..end;
-        let open = !tokens.is_empty() && kept.pairs(end) > kept.slots;
+        let open = !tokens.is_empty() && kept.pairs(end) > kept.room(end);
         open.then_some((repetition, tokens))
     }
 }

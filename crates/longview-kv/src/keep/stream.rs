@@ -26,9 +26,6 @@ fn step(group: &Group) -> usize {
     }
 }
 
-/// Bytes that a pair takes beside its key and value: its position.
-const PLACE_BYTES: usize = size_of::<u32>();
-
 /// The pairs kept of one layer.
 pub(crate) struct Stream {
     pages: Block,
@@ -42,6 +39,8 @@ struct Head {
     first: usize,
     /// The tokens its pairs are of, ascending.
     positions: Vec<u32>,
+    /// Of how many tokens each pair is, where that is counted.
+    tokens: Vec<u32>,
 }
 
 /// The slots of one head: whole pages that hold all of them, and where among these they lie.
@@ -53,27 +52,30 @@ pub(crate) struct Slots {
 }
 
 impl Stream {
-    /// Bytes of a stream whose heads keep `counts` pairs.
-    pub(crate) fn bytes_of(group: &Group, counts: &[usize]) -> u64 {
+    /// Bytes of a stream whose heads keep `counts` pairs, each with `place_bytes` beside its key and value.
+    pub(crate) fn bytes_of(group: &Group, counts: &[usize], place_bytes: usize) -> u64 {
         let slots: usize = counts
             .iter()
             .map(|count| count.next_multiple_of(step(group)))
             .sum();
         let pairs: usize = counts.iter().sum();
-        (slots.div_ceil(PAGE_TOKENS) * group.page_bytes() + pairs * PLACE_BYTES) as u64
+        (slots.div_ceil(PAGE_TOKENS) * group.page_bytes() + pairs * place_bytes) as u64
     }
 
-    /// The most bytes that a stream of `heads` heads can take which keep `pairs` pairs in all.
-    pub(crate) fn most_bytes(group: &Group, heads: usize, pairs: usize) -> u64 {
+    /// The most bytes that a stream of `heads` heads can take which keep `pairs` pairs in all, each with
+    /// `place_bytes` beside its key and value.
+    pub(crate) fn most_bytes(group: &Group, heads: usize, pairs: usize, place_bytes: usize) -> u64 {
         let slots = pairs + heads * (step(group) - 1);
-        (slots.div_ceil(PAGE_TOKENS) * group.page_bytes() + pairs * PLACE_BYTES) as u64
+        (slots.div_ceil(PAGE_TOKENS) * group.page_bytes() + pairs * place_bytes) as u64
     }
 
     /// A stream for pairs of the tokens `positions` of each head, to be filled with
-    /// [`Stream::copy`] or [`Stream::pack`], whose bytes `room` holds.
+    /// [`Stream::copy`] or [`Stream::pack`], each with `place_bytes` beside its key and value, whose bytes
+    /// `room` holds.
     pub(crate) fn with_room(
         group: &Group,
         positions: Vec<Vec<u32>>,
+        place_bytes: usize,
         mut room: Reservation,
     ) -> Stream {
         let mut slots = 0;
@@ -82,11 +84,15 @@ impl Stream {
             let first = slots;
             slots += positions.len().next_multiple_of(step(group));
             pairs += positions.len();
-            Head { first, positions }
+            Head {
+                first,
+                positions,
+                tokens: Vec::new(),
+            }
         };
         let heads = positions.into_iter().map(of_head).collect();
         let bytes = slots.div_ceil(PAGE_TOKENS) * group.page_bytes();
-        let places = room.split((pairs * PLACE_BYTES) as u64);
+        let places = room.split((pairs * place_bytes) as u64);
         Stream {
             pages: Block::in_room(bytes, room),
             heads,
@@ -193,9 +199,21 @@ impl Stream {
         &self.heads[head].positions
     }
 
+    /// Of how many tokens pair `pair` of a head is.
+    pub(crate) fn tokens(&self, head: usize, pair: usize) -> u32 {
+        self.heads[head].tokens.get(pair).copied().unwrap_or(1)
+    }
+
+    /// Notes of how many tokens each pair of a head is.
+    pub(crate) fn set_tokens(&mut self, head: usize, tokens: Vec<u32>) {
+        self.heads[head].tokens = tokens;
+    }
+
     /// Where the pairs of a head lie.
     pub(crate) fn slots(&self, head: usize) -> Slots {
-        let Head { first, positions } = &self.heads[head];
+        let Head {
+            first, positions, ..
+        } = &self.heads[head];
         let from = first / PAGE_TOKENS;
         let lead = first % PAGE_TOKENS;
         let slots = lead..lead + positions.len();

@@ -487,6 +487,13 @@ impl<'a> LayerView<'a> {
                 .iter()
                 .map(|&pair| self.position(head, pair as usize) as u32)
                 .collect(),
+            tokens: which
+                .iter()
+                .map(|&pair| {
+                    self.stream
+                        .map_or(1, |stream| stream.tokens(head, pair as usize))
+                })
+                .collect(),
             keys: vec![0.0; which.len() * dim],
             values: vec![0.0; which.len() * v_dim],
             head_dim: dim,

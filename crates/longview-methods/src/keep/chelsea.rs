@@ -139,5 +139,11 @@ mod tests {
         toy.compress();
         assert_eq!(toy.positions(0, 0), [1, 3]);
         assert_eq!(toy.keys(0), [[1.0, 0.0], [0.0, 1.5]]);
+        // At the next compaction what stands for two tokens counts as two: the mean of tokens 0 to 4.
+        toy.read_keys(&[[0.0, 3.0], [0.0, 4.5]]);
+        toy.compress();
+        assert_eq!(toy.positions(0, 0), [3, 5]);
+        assert_eq!(toy.keys(0)[1], [0.0, 4.5]);
+        assert_eq!(toy.keys(0)[0], [0.4, 1.2]);
     }
 }

@@ -10,7 +10,8 @@
 //! `a`, output `o` and `g` the difference of the outputs, `dG/dv = a g` and `dG/dk = a (g·v - g·o) q`, up
 //! to factors that the scaling takes out. Their weight is 0 unless it is given. First and last tokens
 //! are protected, and the share of pairs kept is `budget`, which the paper does not let fall below a
-//! number of pairs.
+//! number of pairs, and lowers as memory fills up (its adaptive ratio, which is not here: a budget is
+//! what was stated, whatever else is in memory).
 
 use longview_kv::KvError;
 use longview_kv::keep::{Gather, LayerView, Needs, Queries, Question, Score, Scores};

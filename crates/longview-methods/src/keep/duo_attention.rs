@@ -5,23 +5,28 @@
 //! tokens. Which is which was found beforehand: one number from 0 to 1 a head, in a file of the
 //! published form, see [`HeadScores`]. The paper trains them; `longview calibrate` finds them without
 //! training. As many heads as the budget has room for keep everything, the highest numbers first; a
-//! budget of 50% is the paper's sparsity of a half, less what streaming heads take.
+//! budget of 50% is the paper's sparsity of a half, less what streaming heads take. How many is decided
+//! once, of the prompt: heads that retrieve grow with the text that follows, beyond the budget, and the
+//! others go on streaming. What the budget has left makes the streaming heads' windows longer.
+//!
+//! `block` bounds streaming heads while the prompt is read, as the paper's chunks do: a row sees what such
+//! a head kept before the block, and the block. Without it every head reads the prompt densely, and the
+//! whole prompt is in memory at its end.
 
 use std::fs;
 
 use longview_kv::KvError;
 use longview_kv::keep::{
-    Allocate, Allocation, LayerShape, LayerView, Question, Scope, Score, Scores,
+    Allocate, Allocation, LayerShape, LayerView, Planned, Question, Scope, Score, Scores,
 };
 
-use super::budgets::heads::whole_heads;
 use super::head_scores::HeadScores;
 use super::{keep, parameter};
 use crate::arguments::Arguments;
 use crate::error::MethodError;
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `duo-attention(scores, budget, sinks, recent, decode)`.
+/// `duo-attention(scores, budget, sinks, recent, block, decode)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "duo-attention",
@@ -43,6 +48,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::budget("50%"),
         parameter::sinks("64"),
         parameter::recent("256"),
+        parameter::block("never"),
         parameter::decode("64"),
     ],
     build: Build::Keep(|arguments| {
@@ -104,10 +110,49 @@ impl Allocate for Duo {
     }
 
     fn wanted(&self, ask: &Allocation<'_>) -> Vec<Vec<f64>> {
-        let of_layer = |&layer: &usize| self.scores[layer].clone();
-        let ranks: Vec<Vec<f32>> = ask.layers.iter().map(of_layer).collect();
-        whole_heads(ask, &ranks)
+        let places =
+            |(layer, heads): (usize, &Vec<usize>)| (0..heads.len()).map(move |head| (layer, head));
+        let mut order: Vec<(usize, usize)> =
+            ask.protected.iter().enumerate().flat_map(places).collect();
+        let rank = |&(layer, head): &(usize, usize)| self.scores[ask.layers[layer]][head];
+        // Of equal ones the first.
+        order.sort_by(|a, b| rank(b).total_cmp(&rank(a)));
+        let (retrieve, stream) = order.split_at(whole_heads(&ask.planned));
+        let mut wanted: Vec<Vec<f64>> = ask
+            .protected
+            .iter()
+            .map(|heads| vec![0.0; heads.len()])
+            .collect();
+        let mut left = (ask.slots * order.len()) as f64;
+        for &(layer, head) in retrieve {
+            wanted[layer][head] = ask.scores[layer].head(head).len() as f64;
+            left -= wanted[layer][head];
+        }
+        for &(layer, head) in stream {
+            wanted[layer][head] = left / stream.len() as f64;
+        }
+        wanted
     }
+
+    fn grown(&self, planned: &Planned, tokens: usize) -> usize {
+        let more = whole_heads(planned) * tokens.saturating_sub(planned.prompt);
+        planned.slots + more.div_ceil(planned.heads.max(1))
+    }
+}
+
+/// How many heads keep everything: as many as the budget has room for beside the first and the last
+/// tokens of the others.
+fn whole_heads(planned: &Planned) -> usize {
+    let Planned {
+        slots,
+        prompt,
+        heads,
+        least,
+    } = *planned;
+    let stream = least.min(prompt);
+    let room = slots.saturating_sub(stream) * heads;
+    room.checked_div(prompt - stream)
+        .map_or(heads, |whole| whole.min(heads))
 }
 
 fn read(arguments: &Arguments) -> Result<HeadScores, MethodError> {
@@ -149,6 +194,43 @@ mod tests {
         assert_eq!(toy.positions(1, 1).len(), 100);
         assert_eq!(toy.positions(0, 1), stream);
         assert_eq!(toy.positions(1, 0), stream);
+        // They still do when more was written, and the others go on streaming.
+        toy.read(64);
+        assert!(toy.context.keep_is_due_in_decode());
+        toy.compress();
+        let stream: Vec<u32> = (0..4).chain(148..164).collect();
+        assert_eq!(toy.positions(0, 0).len(), 164);
+        assert_eq!(toy.positions(1, 1).len(), 164);
+        assert_eq!(toy.positions(0, 1), stream);
+        assert_eq!(toy.positions(1, 0), stream);
+    }
+
+    #[test]
+    fn what_is_left_of_the_budget_goes_to_all_streaming_heads_and_blocks_bound_it() {
+        let scores = file("0.9\t0.2\t0.1\n");
+        let path = scores.path().display();
+        let kept = |block: &str, chunk: usize| {
+            let mut toy = Toy::new(1, 3, 4);
+            let text = format!(
+                "duo-attention(scores=\"{path}\", budget=60, sinks=4, recent=16, block={block})"
+            );
+            toy.keep(&text, 100);
+            for _ in 0..100 / chunk {
+                toy.read(chunk);
+                let most = (0..3)
+                    .map(|head| toy.positions(0, head).len())
+                    .sum::<usize>();
+                assert!(block == "never" || most <= 3 * (60 + 20));
+                if toy.context.keep_is_due() {
+                    toy.compress();
+                }
+            }
+            toy.compress();
+            [0, 1, 2].map(|head| toy.positions(0, head))
+        };
+        let whole = kept("never", 100);
+        assert_eq!(whole.each_ref().map(Vec::len), [100, 40, 40]);
+        assert_eq!(kept("20", 10), whole);
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! Queries still to come are taken to be spread like those seen, turned to the positions that follow.
 //! Mean and covariance of the prompt's queries, averaged over the next `future` rotations, give the
 //! expected attention of each key in closed form, and a value's length says how much it can move. No
-//! question is needed. Values are weighed by their own length, as the authors' library does.
+//! question is needed. Values are weighed by their own length, as the authors' library does, and not by
+//! what the output projection makes of them. A covariance of fewer queries than a head has channels is
+//! not known well enough, and does not count.
 
 use longview_kv::KvError;
 use longview_kv::keep::{Gather, LayerView, Needs, Question, Score, Scores};
@@ -96,7 +98,8 @@ impl Score for ExpectedAttention {
             for member in head * group..(head + 1) * group {
                 let (first_sum, second_sum, count) = layer.query_moments(member)?;
                 let expected = Expected::new(first_sum, second_sum, count, &turn, dim);
-                let mut logits = self.logits(layer, head, &expected);
+                let spread = self.covariance && count >= dim;
+                let mut logits = self.logits(layer, head, &expected, spread);
                 layer.softmax(&mut logits[first..]);
                 logits[..first].fill(0.0);
                 layer.add(&mut sums, &logits);
@@ -122,12 +125,19 @@ impl Score for ExpectedAttention {
 
 impl ExpectedAttention {
     /// The logarithm of what `exp` of a logit is on average, for every pair of a head.
-    fn logits(&self, layer: &LayerView<'_>, head: usize, expected: &Expected) -> Vec<f32> {
+    /// With the covariance where queries `spread`.
+    fn logits(
+        &self,
+        layer: &LayerView<'_>,
+        head: usize,
+        expected: &Expected,
+        spread: bool,
+    ) -> Vec<f32> {
         let scale = layer.shape().scale;
         let mut logits = Vec::new();
         layer.products(head, &expected.mean, &mut logits);
         logits.iter_mut().for_each(|logit| *logit *= scale);
-        if !self.covariance {
+        if !spread {
             return logits;
         }
         let dim = layer.head_dim();

@@ -4,7 +4,9 @@
 //! Pairs that have received the most attention from all queries so far stay, beside the most recent
 //! ones, half and half. Sums are in f32, over the query heads of a group, and a pair's goes with it
 //! through later compactions. Reading costs a second product of queries and keys. Plain sums favour
-//! early tokens, which more rows see: `normalise=rows` divides by how many do.
+//! early tokens, which more rows see: `normalise=rows` divides by how many do. With `block` the budget
+//! holds while a prompt is read; what stays then differs from the paper's, which reads it whole, for rows
+//! give their attention to what is left.
 
 use longview_kv::KvError;
 use longview_kv::keep::{Gather, LayerView, Needs, Question, Score, Scores};
@@ -12,7 +14,7 @@ use longview_kv::keep::{Gather, LayerView, Needs, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `h2o(budget, recent-share, normalise, sinks, alloc, merge, decode)`.
+/// `h2o(budget, recent-share, normalise, sinks, alloc, merge, block, decode)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "h2o",
@@ -36,6 +38,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::sinks("0"),
         parameter::alloc("uniform"),
         parameter::MERGE,
+        parameter::block("never"),
         parameter::decode("16"),
     ],
     build: Build::Keep(|arguments| {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::keep::{
-    Allocation, AttentionOf, AttentionShape, Compression, Keep, LayerRows, LayerView, Scores,
+    Allocation, AttentionOf, AttentionShape, Compression, Keep, LayerRows, LayerView, Planned,
+    Scores,
 };
 use longview_kv::{
     Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, RopeSet,
@@ -327,6 +328,12 @@ pub(crate) fn layer_counts(rule: &str, layers: &[Vec<Vec<f32>>], slots: usize) -
         protected: &protected,
         slots,
         tokens: layers[0][0].len(),
+        planned: Planned {
+            slots,
+            prompt: layers[0][0].len(),
+            heads: layers.iter().map(Vec::len).sum(),
+            least: 0,
+        },
     };
     ask.counts(&*build(&Arguments::bind(method, call).unwrap()))
 }

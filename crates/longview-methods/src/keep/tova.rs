@@ -3,7 +3,8 @@
 //! What the newest token attends to least is dropped, averaged over all heads of the layer, which
 //! therefore keep the same tokens. The paper drops one token a step, `decode=1`; a long prompt is
 //! reduced once by its last token alone, which is noisy. Nothing is protected in the paper, not even
-//! the newest token.
+//! the newest token. With `block` the budget holds while a prompt is read, reduced by the last token of
+//! each block: another result than the paper's.
 
 use longview_kv::KvError;
 use longview_kv::keep::{LayerView, Needs, Question, Score, Scores};
@@ -11,7 +12,7 @@ use longview_kv::keep::{LayerView, Needs, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Method, Stage};
 
-/// `tova(budget, sinks, recent, merge, decode)`.
+/// `tova(budget, sinks, recent, merge, block, decode)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "tova",
@@ -27,6 +28,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::sinks("0"),
         parameter::recent("0"),
         parameter::MERGE,
+        parameter::block("never"),
         parameter::decode("16"),
     ],
     build: Build::Keep(|arguments| keep(arguments, Question::Seen, Tova)),

@@ -6,7 +6,8 @@
 //!
 //! Reconstructed from the abstract, for no code was published: codes lie as in kivi, the first tokens
 //! and the latest stay in half precision, in whole blocks of 64, and keys keep the rotation of their
-//! place in the text. The paper's weights of 2 bits are another matter.
+//! place in the text. The paper's weights of 2 bits are another matter. A text no longer than `window` is
+//! held whole, and this is then `kivi`.
 
 use longview_kv::{KvForm, KvType};
 

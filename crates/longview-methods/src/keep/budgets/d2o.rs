@@ -5,7 +5,8 @@
 //! over layers of the negative variance of the scores, averaged over heads. The paper scores by sums
 //! of attention (`h2o`). Its variances are used as they are (`scale=none`, recalled); its code scales
 //! them to 0..1 within each layer first, which wipes out how layers differ. The code also keeps the
-//! first two layers and the last whole, beyond the budget; here the budget holds.
+//! first two layers and the last whole, beyond the budget; here the budget holds. Variances are of the
+//! pairs that may leave, where the paper counts the first and the last tokens too.
 
 use longview_kv::keep::{Allocate, Allocation, Scope, Scores};
 

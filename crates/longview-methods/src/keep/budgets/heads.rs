@@ -2,7 +2,8 @@
 //! DuoAttention.
 //!
 //! Heads whose best pair scores highest keep everything, as many as the budget has room for; the others
-//! keep what always stays, the first and the last tokens.
+//! keep what always stays, the first and the last tokens. One head takes what is left of the budget and is
+//! neither.
 
 use longview_kv::keep::{Allocate, Allocation, Scope, Scores};
 
@@ -44,7 +45,7 @@ impl Allocate for Heads {
 
 /// All pairs for the heads with the highest of `ranks [layers][heads]`, of equal ones the first, until
 /// the budget is used up; for the others what is protected.
-pub(in super::super) fn whole_heads(ask: &Allocation<'_>, ranks: &[Vec<f32>]) -> Vec<Vec<f64>> {
+fn whole_heads(ask: &Allocation<'_>, ranks: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let mut wanted: Vec<Vec<f64>> = ask
         .protected
         .iter()

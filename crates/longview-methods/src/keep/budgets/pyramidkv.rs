@@ -5,8 +5,9 @@
 //! to layer. The steepest pyramid leaves the last layer `1/beta` of the average; where the first
 //! layer could not use its part, the pyramid is flatter. What always stays is beside the pyramid, as in the
 //! published code, or part of it, as in kvpress (`protected=inside`), where a pyramid whose last layer
-//! would not hold it is given up for an even budget. The published code divides whole numbers and
-//! overspends; here the total is exact.
+//! would not hold it is given up for an even budget. For a prompt below twice the budget the published
+//! code gives every layer the same; here the pyramid is as flat as it must be, as in kvpress. The published
+//! code divides whole numbers and overspends; here the total is exact.
 
 use longview_kv::keep::{Allocate, Allocation, Scope};
 

@@ -4,8 +4,9 @@
 //! A layer whose attention is spread needs more pairs to keep most of it. The smallest number of
 //! pairs that holds `mass` of a head's attention, averaged over the heads of a layer, is the layer's
 //! uncertainty; budgets are in proportion to it, above a floor that every layer has. Here the
-//! attention is what the score made of it (for `snapkv` pooled, the window itself left out), where the
-//! paper has it raw; a score that is no share of attention makes little sense here.
+//! attention is what the score made of it (for `snapkv` pooled, the window itself left out), of KV heads,
+//! where the paper has it raw and of query heads; a score that is no share of attention makes little
+//! sense here.
 
 use longview_kv::keep::{Allocate, Allocation, Scope, Scores};
 

@@ -1,13 +1,16 @@
 //! Paper: <https://arxiv.org/abs/2506.11418> (Hu et al., Efficient Long-Context LLM Inference via KV
 //! Cache Clustering, 2025). **Reconstructed**, as the method of this name.
 //!
-//! What goes is averaged into the kept pair near it whose key is most like its own, all counting alike;
-//! what has no kept pair near it is gone. A cluster counts as one pair in attention, the paper's plain
-//! replacement.
+//! What goes is averaged into the kept pair near it whose key is most like its own, each counting as many
+//! tokens as were averaged into it before: whatever the order, a pair is the mean of its tokens. The first
+//! and the last tokens, which always stay, take nothing in; what has no other kept pair near it is gone. A
+//! cluster counts as one pair in attention, the paper's plain replacement.
 
-use longview_kv::keep::{Merge, Pairs};
+use std::ops::Range;
 
-use super::{KEYS, Keys, Nearest, blend, norm};
+use longview_kv::keep::{Gather, Merge, Merging, Pairs};
+
+use super::{KEYS, Keys, Nearest, blend, blend_bytes, norm};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
 /// `chelsea(near, keys)`.
@@ -42,33 +45,47 @@ struct Chelsea {
 }
 
 impl Merge for Chelsea {
-    fn merge(
-        &self,
-        gone: &Pairs,
-        kept: &mut Pairs,
-        turn: &dyn Fn(isize, &mut [f32]),
-        _memory: &mut Option<f32>,
-    ) {
+    fn counts(&self) -> Gather {
+        Gather::Yes
+    }
+
+    fn scratch(&self, gone: usize, kept: usize, head_dim: usize) -> usize {
+        blend_bytes(gone, kept, head_dim) + size_of::<u32>() * kept
+    }
+
+    fn merge(&self, gone: &Pairs, kept: &mut Pairs, with: &mut Merging<'_>) {
         let to: Vec<Option<Nearest>> = (0..gone.len())
-            .map(|pair| self.match_of(gone, pair, kept))
+            .map(|pair| self.match_of(gone, pair, kept, &with.open))
             .collect();
-        let shares = |cosines: &[f32]| {
-            let share = 1.0 / (cosines.len() + 1) as f32;
-            (share, vec![share; cosines.len()])
+        let before = kept.tokens.clone();
+        let shares = |pair: usize, members: &[(usize, f32)]| {
+            let of = |&(member, _): &(usize, f32)| gone.tokens[member] as f32;
+            let all = before[pair] as f32 + members.iter().map(of).sum::<f32>();
+            let others = members.iter().map(|member| of(member) / all).collect();
+            (before[pair] as f32 / all, others)
         };
-        blend(gone, kept, &to, self.keys, &shares, turn);
+        blend(gone, kept, &to, self.keys, &shares, with.turn);
+        for (pair, to) in to.iter().enumerate() {
+            if let Some(to) = to {
+                kept.tokens[to.kept] += gone.tokens[pair];
+            }
+        }
     }
 }
 
 impl Chelsea {
-    fn match_of(&self, gone: &Pairs, pair: usize, kept: &Pairs) -> Option<Nearest> {
+    fn match_of(
+        &self,
+        gone: &Pairs,
+        pair: usize,
+        kept: &Pairs,
+        open: &Range<u32>,
+    ) -> Option<Nearest> {
         let at = gone.positions[pair];
-        let first = kept
-            .positions
-            .partition_point(|&other| other + self.near <= at);
-        let last = kept
-            .positions
-            .partition_point(|&other| other < at.saturating_add(self.near));
+        let from = at.saturating_sub(self.near - 1).max(open.start);
+        let to = at.saturating_add(self.near).min(open.end);
+        let first = kept.positions.partition_point(|&other| other < from);
+        let last = kept.positions.partition_point(|&other| other < to);
         let key = gone.key(pair);
         let of = |kept_pair: usize| {
             let other = kept.key(kept_pair);
@@ -88,7 +105,7 @@ impl Chelsea {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::pairs;
+    use super::super::tests::{merged, pairs};
     use super::*;
 
     #[test]
@@ -104,11 +121,34 @@ mod tests {
             (6, [9.0, 9.0]),
             (9, [0.0, 2.0]),
         ]);
-        merge.merge(&gone, &mut kept, &|_, _| {}, &mut None);
+        merged(&merge, &gone, &mut kept, &mut None);
         assert_eq!(
             (kept.key(0), kept.key(1)),
             (&[3.0, 0.0][..], &[0.0, 1.5][..])
         );
         assert_eq!(kept.value(1), [0.0, 15.0]);
+        assert_eq!(kept.tokens, [3, 2]);
+    }
+
+    #[test]
+    fn a_pair_is_the_mean_of_its_tokens_whatever_the_order_and_protected_ones_take_nothing() {
+        let merge = Chelsea {
+            near: 64,
+            keys: Keys::Cached,
+        };
+        let mut kept = pairs(&[(0, [1.0, 0.0]), (3, [2.0, 0.0]), (9, [4.0, 0.0])]);
+        let with = |gone: &[(u32, [f32; 2])], kept: &mut Pairs| {
+            let mut memory = None;
+            let mut with = Merging {
+                open: 1..9,
+                turn: &|_, _| {},
+                memory: &mut memory,
+            };
+            merge.merge(&pairs(gone), kept, &mut with);
+        };
+        with(&[(1, [5.0, 0.0]), (2, [8.0, 0.0])], &mut kept);
+        with(&[(4, [1.0, 0.0])], &mut kept);
+        assert_eq!(kept.keys, [1.0, 0.0, 4.0, 0.0, 4.0, 0.0]);
+        assert_eq!(kept.tokens, [1, 4, 1]);
     }
 }

@@ -6,11 +6,12 @@
 //! the cosines, the kept pair counting as one of 1, so that they add up to 1: the paper's form, as
 //! recalled, where the published code shrinks norms. The threshold of a head is the mean of its first
 //! compaction, and then moves by a part of the way to the mean of each one, before that is compared
-//! with it: the published code by half of it.
+//! with it: the published code by half of it. All that stays may take others in. The paper merges under
+//! sums of attention with the first 4 tokens kept in any case: `h2o(sinks=4, merge=d2o)`.
 
-use longview_kv::keep::{Merge, Pairs};
+use longview_kv::keep::{Merge, Merging, Pairs};
 
-use super::{KEYS, Keys, blend, nearest};
+use super::{KEYS, Keys, blend, blend_bytes, nearest, nearest_bytes};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
 /// `d2o(memory, keys)`.
@@ -45,46 +46,44 @@ struct D2o {
 }
 
 impl Merge for D2o {
-    fn merge(
-        &self,
-        gone: &Pairs,
-        kept: &mut Pairs,
-        turn: &dyn Fn(isize, &mut [f32]),
-        memory: &mut Option<f32>,
-    ) {
+    fn scratch(&self, gone: usize, kept: usize, head_dim: usize) -> usize {
+        nearest_bytes(kept, head_dim) + blend_bytes(gone, kept, head_dim)
+    }
+
+    fn merge(&self, gone: &Pairs, kept: &mut Pairs, with: &mut Merging<'_>) {
         let near = nearest(gone, kept);
         if near.is_empty() {
             return;
         }
         let mean = near.iter().map(|to| to.cosine).sum::<f32>() / near.len() as f32;
-        let before = memory.unwrap_or(mean);
+        let before = with.memory.unwrap_or(mean);
         let threshold = self.memory * before + (1.0 - self.memory) * mean;
-        *memory = Some(threshold);
+        *with.memory = Some(threshold);
         // What is alike to the last bit is merged, however the mean was rounded.
         let to: Vec<_> = near
             .into_iter()
             .map(|to| (to.cosine >= threshold - 1e-6).then_some(to))
             .collect();
-        blend(gone, kept, &to, self.keys, &shares, turn);
+        blend(gone, kept, &to, self.keys, &shares, with.turn);
     }
 }
 
-fn shares(cosines: &[f32]) -> (f32, Vec<f32>) {
-    let others: Vec<f32> = cosines.iter().map(|cosine| cosine.exp()).collect();
+fn shares(_kept: usize, members: &[(usize, f32)]) -> (f32, Vec<f32>) {
+    let others: Vec<f32> = members.iter().map(|(_, cosine)| cosine.exp()).collect();
     let sum = others.iter().sum::<f32>() + 1f32.exp();
     (1f32.exp() / sum, others.iter().map(|x| x / sum).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::pairs;
+    use super::super::tests::{merged, pairs};
     use super::*;
 
     #[test]
     fn shares_add_up_and_a_copy_changes_nothing() {
-        let (own, others) = shares(&[1.0, 0.2, -0.5]);
+        let (own, others) = shares(0, &[(1, 1.0), (2, 0.2), (3, -0.5)]);
         assert!((own + others.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-        assert_eq!(shares(&[1.0]), (0.5, vec![0.5]));
+        assert_eq!(shares(0, &[(1, 1.0)]), (0.5, vec![0.5]));
 
         let merge = D2o {
             memory: 0.5,
@@ -93,7 +92,7 @@ mod tests {
         let mut kept = pairs(&[(0, [1.0, 0.0]), (1, [0.0, 1.0])]);
         let before = kept.clone();
         let copy = pairs(&[(2, [1.0, 0.0])]);
-        merge.merge(&copy, &mut kept, &|_, _| {}, &mut None);
+        merged(&merge, &copy, &mut kept, &mut None);
         assert_eq!(kept, before);
     }
 
@@ -106,7 +105,7 @@ mod tests {
         let mut memory = None;
         let mut compact = |gone: [f32; 2]| {
             let mut kept = pairs(&[(0, [1.0, 0.0])]);
-            merge.merge(&pairs(&[(1, gone)]), &mut kept, &|_, _| {}, &mut memory);
+            merged(&merge, &pairs(&[(1, gone)]), &mut kept, &mut memory);
             (memory.unwrap(), kept.value(0) != [10.0, 0.0])
         };
         // Cosines 0.8, 0.4 and 0.8: thresholds 0.8, 0.6 and 0.7.
@@ -127,12 +126,8 @@ mod tests {
         };
         let mut kept = pairs(&[(0, [1.0, 0.0])]);
         // Cosines 1 and 0: the second is below their mean.
-        merge.merge(
-            &pairs(&[(1, [3.0, 0.0]), (2, [0.0, 9.0])]),
-            &mut kept,
-            &|_, _| {},
-            &mut None,
-        );
+        let gone = pairs(&[(1, [3.0, 0.0]), (2, [0.0, 9.0])]);
+        merged(&merge, &gone, &mut kept, &mut None);
         assert_eq!(kept.key(0), [2.0, 0.0]);
         assert_eq!(kept.value(0), [20.0, 0.0]);
     }

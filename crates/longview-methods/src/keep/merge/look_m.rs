@@ -5,11 +5,14 @@
 //! mean of the kept pair and of each evicted one's midpoint with it, which keeps it near where it
 //! was; `averaged` takes the plain mean; `weighted` leaves out those less alike than the mean and
 //! scales the others by their cosine. The published averaging code merges into the wrong pairs; this
-//! follows the paper's formulas.
+//! follows the paper's formulas. The mean that `weighted` compares with is of a head's own pairs, where the
+//! paper averages over heads. Without images the published code scores by sums of attention and keeps the
+//! first 4 tokens in any case: `h2o(sinks=4, merge=look-m)`. There is no mask of image tokens here, for
+//! there are no image tokens.
 
-use longview_kv::keep::{Merge, Pairs};
+use longview_kv::keep::{Merge, Merging, Pairs};
 
-use super::{KEYS, Keys, Nearest, blend, nearest};
+use super::{KEYS, Keys, Nearest, blend, blend_bytes, nearest, nearest_bytes};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
 /// `look-m(rule, keys)`.
@@ -55,13 +58,11 @@ enum Rule {
 }
 
 impl Merge for LookM {
-    fn merge(
-        &self,
-        gone: &Pairs,
-        kept: &mut Pairs,
-        turn: &dyn Fn(isize, &mut [f32]),
-        _memory: &mut Option<f32>,
-    ) {
+    fn scratch(&self, gone: usize, kept: usize, head_dim: usize) -> usize {
+        nearest_bytes(kept, head_dim) + blend_bytes(gone, kept, head_dim)
+    }
+
+    fn merge(&self, gone: &Pairs, kept: &mut Pairs, with: &mut Merging<'_>) {
         let near = nearest(gone, kept);
         let mean = near.iter().map(|to| to.cosine).sum::<f32>() / near.len().max(1) as f32;
         let joins = |to: &Nearest| self.rule != Rule::Weighted || to.cosine >= mean - 1e-6;
@@ -69,22 +70,22 @@ impl Merge for LookM {
             .into_iter()
             .map(|to| joins(&to).then_some(to))
             .collect();
-        let shares = |cosines: &[f32]| {
-            let count = cosines.len() as f32;
+        let shares = |_: usize, members: &[(usize, f32)]| {
+            let count = members.len() as f32;
             let all = count + 1.0;
             match self.rule {
-                Rule::Averaged => (1.0 / all, vec![1.0 / all; cosines.len()]),
-                Rule::Pivotal => ((1.0 + count / 2.0) / all, vec![0.5 / all; cosines.len()]),
-                Rule::Weighted => (1.0 / all, cosines.iter().map(|c| c / all).collect()),
+                Rule::Averaged => (1.0 / all, vec![1.0 / all; members.len()]),
+                Rule::Pivotal => ((1.0 + count / 2.0) / all, vec![0.5 / all; members.len()]),
+                Rule::Weighted => (1.0 / all, members.iter().map(|(_, c)| c / all).collect()),
             }
         };
-        blend(gone, kept, &to, self.keys, &shares, turn);
+        blend(gone, kept, &to, self.keys, &shares, with.turn);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::pairs;
+    use super::super::tests::{self, pairs};
     use super::*;
 
     fn merged(rule: Rule, gone: &[(u32, [f32; 2])]) -> Pairs {
@@ -93,7 +94,7 @@ mod tests {
             rule,
             keys: Keys::Cached,
         };
-        merge.merge(&pairs(gone), &mut kept, &|_, _| {}, &mut None);
+        tests::merged(&merge, &pairs(gone), &mut kept, &mut None);
         kept
     }
 

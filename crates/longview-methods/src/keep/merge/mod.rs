@@ -39,8 +39,9 @@ pub(super) struct Nearest {
     pub(super) cosine: f32,
 }
 
-/// The shares of a kept pair and of those merged into it, `[1 + members]`, given the members' cosines.
-pub(super) type Shares<'a> = &'a dyn Fn(&[f32]) -> (f32, Vec<f32>);
+/// The shares of a kept pair and of those merged into it, given which one it is, and its members: which
+/// of the evicted pairs, and the cosine of their keys.
+pub(super) type Shares<'a> = &'a dyn Fn(usize, &[(usize, f32)]) -> (f32, Vec<f32>);
 
 impl Keys {
     pub(super) fn of(arguments: &Arguments) -> Keys {
@@ -50,6 +51,19 @@ impl Keys {
             _ => Keys::Cached,
         }
     }
+}
+
+/// Bytes that [`nearest`] takes beside what it returns.
+pub(super) fn nearest_bytes(kept: usize, head_dim: usize) -> usize {
+    size_of::<f32>() * kept * (head_dim + 1)
+}
+
+/// Bytes that [`blend`] takes, with the kept pair of every evicted one.
+pub(super) fn blend_bytes(gone: usize, kept: usize, head_dim: usize) -> usize {
+    // A list grows to twice what it holds; shares are as many again.
+    let member = 2 * size_of::<(usize, f32)>() + size_of::<f32>();
+    let of_gone = 2 * size_of::<Option<Nearest>>() + member;
+    gone * of_gone + kept * size_of::<Vec<(usize, f32)>>() + size_of::<f32>() * head_dim
 }
 
 /// For every evicted pair the kept one whose key points most nearly the same way, of equal ones the
@@ -111,8 +125,7 @@ pub(super) fn blend(
         .enumerate()
         .filter(|(_, members)| !members.is_empty())
     {
-        let cosines: Vec<f32> = members.iter().map(|&(_, cosine)| cosine).collect();
-        let (own, others) = shares(&cosines);
+        let (own, others) = shares(pair, members);
         let place = kept.positions[pair] as isize;
         if keys != Keys::Untouched {
             let key = kept.key_mut(pair);
@@ -143,12 +156,15 @@ fn norm(x: &[f32]) -> f32 {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use longview_kv::keep::{Merge, Merging};
+
     use super::*;
 
     /// Pairs at the given positions, whose values are ten times their keys.
     pub(in super::super) fn pairs(of: &[(u32, [f32; 2])]) -> Pairs {
         Pairs {
             positions: of.iter().map(|&(position, _)| position).collect(),
+            tokens: vec![1; of.len()],
             keys: of.iter().flat_map(|(_, key)| *key).collect(),
             values: of
                 .iter()
@@ -157,6 +173,21 @@ pub(super) mod tests {
             head_dim: 2,
             v_dim: 2,
         }
+    }
+
+    /// Merges where nothing is rotated and nothing always stays.
+    pub(in super::super) fn merged(
+        merge: &dyn Merge,
+        gone: &Pairs,
+        kept: &mut Pairs,
+        memory: &mut Option<f32>,
+    ) {
+        let mut with = Merging {
+            open: 0..u32::MAX,
+            turn: &|_, _| {},
+            memory,
+        };
+        merge.merge(gone, kept, &mut with);
     }
 
     #[test]
@@ -180,7 +211,7 @@ pub(super) mod tests {
             kept: 0,
             cosine: 1.0,
         })];
-        let half = |_: &[f32]| (0.5, vec![0.5]);
+        let half = |_: usize, _: &[(usize, f32)]| (0.5, vec![0.5]);
         let merged = |keys| {
             let mut kept = pairs(&[(4, [0.0, 1.0])]);
             blend(&gone, &mut kept, &to, keys, &half, &turn);
