@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::score::{Mean, mean_and_half_width};
+use crate::score::{Mean, mean_and_half_width, paired_half_width};
 use crate::setup::DENSE;
 
 /// What a score is.
@@ -108,12 +108,13 @@ pub struct Row {
     pub measure: Measure,
     /// The mean score.
     pub score: f64,
-    /// Its 95 % interval.
-    pub interval: [f64; 2],
+    /// Its 95 % interval; nothing of the perplexity of one sample, which does not say how much others
+    /// differ.
+    pub interval: Option<[f64; 2]>,
     /// The mean score of the dense path on the same samples; nothing while that is not known.
     pub dense_score: Option<f64>,
-    /// Mean of the paired differences from the dense path, and half the width of its 95 % interval.
-    pub difference: Option<[f64; 2]>,
+    /// How far the score is from the dense path's, sample by sample.
+    pub difference: Option<Difference>,
     /// Samples.
     pub samples: usize,
     /// Mean KL divergence from the dense path in nats, where it was measured.
@@ -136,6 +137,15 @@ pub struct Row {
     pub compression_seconds: f64,
     /// Tokens generated a second, after the first; nothing where no second one was generated.
     pub decode_tokens_per_second: Option<f64>,
+}
+
+/// Paired differences from the dense path.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    /// Their mean.
+    pub mean: f64,
+    /// Half the width of its 95 % interval; nothing of the perplexity of one sample.
+    pub half_width: Option<f64>,
 }
 
 impl Case {
@@ -187,13 +197,14 @@ impl Row {
         let (score, interval) = match first.measure {
             Measure::Recall | Measure::SameToken => {
                 let mean = Mean::of(&scores).expect("a row has an outcome");
-                (mean.mean, mean.interval)
+                (mean.mean, Some(mean.interval))
             }
             Measure::Perplexity => {
                 // Of logarithms: a mean over tokens is then what it is for one long text.
                 let logarithms: Vec<f64> = scores.iter().map(|score| score.ln()).collect();
                 let (mean, half) = mean_and_half_width(&logarithms);
-                (mean.exp(), [(mean - half).exp(), (mean + half).exp()])
+                let interval = half.map(|half| [(mean - half).exp(), (mean + half).exp()]);
+                (mean.exp(), interval)
             }
         };
         let dense: Option<Vec<f64>> = outcomes.iter().map(|outcome| dense_of(outcome)).collect();
@@ -206,8 +217,12 @@ impl Row {
         let difference = dense.map(|dense| {
             let pairs = scores.iter().zip(&dense);
             let differences: Vec<f64> = pairs.map(|(score, dense)| score - dense).collect();
-            let (mean, half) = mean_and_half_width(&differences);
-            [mean, half]
+            let (mean, half_width) = mean_and_half_width(&differences);
+            let half_width = match first.measure {
+                Measure::Recall | Measure::SameToken => Some(paired_half_width(&differences)),
+                Measure::Perplexity => half_width,
+            };
+            Difference { mean, half_width }
         });
         let optional = |of: &dyn Fn(&Outcome) -> Option<f64>| {
             let known: Option<Vec<f64>> = outcomes.iter().map(|outcome| of(outcome)).collect();
@@ -296,7 +311,10 @@ pub(crate) mod tests {
             (q4.score, q4.dense_score, q4.samples),
             (75.0, Some(100.0), 2)
         );
-        assert_eq!(q4.difference.map(|[mean, _]| mean), Some(-25.0));
+        assert_eq!(q4.difference.map(|of| of.mean), Some(-25.0));
+        // Alike once is not alike always.
+        let dense = rows[0].difference.and_then(|of| of.half_width);
+        assert!(dense.is_some_and(|half| half > 40.0), "{dense:?}");
         assert_eq!(q4.decode_tokens_per_second, Some(100.0));
         assert_eq!((rows[2].task.as_str(), rows[2].dense_score), ("b", None));
     }

@@ -56,13 +56,45 @@ impl Mean {
     }
 }
 
-/// The mean of `values` and half the width of its 95 % interval, by the normal distribution.
-pub(crate) fn mean_and_half_width(values: &[f64]) -> (f64, f64) {
+/// The mean of `values` and half the width of its 95 % interval, by Student's distribution; no width of a
+/// single value, which does not say how much others differ.
+pub(crate) fn mean_and_half_width(values: &[f64]) -> (f64, Option<f64>) {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    let variance = squares / (count - 1.0).max(1.0);
-    (mean, 1.96 * (variance / count).sqrt())
+    let half = (values.len() > 1).then(|| {
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        student(values.len() - 1) * (squares / (count - 1.0) / count).sqrt()
+    });
+    (mean, half)
+}
+
+/// Half the width of the 95 % interval of the mean of `differences` between pairs of scores from 0 to 100:
+/// Agresti and Min's for proportions, which counts two pairs more that differ by chance. It is never empty:
+/// pairs that were all alike do not say that the next one is.
+pub(crate) fn paired_half_width(differences: &[f64]) -> f64 {
+    let count = differences.len() as f64 + 2.0;
+    let shares = || differences.iter().map(|difference| difference / 100.0);
+    let squares = shares().map(|share| share * share).sum::<f64>() + 1.0;
+    let sum: f64 = shares().sum();
+    100.0 * Z * (squares - sum * sum / count).max(0.0).sqrt() / count
+}
+
+/// The normal distribution's quantile of 97.5 %.
+const Z: f64 = 1.959_964;
+
+/// Student's of so many degrees of freedom, 1 at least.
+fn student(freedom: usize) -> f64 {
+    const FIRST: [f64; 30] = [
+        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+        2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+        2.052, 2.048, 2.045, 2.042,
+    ];
+    let expanded = || {
+        let v = freedom as f64;
+        Z + (Z.powi(3) + Z) / (4.0 * v)
+            + (5.0 * Z.powi(5) + 16.0 * Z.powi(3) + 3.0 * Z) / (96.0 * v * v)
+    };
+    FIRST.get(freedom - 1).copied().unwrap_or_else(expanded)
 }
 
 /// Wilson's interval at 95 % of a proportion `p` of `n` trials.
@@ -125,7 +157,15 @@ mod tests {
             "{sure:?}"
         );
         assert!(Mean::of(&[]).is_none());
-        let (mean, half) = mean_and_half_width(&[1.0, 3.0]);
-        assert!(mean == 2.0 && (half - 1.96).abs() < 1e-9);
+        // The deviation of the mean of two that differ by 2 is 1.
+        assert_eq!(mean_and_half_width(&[1.0, 3.0]), (2.0, Some(12.706)));
+        assert_eq!(mean_and_half_width(&[7.0]), (7.0, None));
+        assert!((student(31) - 2.0395).abs() < 1e-3 && student(1_000_000) < 1.960);
+        // 3 of 10 pairs right before and wrong after: √(3 + 1 − 9 / 12) / 12.
+        let mut differences = [0.0; 10];
+        differences[..3].fill(-100.0);
+        assert!((paired_half_width(&differences) - 29.4).abs() < 0.1);
+        // None of 200 differs: that says no more than 1 point either way.
+        assert!((paired_half_width(&[0.0; 200]) - 0.97).abs() < 0.01);
     }
 }

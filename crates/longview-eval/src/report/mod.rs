@@ -8,7 +8,7 @@ pub use charts::charts;
 use std::collections::BTreeMap;
 
 use crate::outcome::{Measure, Row, Sight};
-use crate::setup::brief;
+use crate::setup::{DENSE, brief};
 
 /// Below this score the dense path fails a task: what methods score there says nothing of them, and
 /// it does not enter their means.
@@ -47,7 +47,7 @@ pub fn dense_fails(row: &Row) -> bool {
 pub fn summaries(rows: &[Row]) -> Vec<Summary> {
     let mut order: Vec<(&str, usize, Sight)> = Vec::new();
     let mut parts: BTreeMap<usize, Vec<&Row>> = BTreeMap::new();
-    for row in rows.iter().filter(|row| counts(row)) {
+    for row in rows.iter().filter(|row| counts(row, rows)) {
         let key = (row.setup.as_str(), row.length, row.question);
         let place = order
             .iter()
@@ -62,13 +62,7 @@ pub fn summaries(rows: &[Row]) -> Vec<Summary> {
         rows.iter().map(|row| of(row)).sum::<f64>() / rows.len() as f64
     };
     let held = |rows: &[&Row]| mean(rows, &|row| row.bytes_held as f64);
-    let dense_bytes = |row: &Row| {
-        let same = |other: &&Row| {
-            let dense = other.setup == "dense" && other.question == row.question;
-            dense && other.task == row.task && other.length == row.length
-        };
-        rows.iter().find(same).map(|dense| dense.bytes_held as f64)
-    };
+    let dense_bytes = |row: &Row| dense_row(row, rows).map(|dense| dense.bytes_held as f64);
     parts
         .into_values()
         .map(|part| {
@@ -81,7 +75,10 @@ pub fn summaries(rows: &[Row]) -> Vec<Summary> {
                 score: mean(&part, &|row| row.score),
                 dense_score: mean(&part, &|row| row.dense_score.unwrap_or(f64::NAN)),
                 half_width: {
-                    let half = |row: &&Row| (row.interval[1] - row.interval[0]) / 2.0;
+                    let half = |row: &&Row| {
+                        let [low, high] = row.interval.unwrap_or([0.0, 100.0]);
+                        (high - low) / 2.0
+                    };
                     let squares = part.iter().map(|row| half(row).powi(2));
                     squares.sum::<f64>().sqrt() / part.len() as f64
                 },
@@ -93,12 +90,21 @@ pub fn summaries(rows: &[Row]) -> Vec<Summary> {
         .collect()
 }
 
-/// Whether a row enters its setup's mean.
-fn counts(row: &Row) -> bool {
+/// Whether a row enters its setup's mean: as all samples of the dense path say, whichever of them the setup
+/// has, so that setups are compared over the same tasks.
+fn counts(row: &Row, rows: &[Row]) -> bool {
     row.measure == Measure::Recall
         && row.depth.is_none()
         && row.dense_score.is_some()
-        && !dense_fails(row)
+        && !dense_fails(dense_row(row, rows).unwrap_or(row))
+}
+
+/// The row of the dense path beside `row`.
+fn dense_row<'r>(row: &Row, rows: &'r [Row]) -> Option<&'r Row> {
+    rows.iter().find(|other| {
+        let dense = other.setup == DENSE && other.question == row.question;
+        dense && other.task == row.task && other.length == row.length && other.depth == row.depth
+    })
 }
 
 /// The rows as a table, the heading first; columns from the fourth on are numbers.
@@ -123,14 +129,14 @@ pub fn table(rows: &[Row]) -> Vec<Vec<String>> {
             Some(score) if dense_fails(row) => format!("{} fails", number(score)),
             Some(score) => number(score),
         };
-        let [low, high] = row.interval;
+        let interval = |[low, high]: [f64; 2]| format!("{}–{}", number(low), number(high));
         let speed = row.decode_tokens_per_second;
         table.push(vec![
             task,
             row.length.to_string(),
             brief(&row.setup),
             number(row.score),
-            format!("{}–{}", number(low), number(high)),
+            row.interval.map_or_else(|| "–".to_owned(), interval),
             dense,
             longview_kv::human_bytes(row.bytes_held),
             longview_kv::human_bytes(row.peak_bytes),
@@ -261,5 +267,15 @@ mod tests {
         for words in ["made by a test", "| q4 | 1024 |", "10.0 fails", "25.0 %"] {
             assert!(text.contains(words), "{words} in {text}");
         }
+    }
+
+    #[test]
+    fn the_dense_path_fails_a_task_by_all_its_samples() {
+        // 9 of 10 right, and the one sample that the setup has is the other.
+        let dense = (0..10).map(|at| outcome("a", "dense", at, if at == 0 { 0.0 } else { 100.0 }));
+        let mut outcomes: Vec<_> = dense.collect();
+        outcomes.push(outcome("a", "q4", 0, 50.0));
+        let summaries = summaries(&rows(&outcomes));
+        assert_eq!((summaries.len(), summaries[1].score), (2, 50.0));
     }
 }

@@ -29,6 +29,8 @@ struct Ready<'s> {
     setup: &'s Setup,
     context: Context,
     outcome: Outcome,
+    /// Bytes of keys and values of the document, held whole until the first question was read.
+    document_bytes: u64,
     /// One for each question answered.
     scores: Vec<f64>,
     shares: Vec<f64>,
@@ -114,7 +116,7 @@ impl Evaluation<'_> {
                 let context = self.put_in_charge(setup, reading, asked.lengths)?;
                 Compressed {
                     bytes_held: self.held(setup, &context),
-                    peak_bytes: reading.peak_bytes,
+                    peak_bytes: reading.peak_with(setup, 0),
                     seconds: 0.0,
                     context,
                 }
@@ -123,6 +125,7 @@ impl Evaluation<'_> {
         Ok(Ready {
             setup,
             context,
+            document_bytes: reading.context.kv_bytes(),
             scores: Vec::new(),
             shares: Vec::new(),
             outcome: Outcome {
@@ -187,8 +190,10 @@ impl Evaluation<'_> {
             options: GenerateOptions::greedy(question.max_tokens),
         };
         let mut texts: Vec<Continuation<'_>> = forks.iter_mut().map(text).collect();
+        let before = self.engine.ledger().watch_kv();
         let generated = self.engine.generate_together(&mut texts)?;
         drop(texts);
+        let more = self.engine.ledger().usage().kv_peak - before;
         let alone = ready.len() == 1;
         for ((one, generated), fork) in ready.iter_mut().zip(generated).zip(forks) {
             let score = question.scorer.score(&generated.text, &question.answers);
@@ -202,7 +207,12 @@ impl Evaluation<'_> {
                 // A conversation: every question goes on from the answer before it.
                 one.context = fork;
                 if index == 0 {
-                    one.outcome.bytes_held = one.context.kv_bytes();
+                    one.outcome.bytes_held = self.held(one.setup, &one.context);
+                    // Of several that answer together nobody knows whose it is.
+                    if alone {
+                        let both = one.document_bytes + more;
+                        one.outcome.peak_bytes = one.outcome.peak_bytes.max(both);
+                    }
                     one.outcome.compression_seconds = compression_seconds(&one.context);
                 }
             }

@@ -110,9 +110,17 @@ struct Reading {
     seconds: f64,
     /// The most bytes of keys and values it held meanwhile.
     peak_bytes: u64,
-    /// Forks in which the model has repeated the document, for all methods that want that done in the
+    /// What the model has seen when it repeated the document, for all methods that want that done in the
     /// same way.
-    repeated: Vec<(Repetition, Context)>,
+    repeated: Vec<Repeated>,
+}
+
+/// A fork of a reading in which the model has repeated the document.
+struct Repeated {
+    how: Repetition,
+    context: Context,
+    /// The most bytes of keys and values held beside the document meanwhile.
+    more_bytes: u64,
 }
 
 /// A fork of a reading that was compressed as a setup says.
@@ -459,19 +467,24 @@ impl<'a> Evaluation<'a> {
         let known = reading
             .repeated
             .iter()
-            .find(|(repetition, _)| Some(*repetition) == wanted);
+            .find(|repeated| Some(repeated.how) == wanted);
         let mut context = known
-            .map_or(&reading.context, |(_, context)| context)
+            .map_or(&reading.context, |repeated| &repeated.context)
             .fork();
         // One that decides while a document is read has been since it began.
         if let Some(keep) = keep.filter(|keep| keep.when.block.is_none()) {
             self.engine.keep(&mut context, keep, lengths.prompt)?;
         }
-        if let Some(repetition) = wanted.filter(|_| known.is_none()) {
+        if let Some(how) = wanted.filter(|_| known.is_none()) {
+            let before = self.engine.ledger().watch_kv();
             self.engine.repeat(&mut context)?;
             let report = context.keep_report();
             if report.is_some_and(|report| report.repeated.is_some()) {
-                reading.repeated.push((repetition, context.fork()));
+                reading.repeated.push(Repeated {
+                    how,
+                    context: context.fork(),
+                    more_bytes: self.engine.ledger().usage().kv_peak - before,
+                });
             }
         }
         if let Some(read) = setup.methods().read() {
@@ -496,10 +509,9 @@ impl<'a> Evaluation<'a> {
         }
         // The document is still held whole beside what is kept of it.
         let more = self.engine.ledger().usage().kv_peak - before;
-        let both = reading.context.kv_bytes() + more;
         Ok(Compressed {
             bytes_held: self.held(setup, &context),
-            peak_bytes: reading.peak_bytes.max(both),
+            peak_bytes: reading.peak_with(setup, more),
             seconds: compression_seconds(&context),
             context,
         })
@@ -533,6 +545,19 @@ impl<'a> Evaluation<'a> {
             }
         }
         parts
+    }
+}
+
+impl Reading {
+    /// The most bytes of keys and values that `setup` would have held by itself, which held `more` beside
+    /// the document: a repetition that others use as well is each one's own.
+    fn peak_with(&self, setup: &Setup, more: u64) -> u64 {
+        let wanted = setup.methods().keep().and_then(|keep| keep.repetition());
+        let repeated = self.repeated.iter();
+        let mut of_setup = repeated.filter(|repeated| Some(repeated.how) == wanted);
+        let repeating = of_setup.next().map_or(0, |repeated| repeated.more_bytes);
+        let both = self.context.kv_bytes() + more.max(repeating);
+        self.peak_bytes.max(both)
     }
 }
 

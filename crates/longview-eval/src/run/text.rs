@@ -160,6 +160,9 @@ impl Evaluation<'_> {
                     }
                 };
                 let mut compared = Compared::default();
+                // Pairs leave between passes: one ends wherever some may be due to.
+                let due = setup.methods().keep().and_then(|keep| keep.when.decode);
+                let at_once = due.map_or(at_once, |every| every.min(at_once));
                 let mut contexts = [held.context.fork(), dense.fork()];
                 // What is predicted is read as an answer is.
                 contexts[0].answer_from(before.len() + 1);
