@@ -89,7 +89,9 @@ pub(super) fn attend<L: Lanes>(
         if (0..tiles).all(|tile| span.look(tile).is_empty()) {
             continue;
         }
-        let next = pages.get(place + PAGES_AHEAD);
+        // A page that many rows read takes longer than its successor needs to come.
+        let ahead = if many { 1 } else { PAGES_AHEAD };
+        let next = pages.get(place + ahead);
         let (mut next_k, mut next_v) = next.map_or((&[][..], &[][..]), |next| (next.k, next.v));
         let mut k = Stored::new(geom.k_type, page.k, k_codes);
         let mut v = Stored::new(geom.v_type, page.v, v_codes);
@@ -99,7 +101,6 @@ pub(super) fn attend<L: Lanes>(
                 l.call(Expand::keys(from, to, next));
             });
         } else if many {
-            next_k = &[];
             k = k.converted(l, PAGE_TOKENS, k_scratch);
         }
         if is_sparse(geom.v_type) {
@@ -108,7 +109,6 @@ pub(super) fn attend<L: Lanes>(
                 l.call(Expand::values(from, geom.v_dim, to, next));
             });
         } else if many {
-            next_v = &[];
             v = v.converted(l, stride, v_scratch);
         }
         for tile in 0..tiles {
@@ -116,10 +116,9 @@ pub(super) fn attend<L: Lanes>(
             if in_tile.is_empty() {
                 continue;
             }
-            let (next_k, next_v) = match tile + 1 == tiles {
-                true => (Fetch::of(next_k), Fetch::of(next_v)),
-                false => (Fetch::NOTHING, Fetch::NOTHING),
-            };
+            // Every tile asks for its share.
+            let of_tile = |next| Fetch::of(next).part(tile, tile + 1, tiles);
+            let (next_k, next_v) = (of_tile(next_k), of_tile(next_v));
             // Products of codes take so little time that others take part in asking.
             let (of_scores, of_softmax) = match k.groups() {
                 Some(_) => (next_k.part(0, 1, 2), next_k.part(1, 2, 2)),
