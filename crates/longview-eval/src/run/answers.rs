@@ -3,10 +3,8 @@
 use longview_engine::{Continuation, GenerateOptions, Generated};
 use longview_kv::Context;
 
-use super::{
-    Compressed, Evaluation, Lengths, Measured, Reading, all_or_refused, compression_seconds,
-    read_share, seconds,
-};
+use super::reading::{Compressed, Lengths, Reading, all_or_refused};
+use super::{Evaluation, Measured, compression_seconds, read_share, seconds};
 use crate::error::EvalError;
 use crate::outcome::{Case, Measure, Outcome, Sight};
 use crate::prompt::Prompt;

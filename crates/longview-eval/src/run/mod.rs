@@ -2,15 +2,13 @@
 //! while it is read.
 
 mod answers;
+mod reading;
 mod text;
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use longview_engine::{Control, Engine, EngineError};
+use longview_engine::{Control, Engine};
 use longview_kv::Context;
-use longview_kv::keep::{Gather, Keep, Needs, Repetition};
-use longview_methods::Stage;
 
 use crate::draw::seed_of;
 use crate::error::EvalError;
@@ -101,37 +99,6 @@ pub struct Refusal {
     pub setup: String,
     /// What stands in the way.
     pub why: String,
-}
-
-/// A context that has read a document.
-struct Reading {
-    context: Context,
-    /// Seconds it took.
-    seconds: f64,
-    /// The most bytes of keys and values it held meanwhile.
-    peak_bytes: u64,
-    /// What the model has seen when it repeated the document, for all methods that want that done in the
-    /// same way.
-    repeated: Vec<Repeated>,
-}
-
-/// A fork of a reading in which the model has repeated the document.
-struct Repeated {
-    how: Repetition,
-    context: Context,
-    /// The most bytes of keys and values held beside the document meanwhile.
-    more_bytes: u64,
-}
-
-/// A fork of a reading that was compressed as a setup says.
-struct Compressed {
-    context: Context,
-    /// Bytes of keys and values held, with what a read method will keep to choose by.
-    bytes_held: u64,
-    /// The most bytes of keys and values held until then.
-    peak_bytes: u64,
-    /// Seconds that the methods took after the document was read.
-    seconds: f64,
 }
 
 impl Subject {
@@ -418,225 +385,10 @@ impl<'a> Evaluation<'a> {
             &format!("{} {} {}", case.task, case.length, case.sample),
         )
     }
-
-    /// Reads `tokens` as all of `setups` read them, of which there is at least one, gathering what
-    /// their keep methods need to know.
-    fn read(
-        &self,
-        setups: &[&Setup],
-        tokens: &[u32],
-        lengths: Lengths,
-    ) -> Result<Reading, EvalError> {
-        let forms = setups[0].methods().kv_forms();
-        let forms = forms.unwrap_or(self.engine.kv_forms());
-        let mut context = self.engine.new_context_as(lengths.planned, forms)?;
-        if let Some(prefill) = setups[0].methods().prefill() {
-            context
-                .attend_by(prefill, tokens.len())
-                .map_err(EngineError::from)?;
-        }
-        let keeps = || setups.iter().filter_map(|setup| setup.methods().keep());
-        if let Some(first) = keeps().find(|keep| Reads::of(keep) != Reads::Plainly) {
-            let needs = keeps().fold(Needs::default(), |all, keep| all.and(keep.score.needs()));
-            let engine = self.engine;
-            engine.keep_with(&mut context, first, needs, lengths.prompt)?;
-        }
-        // What other contexts hold is none of this one's.
-        let before = self.engine.ledger().watch_kv();
-        let start = Instant::now();
-        let go_on = &mut |_| Control::Continue;
-        self.engine.prefill(&mut context, tokens, go_on)?;
-        Ok(Reading {
-            context,
-            seconds: start.elapsed().as_secs_f64(),
-            peak_bytes: self.engine.ledger().usage().kv_peak - before,
-            repeated: Vec::new(),
-        })
-    }
-
-    /// A fork of `reading`, which `setup` shares, with the keep and the read method of `setup` in charge
-    /// if they are not already.
-    fn put_in_charge(
-        &self,
-        setup: &Setup,
-        reading: &mut Reading,
-        lengths: Lengths,
-    ) -> Result<Context, EvalError> {
-        let keep = setup.methods().keep();
-        let wanted = keep.and_then(|keep| keep.repetition());
-        let known = reading
-            .repeated
-            .iter()
-            .find(|repeated| Some(repeated.how) == wanted);
-        let mut context = known
-            .map_or(&reading.context, |repeated| &repeated.context)
-            .fork();
-        // One that decides while a document is read has been since it began.
-        if let Some(keep) = keep.filter(|keep| keep.when.block.is_none()) {
-            self.engine.keep(&mut context, keep, lengths.prompt)?;
-        }
-        if let Some(how) = wanted.filter(|_| known.is_none()) {
-            let before = self.engine.ledger().watch_kv();
-            self.engine.repeat(&mut context)?;
-            let report = context.keep_report();
-            if report.is_some_and(|report| report.repeated.is_some()) {
-                reading.repeated.push(Repeated {
-                    how,
-                    context: context.fork(),
-                    more_bytes: self.engine.ledger().usage().kv_peak - before,
-                });
-            }
-        }
-        if let Some(read) = setup.methods().read() {
-            context.read_by(read).map_err(EngineError::from)?;
-        }
-        Ok(context)
-    }
-
-    /// A fork of `reading`, a document whose questions are not known yet, compressed as `setup` says.
-    fn compress(
-        &self,
-        setup: &Setup,
-        reading: &mut Reading,
-        lengths: Lengths,
-    ) -> Result<Compressed, EvalError> {
-        let before = self.engine.ledger().watch_kv();
-        let mut context = self.put_in_charge(setup, reading, lengths)?;
-        if context.keep_method().is_some() && !self.engine.compress_document(&mut context)? {
-            // A method that would rather see the question.
-            self.engine.compress(&mut context)?;
-            context.settle();
-        }
-        // The document is still held whole beside what is kept of it.
-        let more = self.engine.ledger().usage().kv_peak - before;
-        Ok(Compressed {
-            bytes_held: self.held(setup, &context),
-            peak_bytes: reading.peak_with(setup, more),
-            seconds: compression_seconds(&context),
-            context,
-        })
-    }
-
-    /// Bytes that `context` holds under `setup`, with what its read method will keep to choose by.
-    fn held(&self, setup: &Setup, context: &Context) -> u64 {
-        let layout = self.engine.model().layout();
-        let read = setup.methods().read();
-        context.kv_bytes() + read.map_or(0, |read| read.bytes(layout, context.len()))
-    }
-
-    /// `setups` parted by how they read a document: those of one part share one reading.
-    fn by_reading<'s>(&self, setups: &[&'s Setup]) -> Vec<Vec<&'s Setup>> {
-        let key = |setup: &Setup| {
-            let mut texts = setup.texts(self.engine.kv_type());
-            texts.retain(|(stage, _)| READING.contains(stage));
-            let reads = setup.methods().keep().map_or(Reads::Plainly, Reads::of);
-            (texts, reads)
-        };
-        let together = |a: &Setup, b: &Setup| {
-            let ((a, a_reads), (b, b_reads)) = (key(a), key(b));
-            a == b && a_reads.shares_with(&b_reads)
-        };
-        let mut parts: Vec<Vec<&Setup>> = Vec::new();
-        for setup in setups {
-            let takes_it = |part: &&mut Vec<&Setup>| part.iter().all(|one| together(one, setup));
-            match parts.iter_mut().find(takes_it) {
-                Some(part) => part.push(setup),
-                None => parts.push(vec![setup]),
-            }
-        }
-        parts
-    }
-}
-
-impl Reading {
-    /// The most bytes of keys and values that `setup` would have held by itself, which held `more` beside
-    /// the document: a repetition that others use as well is each one's own.
-    fn peak_with(&self, setup: &Setup, more: u64) -> u64 {
-        let wanted = setup.methods().keep().and_then(|keep| keep.repetition());
-        let repeated = self.repeated.iter();
-        let mut of_setup = repeated.filter(|repeated| Some(repeated.how) == wanted);
-        let repeating = of_setup.next().map_or(0, |repeated| repeated.more_bytes);
-        let both = self.context.kv_bytes() + more.max(repeating);
-        self.peak_bytes.max(both)
-    }
 }
 
 /// Takes what a setup gave for a sample.
 type Measured<'m> = dyn FnMut(&Setup, Result<Outcome, EvalError>) -> Result<(), EvalError> + 'm;
-
-/// How many tokens a context is made for.
-#[derive(Clone, Copy)]
-struct Lengths {
-    /// Those that a keep method's budget is a share of.
-    prompt: usize,
-    /// All that it will hold.
-    planned: usize,
-}
-
-/// How a keep method has a document read.
-#[derive(Clone, Debug, PartialEq)]
-enum Reads {
-    /// Like anyone else.
-    Plainly,
-    /// Something is gathered meanwhile: moments of the queries from so many tokens on, where it is they.
-    Watching { moments_from: Option<usize> },
-    /// Pairs leave meanwhile, or it gathers what only it knows to compute, so the reading is the method's
-    /// own.
-    Alone(String),
-}
-
-impl Reads {
-    fn of(keep: &Arc<Keep>) -> Reads {
-        let needs = keep.score.needs();
-        if keep.when.block.is_some() || needs.own == Gather::Yes {
-            Reads::Alone(keep.text.clone())
-        } else if needs.is_nothing() {
-            Reads::Plainly
-        } else {
-            let moments = needs.query_moments == Gather::Yes;
-            Reads::Watching {
-                moments_from: moments.then_some(needs.moments_from),
-            }
-        }
-    }
-
-    /// Whether one reading is for both.
-    fn shares_with(&self, other: &Reads) -> bool {
-        match (self, other) {
-            (
-                Reads::Watching {
-                    moments_from: Some(a),
-                },
-                Reads::Watching {
-                    moments_from: Some(b),
-                },
-            ) => a == b,
-            (Reads::Watching { .. }, Reads::Watching { .. }) => true,
-            _ => self == other,
-        }
-    }
-}
-
-/// The stages that act while a document is read.
-const READING: [Stage; 3] = [Stage::Prompt, Stage::Prefill, Stage::Store];
-
-/// The reading that the setups `part` share; where it was refused every one of them is told so.
-fn all_or_refused(
-    reading: Result<Reading, EvalError>,
-    part: &[&Setup],
-    measured: &mut Measured<'_>,
-) -> Result<Option<Reading>, EvalError> {
-    let error = match reading {
-        Ok(reading) => return Ok(Some(reading)),
-        Err(EvalError::Engine(error)) if error.is_request_error() && !part[0].is_dense() => error,
-        Err(error) => return Err(error),
-    };
-    let why = error.to_string();
-    for setup in part {
-        measured(setup, Err(EvalError::Refused { why: why.clone() }))?;
-    }
-    Ok(None)
-}
 
 /// The share of the pages before them that the tokens of the answer that came last have read, where a
 /// read method chose them.

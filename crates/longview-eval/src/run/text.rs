@@ -7,9 +7,8 @@ use longview_engine::{Control, EndOfText, GenerateOptions};
 use longview_kv::{Context, Segment, Wanted};
 use longview_text::Specials;
 
-use super::{
-    Compressed, Evaluation, Lengths, Measured, Reading, all_or_refused, read_share, seconds,
-};
+use super::reading::{Compressed, Lengths, Reading, all_or_refused};
+use super::{Evaluation, Measured, read_share, seconds};
 use crate::divergence::divergence_of;
 use crate::draw::below;
 use crate::error::EvalError;

@@ -12,6 +12,7 @@ mod observe;
 mod pace;
 mod pairs;
 mod repeat;
+mod seen;
 pub(crate) mod stream;
 mod view;
 

@@ -8,8 +8,8 @@ use longview_kernels::attention::{
 use longview_kernels::page::{self, PAGE_TOKENS, PageGeometry};
 use longview_kernels::{Isa, activation};
 
-use super::observe::LayerSeen;
 use super::repeat::Marked;
+use super::seen::LayerSeen;
 use super::stream::Stream;
 use super::{AttentionOf, AttentionShape, Kept, Pairs, Positions};
 use crate::context::{Context, RopeSet};
