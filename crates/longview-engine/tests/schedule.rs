@@ -265,20 +265,32 @@ fn whoever_leaves_leaves_finished_blocks() {
 #[test]
 fn a_shared_beginning_is_computed_once() {
     let _turn = turn();
-    let engine = engine(None);
+    let engine = engine(Some(1 << 30));
     let tenant = Arc::new(engine.tenant(""));
     let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
-    let shared = text(4, 640);
-    let ears: Vec<Ear> = (0..6).map(|_| Ear::default()).collect();
-    for (at, ear) in ears.iter().enumerate() {
-        let prompt = [shared.clone(), text(50 + at as u32, 30)].concat();
-        scheduler.submit(request(&tenant, &prompt, vec![drawn(1, 3)], ear));
+    // It ends in the middle of a block.
+    let shared = text(4, 670);
+    let prompts: Vec<Vec<u32>> = (0..6)
+        .map(|at| [shared.clone(), text(50 + at, 30)].concat())
+        .collect();
+    let ears: Vec<Ear> = prompts.iter().map(|_| Ear::default()).collect();
+    for (prompt, ear) in prompts.iter().zip(&ears) {
+        scheduler.submit(request(&tenant, prompt, vec![drawn(1, 3)], ear));
     }
     finish(&mut scheduler);
     let counts = scheduler.counts();
-    assert_eq!(counts.prompt_tokens, 640 + 6 * 30);
-    assert_eq!(counts.reused_tokens, 5 * 640);
+    assert_eq!(counts.prompt_tokens, 670 + 6 * 30);
+    assert_eq!(counts.reused_tokens, 5 * 670);
     assert_eq!((counts.ended, counts.generated_tokens), (6, 18));
+    let elsewhere = self::engine(None);
+    for (prompt, ear) in prompts.iter().zip(&ears) {
+        let wanted = alone(&elsewhere, prompt, 1, 3);
+        assert_eq!(ear.heard.lock().unwrap().ids[0], wanted);
+    }
+    drop(scheduler);
+    let store = engine.store().unwrap();
+    store.make_space(engine.ledger().limit());
+    assert_eq!(engine.ledger().usage().kv, 0, "no block is left behind");
 }
 
 #[test]

@@ -3,10 +3,15 @@
 use std::cmp::Reverse;
 use std::time::Instant;
 
-use super::request::{Priority, Update};
+use longview_kv::BLOCK_TOKENS;
+
+use super::request::{Priority, Start, Update};
 use super::sequence::{Job, Kind, Sequence};
 use super::{RequestId, Scheduler};
 use crate::error::EngineError;
+
+/// Tokens that are worth waiting for a pass, or twice as many as are worth a fork's copy of a block.
+const LEAST_SHARED: usize = 16;
 
 impl Scheduler {
     /// Ends requests whose listeners have gone.
@@ -28,7 +33,9 @@ impl Scheduler {
             }
             let mut sequence = self.waiting.remove(at);
             let (job, start) = (sequence.job, sequence.start());
-            let opened = self.open(&mut sequence);
+            let opened = self
+                .open(&mut sequence)
+                .and_then(|()| self.share(&mut sequence));
             if opened.is_ok() && self.has_room(&sequence) {
                 drop(start);
                 self.start(sequence);
@@ -112,9 +119,60 @@ impl Scheduler {
                 && job.tenant.id() == tenant.id()
                 && running.is_reading()
                 && waiting.can_take_over(running.context(), &self.engine)
-                && running.will_have_in_common(&waiting.tokens)
+                && running.will_have(&waiting.tokens, self.worth_waiting_for(running))
         };
         self.running.iter().find(reads_it).map(|one| one.job)
+    }
+
+    /// How long a beginning in common must be to be waited for, when a sequence has read as much as it has:
+    /// what it holds is taken over now, to the token where a fork of it serves, else in whole blocks.
+    fn worth_waiting_for(&self, running: &Sequence) -> usize {
+        let held = running.held();
+        match running.is_plain(&self.jobs[&running.job]) {
+            true => held + LEAST_SHARED,
+            false => (held / BLOCK_TOKENS + 1) * BLOCK_TOKENS,
+        }
+    }
+
+    /// Begins a sequence that was opened as a fork of one that runs, where that holds more of its tokens than
+    /// the store has in whole blocks: prompts part in the middle of a block.
+    fn share(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
+        let Job {
+            tenant,
+            methods,
+            goes_on,
+            kind,
+            ..
+        } = &self.jobs[&sequence.job];
+        let takes_over = methods.keep.is_none() && methods.reads_alike();
+        if !takes_over || *goes_on || *kind == Kind::Embeds {
+            return Ok(());
+        }
+        let usable = &sequence.tokens[..sequence.tokens.len() - 1];
+        let common = |running: &Sequence| {
+            let job = &self.jobs[&running.job];
+            let serves = job.tenant.id() == tenant.id()
+                && running.is_plain(job)
+                && sequence.can_take_over(running.context(), &self.engine);
+            match serves {
+                true => running.has_in_common(usable),
+                false => 0,
+            }
+        };
+        let held = sequence.held();
+        let best = self.running.iter().max_by_key(|&running| common(running));
+        let Some(best) = best.filter(|&best| common(best) >= held + LEAST_SHARED / 2) else {
+            return Ok(());
+        };
+        let fork = best.context().fork();
+        sequence.close(Start::Beginning(fork));
+        self.open(sequence)?;
+        if sequence.held() < held {
+            // Its windows or recurrent layers have gone past where they part.
+            sequence.close(Start::Nothing);
+            self.open(sequence)?;
+        }
+        Ok(())
     }
 
     /// Gives a sequence its context.

@@ -10,7 +10,8 @@
 //! - **Fairness.** The slice is shared equally between tenants, and a tenant's part equally between its
 //!   prompts. Of those who wait, the tenant that was served least comes first, in order of arrival.
 //! - **A shared beginning is computed once.** A request whose prompt begins like one that is being read
-//!   waits until that part is read, and takes it over.
+//!   waits until that part is read, and takes it over: whole blocks from the store, and what the prompts
+//!   share of the block in which they part by a fork.
 //! - **Memory.** A request starts when what it will need and what the running ones will still need
 //!   have room. When the estimate was too low, the youngest request gives its memory up and waits; what
 //!   it has read stays in the store, and since a row's bits depend on nothing but the row, its text

@@ -397,12 +397,23 @@ impl Sequence {
         set.is_ok_and(|set| set == context.identity().rope)
     }
 
-    /// Whether it will have at least a block of `tokens` that it has not read yet.
-    pub(super) fn will_have_in_common(&self, tokens: &[u32]) -> bool {
-        let held = self.held() / BLOCK_TOKENS * BLOCK_TOKENS;
-        let end = held + BLOCK_TOKENS;
-        // One token at least must be left to compute.
+    /// Whether it has read, or will have, the first `end` of `tokens`, of which one at least must be left to
+    /// compute.
+    pub(super) fn will_have(&self, tokens: &[u32], end: usize) -> bool {
         tokens.len() > end && self.tokens.len() >= end && tokens[..end] == self.tokens[..end]
+    }
+
+    /// How many of the first of `tokens` are in its context.
+    pub(super) fn has_in_common(&self, tokens: &[u32]) -> usize {
+        self.context().tokens().common_prefix(tokens)
+    }
+
+    /// Whether a fork of its context is what reading the tokens gives, with nothing that acts on it.
+    pub(super) fn is_plain(&self, job: &Job) -> bool {
+        job.methods.is_nothing()
+            && job.observe == Observe::Nothing
+            && !job.goes_on
+            && self.context().is_exact()
     }
 
     /// The next `rows` tokens as a segment of a pass.
