@@ -21,6 +21,7 @@ use crate::offline::Offline;
 use crate::options::ServerOptions;
 use crate::prompt;
 use crate::queue::{Permit, Queue};
+use crate::specials::SpecialTexts;
 use crate::worker::Worker;
 
 /// What all handlers share; cloning gives another handle.
@@ -36,8 +37,7 @@ struct Inner {
     names: Vec<String>,
     /// What whoever has started it should know.
     notices: Vec<String>,
-    /// Texts of the vocabulary's special tokens, the longest first.
-    specials: Vec<String>,
+    specials: SpecialTexts,
     /// Whether the chat template shows tools to the model.
     takes_tools: bool,
     times: Times,
@@ -137,7 +137,7 @@ impl App {
             notices,
             tenants,
             queue: Arc::new(Queue::new(options.queue)),
-            specials: prompt::special_texts(&engine),
+            specials: SpecialTexts::of(&engine),
             takes_tools: prompt::template_takes_tools(&engine),
             worker,
             engine,
@@ -173,8 +173,8 @@ impl App {
         &self.0.metrics
     }
 
-    /// Texts of the vocabulary's special tokens, the longest first.
-    pub(crate) fn specials(&self) -> &[String] {
+    /// Finds the texts of the vocabulary's special tokens.
+    pub(crate) fn specials(&self) -> &SpecialTexts {
         &self.0.specials
     }
 
@@ -234,10 +234,11 @@ impl App {
         &self,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
+        let coming = self.worker().expect();
         let turn = Arc::clone(&self.0.preparing).acquire_owned().await;
         blocking(move || {
-            // It ends with the work, which nothing stops, and not with whoever waits for it.
-            let _turn = turn;
+            // They end with the work, which nothing stops, and not with whoever waits for it.
+            let _held = (turn, coming);
             work()
         })
         .await

@@ -42,6 +42,10 @@ const USUAL_ANSWER: u64 = 256;
 /// How long a request waits before it asks again when the queue is full.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(250);
 
+/// How long it waits when memory was short, and how often it asks again.
+const MEMORY_PAUSE: Duration = Duration::from_secs(2);
+const MOST_TRIES: usize = 10;
+
 /// The largest answer that is taken in.
 const MOST_BYTES: usize = 1 << 30;
 
@@ -290,31 +294,40 @@ async fn answer(router: Router, job: Job, is_stopping: impl Fn() -> bool) -> Opt
         ),
         Ok((url, body)) => {
             let text = body.to_string();
-            let response = loop {
+            let mut tries = MOST_TRIES;
+            loop {
                 let request = Request::builder()
                     .method(Method::POST)
                     .uri(&url)
                     .header(header::CONTENT_TYPE, "application/json")
+                    // A body of unknown length takes the room of the longest.
+                    .header(header::CONTENT_LENGTH, text.len())
                     .body(Body::from(text.clone()))
                     .expect("the parts of the request are well-formed");
                 let Ok(response) = router.clone().oneshot(request).await;
-                if response.status() != StatusCode::TOO_MANY_REQUESTS {
-                    break response;
-                }
+                let status = response.status();
+                let body = to_bytes(response.into_body(), MOST_BYTES)
+                    .await
+                    .unwrap_or_default();
+                let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+                let pause = match status {
+                    // Others are before it.
+                    StatusCode::TOO_MANY_REQUESTS => FULL_QUEUE_PAUSE,
+                    StatusCode::SERVICE_UNAVAILABLE if is_stopping() => return None,
+                    // Others may leave some memory.
+                    StatusCode::SERVICE_UNAVAILABLE
+                        if body["error"]["code"] == "insufficient_memory" && tries > 0 =>
+                    {
+                        tries -= 1;
+                        MEMORY_PAUSE
+                    }
+                    _ => break (status, body),
+                };
                 if is_stopping() {
                     return None;
                 }
-                // Others are before it.
-                tokio::time::sleep(FULL_QUEUE_PAUSE).await;
-            };
-            let status = response.status();
-            if status == StatusCode::SERVICE_UNAVAILABLE && is_stopping() {
-                return None;
+                tokio::time::sleep(pause).await;
             }
-            let body = to_bytes(response.into_body(), MOST_BYTES)
-                .await
-                .unwrap_or_default();
-            (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
         }
     };
     Some(json!({

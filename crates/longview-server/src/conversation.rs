@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::app::{App, Tenancy};
 use crate::error::ApiError;
 use crate::grammar;
-use crate::prompt::{ChatMessage, TemplateExtras, Truncate, chat};
+use crate::prompt::{ChatMessage, Conversed, TemplateExtras, Truncate, chat};
 use crate::run::{self, Prepared};
 use crate::settings::{Extras, Wishes};
 use crate::tools::Toolbox;
@@ -57,7 +57,7 @@ impl Conversation {
         };
         let made = held.as_ref().and_then(|held| held.methods.as_deref());
         let settings = settings.going_on(app, made, extras)?;
-        let tokens = chat(
+        let Conversed { tokens, cached } = chat(
             app.engine(),
             app.specials(),
             &self.messages,
@@ -68,6 +68,11 @@ impl Conversation {
         let truncate = self.truncate.or(extras.truncate);
         let prompt = run::fitted(app, tokens, start, truncate, &settings)?;
         Ok(Prepared {
+            // Of a prompt that was cut nothing is where it was.
+            cached: match prompt.truncated {
+                0 => cached,
+                _ => 0,
+            },
             prompts: vec![prompt],
             settings,
             toolbox,

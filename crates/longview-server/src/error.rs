@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use longview::EngineError;
 use longview::methods::Stage;
+use longview::sampling::SamplingError;
 use longview::text::TextError;
 use longview::tier::TierError;
 use serde_json::{Value, json};
@@ -233,6 +234,10 @@ impl From<EngineError> for ApiError {
         match error {
             EngineError::DoesNotFit(_) => ApiError::wrong(message).code("insufficient_memory"),
             EngineError::TextTooLarge { .. } => ApiError::too_large(message),
+            EngineError::Sampling(SamplingError::NoCandidate { .. }) => {
+                ApiError::wrong(with_fields(message.replace("--logit-bias", "logit_bias")))
+                    .code("no_token_left")
+            }
             error if error.is_out_of_memory() => {
                 ApiError::unavailable(message).code("insufficient_memory")
             }

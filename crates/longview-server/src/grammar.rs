@@ -7,7 +7,7 @@ use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use longview::Tokenizer;
 use longview::sampling::{Candidates, Sampler};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -54,7 +54,12 @@ pub(crate) fn of_request(
                 )
                 .code("invalid_schema")
             })?;
-            Grammar::new(app, schema.clone(), "response_format").map(Some)
+            // A turn is an answer of this form, or a call that leads to one.
+            let schema = match toolbox {
+                Some(toolbox) => either(schema.clone(), toolbox.calls()),
+                None => schema.clone(),
+            };
+            Grammar::new(app, schema, "response_format").map(Some)
         }
         other => Err(ApiError::field(
             "response_format.type",
@@ -66,9 +71,42 @@ pub(crate) fn of_request(
     }
 }
 
+/// What lets through texts that follow `schema`.
+fn matcher(factory: &ParserFactory, mut schema: Value) -> Matcher {
+    if let Value::Object(fields) = &mut schema {
+        // Models write JSON with these spaces; any number of them would let weak ones write
+        // nothing else.
+        fields.insert(
+            "x-guidance".to_owned(),
+            json!({
+                "whitespace_flexible": false,
+                "item_separator": ", ",
+                "key_separator": ": ",
+                "coerce_one_of": true,
+            }),
+        );
+    }
+    let grammar = TopLevelGrammar::from_json_schema(schema);
+    Matcher::new(factory.create_parser(grammar))
+}
+
+/// What follows `schema` or one of `others`. Definitions stay where the schema's references look for them.
+fn either(mut schema: Value, others: Vec<Value>) -> Value {
+    let mut either = Map::new();
+    for name in ["$schema", "$id", "$defs", "definitions"] {
+        if let Some(part) = schema.as_object_mut().and_then(|all| all.remove(name)) {
+            either.insert(name.to_owned(), part);
+        }
+    }
+    let mut all = vec![schema];
+    all.extend(others);
+    either.insert("anyOf".to_owned(), all.into());
+    either.into()
+}
+
 impl Grammar {
     /// Answers that follow `schema`, which came in the field `param`.
-    fn new(app: &App, mut schema: Value, param: &str) -> Result<Grammar, ApiError> {
+    fn new(app: &App, schema: Value, param: &str) -> Result<Grammar, ApiError> {
         let refused = |error: String| {
             ApiError::field(
                 param,
@@ -76,22 +114,8 @@ impl Grammar {
             )
             .code("invalid_schema")
         };
-        if let Value::Object(fields) = &mut schema {
-            // Models write JSON with these spaces; any number of them would let weak ones write
-            // nothing else.
-            fields.insert(
-                "x-guidance".to_owned(),
-                json!({
-                    "whitespace_flexible": false,
-                    "item_separator": ", ",
-                    "key_separator": ": ",
-                    "coerce_one_of": true,
-                }),
-            );
-        }
         let factory = app.vocabulary().factory(app.engine().tokenizer())?;
-        let grammar = TopLevelGrammar::from_json_schema(schema);
-        let start = Matcher::new(factory.create_parser(grammar));
+        let start = matcher(&factory, schema);
         match start.get_error() {
             Some(error) => Err(refused(error)),
             None => Ok(Grammar {
@@ -170,10 +194,56 @@ impl Sampler for Follow {
             // The grammar is over, or too large to be followed: the text ends here.
             Err(_) => ends.contains(&id),
         };
-        if candidates.as_slice().iter().any(|item| allowed(item.id)) {
-            candidates.retain(|item| allowed(item.id));
-        } else {
+        let mut any = false;
+        candidates.retain(|item| {
+            let keeps = allowed(item.id);
+            any |= keeps;
+            keeps
+        });
+        if !any {
             candidates.retain(|item| ends.contains(&item.id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use longview::{Engine, EngineOptions, Specials};
+
+    use super::*;
+
+    #[test]
+    fn beside_tools_an_answer_is_of_the_schema_or_a_call() {
+        let engine = Engine::open(&EngineOptions::default()).unwrap();
+        let factory = Vocabulary::default().factory(engine.tokenizer()).unwrap();
+        let tools = [
+            json!({ "type": "function", "function": { "name": "look_up", "parameters": {
+            "type": "object", "properties": { "place": { "enum": ["harbor"] } }, "required": ["place"]
+        } } }),
+        ];
+        let toolbox = Toolbox::new(Some(&tools), None).unwrap().unwrap();
+        let schema = json!({
+            "type": "object", "properties": { "code": { "$ref": "#/$defs/code" } },
+            "required": ["code"], "additionalProperties": false,
+            "$defs": { "code": { "type": "integer" } }
+        });
+        let start = matcher(&factory, either(schema, toolbox.calls()));
+        assert_eq!(start.get_error(), None);
+        let follows = |text: &str| {
+            let tokens = engine.tokenizer().encode(text, Specials::AsText).unwrap();
+            let mut matcher = start.deep_clone();
+            matcher.consume_tokens(&tokens).is_ok() && matcher.is_accepting().unwrap()
+        };
+        assert!(follows("{\"code\": 4711}"));
+        assert!(follows(
+            "{\"name\": \"look_up\", \"arguments\": {\"place\": \"harbor\"}}"
+        ));
+        for neither in [
+            "{\"code\": \"x\"}",
+            "{\"name\": \"robbery\", \"arguments\": {}}",
+            "{\"name\": \"look_up\", \"arguments\": {\"place\": \"gate\"}}",
+        ] {
+            assert!(!follows(neither), "{neither}");
         }
     }
 }

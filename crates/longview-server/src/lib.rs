@@ -33,6 +33,7 @@ mod queue;
 mod reading;
 mod run;
 mod settings;
+mod specials;
 mod sse;
 #[cfg(feature = "tls")]
 mod tls;

@@ -20,7 +20,7 @@ const JOIN_BEYOND: usize = 64;
 
 /// So many tokens with their probabilities are queued for a client that does not read; then it counts
 /// as gone.
-const MOST_TOKENS: usize = 1 << 16;
+pub(crate) const MOST_TOKENS: usize = 1 << 16;
 
 /// What a client is to know.
 pub(crate) enum News {
@@ -71,6 +71,8 @@ struct Shared {
     queue: Mutex<Queue>,
     notify: Notify,
     gone: AtomicBool,
+    /// Whether that is because too much waits.
+    too_slow: AtomicBool,
 }
 
 #[derive(Default)]
@@ -89,6 +91,7 @@ impl Inbox {
                 queue: Mutex::default(),
                 notify: Notify::new(),
                 gone: AtomicBool::new(false),
+                too_slow: AtomicBool::new(false),
             }),
         }
     }
@@ -107,6 +110,11 @@ impl Inbox {
     /// Ends the requests, and still hears how they end.
     pub(crate) fn leave(&self) {
         self.shared.gone.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the requests were ended because too much waits here.
+    pub(crate) fn is_too_slow(&self) -> bool {
+        self.shared.too_slow.load(Ordering::Relaxed)
     }
 
     /// The next news; `None` when all requests are over.
@@ -165,8 +173,8 @@ impl Listener for Ear {
                     answer: token.answer,
                     text: token.text.clone(),
                     tokens: match self.detail {
-                        Detail::Text => Vec::new(),
-                        Detail::Tokens => vec![token],
+                        Detail::Tokens if !token.ends_text => vec![token],
+                        Detail::Text | Detail::Tokens => Vec::new(),
                     },
                 }
             }
@@ -195,6 +203,7 @@ impl Listener for Ear {
         let mut queue = self.shared.lock();
         queue.push(news);
         if queue.tokens > MOST_TOKENS {
+            self.shared.too_slow.store(true, Ordering::Relaxed);
             self.shared.gone.store(true, Ordering::Relaxed);
         }
         drop(queue);
@@ -304,6 +313,7 @@ mod tests {
             logprob: None,
             top: Vec::new(),
             text: text.to_owned(),
+            ends_text: false,
         })
     }
 
@@ -331,6 +341,35 @@ mod tests {
         assert!(pieces <= JOIN_BEYOND + 2, "{pieces}");
         let wanted: String = (0..1000).map(|at| format!("{at},")).collect();
         assert_eq!(all, wanted);
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_nothing_is_gone_and_told_why() {
+        let line = Arc::new(Line::new(1));
+        let mut inbox = Inbox::new();
+        let mut ear = inbox.ear(Detail::Tokens, 0, Arc::new(line.enter(10).unwrap()));
+        for _ in 0..MOST_TOKENS {
+            ear.hear(token("x"));
+        }
+        assert!(!ear.is_gone() && !inbox.is_too_slow());
+        ear.hear(token("x"));
+        assert!(ear.is_gone() && inbox.is_too_slow());
+        // What ends a text is no token of it.
+        drop(ear);
+        let mut ear = inbox.ear(Detail::Tokens, 0, Arc::new(line.enter(10).unwrap()));
+        let Update::Token(mut end) = token("") else {
+            unreachable!()
+        };
+        end.ends_text = true;
+        ear.hear(Update::Token(end));
+        drop(ear);
+        let mut tokens = 0;
+        while let Some(news) = inbox.next().await {
+            if let News::Text { tokens: more, .. } = news {
+                tokens += more.len();
+            }
+        }
+        assert_eq!(tokens, MOST_TOKENS + 1);
     }
 
     #[tokio::test]

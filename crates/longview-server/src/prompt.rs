@@ -1,15 +1,17 @@
 //! From what a client sends to the tokens of a prompt.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
-use longview::text::{AskFrame, Message, Moment, TemplateVars};
-use longview::{Engine, Specials};
+use longview::text::{AskFrame, Message, Moment, Start, TemplateVars};
+use longview::{Engine, ShowSpecials, Specials};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::clock::seconds_since_1970;
 use crate::error::ApiError;
+use crate::specials::{CUT, Shown, SpecialTexts, shown};
 
 /// One message of a conversation.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -26,6 +28,16 @@ pub(crate) struct ChatMessage {
     pub(crate) tool_call_id: Option<String>,
     /// What the assistant thought, for templates that show it.
     pub(crate) reasoning_content: Option<String>,
+    /// Where in its text what is to be cached ends, in bytes, if it does there.
+    #[serde(skip)]
+    pub(crate) cut: Option<usize>,
+}
+
+/// A conversation as a prompt.
+pub(crate) struct Conversed {
+    pub(crate) tokens: Vec<u32>,
+    /// How many of them stand before the last cut.
+    pub(crate) cached: usize,
 }
 
 /// The content of a message.
@@ -57,10 +69,6 @@ pub(crate) enum Truncate {
     /// Tokens are taken out of its middle, as many as must be.
     Middle,
 }
-
-/// Stands in a rendering for text that is not the template's own.
-const MARK: char = '\u{E0A3}';
-const MARK_END: char = '\u{E0A4}';
 
 /// Stands in a rendering for the text of a context.
 const CONTEXT: &str = "\u{E0A5}context\u{E0A6}";
@@ -116,6 +124,7 @@ impl ChatMessage {
             tool_calls: None,
             tool_call_id: None,
             reasoning_content: None,
+            cut: None,
         }
     }
 
@@ -166,14 +175,14 @@ impl ChatMessage {
 }
 
 /// The tokens of a conversation, up to where the model is to answer. With `context`, they follow
-/// the text of a context, which stands before the first question.
+/// the text of a context, which stands before the first question, and cuts are not looked for.
 pub(crate) fn chat(
     engine: &Engine,
-    specials: &[String],
+    specials: &SpecialTexts,
     messages: &[ChatMessage],
     extras: &TemplateExtras,
     context: Option<&[u32]>,
-) -> Result<Vec<u32>, ApiError> {
+) -> Result<Conversed, ApiError> {
     if messages.is_empty() {
         return Err(
             ApiError::field("messages", "there are no messages; give at least one")
@@ -191,21 +200,37 @@ pub(crate) fn chat(
     engine.check_text(bytes)?;
     match context {
         None => {
-            let text = render(engine, specials, &mut converted, &vars)?;
-            let tokens = encode(engine, &text.0, &text.1, Place::Start)?;
-            Ok(engine.text().with_prefix(tokens))
+            let cut = messages.iter().rposition(|message| message.cut.is_some());
+            let cut = cut.and_then(|at| Some((at, messages[at].cut?)));
+            let rendered = render(engine, specials, &mut converted, cut, &vars)?;
+            let encoded = rendered.encode(engine, Place::Start)?;
+            let before = rendered.bytes_before_cut();
+            let cached = before.map_or(0, |bytes| tokens_of(engine, &encoded, bytes));
+            let written = encoded.len();
+            let tokens = engine.text().with_prefix(encoded);
+            Ok(Conversed {
+                cached: match cached {
+                    0 => 0,
+                    cached => cached + (tokens.len() - written),
+                },
+                tokens,
+            })
         }
         Some(held) => {
             let mut converted = behind_context(engine, converted, &vars)?;
-            let (text, meant) = render(engine, specials, &mut converted, &vars)?;
-            let Some((_, rest)) = text.split_once(CONTEXT) else {
+            let mut rendered = render(engine, specials, &mut converted, None, &vars)?;
+            let Some((_, rest)) = rendered.text.split_once(CONTEXT) else {
                 return Err(ApiError::wrong(
                     "the model's chat template does not show the first message as it was given, so \
                      that nothing can be asked of a context through it",
                 ));
             };
-            let tokens = encode(engine, rest, &meant, Place::Continuation)?;
-            Ok([held, &tokens].concat())
+            rendered.text = rest.to_owned();
+            let tokens = rendered.encode(engine, Place::Continuation)?;
+            Ok(Conversed {
+                tokens: [held, &tokens].concat(),
+                cached: 0,
+            })
         }
     }
 }
@@ -326,24 +351,36 @@ fn behind_context(
     Ok(rest)
 }
 
+/// A conversation as the template shows it.
+struct Rendered {
+    /// With marks in the place of what looks like special tokens, and one where the cut is.
+    text: String,
+    /// What they stand for.
+    meant: Vec<String>,
+}
+
 /// Renders messages. What looks like a special token in them is meant as text: it is taken out
-/// before and given back beside the rendering, by number.
+/// before and given back beside the rendering, by number. `cut` is the message and the byte of its text where
+/// the cut is.
 fn render(
     engine: &Engine,
-    specials: &[String],
+    specials: &SpecialTexts,
     messages: &mut [Message],
+    cut: Option<(usize, usize)>,
     vars: &TemplateVars,
-) -> Result<(String, Vec<String>), ApiError> {
+) -> Result<Rendered, ApiError> {
     let mut meant = Vec::new();
-    for message in messages.iter_mut() {
+    for (at, message) in messages.iter_mut().enumerate() {
         if let Some(Value::String(text)) = &mut message.content {
-            hide(text, specials, &mut meant);
+            let own = cut.filter(|(of, _)| *of == at);
+            specials.hide(text, own.map(|(_, byte)| byte), &mut meant);
         }
         for value in message.extra.values_mut() {
-            hide_in(value, specials, &mut meant);
+            specials.hide_in(value, &mut meant);
         }
     }
-    Ok((engine.template().render(messages, vars)?, meant))
+    let text = engine.template().render(messages, vars)?;
+    Ok(Rendered { text, meant })
 }
 
 /// Where in a text tokens stand.
@@ -353,81 +390,49 @@ enum Place {
     Continuation,
 }
 
-/// The tokens of a rendering, with what was meant as text put back.
-fn encode(
-    engine: &Engine,
-    text: &str,
-    meant: &[String],
-    place: Place,
-) -> Result<Vec<u32>, ApiError> {
-    let mut parts: Vec<(String, Specials)> = Vec::new();
-    if place == Place::Continuation {
-        parts.push(("x".to_owned(), Specials::AsText));
-    }
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once(MARK) {
-        let Some((number, after)) = after.split_once(MARK_END) else {
-            break;
-        };
-        parts.push((before.to_owned(), Specials::Parse));
-        let word = number.parse().ok().and_then(|at: usize| meant.get(at));
-        parts.push((word.cloned().unwrap_or_default(), Specials::AsText));
-        rest = after;
-    }
-    parts.push((rest.to_owned(), Specials::Parse));
-    let encoded = engine.tokenizer().encode_parts(&parts)?;
-    let skip = usize::from(place == Place::Continuation);
-    Ok(encoded.into_iter().skip(skip).flatten().collect())
-}
-
-/// Texts of the vocabulary's special tokens, the longest first.
-pub(crate) fn special_texts(engine: &Engine) -> Vec<String> {
-    let tokenizer = engine.tokenizer();
-    let mut texts: Vec<String> = (0..tokenizer.vocab_size() as u32)
-        .filter(|&id| tokenizer.is_special(id))
-        .filter_map(|id| String::from_utf8(tokenizer.token_bytes(id)?).ok())
-        .filter(|text| !text.is_empty())
-        .collect();
-    texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-    texts
-}
-
-/// Puts numbers in the place of special tokens' texts, and of the marks themselves.
-fn hide(text: &mut String, specials: &[String], meant: &mut Vec<String>) {
-    let marks = [MARK, MARK_END].map(String::from);
-    let words = || specials.iter().chain(&marks);
-    if !words().any(|word| text.contains(word.as_str())) {
-        return;
-    }
-    let mut hidden = String::with_capacity(text.len());
-    let mut rest = text.as_str();
-    while let Some(next) = rest.chars().next() {
-        match words().find(|word| rest.starts_with(word.as_str())) {
-            Some(word) => {
-                hidden.push_str(&format!("{MARK}{}{MARK_END}", meant.len()));
-                meant.push(word.clone());
-                rest = &rest[word.len()..];
-            }
-            None => {
-                hidden.push(next);
-                rest = &rest[next.len_utf8()..];
-            }
+impl Rendered {
+    /// Its tokens, with what was meant as text put back. They do not depend on where the cut is.
+    fn encode(&self, engine: &Engine, place: Place) -> Result<Vec<u32>, ApiError> {
+        let mut parts: Vec<(Cow<'_, str>, Specials)> = Vec::new();
+        if place == Place::Continuation {
+            parts.push(("x".into(), Specials::AsText));
         }
+        parts.extend(shown(&self.text, &self.meant).map(|part| match part {
+            Shown::Own(text) if text.contains(CUT) => {
+                (text.replace(CUT, "").into(), Specials::Parse)
+            }
+            Shown::Own(text) => (text.into(), Specials::Parse),
+            Shown::Meant(text) => (text.into(), Specials::AsText),
+        }));
+        let encoded = engine.tokenizer().encode_parts(&parts)?;
+        let skip = usize::from(place == Place::Continuation);
+        Ok(encoded.into_iter().skip(skip).flatten().collect())
     }
-    *text = hidden;
+
+    /// Bytes of its text that stand before the cut.
+    fn bytes_before_cut(&self) -> Option<usize> {
+        let (before, _) = self.text.split_once(CUT)?;
+        let parts = shown(before, &self.meant);
+        Some(parts.map(|part| part.text().len()).sum())
+    }
 }
 
-fn hide_in(value: &mut Value, specials: &[String], meant: &mut Vec<String>) {
-    match value {
-        Value::String(text) => hide(text, specials, meant),
-        Value::Array(items) => items
-            .iter_mut()
-            .for_each(|item| hide_in(item, specials, meant)),
-        Value::Object(fields) => fields
-            .values_mut()
-            .for_each(|field| hide_in(field, specials, meant)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
+/// How many of `tokens` write the first `bytes` bytes of their text.
+fn tokens_of(engine: &Engine, tokens: &[u32], bytes: usize) -> usize {
+    let mut stream = engine.tokenizer().stream(Start::Text, ShowSpecials::Show);
+    let mut left = bytes;
+    let written = tokens.iter().take_while(|&&id| {
+        // Tokens that were just made are in the vocabulary.
+        let text = stream.push(id).unwrap_or_default();
+        match left.checked_sub(text.len()) {
+            Some(rest) if left > 0 => {
+                left = rest;
+                true
+            }
+            _ => false,
+        }
+    });
+    written.count()
 }
 
 /// Clients send arguments as text; templates write them as JSON.
@@ -460,12 +465,13 @@ mod tests {
             let messages = [ChatMessage::new("user", text)];
             chat(
                 &engine,
-                &special_texts(&engine),
+                &SpecialTexts::of(&engine),
                 &messages,
                 &TemplateExtras::default(),
                 None,
             )
             .unwrap()
+            .tokens
         };
         let specials = |tokens: &[u32]| {
             let is_special = |&&id: &&u32| engine.tokenizer().is_special(id);
@@ -487,12 +493,13 @@ mod tests {
         let messages = [ChatMessage::new("user", "What is the code of the harbor?")];
         let tokens = chat(
             &engine,
-            &special_texts(&engine),
+            &SpecialTexts::of(&engine),
             &messages,
             &TemplateExtras::default(),
             Some(&held),
         )
-        .unwrap();
+        .unwrap()
+        .tokens;
         assert!(tokens.starts_with(&held) && tokens.len() > held.len());
         let frame = AskFrame::new(engine.template(), &vars(&engine)).unwrap();
         let parts = frame.parts(text, "What is the code of the harbor?");

@@ -110,6 +110,8 @@ pub(crate) fn fitted(
 /// Everything that is checked before the engine is asked.
 pub(crate) struct Prepared {
     pub(crate) prompts: Vec<Prompt>,
+    /// Tokens of the first prompt up to the last cache breakpoint of a conversation.
+    pub(crate) cached: usize,
     pub(crate) settings: Settings,
     /// Functions that may be called.
     pub(crate) toolbox: Option<Toolbox>,

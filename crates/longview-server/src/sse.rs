@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::input::Ignored;
-use crate::outbox::{Inbox, News};
+use crate::outbox::{Inbox, MOST_TOKENS, News};
 use crate::reading::Reading;
 use crate::run::{Meta, Running, Total, timed_out};
 use crate::tools::Piece;
@@ -31,6 +31,9 @@ pub(crate) struct Message {
 pub(crate) trait Protocol: Send + 'static {
     /// The stream begins.
     fn begin(&mut self, out: &mut Vec<Message>);
+
+    /// Reading has begun; of all prompts begun `reused` tokens were taken over.
+    fn started(&mut self, _reused: usize, _out: &mut Vec<Message>) {}
 
     /// A prompt is read so far; of it `reused` tokens were taken over.
     fn progress(&mut self, _reused: usize, _done: usize, _total: usize, _out: &mut Vec<Message>) {}
@@ -175,7 +178,10 @@ impl<P: Protocol> State<P> {
 
     fn take(&mut self, news: Option<News>, out: &mut Vec<Message>) {
         match news {
-            Some(News::Started { reused }) => self.reused += reused,
+            Some(News::Started { reused }) => {
+                self.reused += reused;
+                self.protocol.started(self.reused, out);
+            }
             Some(News::Read { done, total }) => {
                 self.protocol.progress(self.reused, done, total, out);
             }
@@ -196,7 +202,11 @@ impl<P: Protocol> State<P> {
             }) => {
                 self.open -= 1;
                 if reason == FinishReason::Cancelled {
-                    self.error.get_or_insert_with(stopping);
+                    let slow = self.inbox.is_too_slow();
+                    self.error.get_or_insert_with(|| match slow {
+                        true => too_slow(),
+                        false => stopping(),
+                    });
                 }
                 let pieces = self.readings[answer].finish();
                 if !pieces.is_empty() {
@@ -244,6 +254,14 @@ impl<P> Drop for State<P> {
 
 fn stopping() -> ApiError {
     ApiError::unavailable("the server is shutting down; what was read is kept")
+}
+
+fn too_slow() -> ApiError {
+    ApiError::timeout(format!(
+        "the stream was not read: {MOST_TOKENS} tokens with their probabilities wait for it, and no more are kept; \
+         read it while it is written, or ask for fewer"
+    ))
+    .code("client_too_slow")
 }
 
 /// How far a prompt is read, as every protocol says it.

@@ -4,18 +4,28 @@
 //! becomes of them goes to their listeners.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use longview::Engine;
 use longview::schedule::{Request, ScheduleCounts, ScheduleOptions, Scheduler, Step};
 
 use crate::error::{ApiError, ServerError};
 
+/// How long an idle engine waits for requests that are being prepared beside the first, so that they are
+/// read together.
+const GATHER: Duration = Duration::from_millis(25);
+
+/// How often it looks meanwhile whether there are any.
+const GLANCE: Duration = Duration::from_micros(100);
+
 /// A handle on the thread.
 pub(crate) struct Worker {
     sender: Mutex<Sender<Command>>,
+    preparing: Arc<AtomicUsize>,
     counts: Arc<Mutex<ScheduleCounts>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -37,15 +47,18 @@ impl Worker {
         let (sender, receiver) = channel();
         let counts = Arc::new(Mutex::new(ScheduleCounts::default()));
         let shown = Arc::clone(&counts);
+        let preparing = Arc::new(AtomicUsize::new(0));
+        let coming = Arc::clone(&preparing);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || run(&engine, options, &receiver, &shown))
+            .spawn(move || run(&engine, options, &receiver, &shown, &coming))
             .map_err(|source| ServerError::System {
                 what: "the thread that computes cannot be started",
                 source,
             })?;
         Ok(Worker {
             sender: Mutex::new(sender),
+            preparing,
             counts,
             thread: Mutex::new(Some(thread)),
         })
@@ -54,6 +67,12 @@ impl Worker {
     /// Hands a request over; its listener hears the rest.
     pub(crate) fn submit(&self, request: Request) -> Result<(), ApiError> {
         self.send(Command::Submit(Box::new(request)))
+    }
+
+    /// Says that a request is being prepared, until what is returned is dropped.
+    pub(crate) fn expect(&self) -> Coming {
+        self.preparing.fetch_add(1, Ordering::Relaxed);
+        Coming(Arc::clone(&self.preparing))
     }
 
     /// What the scheduler has done.
@@ -81,6 +100,15 @@ impl Worker {
     }
 }
 
+/// A request that is being prepared.
+pub(crate) struct Coming(Arc<AtomicUsize>);
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn gone() -> ApiError {
     ApiError::unavailable("the server is shutting down")
 }
@@ -90,6 +118,7 @@ fn run(
     options: ScheduleOptions,
     commands: &Receiver<Command>,
     shown: &Mutex<ScheduleCounts>,
+    preparing: &AtomicUsize,
 ) {
     let mut scheduler = Scheduler::new(Arc::clone(engine), options);
     let mut step = Step::Idle;
@@ -98,6 +127,10 @@ fn run(
         let mut next = match step {
             Step::Idle => commands.recv().map_err(|_| TryRecvError::Disconnected),
             Step::Worked => commands.try_recv(),
+        };
+        let gathers_until = match step {
+            Step::Idle => Some(Instant::now() + GATHER),
+            Step::Worked => None,
         };
         loop {
             match next {
@@ -110,7 +143,19 @@ fn run(
                     *lock(shown) = scheduler.counts();
                     return;
                 }
-                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Empty) => {
+                    let more = |until: Instant| {
+                        preparing.load(Ordering::Relaxed) > 0 && Instant::now() < until
+                    };
+                    if !gathers_until.is_some_and(more) {
+                        break;
+                    }
+                    next = commands.recv_timeout(GLANCE).map_err(|error| match error {
+                        RecvTimeoutError::Timeout => TryRecvError::Empty,
+                        RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
+                    });
+                    continue;
+                }
             }
             next = commands.try_recv();
         }

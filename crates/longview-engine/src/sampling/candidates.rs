@@ -240,19 +240,25 @@ impl Candidates {
 
     /// Keeps the candidates that `keep` is true for; when it is true for none, nothing changes.
     pub fn retain(&mut self, mut keep: impl FnMut(Candidate) -> bool) {
-        let kept = self.items.iter().filter(|&&item| keep(item)).count();
+        let highest = match self.order {
+            Order::Descending(sorted) => sorted,
+            Order::Vocabulary => 0,
+        };
+        // One look at each: a vocabulary is long.
+        let (mut kept, mut sorted) = (0, 0);
+        for at in 0..self.items.len() {
+            let item = self.items[at];
+            if keep(item) {
+                self.items[kept] = item;
+                kept += 1;
+                sorted += usize::from(at < highest);
+            }
+        }
         if kept == 0 || kept == self.items.len() {
             return;
         }
-        let sorted = match self.order {
-            // What is left of the highest ones is still that.
-            Order::Descending(sorted) => {
-                let highest = self.items[..sorted].iter();
-                highest.filter(|&&item| keep(item)).count()
-            }
-            Order::Vocabulary => 0,
-        };
-        self.items.retain(|&item| keep(item));
+        self.items.truncate(kept);
+        // What is left of the highest ones is still that.
         self.order = Order::Descending(sorted);
     }
 }

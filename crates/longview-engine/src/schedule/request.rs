@@ -161,6 +161,8 @@ pub struct Token {
     pub top: Vec<(u32, f32)>,
     /// Text that is certain now: often nothing, never half a character.
     pub text: String,
+    /// Whether it says that the text is over, and is no part of it.
+    pub ends_text: bool,
 }
 
 /// How a request ended.

@@ -105,8 +105,10 @@ impl Writer {
             logprob,
             top,
             text: String::new(),
+            ends_text: false,
         };
         if tokenizer.eos_ids().contains(&id) && self.options.end_of_text == EndOfText::Ends {
+            token.ends_text = true;
             let rest = self.finish();
             return Ok(Written {
                 token,

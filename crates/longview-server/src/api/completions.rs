@@ -55,7 +55,7 @@ pub(crate) struct CompletionRequest {
     /// How many alternatives are reported with each token, at most 20; given at all, probabilities are
     /// reported.
     pub(crate) logprobs: Option<usize>,
-    /// Whether the prompt stands before the text.
+    /// Whether the prompt stands before the text; not together with `logprobs`.
     pub(crate) echo: Option<bool>,
     /// Candidates to choose from; only as many as `n` can be had.
     pub(crate) best_of: Option<u32>,
@@ -158,10 +158,7 @@ pub(crate) async fn create(
         let lead = echoed.get(index / per_prompt);
         CompletionChoice {
             index,
-            logprobs: logprobs.then(|| {
-                let offset = lead.map_or(0, |lead| lead.chars().count());
-                legacy_logprobs(&app, &text.tokens, &mut { offset })
-            }),
+            logprobs: logprobs.then(|| legacy_logprobs(&app, &text.tokens, &mut 0)),
             text: lead.cloned().unwrap_or_default() + &text.text,
             finish_reason: finish_reason(text.reason.unwrap_or(FinishReason::Length)),
         }
@@ -211,6 +208,14 @@ fn prepare(
             "best_of",
             "best_of can only be what n is; ask for n texts and choose yourself",
         ));
+    }
+    if request.echo.unwrap_or(false) && request.logprobs.is_some() {
+        return Err(ApiError::field(
+            "logprobs",
+            "probabilities are reported of the tokens that are written, not of the prompt's: leave out \
+             \"echo\" or \"logprobs\"",
+        )
+        .code("unsupported"));
     }
     let settings = Wishes {
         answers: request.n,
@@ -285,6 +290,7 @@ fn prepare(
         },
     };
     let prepared = Prepared {
+        cached: 0,
         prompts,
         settings,
         toolbox: None,
@@ -376,7 +382,6 @@ impl Protocol for Chunks {
         for answer in 0..self.offsets.len() {
             if let Some(lead) = self.echoed.get(answer / self.per_prompt) {
                 out.push(self.choice(answer, lead, None, None));
-                self.offsets[answer] = lead.chars().count();
             }
         }
     }

@@ -91,13 +91,10 @@ fn tokens(app: &App, request: &TokenizeRequest) -> Result<TokenizeResponse, ApiE
                 false => tokens,
             }
         }
-        (None, Some(messages)) => prompt::chat(
-            engine,
-            app.specials(),
-            messages,
-            &TemplateExtras::default(),
-            None,
-        )?,
+        (None, Some(messages)) => {
+            let extras = TemplateExtras::default();
+            prompt::chat(engine, app.specials(), messages, &extras, None)?.tokens
+        }
         _ => {
             return Err(ApiError::wrong(
                 "give either \"content\" (a text) or \"messages\" (a conversation)",

@@ -42,7 +42,7 @@ impl Contexts {
         let job = Job(Arc::new(Notify::new()));
         // Its record is written before that of the end of the job.
         let _recording = self.record_alone();
-        self.with(id, |entry| {
+        let before = self.with(id, |entry| {
             if entry.job.is_some() {
                 return Err(ApiError::conflict(
                     "the context is being read; go on when it is ready, or cancel that first",
@@ -66,6 +66,11 @@ impl Contexts {
                 return Err(longview::EngineError::DoesNotFit(Box::new(plan)).into());
             }
             let permit = app.enter(tokens.len(), Priority::Normal)?;
+            // The engine has its context from now on.
+            let before = match entry.context {
+                Some(_) => self.record(app, id, entry, None),
+                None => None,
+            };
             let start = match (entry.context.take(), &entry.made) {
                 (None, _) => Start::Nothing,
                 (Some(context), None) => Start::Beginning(context),
@@ -87,11 +92,11 @@ impl Contexts {
             entry.status = Status::Queued;
             entry.error = None;
             entry.tell();
-            Ok(())
+            Ok(before)
         })?;
         // From now on its text survives whatever ends the process. What stands in the way is told when it is
         // saved by name.
-        let _ = self.write_record(app, id);
+        let _ = self.write_record(app, id, before);
         let contexts = Arc::clone(self);
         let following = tokio::spawn(follow(app.clone(), contexts, id.to_owned(), inbox, job));
         let mut jobs = lock(&self.following);

@@ -43,7 +43,7 @@ impl Contexts {
                 entry.open(app, &self.tenant);
                 Ok(())
             })?;
-            if !self.write_record(app, &id)? {
+            if !self.write_record(app, &id, None)? {
                 return Ok(false);
             }
         }
@@ -54,17 +54,20 @@ impl Contexts {
     }
 
     /// Writes the record of a context as it is known now, with all its text, whether or not it is read;
-    /// whoever calls it has [`Contexts::record_alone`]. `false` when contexts are not kept here.
-    pub(super) fn write_record(&self, app: &App, id: &str) -> Result<bool, ApiError> {
+    /// whoever calls it has [`Contexts::record_alone`]. What is read of one that is with the engine is what
+    /// `before` says, or the record that is there. `false` when contexts are not kept here.
+    pub(super) fn write_record(
+        &self,
+        app: &App,
+        id: &str,
+        before: Option<Record>,
+    ) -> Result<bool, ApiError> {
         let (Some(records), Some(_)) = (&self.records, self.tenant.origins()) else {
             return Ok(false);
         };
         let is_away = self.with(id, |entry| Ok(entry.is_away()))?;
-        let before = is_away.then(|| records.load(id).ok()).flatten();
-        let record = self.with(id, |entry| {
-            let origin = self.origin(app, entry.planned(app))?;
-            Ok(entry.record(id, origin, before))
-        })?;
+        let before = before.or_else(|| is_away.then(|| records.load(id).ok()).flatten());
+        let record = self.with(id, |entry| Ok(self.record(app, id, entry, before)))?;
         let Some(record) = record else {
             return Ok(false);
         };
@@ -175,6 +178,18 @@ impl Contexts {
 
     fn records(&self) -> Result<&Records, ApiError> {
         self.records.as_ref().ok_or_else(not_kept)
+    }
+
+    /// The record of an entry as it is now; see [`Entry::record`].
+    pub(super) fn record(
+        &self,
+        app: &App,
+        id: &str,
+        entry: &Entry,
+        before: Option<Record>,
+    ) -> Option<Record> {
+        let origin = self.origin(app, entry.planned(app)).ok()?;
+        entry.record(id, origin, before)
     }
 
     /// What contexts planned for `tokens` tokens are found by.

@@ -157,27 +157,19 @@ impl Toolbox {
 
     /// The schema of one call, where one must be made.
     pub(crate) fn forced(&self) -> Option<Value> {
-        let of_tool = |tool: &Tool| {
-            json!({
-                "type": "object",
-                "properties": {
-                    "name": { "const": tool.name },
-                    "arguments": tool.parameters,
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": false,
-            })
-        };
         match &self.choice {
             Choice::Auto => None,
-            Choice::Required => Some(json!({
-                "anyOf": self.tools.iter().map(of_tool).collect::<Vec<_>>()
-            })),
+            Choice::Required => Some(json!({ "anyOf": self.calls() })),
             Choice::Named(name) => {
                 let tool = self.tools.iter().find(|tool| tool.name == *name)?;
-                Some(of_tool(tool))
+                Some(tool.call())
             }
         }
+    }
+
+    /// Schemas of a call of each function.
+    pub(crate) fn calls(&self) -> Vec<Value> {
+        self.tools.iter().map(Tool::call).collect()
     }
 
     /// Reads calls out of an answer.
@@ -187,6 +179,19 @@ impl Toolbox {
 }
 
 impl Tool {
+    /// The schema of a call, in a form that is read whatever the model's own.
+    fn call(&self) -> Value {
+        json!({
+            "type": "object",
+            "properties": {
+                "name": { "const": self.name },
+                "arguments": self.parameters,
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": false,
+        })
+    }
+
     fn new(at: usize, tool: &Value) -> Result<Tool, ApiError> {
         let wrong = |field: &str, what: &str| {
             ApiError::field(format!("tools[{at}]{field}"), format!("tool {at} {what}"))

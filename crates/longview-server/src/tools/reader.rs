@@ -240,7 +240,7 @@ fn may_name(text: &str) -> bool {
 fn inside(text: &str, names: &[String]) -> Option<Vec<Call>> {
     let text = text.trim();
     if let Some(rest) = text.strip_prefix("<function=") {
-        return Some(vec![function_tags(rest)?]);
+        return Some(vec![function_tags(rest, names)?]);
     }
     objects(text, names)
 }
@@ -254,8 +254,9 @@ fn whole(text: &str, names: &[String]) -> Option<Vec<Call>> {
     if let Some(rest) = text.strip_prefix(MISTRAL) {
         let rest = rest.trim();
         if let Some((name, arguments)) = rest.split_once("[ARGS]") {
+            let name = known(name, names)?;
             let arguments: Value = serde_json::from_str(arguments.trim()).ok()?;
-            return Some(vec![Call::new(name.trim(), &arguments)]);
+            return Some(vec![Call::new(name, &arguments)]);
         }
         return objects(rest, names);
     }
@@ -299,10 +300,7 @@ fn object(value: &Value, names: &[String]) -> Option<Call> {
         Some(inner @ Value::Object(_)) => inner,
         _ => value,
     };
-    let name = function.get("name")?.as_str()?;
-    if !names.iter().any(|known| known == name) {
-        return None;
-    }
+    let name = known(function.get("name")?.as_str()?, names)?;
     let empty = Value::Object(Map::new());
     let arguments = function
         .get("arguments")
@@ -312,8 +310,9 @@ fn object(value: &Value, names: &[String]) -> Option<Call> {
 }
 
 /// `NAME><parameter=KEY>VALUE</parameter>…</function>`; values that are JSON are taken as such.
-fn function_tags(text: &str) -> Option<Call> {
+fn function_tags(text: &str, names: &[String]) -> Option<Call> {
     let (name, mut rest) = text.split_once('>')?;
+    let name = known(name, names)?;
     let mut arguments = Map::new();
     while let Some((_, after)) = rest.split_once("<parameter=") {
         let (key, after) = after.split_once('>')?;
@@ -324,7 +323,13 @@ fn function_tags(text: &str) -> Option<Call> {
         arguments.insert(key.trim().to_owned(), parsed);
         rest = after;
     }
-    Some(Call::new(name.trim(), &Value::Object(arguments)))
+    Some(Call::new(name, &Value::Object(arguments)))
+}
+
+/// A name without the spaces around it, where it is one of `names`.
+fn known<'a>(name: &'a str, names: &[String]) -> Option<&'a str> {
+    let name = name.trim();
+    names.iter().any(|known| known == name).then_some(name)
 }
 
 #[cfg(test)]
@@ -413,6 +418,16 @@ mod tests {
             (
                 "```python\nprint(1)\n```",
                 "```python\nprint(1)\n```",
+                vec![],
+            ),
+            (
+                "<tool_call><function=robbery></function></tool_call>",
+                "<tool_call><function=robbery></function></tool_call>",
+                vec![],
+            ),
+            (
+                "[TOOL_CALLS]robbery[ARGS]{}",
+                "[TOOL_CALLS]robbery[ARGS]{}",
                 vec![],
             ),
             ("[1] weather is weather", "[1] weather is weather", vec![]),

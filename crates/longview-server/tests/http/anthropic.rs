@@ -64,6 +64,39 @@ fn anthropics_protocol_is_spoken() {
     let delta = events[events.len() - 2].json();
     assert_eq!(delta["delta"]["stop_reason"], "end_turn");
     assert_eq!(all(&delta["usage"]), all(usage));
+    // The first event says of the prompt what the last does.
+    let begun = events[0].json()["message"]["usage"].clone();
+    for name in ["input_tokens", "cache_read_input_tokens"] {
+        assert_eq!(begun[name], delta["usage"][name], "{name}");
+    }
+
+    // A breakpoint on what a function gave: all up to there is cached, its definition included, and the prompt
+    // is the same as without.
+    let agent = |control: Value| {
+        json!({
+            "max_tokens": 2,
+            "tools": [{ "name": "look_up", "description": words(5, 40), "input_schema": { "type": "object" } }],
+            "messages": [
+                { "role": "user", "content": QUESTION },
+                { "role": "assistant", "content": [
+                    { "type": "tool_use", "id": "t1", "name": "look_up", "input": { "place": "harbor" } }
+                ] },
+                { "role": "user", "content": [
+                    { "type": "tool_result", "tool_use_id": "t1", "content": words(6, 60), "cache_control": control }
+                ] }
+            ]
+        })
+    };
+    let plain = server
+        .post("/v1/messages/count_tokens", &agent(Value::Null))
+        .good();
+    let marked = server
+        .post("/v1/messages", &agent(json!({ "type": "ephemeral" })))
+        .good();
+    let usage = &marked["usage"];
+    assert_eq!(plain["input_tokens"].as_u64(), Some(all(usage)));
+    let rest = count(usage, "input_tokens");
+    assert!((1..16).contains(&rest), "{usage}");
 
     let mut stopped = request.clone();
     stopped["stop_sequences"] = json!(["never", " of the"]);

@@ -217,8 +217,7 @@ fn a_context_that_is_being_read_survives_a_crash_and_an_end() {
     let create = json!({ "text": DOCUMENT, "label": "harbor", "title": "A harbor" });
     server.post("/v1/contexts", &create).good();
     let begun = settled(&server, "harbor")["tokens"].clone();
-    let more =
-        json!({ "text": "The sea was grey and the gulls were loud that day. ".repeat(1500) });
+    let more = json!({ "text": "The sea was grey and the gulls were loud that day. ".repeat(700) });
     let grown = server.post("/v1/contexts/harbor/append", &more).good();
     let total = &grown["tokens"];
     // Whatever ends the process now.

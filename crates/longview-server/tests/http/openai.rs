@@ -3,7 +3,7 @@
 use longview::{Control, GenerateOptions, Specials};
 use serde_json::json;
 
-use crate::support::{QUESTION, Running, ask, engine, text, with, words};
+use crate::support::{ANSWER, QUESTION, Running, ask, engine, text, with, words};
 
 #[test]
 fn questions_are_answered_alike_streamed_or_not() {
@@ -185,6 +185,25 @@ fn stops_probabilities_and_biases_do_what_they_say() {
     );
     let answer = server.post("/v1/chat/completions", &biased).good();
     assert!(!text(&answer).starts_with("The"), "{}", text(&answer));
+    // Forbidding the only one that is left is the request's fault.
+    let decode = format!("top-k(1), logit-bias({id}=-inf)");
+    let nothing = with(ask(question), json!({ "longview": { "decode": decode } }));
+    let refused = server.post("/v1/chat/completions", &nothing);
+    assert_eq!(
+        (refused.status, refused.json()["error"]["code"].as_str()),
+        (400, Some("no_token_left"))
+    );
+    // All of an answer's tokens, and not the one that says that it is over.
+    let whole = with(ask(question), json!({ "logprobs": true }));
+    let answer = server.post("/v1/chat/completions", &whole).good();
+    let tokens = answer["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .unwrap();
+    let joined: String = tokens
+        .iter()
+        .map(|one| one["token"].as_str().unwrap())
+        .collect();
+    assert_eq!(joined.trim_start(), ANSWER);
     let back = server
         .post("/detokenize", &json!({ "tokens": first["tokens"] }))
         .good();

@@ -68,6 +68,13 @@ fn wrong_requests_are_told_what_to_do() {
         ),
         (
             "/v1/completions",
+            json!({ "prompt": "x", "echo": true, "logprobs": 1 }),
+            400,
+            "not of the prompt's",
+            Some("logprobs"),
+        ),
+        (
+            "/v1/completions",
             json!({ "prompt": vec!["x"; 20], "n": 7 }),
             400,
             "140 texts",

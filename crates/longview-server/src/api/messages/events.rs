@@ -16,6 +16,8 @@ pub(super) struct Events {
     counts: Counts,
     block: Block,
     index: usize,
+    /// Whether the message has begun.
+    begun: bool,
     /// Why the text ended, and the stop string that ended it.
     ended: (&'static str, Option<String>),
     progress: bool,
@@ -45,9 +47,32 @@ impl Events {
             counts,
             block: Block::None,
             index: 0,
+            begun: false,
             ended: (stop_reason(FinishReason::Length, 0), None),
             progress,
         }
+    }
+
+    /// Begins the message, as soon as it is known how much of its prompt was taken over.
+    fn start_message(&mut self, reused: usize, out: &mut Vec<Message>) {
+        if std::mem::replace(&mut self.begun, true) {
+            return;
+        }
+        let start = json!({
+            "type": "message_start",
+            "message": {
+                "id": self.id,
+                "type": "message",
+                "role": "assistant",
+                "model": self.model,
+                "content": [],
+                "stop_reason": null,
+                "stop_sequence": null,
+                "usage": self.counts.usage(reused, 0),
+            },
+        });
+        out.push(Message::typed("message_start", &start));
+        out.push(Message::typed("ping", &json!({ "type": "ping" })));
     }
 
     fn close(&mut self, out: &mut Vec<Message>) {
@@ -73,22 +98,10 @@ impl Events {
 }
 
 impl Protocol for Events {
-    fn begin(&mut self, out: &mut Vec<Message>) {
-        let start = json!({
-            "type": "message_start",
-            "message": {
-                "id": self.id,
-                "type": "message",
-                "role": "assistant",
-                "model": self.model,
-                "content": [],
-                "stop_reason": null,
-                "stop_sequence": null,
-                "usage": { "input_tokens": self.counts.prompt, "output_tokens": 0 },
-            },
-        });
-        out.push(Message::typed("message_start", &start));
-        out.push(Message::typed("ping", &json!({ "type": "ping" })));
+    fn begin(&mut self, _out: &mut Vec<Message>) {}
+
+    fn started(&mut self, reused: usize, out: &mut Vec<Message>) {
+        self.start_message(reused, out);
     }
 
     fn progress(&mut self, reused: usize, done: usize, total: usize, out: &mut Vec<Message>) {
@@ -140,6 +153,7 @@ impl Protocol for Events {
     }
 
     fn end(&mut self, total: &Total, meta: &Meta, out: &mut Vec<Message>) {
+        self.start_message(total.sum.reused_tokens, out);
         let (reason, stop) = &self.ended;
         let delta = json!({
             "type": "message_delta",
@@ -147,7 +161,7 @@ impl Protocol for Events {
                 "stop_reason": reason,
                 "stop_sequence": stop,
             },
-            "usage": usage(total, self.counts.breakpoint, meta),
+            "usage": usage(total, &self.counts, meta),
             "longview": total.report(meta),
         });
         out.push(Message::typed("message_delta", &delta));
@@ -170,17 +184,23 @@ pub(super) fn stop_reason(reason: FinishReason, calls: usize) -> &'static str {
     }
 }
 
-/// Tokens as Anthropic counts: those read from the cache and those written up to a breakpoint apart
-/// from the rest.
-pub(super) fn usage(total: &Total, breakpoint: usize, meta: &Meta) -> Value {
-    let sum = &total.sum;
-    let created = breakpoint.saturating_sub(sum.reused_tokens);
-    let mut usage = json!({
-        "input_tokens": sum.prompt_tokens.saturating_sub(sum.reused_tokens + created),
-        "cache_creation_input_tokens": created,
-        "cache_read_input_tokens": sum.reused_tokens,
-        "output_tokens": sum.generated_tokens,
-    });
+impl Counts {
+    /// Tokens as Anthropic counts: those read from the cache and those written up to a breakpoint apart
+    /// from the rest.
+    fn usage(&self, reused: usize, written: usize) -> Value {
+        let created = self.breakpoint.saturating_sub(reused);
+        json!({
+            "input_tokens": self.prompt.saturating_sub(reused + created),
+            "cache_creation_input_tokens": created,
+            "cache_read_input_tokens": reused,
+            "output_tokens": written,
+        })
+    }
+}
+
+/// The same of an answer that is complete.
+pub(super) fn usage(total: &Total, counts: &Counts, meta: &Meta) -> Value {
+    let mut usage = counts.usage(total.sum.reused_tokens, total.sum.generated_tokens);
     if meta.truncated > 0 {
         usage["truncated_tokens"] = meta.truncated.into();
     }

@@ -25,7 +25,7 @@ use crate::sse;
 use crate::tools::Piece;
 
 use events::{Counts, Events, stop_reason, usage};
-use turns::{Blocks, Turn, breakpoint, marked};
+use turns::{Blocks, Turn, cut_before, cut_in, is_breakpoint};
 
 /// A conversation to be gone on with.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -144,23 +144,26 @@ async fn answer(
     let extras = value.longview.clone().unwrap_or_default();
     let progress = extras.progress;
     let stream = value.stream.unwrap_or(false);
+    let one_call = value
+        .tool_choice
+        .as_ref()
+        .and_then(|choice| choice.get("disable_parallel_tool_use")?.as_bool());
     let conversation = value.conversation()?;
     let Begun {
         running,
         toolbox,
         more: counts,
     } = run::begin(app, tenancy, extras, move |app, tenancy, extras| {
-        let marked = marked(&conversation.messages);
         let prepared = conversation.prepare(app, tenancy, extras)?;
         let counts = Counts {
             prompt: prepared.prompt_tokens(),
-            breakpoint: breakpoint(app, &marked, &prepared.prompts[0].tokens),
+            breakpoint: prepared.cached,
         };
         Ok((prepared, counts))
     })
     .await?;
     let id = new_id("msg_");
-    let reading = || Reading::new(toolbox.as_ref());
+    let reading = || Reading::new(toolbox.as_ref()).at_most(one_call.map(|one| !one));
     if stream {
         let model = app.model().to_owned();
         let protocol = Events::new(id, model, counts, progress);
@@ -196,7 +199,7 @@ async fn answer(
         content,
         stop_reason: stop_reason(reason, reading.calls),
         stop_sequence: text.stop,
-        usage: usage(&total, counts.breakpoint, &meta),
+        usage: usage(&total, &counts, &meta),
         longview: total.report(&meta),
     };
     Ok(ignored.on(Json(response)))
@@ -212,15 +215,28 @@ impl MessagesRequest {
             );
         }
         let mut messages = Vec::new();
+        // Templates show tools in the system message or behind it, so a breakpoint at the end of either is
+        // where the conversation begins.
+        let mut ends_before = self.tools.iter().flatten().any(is_breakpoint);
         if let Some(system) = &self.system {
             let parts = system.parts("system")?;
+            ends_before |= parts
+                .last()
+                .is_some_and(|last| last.cache_control.is_some());
             messages.push(ChatMessage {
+                cut: cut_in(&parts),
                 content: Some(Content::Parts(parts)),
                 ..ChatMessage::new("system", "")
             });
         }
         for (at, turn) in self.messages.iter().enumerate() {
-            turn.add(at, &mut messages)?;
+            let first = messages.len();
+            let ends_in_call = turn.add(at, &mut messages)?;
+            if let Some(first) = messages.get_mut(first).filter(|_| ends_before) {
+                first.cut = first.cut.or_else(|| cut_before(first));
+                ends_before = false;
+            }
+            ends_before |= ends_in_call;
         }
         if self
             .messages
@@ -298,6 +314,9 @@ mod tests {
         }))
         .unwrap();
         let conversation = request.conversation().unwrap();
+        // The system message's breakpoint is where the conversation begins.
+        let cuts: Vec<_> = conversation.messages.iter().map(|m| m.cut).collect();
+        assert_eq!(cuts, [Some("Be brief.".len()), Some(0), None, None, None]);
         let roles: Vec<&str> = conversation
             .messages
             .iter()
@@ -310,6 +329,37 @@ mod tests {
             conversation.tool_choice.as_ref(),
         );
         assert!(toolbox.unwrap().unwrap().forced().is_some());
+    }
+
+    #[test]
+    fn breakpoints_on_tools_calls_and_results_are_found() {
+        let marked = json!({"type": "ephemeral"});
+        let cuts = |tools: Value, call: Value, result: Value| {
+            let mut blocks = [
+                json!({"type": "tool_use", "id": "t1", "name": "f", "input": {}}),
+                json!({"type": "tool_result", "tool_use_id": "t1", "content": " rain \n"}),
+            ];
+            for (block, control) in blocks.iter_mut().zip([call, result]) {
+                block["cache_control"] = control;
+            }
+            let [call, result] = blocks;
+            let request: MessagesRequest = serde_json::from_value(json!({
+                "messages": [
+                    {"role": "user", "content": " x"},
+                    {"role": "assistant", "content": [call]},
+                    {"role": "user", "content": [result]},
+                ],
+                "tools": [{"name": "f", "cache_control": tools}],
+            }))
+            .unwrap();
+            let messages = request.conversation().unwrap().messages;
+            messages.iter().map(|m| m.cut).collect::<Vec<_>>()
+        };
+        let none = || Value::Null;
+        assert_eq!(cuts(none(), none(), none()), [None, None, None]);
+        assert_eq!(cuts(marked.clone(), none(), none()), [Some(1), None, None]);
+        assert_eq!(cuts(none(), marked.clone(), none()), [None, None, Some(1)]);
+        assert_eq!(cuts(none(), none(), marked), [None, None, Some(5)]);
     }
 
     #[test]

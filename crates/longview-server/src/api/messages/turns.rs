@@ -4,9 +4,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::app::App;
 use crate::error::ApiError;
-use crate::prompt::{self, ChatMessage, Content, Part, TemplateExtras};
+use crate::prompt::{ChatMessage, Content, Part};
 
 /// One turn.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -26,8 +25,9 @@ pub(crate) enum Blocks {
 }
 
 impl Turn {
-    /// Adds what it says to a conversation: results of calls are messages of their own.
-    pub(super) fn add(&self, at: usize, messages: &mut Vec<ChatMessage>) -> Result<(), ApiError> {
+    /// Adds what it says to a conversation: results of calls are messages of their own. Returns whether the
+    /// last breakpoint in it is a call, which has no place in a message's text.
+    pub(super) fn add(&self, at: usize, messages: &mut Vec<ChatMessage>) -> Result<bool, ApiError> {
         let param = format!("messages[{at}]");
         if !matches!(self.role.as_str(), "user" | "assistant") {
             return Err(ApiError::field(
@@ -41,14 +41,18 @@ impl Turn {
         let blocks = match &self.content {
             Blocks::Text(text) => {
                 messages.push(ChatMessage::new(&self.role, text));
-                return Ok(());
+                return Ok(false);
             }
             Blocks::List(blocks) => blocks,
         };
         let (mut parts, mut calls) = (Vec::new(), Vec::new());
+        let mut ends_in_call = false;
         for (block_at, block) in blocks.iter().enumerate() {
             let param = format!("{param}.content[{block_at}]");
             let field = |name: &str| block.get(name).and_then(Value::as_str);
+            if is_breakpoint(block) {
+                ends_in_call = field("type") == Some("tool_use");
+            }
             match field("type") {
                 Some("tool_use") => calls.push(json!({
                     "id": field("id"),
@@ -73,8 +77,10 @@ impl Turn {
                             ));
                         }
                     };
+                    let is_breakpoint = is_breakpoint(block);
                     messages.push(ChatMessage {
                         tool_call_id: field("tool_use_id").map(str::to_owned),
+                        cut: is_breakpoint.then(|| cut_behind(&text)).flatten(),
                         ..ChatMessage::new("tool", text)
                     });
                 }
@@ -85,12 +91,13 @@ impl Turn {
         }
         if !parts.is_empty() || !calls.is_empty() {
             messages.push(ChatMessage {
+                cut: cut_in(&parts),
                 content: Some(Content::Parts(parts)),
                 tool_calls: Some(calls).filter(|calls| !calls.is_empty()),
                 ..ChatMessage::new(&self.role, "")
             });
         }
-        Ok(())
+        Ok(ends_in_call)
     }
 }
 
@@ -120,25 +127,33 @@ fn parts_of(blocks: &[Value], param: &str) -> Result<Vec<Part>, ApiError> {
     blocks.iter().enumerate().map(part).collect()
 }
 
-/// Messages up to the one with the last `cache_control` breakpoint.
-pub(super) fn marked(messages: &[ChatMessage]) -> Vec<ChatMessage> {
-    let marked = |message: &ChatMessage| match &message.content {
-        Some(Content::Parts(parts)) => parts.iter().any(|part| part.cache_control.is_some()),
-        _ => false,
-    };
-    let count = messages.iter().rposition(marked).map_or(0, |last| last + 1);
-    messages[..count].to_vec()
+/// Whether a block, or the definition of a tool, is a breakpoint.
+pub(super) fn is_breakpoint(block: &Value) -> bool {
+    block
+        .get("cache_control")
+        .is_some_and(|control| !control.is_null())
 }
 
-/// How many of a prompt's `tokens` are those of its first messages, `marked`.
-pub(super) fn breakpoint(app: &App, marked: &[ChatMessage], tokens: &[u32]) -> usize {
-    if marked.is_empty() {
-        return 0;
-    }
-    // A template that refuses half a conversation tells nothing; then nothing is counted.
-    let extras = TemplateExtras::default();
-    let head = prompt::chat(app.engine(), app.specials(), marked, &extras, None);
-    let head = head.unwrap_or_default();
-    let common = head.iter().zip(tokens).take_while(|(a, b)| a == b);
-    common.count()
+/// Where in the joined text of `parts` the last breakpoint is, at its end or before the spaces there, which
+/// templates cut off.
+pub(super) fn cut_in(parts: &[Part]) -> Option<usize> {
+    let last = parts
+        .iter()
+        .rposition(|part| part.cache_control.is_some())?;
+    let texts = parts[..=last]
+        .iter()
+        .filter_map(|part| part.text.as_deref());
+    cut_behind(&texts.collect::<String>())
+}
+
+fn cut_behind(text: &str) -> Option<usize> {
+    // What is empty must stay so for the template.
+    Some(text.trim_end().len()).filter(|&end| end > 0)
+}
+
+/// Where a message begins: the cut of what stands before it, where that has no text of its own.
+pub(super) fn cut_before(message: &ChatMessage) -> Option<usize> {
+    let text = message.content.as_ref()?.text("").ok()?;
+    let start = text.len() - text.trim_start().len();
+    (start < text.len()).then_some(start)
 }
