@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use longview_kv::KvType;
+use longview_kv::{KvForms, KvType};
 use longview_methods::{Method, MethodError, Methods, Stage, registry};
 
 use crate::error::EvalError;
@@ -131,19 +131,31 @@ impl Setup {
             .into()
     }
 
-    /// The same with streaming-llm and with random instead of its keep method, at its budget; none
-    /// where it has no keep method with a budget.
-    pub(crate) fn floors(&self) -> Vec<Setup> {
-        let Some(keep) = self.methods.keep() else {
-            return Vec::new();
+    /// What holds as many bytes with less thought: the same with streaming-llm and with random instead of its
+    /// keep method, at its budget; and those two over the usual form where all it has is a form, of which
+    /// `share_of` says how much it takes of that. None where neither is bounded.
+    pub(crate) fn floors(&self, share_of: &dyn Fn(KvForms) -> f64) -> Vec<Setup> {
+        let (budget, replaced) = match (self.methods.keep(), self.methods.kv_forms()) {
+            (Some(keep), _) => {
+                let Some((_, rest)) = keep.text.split_once("budget=") else {
+                    return Vec::new();
+                };
+                let budget = &rest[..rest.find([',', ')']).unwrap_or(rest.len())];
+                (budget.to_owned(), Stage::Keep)
+            }
+            (None, Some(forms)) => {
+                // Whole tenths of a per cent, so that floors never hold more.
+                let tenths = (share_of(forms) * 1000.0).floor();
+                if !(1.0..1000.0).contains(&tenths) {
+                    return Vec::new();
+                }
+                (format!("{}%", tenths / 10.0), Stage::Store)
+            }
+            (None, None) => return Vec::new(),
         };
-        let Some((_, rest)) = keep.text.split_once("budget=") else {
-            return Vec::new();
-        };
-        let budget = &rest[..rest.find([',', ')']).unwrap_or(rest.len())];
         let others: Vec<String> = STAGES
             .into_iter()
-            .filter(|&stage| stage != Stage::Keep)
+            .filter(|&stage| stage != replaced)
             .filter_map(|stage| Some(format!("+{stage}={}", self.chosen(stage)?)))
             .collect();
         let floor = |name: &str| {
@@ -350,7 +362,11 @@ mod tests {
     #[test]
     fn floors_have_the_budget_of_what_they_stand_beside() {
         let setup = Setup::parse("snapkv(budget=12%)+store=q8").unwrap();
-        let floors: Vec<String> = setup.floors().iter().map(Setup::to_string).collect();
+        let floors: Vec<String> = setup
+            .floors(&|_| 0.5)
+            .iter()
+            .map(Setup::to_string)
+            .collect();
         assert_eq!(floors.len(), 2, "{floors:?}");
         assert!(floors[0].starts_with("streaming-llm(") && floors[1].starts_with("random("));
         for floor in &floors {
@@ -359,7 +375,19 @@ mod tests {
                 "{floor}"
             );
         }
-        assert!(Setup::parse("q8").unwrap().floors().is_empty());
+        let of_form = |share: f64| -> Vec<String> {
+            let floors = Setup::parse("q8").unwrap().floors(&|_| share);
+            floors.iter().map(Setup::to_string).collect()
+        };
+        let floors = of_form(0.53159);
+        assert_eq!(floors.len(), 2, "{floors:?}");
+        for floor in &floors {
+            assert!(
+                floor.contains("budget=53.1%") && !floor.contains("q8"),
+                "{floor}"
+            );
+        }
+        assert!(of_form(2.0).is_empty() && Setup::dense().floors(&|_| 0.5).is_empty());
     }
 
     #[test]

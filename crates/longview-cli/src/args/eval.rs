@@ -33,8 +33,8 @@ pub(crate) struct EvalTasksArgs {
           value_delimiter = ',')]
     pub(crate) lengths: Vec<usize>,
 
-    /// The methods compared with the dense path; beside keep methods also streaming-llm and random
-    /// with the same budget. Methods of several stages are joined by +, as in
+    /// The methods compared with the dense path; beside keep methods and forms of keys and values also
+    /// streaming-llm and random with as many bytes. Methods of several stages are joined by +, as in
     /// store=q8 or keep=NAME(budget=10%)+store=q8; the stage may be left out where its name is single
     #[arg(long, value_name = "A,B…")]
     pub(crate) methods: Vec<String>,

@@ -8,7 +8,7 @@ mod text;
 use std::time::Duration;
 
 use longview_engine::{Control, Engine};
-use longview_kv::Context;
+use longview_kv::{Context, KvForms};
 
 use crate::draw::seed_of;
 use crate::error::EvalError;
@@ -172,12 +172,18 @@ impl Material {
 }
 
 impl Plan {
-    /// Puts beside every setup with a keep method streaming-llm and random with the same budget, which
-    /// hold as many bytes.
-    pub fn beside_floors(&mut self) {
+    /// Puts beside every setup with a keep method streaming-llm and random with the same budget, and beside
+    /// every other form of keys and values those two with the bytes that it takes at the first length.
+    pub fn beside_floors(&mut self, engine: &Engine) {
+        let tokens = self.lengths.first().copied().unwrap_or(1);
+        let bytes = |forms: KvForms| {
+            let layout = engine.model().blueprint().kv_layout(forms);
+            layout.context_bytes(tokens, 1) as f64
+        };
+        let usual = bytes(engine.kv_forms());
         let mut all: Vec<Setup> = Vec::new();
         for setup in std::mem::take(&mut self.setups) {
-            let floors = setup.floors();
+            let floors = setup.floors(&|forms| bytes(forms) / usual);
             for setup in std::iter::once(setup).chain(floors) {
                 if !all.contains(&setup) {
                     all.push(setup);

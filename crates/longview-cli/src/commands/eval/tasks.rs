@@ -23,9 +23,10 @@ use crate::session::Session;
 /// Runs tasks and reports on them.
 pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
     // Everything that can be wrong with the request is found before the model is loaded.
-    let plan = plan(args)?;
+    let mut plan = plan(args)?;
     let material = material(args)?;
     let session = Session::open(&args.engine, &MethodArgs::default())?;
+    plan.beside_floors(&session.engine);
     let evaluation = Evaluation::new(&session.engine, &material, &plan).map_err(failed)?;
     if let Some(path) = &args.export {
         let count = export(&evaluation, path)?;
@@ -111,7 +112,7 @@ fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
     for text in &args.methods {
         setups.extend(Setup::parse_list(text).map_err(failed)?);
     }
-    let mut plan = Plan {
+    Ok(Plan {
         subjects,
         lengths: args.lengths.clone(),
         setups,
@@ -125,9 +126,7 @@ fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
         generate: args.generate,
         seed: args.seed,
         share: args.share,
-    };
-    plan.beside_floors();
-    Ok(plan)
+    })
 }
 
 fn material(args: &EvalTasksArgs) -> Result<Material, Failure> {
