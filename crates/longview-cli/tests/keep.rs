@@ -298,6 +298,35 @@ fn heads_are_found_and_keep_what_is_asked_for() {
 }
 
 #[test]
+fn a_conversation_that_is_repeated_holds_its_budget_turn_by_turn() {
+    let keep = "kvzip(budget=300, part=128, alloc=uniform)";
+    let lines = [
+        format!(
+            "{} The special magic number for olive wagon is 70127. {}",
+            story(150),
+            story(150)
+        ),
+        story(320),
+        "What is the special magic number for olive wagon?".to_owned(),
+    ]
+    .join("\n");
+    let args = ["chat", "--json", "-n", "24", "--keep", keep];
+    let json = longview_reading(&args, lines.as_bytes()).done().json();
+    let answers = json["answers"].as_array().unwrap();
+    let number = |turn: usize, name: &str| answers[turn]["keep"][name].as_u64().unwrap();
+    for turn in 0..3 {
+        assert_eq!(number(turn, "compactions"), turn as u64 + 1, "{json}");
+        // 8 heads; what was written since stays beside the budget.
+        let kept = number(turn, "pairs_kept");
+        assert!((8 * 300..=8 * (300 + 24)).contains(&kept), "{json}");
+    }
+    assert!(
+        answers[2]["answer"].as_str().unwrap().contains("70127"),
+        "{json}"
+    );
+}
+
+#[test]
 fn finished_tool_results_leave_a_conversation() {
     let chat = |keep: &str, lines: &str| {
         longview_reading(&["chat", "--json", "--keep", keep], lines.as_bytes())
