@@ -1,5 +1,6 @@
 //! Records of contexts: which of them someone wants kept, and under which name.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use longview::records::{Listed, Record, Records, Summary};
@@ -86,10 +87,10 @@ impl Saved {
         let _ = self.records.expire(SystemTime::now());
     }
 
-    /// The context called `name`, made under `origin`.
-    pub(crate) fn open(&self, name: &str, origin: &Origin) -> Result<Record, Failure> {
+    /// The context called `name`, made under one of `origins`.
+    pub(crate) fn open(&self, name: &str, origins: &[Arc<Origin>]) -> Result<Record, Failure> {
         let record = self.find(name)?;
-        self.check(&record, origin)?;
+        self.check(&record, origins)?;
         Ok(record)
     }
 
@@ -98,9 +99,9 @@ impl Saved {
         self.records.find(name).map_err(failure)
     }
 
-    /// Notes that a context is used, which must have been made under `origin`.
-    pub(crate) fn check(&self, record: &Record, origin: &Origin) -> Result<(), Failure> {
-        record.summary.check_origin(origin).map_err(failure)?;
+    /// Notes that a context is used, which must have been made under one of `origins`.
+    pub(crate) fn check(&self, record: &Record, origins: &[Arc<Origin>]) -> Result<(), Failure> {
+        record.summary.check_origins(origins).map_err(failure)?;
         self.records.touch(&record.summary.id, SystemTime::now());
         Ok(())
     }
@@ -113,21 +114,22 @@ impl Saved {
     }
 
     /// The context that is to be saved under `label` in place of the one that has it already, if one
-    /// has: `may_go_on` says whether what is about to be read under `origin` goes on with that.
+    /// has, made under one of `origins`: `may_go_on` says whether what is about to be read goes on with
+    /// that.
     ///
     /// # Errors
     /// When another context has the label, or none can.
     pub(crate) fn claim(
         &self,
         label: &str,
-        origin: &Origin,
+        origins: &[Arc<Origin>],
         may_go_on: impl FnOnce(&Record) -> bool,
     ) -> Result<Option<Record>, Failure> {
         let Some(record) = self.labelled(label)? else {
             return Ok(None);
         };
         let summary = &record.summary;
-        let what = match summary.check_origin(origin) {
+        let what = match summary.check_origins(origins) {
             Ok(()) if may_go_on(&record) => return Ok(Some(record)),
             Ok(()) => "with another text".to_owned(),
             Err(_) => format!("read by {} ({})", summary.model, summary.identity),

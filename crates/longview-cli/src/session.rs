@@ -7,6 +7,7 @@ use longview::methods::{Methods, Stage};
 use longview::models::ModelError;
 use longview::records::Record;
 use longview::text::TextError;
+use longview::tier::Origin;
 use longview::weights::WeightFile;
 use longview::{
     BLOCK_TOKENS, Context, Control, Engine, EngineError, EngineOptions, ModelSource,
@@ -314,6 +315,13 @@ impl Session {
         }
     }
 
+    /// What contexts are found by: those of longrope models with the rotary frequencies of short ones and
+    /// with those of long ones. None where nothing is kept.
+    pub(crate) fn origins(&self) -> Vec<Arc<Origin>> {
+        let own = self.engine.tenant("");
+        own.origins().map(|both| both.to_vec()).unwrap_or_default()
+    }
+
     /// The saved context in whose place `context` will be saved under `label`, as [`Saved::claim`]
     /// finds it: before the work, not after it.
     ///
@@ -329,7 +337,7 @@ impl Session {
             return Ok(None);
         };
         match (&self.saved, context.origin()) {
-            (Some(saved), Some(origin)) => saved.claim(label, origin, may_go_on),
+            (Some(saved), Some(_)) => saved.claim(label, &self.origins(), may_go_on),
             (Some(_), None) => Err(Failure::wrong(format!(
                 "no context can be called {label:?} here: under {} what is read is approximate from the \
                  start, and not kept",
@@ -365,7 +373,14 @@ impl Session {
         context: &Context,
     ) -> Result<(), Failure> {
         if let (Some(saved), Some(origin)) = (&self.saved, context.origin()) {
-            saved.check(record, origin)?;
+            saved.check(record, &self.origins())?;
+            if record.summary.check_origin(origin).is_err() {
+                self.notices.push(format!(
+                    "context {} was read with the rotary frequencies of contexts of another length than \
+                     this one is planned for, and is read anew with its own",
+                    record.summary.id
+                ));
+            }
         }
         if !record.summary.methods.is_empty() {
             self.notices.push(format!(

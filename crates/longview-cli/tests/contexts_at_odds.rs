@@ -242,6 +242,61 @@ fn a_context_of_another_model_is_refused_by_name() {
     run(keeping(&store, &ask)).done();
 }
 
+/// The reference model with rotary frequencies of their own for contexts of more than 256 tokens.
+fn longrope_model(folder: &Folder) -> String {
+    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
+        folder.write(
+            &format!("longrope/{name}"),
+            fs::read(needle.join(name)).unwrap(),
+        );
+    }
+    let config = fs::read(needle.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["original_max_position_embeddings"] = 256.into();
+    config["rope_scaling"] = serde_json::json!({
+        "type": "longrope", "short_factor": vec![1.0; 32], "long_factor": vec![1.25; 32],
+        "attention_factor": 1.0,
+    });
+    folder.write("longrope/config.json", config.to_string());
+    folder.path("longrope")
+}
+
+#[test]
+fn a_context_is_gone_on_with_under_the_other_set_of_rotary_frequencies() {
+    let folder = Folder::new();
+    let (store, model) = (folder.path("store"), longrope_model(&folder));
+    let json = |arguments: &[&str]| {
+        let flags = ["--json", "--model", &model];
+        run(keeping(&store, &[arguments, &flags].concat()))
+            .done()
+            .json()
+    };
+    let (short, long) = (story(120), story(400));
+    let saved = json(&["contexts", "save", "short", "--prompt", &short]);
+    let tokens = number(&saved, "tokens");
+    assert!((100..240).contains(&tokens), "{saved}");
+
+    // With room for an answer it is planned for more than the first set covers.
+    let greedy = ["-n", "200", "--temperature", "0"];
+    let on = json(&[&["run", "--load", "short"][..], &greedy].concat());
+    assert!(on["notices"].to_string().contains("rotary"), "{on}");
+    let anew = json(&[&["run", "--prompt", &short][..], &greedy].concat());
+    assert_eq!(on["generated_ids"], anew["generated_ids"]);
+
+    // One that was read with the other set is found when it has become shorter.
+    let saved = json(&["contexts", "save", "long", "--prompt", &long]);
+    assert!(number(&saved, "tokens") > 256, "{saved}");
+    for left in [200, 100] {
+        let cut = json(&["contexts", "truncate", "long", &left.to_string()]);
+        assert_eq!(number(&cut, "tokens"), left, "{cut}");
+    }
+}
+
 #[test]
 fn a_clock_that_was_ahead_loses_nothing() {
     let folder = Folder::new();

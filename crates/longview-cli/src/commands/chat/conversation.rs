@@ -126,10 +126,10 @@ impl Conversation {
             }
             (load, known) => load.as_ref().or(known),
         };
-        let (Some(name), Some(origin)) = (name, conversation.context.origin()) else {
+        let (Some(name), Some(_)) = (name, conversation.context.origin()) else {
             return Ok(conversation);
         };
-        let record = saved.open(name, origin)?;
+        let record = saved.open(name, &session.origins())?;
         Kind::Conversation.check(name, &record)?;
         let script: Script = serde_json::from_slice(&record.pieces).map_err(|error| {
             Failure::failed(format!(

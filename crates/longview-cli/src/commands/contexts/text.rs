@@ -153,10 +153,18 @@ pub(super) fn truncate(
     let Some(lookup) = lookup else {
         return Err(nothing_kept(None));
     };
-    let origin = lookup.origin(held)?;
-    record.summary.check_origin(origin).map_err(failure)?;
+    // It may have been planned for more than it holds, with the rotary frequencies of long contexts.
+    let longest = lookup.describe().context_length.max(held);
+    let mut planned = held;
+    if record.summary.check_origin(lookup.origin(held)?).is_err() {
+        planned = longest;
+        record
+            .summary
+            .check_origin(lookup.origin(longest)?)
+            .map_err(failure)?;
+    }
     record.tokens.truncate(args.tokens);
-    let kept = lookup.find(&record.tokens, held)?;
+    let kept = lookup.find(&record.tokens, planned)?;
     record.keys = kept.keys();
     record.summary.bytes = kept.kv_bytes();
     records.save(&record).map_err(failure)?;
