@@ -308,8 +308,8 @@ fn tasks_are_measured_beside_the_dense_path_and_reported() {
     ];
     let json = longview(&arguments).done().json();
     let listed = json["rows"].as_array().unwrap();
-    // Three cases, each under the dense path and q4.
-    assert_eq!(listed.len(), 6);
+    // Three cases, each under the dense path, q4, and two that hold as many bytes.
+    assert_eq!(listed.len(), 12);
     for row in listed {
         for field in ["task", "setup", "measure", "question"] {
             assert!(row[field].is_string(), "{field} in {row}");
@@ -324,8 +324,10 @@ fn tasks_are_measured_beside_the_dense_path_and_reported() {
         ] {
             assert!(row[field].is_number(), "{field} in {row}");
         }
+        // A floor may end its answer at once.
+        let is_floor = row["setup"].as_str().unwrap().contains("budget=");
         assert!(
-            row["decode_tokens_per_second"].as_f64() > Some(0.0),
+            is_floor || row["decode_tokens_per_second"].as_f64() > Some(0.0),
             "{row}"
         );
         assert!(
@@ -335,6 +337,11 @@ fn tasks_are_measured_beside_the_dense_path_and_reported() {
     }
     assert_eq!(listed[1]["methods"]["store"], "q4");
     assert!(listed[1]["bytes_held"].as_u64() < listed[0]["bytes_held"].as_u64());
+    for (floor, name) in [(2, "streaming-llm"), (3, "random")] {
+        assert!(listed[floor]["setup"].as_str().unwrap().starts_with(name));
+        let held = |row: usize| listed[row]["bytes_held"].as_f64().unwrap();
+        assert!((0.95..1.01).contains(&(held(floor) / held(1))), "{json}");
+    }
     for name in [
         "results.jsonl",
         "report.md",

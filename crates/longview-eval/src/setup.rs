@@ -144,7 +144,7 @@ impl Setup {
                 (budget.to_owned(), Stage::Keep)
             }
             (None, Some(forms)) => {
-                // Whole tenths of a per cent, so that floors never hold more.
+                // Whole tenths of a per cent; whole blocks on both sides make the rest of the difference.
                 let tenths = (share_of(forms) * 1000.0).floor();
                 if !(1.0..1000.0).contains(&tenths) {
                     return Vec::new();
