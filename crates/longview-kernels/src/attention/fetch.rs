@@ -29,6 +29,14 @@ impl<'a> Fetch<'a> {
         Fetch::of(&self.bytes[edge(from)..edge(to)])
     }
 
+    /// Asks for all of it now.
+    #[inline(always)]
+    pub(super) fn ask<L: Lanes>(self, l: L) {
+        for line in self.bytes.chunks(LINE) {
+            l.prefetch(line.as_ptr());
+        }
+    }
+
     /// Lines of cache.
     pub(super) fn lines(self) -> usize {
         self.bytes.len().div_ceil(LINE)

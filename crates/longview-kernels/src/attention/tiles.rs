@@ -116,9 +116,18 @@ pub(super) fn attend<L: Lanes>(
             if in_tile.is_empty() {
                 continue;
             }
-            // Every tile asks for its share.
-            let of_tile = |next| Fetch::of(next).part(tile, tile + 1, tiles);
-            let (next_k, next_v) = (of_tile(next_k), of_tile(next_v));
+            let (next_k, next_v) = match tile + 1 == tiles {
+                _ if many => {
+                    // Every tile asks for its share at once: it takes longer than that needs to come, and
+                    // its loops are those of converted numbers, of which there are more than lines.
+                    for next in [next_k, next_v] {
+                        Fetch::of(next).part(tile, tile + 1, tiles).ask(l);
+                    }
+                    (Fetch::NOTHING, Fetch::NOTHING)
+                }
+                true => (Fetch::of(next_k), Fetch::of(next_v)),
+                false => (Fetch::NOTHING, Fetch::NOTHING),
+            };
             // Products of codes take so little time that others take part in asking.
             let (of_scores, of_softmax) = match k.groups() {
                 Some(_) => (next_k.part(0, 1, 2), next_k.part(1, 2, 2)),
