@@ -2,7 +2,7 @@
 
 use super::element::{Brain, Byte, Convert, Half, Nibble, Single};
 use super::expand::Expand;
-use super::tiles;
+use super::keys::Keys;
 use super::{AttentionScratch, TILE_ROWS};
 use crate::Isa;
 use crate::lanes::{self, Kernel, Lanes, exp_scalar};
@@ -186,7 +186,7 @@ impl Kernel for ScorePage<'_> {
 
     #[inline(always)]
     fn lanes<L: Lanes>(self, l: L) {
-        let mut keys = tiles::Keys::new(l, self.geom, self.page_k, self.scratch, self.rows());
+        let mut keys = Keys::new(l, self.geom, self.page_k, self.scratch, self.rows());
         let per_tile = TILE_ROWS * self.geom.head_dim;
         for (q, scores) in self
             .q

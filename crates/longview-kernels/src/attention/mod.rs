@@ -12,6 +12,7 @@ mod expand;
 mod fetch;
 mod fixed;
 mod floats;
+mod keys;
 mod partials;
 mod scalar;
 mod scores;
