@@ -193,6 +193,7 @@ impl Session {
 
     /// Refuses methods that act on contexts in a command that has no use for them.
     pub(crate) fn refuse_acting(&self, command: &str) -> Result<(), Failure> {
+        self.refuse_shift(command)?;
         let acting = self.methods.acting();
         let keep = acting.keep.map(|keep| ("--keep", keep.text.clone()));
         let prefill = acting
@@ -213,7 +214,7 @@ impl Session {
         match self.methods.reuse() {
             Reuse::Prefix => Ok(()),
             Reuse::Shift { .. } => Err(Failure::wrong(format!(
-                "longview {command} has no use for --reuse {}: chat has",
+                "longview {command} has no use for --reuse {}: chat, serve and batch have",
                 self.methods.text(Stage::Reuse, self.engine.kv_type())
             ))),
         }

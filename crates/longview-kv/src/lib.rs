@@ -13,6 +13,7 @@ mod block;
 pub mod bundle;
 mod checkpoint;
 mod context;
+mod earlier;
 mod error;
 mod feed;
 mod forms;

@@ -155,6 +155,11 @@ impl Store {
         found
     }
 
+    /// Shows `visit` every block, wherever it is; one that is in several places once for each.
+    pub(crate) fn for_each(&self, visit: &mut dyn FnMut(&BlockInfo)) {
+        self.levels().for_each(|tier| tier.for_each(visit));
+    }
+
     /// Seconds that reading a whole block is expected to take; 0 from memory.
     pub(crate) fn seconds_to_read(&self, handle: &Handle) -> f64 {
         /// Assumed of a tier that was not read from yet: an ordinary disk.

@@ -159,6 +159,12 @@ pub(crate) fn text(app: &App) -> String {
         counts.reused_tokens as f64,
     );
     number(
+        "moved_tokens_total",
+        counter,
+        "Those of them moved from another place in a text, under reuse shift.",
+        counts.moved_tokens as f64,
+    );
+    number(
         "generated_tokens_total",
         counter,
         "Tokens generated.",

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use longview::keep::KeepReport;
+use longview::methods::Stage;
 use longview::read::ReadReport;
-use longview::schedule::{Ended, Goal, Observe, Request, Start, Summary};
-use longview::{AttentionPicture, ContextMethods, Engine, Explanation, FinishReason, ReuseEnd};
+use longview::schedule::{Ended, Goal, MovedText, Observe, Request, Start, Summary};
+use longview::{
+    AttentionPicture, ContextMethods, Engine, Explanation, FinishReason, Reuse, ReuseEnd,
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -195,6 +198,7 @@ fn start(
     }
     let methods = acting(engine, settings, extras, &mut meta)?;
     let observe = observed(extras, &methods)?;
+    let reuse = reused(engine, settings, extras, &methods, &mut meta)?;
     let mut requests = Vec::with_capacity(prompts.len());
     let mut answers = 0;
     let all = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
@@ -229,6 +233,13 @@ fn start(
                 .map_err(longview::EngineError::from)?;
             meta.explanation = Some(explained(app, &explanation));
         }
+        let moved = match reuse {
+            Reuse::Prefix => None,
+            Reuse::Shift { least_tokens } => Some(MovedText {
+                least_tokens,
+                earlier: engine.earlier_version(&tenancy.tenant, &prompt.tokens, planned)?,
+            }),
+        };
         let ear = inbox.ear(settings.detail, answers, Arc::clone(&permit));
         let own = settings.answers(limit - count, grammar);
         answers += own.len();
@@ -239,6 +250,7 @@ fn start(
             planned_tokens: planned,
             goal: Goal::Write(own),
             methods: methods.clone(),
+            moved,
             observe,
             priority: settings.priority,
             listener: Box::new(ear),
@@ -270,6 +282,48 @@ fn observed(extras: &Extras, methods: &ContextMethods) -> Result<Observe, ApiErr
         )
         .code("method_not_available")),
     }
+}
+
+/// What may be taken over from what was read before. Text moves only where nothing else acts on it.
+fn reused(
+    engine: &Engine,
+    settings: &Settings,
+    extras: &Extras,
+    methods: &ContextMethods,
+    meta: &mut Meta,
+) -> Result<Reuse, ApiError> {
+    let reuse = settings.methods.reuse();
+    if reuse == Reuse::Prefix || methods.is_nothing() && !settings.goes_on {
+        return Ok(reuse);
+    }
+    let text = |stage| settings.methods.text(stage, engine.kv_type());
+    let acts = |stage: &Stage| match stage {
+        Stage::Prefill => methods.prefill.is_some(),
+        Stage::Keep => methods.keep.is_some(),
+        Stage::Store => methods.store.is_some(),
+        Stage::Read => methods.read.is_some(),
+        Stage::Prompt | Stage::Reuse | Stage::Decode => false,
+    };
+    let others = Stage::ALL.into_iter().filter(acts);
+    let others: Vec<String> = others
+        .map(|stage| format!("{stage} {}", text(stage)))
+        .collect();
+    let why = format!(
+        "text cannot be moved in a context that {} acts on",
+        others.join(", ")
+    );
+    if extras.reuse.is_some() {
+        return Err(ApiError::field(
+            "longview.reuse",
+            format!("{why}; leave one of the two out, or ask for reuse prefix"),
+        )
+        .code("method_not_available"));
+    }
+    meta.methods.insert("reuse".to_owned(), "prefix".into());
+    meta.notices.push(format!(
+        "{why}: only what the prompt begins with is taken over"
+    ));
+    Ok(Reuse::Prefix)
 }
 
 /// The methods that act on the context of a request. A context that it names was read already.
@@ -463,6 +517,7 @@ impl Total {
         let sum = &mut self.sum;
         sum.prompt_tokens += summary.prompt_tokens;
         sum.reused_tokens += summary.reused_tokens;
+        sum.moved_tokens += summary.moved_tokens;
         sum.generated_tokens += summary.generated_tokens;
         sum.reread_tokens += summary.reread_tokens;
         sum.kv_bytes += summary.kv_bytes;
@@ -496,6 +551,7 @@ impl Total {
         let computed = sum.prompt_tokens.saturating_sub(sum.reused_tokens);
         let mut report = json!({
             "reused_tokens": sum.reused_tokens,
+            "moved_tokens": sum.moved_tokens,
             "computed_tokens": computed,
             "reread_tokens": sum.reread_tokens,
             "seconds_queued": sum.queued.as_secs_f64(),

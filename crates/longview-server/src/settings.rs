@@ -62,7 +62,8 @@ pub(crate) struct Extras {
     pub(crate) store: Option<String>,
     /// Which keys and values a decode step reads.
     pub(crate) read: Option<String>,
-    /// What may be taken over from what was read before.
+    /// What may be taken over from what was read before: `prefix`, which is exact, or `shift`, which also
+    /// moves text that stood elsewhere in an earlier version of the prompt and is approximate.
     pub(crate) reuse: Option<String>,
     /// How the next token is chosen, in place of temperature and its like.
     pub(crate) decode: Option<String>,
@@ -500,12 +501,16 @@ fn reads_a_file(app: &App, stage: Stage, text: &str) -> bool {
     resolved.iter().any(reads)
 }
 
-/// Whether each request chooses for itself. What is taken over from others, and what becomes of a text
-/// before it is read, is the server's affair.
+/// Whether each request chooses for itself. What becomes of a text before it is read is the server's affair.
 fn is_a_requests_own(stage: Stage) -> bool {
     match stage {
-        Stage::Prefill | Stage::Keep | Stage::Store | Stage::Read | Stage::Decode => true,
-        Stage::Prompt | Stage::Reuse => false,
+        Stage::Prefill
+        | Stage::Keep
+        | Stage::Store
+        | Stage::Read
+        | Stage::Reuse
+        | Stage::Decode => true,
+        Stage::Prompt => false,
     }
 }
 

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use longview::Engine;
 use longview::schedule::{Request, ScheduleCounts, ScheduleOptions, Scheduler, Step};
 
+use tokio::sync::oneshot;
+
 use crate::error::{ApiError, ServerError};
 
 /// How long an idle engine waits for requests that are being prepared beside the first, so that they are
@@ -35,6 +37,8 @@ enum Command {
     Submit(Box<Request>),
     /// End every request.
     CancelAll,
+    /// Let go of what no request needs, and say when that is done.
+    Forget(oneshot::Sender<()>),
     Stop,
 }
 
@@ -84,6 +88,13 @@ impl Worker {
     pub(crate) fn cancel_all(&self) {
         // When the thread has ended, so have they.
         let _ = self.send(Command::CancelAll);
+    }
+
+    /// Lets go of contexts that no request owns.
+    pub(crate) async fn forget(&self) -> Result<(), ApiError> {
+        let (tell, told) = oneshot::channel();
+        self.send(Command::Forget(tell))?;
+        told.await.map_err(|_| gone())
     }
 
     /// Ends the thread and waits for it.
@@ -138,6 +149,11 @@ fn run(
                     scheduler.submit(*request);
                 }
                 Ok(Command::CancelAll) => scheduler.cancel_all(),
+                Ok(Command::Forget(tell)) => {
+                    scheduler.forget();
+                    // Whoever asked may have gone.
+                    let _ = tell.send(());
+                }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
                     scheduler.cancel_all();
                     *lock(shown) = scheduler.counts();

@@ -37,6 +37,7 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     } else {
         Session::open_keeping(&args.engine, &args.methods, &args.store)?
     };
+    session.refuse_shift("ask")?;
     session.settle_decode(&args.generation, Fallback::Greedy)?;
     let vars = template_vars(session.engine.text(), &mut session.notices);
     let source = match (&args.load, documents) {

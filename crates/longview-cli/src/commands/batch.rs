@@ -46,7 +46,6 @@ pub(crate) fn run(args: &BatchArgs, format: Format) -> Result<(), Failure> {
     let mut engine = args.engine.clone();
     engine.memory = engine.memory.or_else(usual_memory);
     let session = Session::open_keeping(&engine, &args.methods, &args.store)?;
-    session.refuse_shift("batch")?;
     // Not before: a command that was refused leaves earlier answers as they were.
     let answers: Box<dyn Write> = match output.as_ref().map(Output::path) {
         None => Box::new(io::stdout()),

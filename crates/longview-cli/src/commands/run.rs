@@ -35,6 +35,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     } else {
         Session::open_keeping(&args.engine, &args.methods, &args.store)?
     };
+    session.refuse_shift("run")?;
     let recommended = session.recommended(&args.engine);
     session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
     let specials = if args.special_tokens {

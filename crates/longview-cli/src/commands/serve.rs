@@ -30,7 +30,6 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
     let memory = engine.memory.or_else(usual_memory);
     engine.memory = memory;
     let session = Session::open_keeping(&engine, &args.methods, &args.store)?;
-    session.refuse_shift("serve")?;
     let recommended = session.recommended(&engine);
     let contexts_folder = match session.store_place() {
         Some(StorePlace::Folder(folder)) => Some(folder.clone()),

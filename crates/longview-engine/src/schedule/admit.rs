@@ -6,7 +6,7 @@ use std::time::Instant;
 use longview_kv::BLOCK_TOKENS;
 
 use super::request::{Priority, Start, Update};
-use super::sequence::{Job, Kind, Sequence};
+use super::sequence::{Job, Sequence};
 use super::{RequestId, Scheduler};
 use crate::error::EngineError;
 
@@ -35,8 +35,11 @@ impl Scheduler {
             let (job, start) = (sequence.job, sequence.start());
             let opened = self
                 .open(&mut sequence)
-                .and_then(|()| self.share(&mut sequence));
-            if opened.is_ok() && self.has_room(&sequence) {
+                .and_then(|()| self.share(&mut sequence))
+                .and_then(|()| self.plan_moves(&mut sequence));
+            let has_room = opened.is_ok()
+                && (self.has_room(&sequence) || self.forget() && self.has_room(&sequence));
+            if has_room {
                 drop(start);
                 self.start(sequence);
                 continue;
@@ -102,22 +105,16 @@ impl Scheduler {
 
     /// The request that reads a prompt which begins like this one, beyond what is read of it.
     fn reader_for(&self, waiting: &Sequence) -> Option<RequestId> {
-        let Job {
-            tenant,
-            methods,
-            goes_on,
-            kind,
-            ..
-        } = &self.jobs[&waiting.job];
-        // What is read otherwise is found by nobody, and an embedding takes nothing over.
-        if *goes_on || !methods.reads_alike() || *kind == Kind::Embeds {
+        let own = &self.jobs[&waiting.job];
+        if !own.takes_over() {
             return None;
         }
         let reads_it = |running: &&Sequence| {
             let job = &self.jobs[&running.job];
             job.methods.reads_alike()
-                && job.tenant.id() == tenant.id()
+                && job.tenant.id() == own.tenant.id()
                 && running.is_reading()
+                && running.is_exact()
                 && waiting.can_take_over(running.context(), &self.engine)
                 && running.will_have(&waiting.tokens, self.worth_waiting_for(running))
         };
@@ -137,21 +134,14 @@ impl Scheduler {
     /// Begins a sequence that was opened as a fork of one that runs, where that holds more of its tokens than
     /// the store has in whole blocks: prompts part in the middle of a block.
     fn share(&mut self, sequence: &mut Sequence) -> Result<(), EngineError> {
-        let Job {
-            tenant,
-            methods,
-            goes_on,
-            kind,
-            ..
-        } = &self.jobs[&sequence.job];
-        let takes_over = methods.keep.is_none() && methods.reads_alike();
-        if !takes_over || *goes_on || *kind == Kind::Embeds {
+        let own = &self.jobs[&sequence.job];
+        if !own.takes_over() || own.methods.keep.is_some() {
             return Ok(());
         }
         let usable = &sequence.tokens[..sequence.tokens.len() - 1];
         let common = |running: &Sequence| {
             let job = &self.jobs[&running.job];
-            let serves = job.tenant.id() == tenant.id()
+            let serves = job.tenant.id() == own.tenant.id()
                 && running.is_plain(job)
                 && sequence.can_take_over(running.context(), &self.engine);
             match serves {
@@ -192,7 +182,9 @@ impl Scheduler {
                 job.started = Some(Instant::now());
                 job.summary.queued = job.arrived.elapsed();
                 job.summary.reused_tokens = held;
+                job.summary.moved_tokens = sequence.moves.tokens();
                 self.counts.reused_tokens += held as u64;
+                self.counts.moved_tokens += job.summary.moved_tokens as u64;
                 job.hear(Update::Started {
                     reused_tokens: held,
                 });

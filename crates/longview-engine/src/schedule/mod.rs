@@ -21,6 +21,7 @@
 //! Nothing here depends on time but the size of a slice, and results do not depend on that.
 
 mod admit;
+mod moved;
 mod pace;
 mod request;
 mod room;
@@ -36,12 +37,14 @@ use longview_kv::Wanted;
 use longview_models::{ModelError, Work};
 
 pub use request::{
-    AnswerOptions, Ended, Goal, Listener, Observe, Priority, Request, Start, Summary, Token, Update,
+    AnswerOptions, Ended, Goal, Listener, MovedText, Observe, Priority, Request, Start, Summary,
+    Token, Update,
 };
 
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::generate::FinishReason;
+use moved::Remembered;
 use pace::Pace;
 use sequence::{Job, Kind, NextChoice, Sequence};
 use shares::{Reader, Shares, cut};
@@ -67,6 +70,8 @@ pub struct Scheduler {
     /// In order of arrival; those that had to give way first.
     waiting: Vec<Sequence>,
     running: Vec<Sequence>,
+    /// Contexts with moved text, the last of them last.
+    remembered: Vec<Remembered>,
     pace: Pace,
     shares: Shares,
     next_id: RequestId,
@@ -88,6 +93,8 @@ pub struct ScheduleCounts {
     pub prompt_tokens: u64,
     /// Tokens of prompts taken over from work done before.
     pub reused_tokens: u64,
+    /// Those of them that were moved from another place in a text.
+    pub moved_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
     /// Times that a request gave its memory to others.
@@ -128,6 +135,7 @@ impl Scheduler {
             jobs: HashMap::new(),
             waiting: Vec::new(),
             running: Vec::new(),
+            remembered: Vec::new(),
             shares: Shares::default(),
             next_id: 0,
             counts: ScheduleCounts::default(),
@@ -211,6 +219,8 @@ impl Scheduler {
         }
         match self.compute(&plan) {
             Ok(()) => {}
+            // The pass is tried again without what nobody may ask for.
+            Err(error) if error.is_out_of_memory() && self.forget() => {}
             Err(error) if error.is_out_of_memory() && self.running.len() > 1 => self.preempt(error),
             Err(error) => self.fail_concerned(&plan, error),
         }
@@ -319,6 +329,11 @@ impl Scheduler {
             }
             if reads[at] {
                 self.counts.prompt_tokens += count as u64;
+                let moved = sequence.take_moved();
+                job.summary.moved_tokens += moved;
+                job.summary.reused_tokens += moved;
+                self.counts.moved_tokens += moved as u64;
+                self.counts.reused_tokens += moved as u64;
                 sequence.after_read(job);
             }
             if !wants_logits.contains(&at) {
@@ -458,10 +473,14 @@ impl Scheduler {
         for list in [&mut self.running, &mut self.waiting] {
             for mut sequence in list.extract_if(.., |sequence| of_job(sequence)) {
                 job.summary.kv_bytes += sequence.kv_bytes();
+                job.left = sequence.leave_early().or(job.left);
                 if job.kind == Kind::Reads {
                     context = sequence.take_context();
                 }
             }
+        }
+        if let Some((context, moves)) = job.left.take() {
+            self.remember(job.tenant.id(), context, moves);
         }
         job.end(error, context);
         self.counts.ended += 1;

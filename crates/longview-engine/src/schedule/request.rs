@@ -43,6 +43,9 @@ pub struct Request {
     /// moved text. Under a keep or a prefill method, or
     /// in another form, the prompt is read in a context of its own, unless `start` was made so.
     pub methods: ContextMethods,
+    /// What it takes over beside what its prompt begins with, which makes it an approximation; only where
+    /// no method acts on its context.
+    pub moved: Option<MovedText>,
     /// What is observed of its answers.
     pub observe: Observe,
     /// Its rank among others.
@@ -74,6 +77,16 @@ impl Start {
             Start::Made(context) => Start::Made(context.fork()),
         }
     }
+}
+
+/// Text that is taken over from an earlier version of a prompt, moved to where it stands now; see
+/// [`Reuse::Shift`](crate::Reuse::Shift).
+pub struct MovedText {
+    /// Shorter spans are computed again.
+    pub least_tokens: usize,
+    /// A context that holds such a version, as [`Engine::earlier_version`](crate::Engine::earlier_version)
+    /// finds it. Contexts of earlier requests of the same kind and tenant are looked at as well.
+    pub earlier: Option<Context>,
 }
 
 /// What is observed while answers are written.
@@ -189,8 +202,11 @@ pub struct Ended {
 pub struct Summary {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them taken over from work done before.
+    /// Those of them taken over from work done before, moved ones included.
     pub reused_tokens: usize,
+    /// Those of them whose keys and values were computed for another place: with any, its answers are
+    /// approximate.
+    pub moved_tokens: usize,
     /// Tokens generated, of all answers.
     pub generated_tokens: usize,
     /// Tokens read again because others needed the memory meanwhile.

@@ -28,6 +28,9 @@ impl Scheduler {
         let together = self.running.iter().chain([sequence]);
         let mut seen = HashSet::new();
         let mut needed = 0;
+        for remembered in &self.remembered {
+            needed += distinct_bytes(&remembered.context, &mut seen);
+        }
         for sequence in together {
             needed += distinct_bytes(sequence.context(), &mut seen) + self.growth(sequence);
         }

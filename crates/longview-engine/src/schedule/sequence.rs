@@ -9,8 +9,10 @@ use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
 use longview_models::ModelError;
 
 use super::RequestId;
+use super::moved::Moves;
 use super::request::{
-    AnswerOptions, Ended, Goal, Listener, Observe, Priority, Request, Start, Summary, Update,
+    AnswerOptions, Ended, Goal, Listener, MovedText, Observe, Priority, Request, Start, Summary,
+    Update,
 };
 use super::writer::{Writer, Written};
 use crate::acting::ContextMethods;
@@ -35,6 +37,9 @@ pub(super) struct Job {
     pub(super) methods: ContextMethods,
     /// Whether its context was made under these methods before, and cannot be made again.
     pub(super) goes_on: bool,
+    pub(super) moved: Option<MovedText>,
+    /// What a text that is complete leaves for a request that goes on from it, with its moved tokens.
+    pub(super) left: Option<(Context, Moves)>,
     report: Option<KeepReport>,
     read: Option<ReadReport>,
     observe: Observe,
@@ -68,6 +73,8 @@ pub(super) struct Sequence {
     at_end: bool,
     /// Whether its context began with keys and values that reading its tokens does not give.
     began_moved: bool,
+    /// What it takes over from elsewhere in a text, and has.
+    pub(super) moves: Moves,
     state: State,
 }
 
@@ -116,6 +123,8 @@ impl Job {
             kind,
             methods: request.methods,
             goes_on: matches!(request.start, Start::Made(_)),
+            moved: request.moved,
+            left: None,
             report: None,
             read: None,
             observe: request.observe,
@@ -138,6 +147,7 @@ impl Job {
             planned_tokens: request.planned_tokens,
             at_end: false,
             began_moved: false,
+            moves: Moves::default(),
             state: State::Closed(request.start),
         };
         (job, sequence)
@@ -178,6 +188,12 @@ impl Job {
             attention: self.attention,
             embedding,
         })));
+    }
+
+    /// Whether it takes over what others read of its prompt: what is read otherwise is found by nobody, and an
+    /// embedding takes nothing over.
+    pub(super) fn takes_over(&self) -> bool {
+        !self.goes_on && self.methods.reads_alike() && self.kind != Kind::Embeds
     }
 
     /// Has observed in `context` what is asked for.
@@ -300,12 +316,38 @@ impl Sequence {
 
     /// Gives the context up; what is sealed of it is found again. It will begin with `start`.
     pub(super) fn close(&mut self, start: Start) {
+        self.moves = Moves::default();
         self.state = State::Closed(start);
+    }
+
+    /// Has it take `moves` over on the way, and begin with `begun`, where that holds more of its tokens.
+    pub(super) fn take_over(
+        &mut self,
+        begun: Option<Context>,
+        moves: Moves,
+        job: &Job,
+    ) -> Result<(), EngineError> {
+        if let Some(mut context) = begun {
+            job.observe(&mut context)?;
+            context.answer_from(job.summary.prompt_tokens);
+            self.state = State::Open(context);
+        }
+        self.moves = moves;
+        Ok(())
+    }
+
+    /// Takes over what is to be moved to where its context ends. Returns how many tokens that is.
+    pub(super) fn take_moved(&mut self) -> usize {
+        match &mut self.state {
+            State::Open(context) => self.moves.take(context),
+            State::Closed(_) | State::Done => 0,
+        }
     }
 
     /// Whether its context can be had again by reading its tokens.
     pub(super) fn can_give_way(&self, job: &Job) -> bool {
-        job.methods.keep.is_none() && !job.goes_on && !self.began_moved
+        let is_moved = self.began_moved || self.moves.have_moved();
+        job.methods.keep.is_none() && !job.goes_on && !is_moved
     }
 
     pub(super) fn context(&self) -> &Context {
@@ -361,6 +403,10 @@ impl Sequence {
             true if left > 1 => left - 1,
             _ => left,
         };
+        let left = match self.moves.next() {
+            Some(next) => left.min(next - context.len()),
+            None => left,
+        };
         match part {
             0 => 0,
             part => context.next_pass(left, part),
@@ -408,12 +454,26 @@ impl Sequence {
         self.context().tokens().common_prefix(tokens)
     }
 
+    /// What it leaves when it is ended early, where it holds moved text.
+    pub(super) fn leave_early(&mut self) -> Option<(Context, Moves)> {
+        if !self.moves.have_moved() {
+            return None;
+        }
+        let moves = std::mem::take(&mut self.moves);
+        Some((self.take_context()?, moves))
+    }
+
     /// Whether a fork of its context is what reading the tokens gives, with nothing that acts on it.
     pub(super) fn is_plain(&self, job: &Job) -> bool {
         job.methods.is_nothing()
             && job.observe == Observe::Nothing
             && !job.goes_on
-            && self.context().is_exact()
+            && self.is_exact()
+    }
+
+    /// Whether what it holds and will hold is what reading its tokens gives.
+    pub(super) fn is_exact(&self) -> bool {
+        self.moves.is_nothing() && self.context().is_exact()
     }
 
     /// The next `rows` tokens as a segment of a pass.
@@ -497,6 +557,7 @@ impl Sequence {
                     planned_tokens: self.planned_tokens,
                     at_end: true,
                     began_moved: self.began_moved,
+                    moves: self.moves.moved(),
                     state: State::Open(self.context().fork()),
                 };
                 sequence.step(job, logits, engine)?;
@@ -540,9 +601,19 @@ impl Sequence {
                 rest,
             });
             job.open_answers -= 1;
-            self.state = State::Done;
+            self.leave(job);
         }
         Ok(())
+    }
+
+    /// Ends it; what it leaves is its request's.
+    fn leave(&mut self, job: &mut Job) {
+        let state = std::mem::replace(&mut self.state, State::Done);
+        if let State::Open(context) = state
+            && job.moved.is_some()
+        {
+            job.left = Some((context, std::mem::take(&mut self.moves)));
+        }
     }
 }
 

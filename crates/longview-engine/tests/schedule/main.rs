@@ -1,5 +1,6 @@
 //! Many requests at once, on the reference model: the same texts as alone, and nobody waits long.
 
+mod moved;
 mod other_models;
 
 use std::path::Path;
@@ -135,6 +136,7 @@ fn request(
         planned_tokens: prompt.len() + 64,
         goal: Goal::Write(answers),
         methods: ContextMethods::default(),
+        moved: None,
         observe: Observe::Nothing,
         priority: Priority::Normal,
         listener: Box::new(ear.clone()),

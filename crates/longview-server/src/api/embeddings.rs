@@ -124,6 +124,7 @@ pub(crate) async fn create(
             start: Start::Nothing,
             goal: Goal::Embed,
             methods: ContextMethods::default(),
+            moved: None,
             observe: Observe::Nothing,
             priority: Priority::Normal,
             listener: Box::new(inbox.ear(Detail::Text, 0, permit)),

@@ -58,17 +58,18 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
 }
 
 /// Lets go of what is in memory only to be found again: blocks that no request and no open context
-/// needs. What a tier holds is still found there.
+/// needs, and contexts with moved text that no request owns. What a tier holds is still found there.
 #[utoipa::path(
     post, path = "/v1/cache/drop", tag = "Status",
     responses((status = 200, description = "Bytes of keys and values that stay"))
 )]
-pub(crate) async fn drop_cache(State(app): State<App>) -> Json<Value> {
+pub(crate) async fn drop_cache(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+    app.worker().forget().await?;
     let ledger = app.engine().ledger();
     if let Some(store) = app.engine().store() {
         store.make_space(ledger.limit());
     }
-    Json(json!({ "kv_bytes": ledger.usage().kv }))
+    Ok(Json(json!({ "kv_bytes": ledger.usage().kv })))
 }
 
 /// This document.

@@ -83,6 +83,7 @@ impl Contexts {
                 start,
                 goal: Goal::Read,
                 methods,
+                moved: None,
                 observe: Observe::Nothing,
                 priority: Priority::Normal,
                 listener: Box::new(inbox.ear(Detail::Text, 0, permit)),

@@ -195,6 +195,7 @@ function methods() {
 // What methods have dropped or passed over.
 function touched(report) {
   const words = [];
+  if (report.moved_tokens) words.push(`${count(report.moved_tokens)} tokens moved (approximate)`);
   if (report.keep) words.push(`${count(report.keep.pairs_dropped)} of ${count(report.keep.pairs_seen)} pairs dropped`);
   if (report.read) words.push(`${count(report.read.pages_read)} of ${count(report.read.pages_present)} pages read`);
   return words;

@@ -373,3 +373,45 @@ fn a_context_may_be_made_under_methods_of_its_own() {
     let again = go_on(&server, "c1", json!({})).good();
     assert_eq!(again["choices"][0]["text"], wanted[1].as_str());
 }
+
+#[test]
+fn text_behind_a_change_is_taken_over_where_a_request_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::usual(folder.path());
+    let ask = |date: &str, question: &str, longview: Value| {
+        let request = json!({
+            "messages": [
+                { "role": "system", "content": format!("Today is {date}. {}", words(3, 300)) },
+                { "role": "user", "content": question },
+            ],
+            "max_tokens": 8, "temperature": 0, "longview": longview
+        });
+        server.post("/v1/chat/completions", &request).good()
+    };
+    let shift = || json!({ "reuse": "shift(least=32)" });
+    let number = |answer: &Value, name: &str| answer["longview"][name].as_u64().unwrap();
+    let first = ask("Monday", "One?", shift());
+    assert_eq!(number(&first, "moved_tokens"), 0);
+    let second = ask("Tuesday", "Two?", shift());
+    let moved = number(&second, "moved_tokens");
+    assert!(moved > 200, "{second}");
+    assert_eq!(
+        second["usage"]["prompt_tokens_details"]["cached_tokens"],
+        number(&second, "reused_tokens")
+    );
+    assert!(number(&second, "reused_tokens") >= moved);
+    assert!(number(&second, "computed_tokens") < 120, "{second}");
+    assert_eq!(second["longview"]["methods"]["reuse"], "shift(least=32)");
+    let notices = second["longview"]["notices"].to_string();
+    assert!(notices.contains("reuse shift is approximate"), "{notices}");
+    // Others get what the model defines, whatever was moved before.
+    let exact = ask("Tuesday", "Two?", json!({}));
+    assert_eq!(number(&exact, "moved_tokens"), 0);
+    assert!(number(&exact, "computed_tokens") > 200);
+    let again = ask("Tuesday", "Two?", json!({ "reuse": "prefix" }));
+    assert_eq!(again["choices"], exact["choices"]);
+    // With all of it read as it stands there is nothing to move.
+    assert_eq!(number(&ask("Tuesday", "Two?", shift()), "moved_tokens"), 0);
+    assert_eq!(server.metric("longview_moved_tokens_total"), moved as f64);
+    assert_eq!(server.post("/v1/cache/drop", &json!({})).status, 200);
+}

@@ -180,10 +180,24 @@ fn wrong_requests_are_told_what_to_do() {
         ),
         (
             "/v1/chat/completions",
-            json!({ "messages": hello, "longview": { "reuse": "shift" } }),
+            json!({ "messages": hello, "longview": { "reuse": "shift", "keep": "knorm" } }),
             400,
-            "one request",
+            "keep knorm",
             Some("longview.reuse"),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({ "messages": hello, "longview": { "reuse": "shft" } }),
+            400,
+            "did you mean \"shift\"?",
+            Some("longview.reuse"),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({ "messages": hello, "longview": { "prompt": "lazyllm" } }),
+            400,
+            "whole",
+            Some("longview.prompt"),
         ),
         (
             "/v1/chat/completions",

@@ -74,6 +74,7 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
         ));
     }
     let mut session = Session::open(&args.engine, &args.methods)?;
+    session.refuse_shift("bench")?;
     let longest = longest(args);
     let deepest = args.depth.iter().copied().max().unwrap_or(0);
     let limit = session.engine.model().blueprint().max_positions;

@@ -43,6 +43,7 @@ pub(super) fn decode(
             start: Start::Beginning(base.fork()),
             goal: Goal::Write(vec![answer]),
             methods: ContextMethods::default(),
+            moved: None,
             observe: Observe::Nothing,
             priority: Priority::Normal,
             listener: Box::new(errors.clone()),
