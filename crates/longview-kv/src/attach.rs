@@ -64,13 +64,23 @@ struct Found {
     hashes: Vec<BlockHash>,
     /// Blocks that full layers have.
     full_blocks: usize,
+    /// Those of them that make the prefix whose reading saves most.
+    worth_blocks: usize,
     seconds_to_read: f64,
     seconds_to_compute: f64,
 }
 
+impl Found {
+    /// Whether reading it, windows and states included, is expected to take longer than computing it.
+    fn is_slow(&self) -> bool {
+        self.seconds_to_read > self.seconds_to_compute
+    }
+}
+
 impl Context {
     /// Takes over what the store holds of `tokens` beyond what this context has read, as far as
-    /// that is expected to be faster than computing it. Returns the tokens held then.
+    /// that is expected to be faster than computing it: the prefix that saves most. Returns the tokens
+    /// held then.
     ///
     /// What is taken over is read when the next pass needs it, layer by layer.
     ///
@@ -84,16 +94,20 @@ impl Context {
         let Some(home) = self.home.as_ref().filter(|_| self.is_exact()) else {
             return Ok(self.len());
         };
-        let found = self.find(home, tokens);
-        if found.blocks * BLOCK_TOKENS <= self.len()
-            || found.seconds_to_read > found.seconds_to_compute
-        {
-            return Ok(self.len());
-        }
-        let handles = found.groups.iter().flat_map(|(_, handles)| handles);
-        let handles: Vec<Arc<Handle>> = handles.cloned().collect();
-        let Some(holds) = home.store.take_over(&handles) else {
-            return Ok(self.len());
+        let mut least_gone = usize::MAX;
+        let (found, holds) = loop {
+            let found = self.find(home, tokens);
+            let is_more = found.blocks * BLOCK_TOKENS > self.len() && found.blocks < least_gone;
+            if !is_more || found.is_slow() {
+                return Ok(self.len());
+            }
+            let handles = found.groups.iter().flat_map(|(_, handles)| handles);
+            let handles: Vec<Arc<Handle>> = handles.cloned().collect();
+            match home.store.take_over(&handles) {
+                Some(holds) => break (found, holds),
+                // One was evicted meanwhile, and is known to be gone now: what is before it is left.
+                None => least_gone = found.blocks,
+            }
         };
         let groups = self.groups.iter_mut().zip(&mut self.states);
         for ((run, state), (first, handles)) in groups.zip(found.groups) {
@@ -138,8 +152,8 @@ impl Context {
         };
         let held = self.len() / BLOCK_TOKENS;
         let found = self.find(home, tokens);
-        let slow = found.seconds_to_read > found.seconds_to_compute;
-        let usable = if slow { held } else { found.blocks };
+        let usable = if found.is_slow() { held } else { found.blocks };
+        let slow = found.is_slow() || found.worth_blocks < found.full_blocks;
         let mut chain = home.chain.to_vec(0..held);
         chain.extend(&found.hashes);
         let places = chain[..usable].iter().map(|&hash| {
@@ -148,7 +162,7 @@ impl Context {
         });
         let end = if slow {
             ReuseEnd::SlowToRead {
-                stored_tokens: found.blocks * BLOCK_TOKENS,
+                stored_tokens: found.full_blocks * BLOCK_TOKENS,
             }
         } else if found.full_blocks > found.blocks {
             ReuseEnd::NoCheckpoint {
@@ -176,6 +190,8 @@ impl Context {
         // Layers with full attention need every block.
         let mut hashes: Vec<BlockHash> = Vec::new();
         let mut full: Vec<Vec<Arc<Handle>>> = vec![Vec::new(); groups.len()];
+        // Seconds saved by reading so far, and where most are.
+        let (mut saved, mut most, mut worth) = (0.0, 0.0, 0);
         let mut parent = home.before(held);
         let blocks = tokens.chunks_exact(BLOCK_TOKENS).enumerate();
         for (index, block) in blocks.skip(held) {
@@ -197,16 +213,24 @@ impl Context {
             let Some(of_groups) = of_groups else {
                 break;
             };
+            // Every group notes the time of the whole block.
+            saved += of_groups
+                .first()
+                .map_or(0.0, |(_, handle)| f64::from(handle.info().seconds));
             for (place, handle) in of_groups {
+                saved -= home.store.seconds_to_read(&handle);
                 full[place].push(handle);
             }
             hashes.push(hash);
             parent = hash;
+            if saved >= most {
+                (most, worth) = (saved, hashes.len());
+            }
         }
-        let full_blocks = held + hashes.len();
+        let (full_blocks, worth_blocks) = (held + hashes.len(), held + worth);
 
         // The others need what the next token sees: the longest prefix for which all have that.
-        let mut blocks = full_blocks;
+        let mut blocks = worth_blocks;
         let windows = loop {
             match self.windows(home, &hashes, blocks) {
                 Some(windows) => break windows,
@@ -240,6 +264,7 @@ impl Context {
         Found {
             blocks,
             full_blocks,
+            worth_blocks,
             seconds_to_read: handles()
                 .map(|handle| home.store.seconds_to_read(handle))
                 .sum(),

@@ -26,11 +26,15 @@ use longview_kv::{
 const FULL: LayerState = LayerState::Full;
 const WINDOW: LayerState = LayerState::Window { tokens: 150 };
 
-/// A tier that keeps copies, and can be told to lose what it holds.
+/// A tier that keeps copies, and can be told to lose what it holds and to be slow.
 #[derive(Default)]
 struct Copies {
     blocks: Mutex<BTreeMap<BlockKey, (BlockInfo, Vec<u8>)>>,
     damaged: AtomicBool,
+    /// Blocks of these places in their contexts are evicted when they are about to be held, one each
+    /// time.
+    vanishing: Mutex<Vec<u32>>,
+    is_slow: AtomicBool,
 }
 
 impl Tier for Copies {
@@ -77,9 +81,15 @@ impl Tier for Copies {
 
     fn touch(&self, _keys: &[BlockKey]) {}
 
-    fn hold(&self, _keys: &[BlockKey]) -> Result<Hold, TierError> {
-        // Nothing is ever evicted.
-        Ok(Hold::new(()))
+    fn hold(&self, keys: &[BlockKey]) -> Result<Hold, TierError> {
+        let Some(place) = self.vanishing.lock().unwrap().pop() else {
+            return Ok(Hold::new(()));
+        };
+        let mut blocks = self.blocks.lock().unwrap();
+        let key = keys.iter().find(|key| blocks[key].0.index == place);
+        let key = *key.expect("such a block is to be taken over");
+        blocks.remove(&key);
+        Err(TierError::Missing(key))
     }
 
     fn remove(&self, key: &BlockKey) -> Result<(), TierError> {
@@ -104,7 +114,8 @@ impl Tier for Copies {
     }
 
     fn read_rate(&self) -> Option<f64> {
-        Some(1e12)
+        let slow = self.is_slow.load(Ordering::Relaxed);
+        Some(if slow { 1.0 } else { 1e12 })
     }
 }
 
@@ -336,6 +347,51 @@ fn what_one_context_relies_on_does_not_go_for_another() {
         told.contains("--cache-max") && told.contains("until the program ends"),
         "{told}"
     );
+}
+
+#[test]
+fn what_is_evicted_while_it_is_taken_over_costs_what_follows_it_alone() {
+    for states in [[FULL, FULL], [FULL, WINDOW]] {
+        let mut world = World::new(&states);
+        let ids = ids(640);
+        world
+            .read(&mut world.context(&world.store(u64::MAX)), &ids, 100)
+            .unwrap();
+        // The last goes first.
+        *world.tier.vanishing.lock().unwrap() = vec![6, 9];
+        let mut context = world.context(&world.store(u64::MAX));
+        assert_eq!(context.attach(&ids).unwrap(), 6 * 64);
+        let mut free = world.context(&World::new(&states).store(u64::MAX));
+        world.read(&mut free, &ids[..384], 100).unwrap();
+        let expected = world.read(&mut free, &ids[384..], 100).unwrap();
+        let got = world.read(&mut context, &ids[384..], 100).unwrap();
+        assert_eq!(got, expected);
+    }
+}
+
+#[test]
+fn what_takes_longer_to_read_than_to_compute_is_left_and_said_to_be() {
+    let mut world = World::new(&[FULL, FULL]);
+    let ids = ids(640);
+    world
+        .read(&mut world.context(&world.store(u64::MAX)), &ids, 100)
+        .unwrap();
+    let held = |store: &Arc<Store>, world: &World| {
+        let explained = world.context(store).explain(&ids).unwrap();
+        let held = world.context(store).attach(&ids).unwrap();
+        assert_eq!(explained.reused_tokens, held);
+        (held, explained.end)
+    };
+    let store = world.store(u64::MAX);
+    world.tier.is_slow.store(true, Ordering::Relaxed);
+    let slow = ReuseEnd::SlowToRead { stored_tokens: 640 };
+    assert_eq!(held(&store, &world), (0, slow.clone()));
+    // What is in memory is taken all the same.
+    let mut first = world.context(&store);
+    world.read(&mut first, &ids[..200], 100).unwrap();
+    assert_eq!(held(&store, &world), (192, slow));
+    world.tier.is_slow.store(false, Ordering::Relaxed);
+    assert_eq!(held(&store, &world), (640, ReuseEnd::Tail));
 }
 
 #[test]
