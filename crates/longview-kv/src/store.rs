@@ -273,9 +273,10 @@ impl Store {
         Ok(block)
     }
 
-    /// Takes back that blocks are held anywhere, after they turned out not to be readable.
+    /// Takes back that blocks are held anywhere, after they turned out not to be readable. A tier that
+    /// could not read one has forgotten it; what is on its disk may be whole, and stays.
     pub(crate) fn forget(&self, key: &BlockKey) {
-        for tier in &self.tiers {
+        for tier in self.tiers.iter().filter(|tier| tier.knows(key)) {
             if let Err(error) = tier.remove(key) {
                 self.note(error.to_string());
             }

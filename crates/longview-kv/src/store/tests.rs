@@ -86,6 +86,23 @@ fn a_full_disk_is_still_read_from_and_lets_blocks_leave_memory() {
     assert_read(&store, &infos[..]);
 }
 
+#[test]
+fn what_could_not_be_read_for_a_while_stays_on_the_disk() {
+    let files = SimulatedFiles::default();
+    let infos = Chain::new("m").blocks(20, 1);
+    put(&*disk(&files), &infos);
+    let store = Store::new(Ledger::unlimited(), vec![disk(&files)]);
+    let key = infos[0].key;
+    assert!(store.find(&key).is_some());
+    files.fail_reads_of(Some(&key.hash.to_string()));
+    let mut out = vec![0; infos[0].shape.layer_bytes];
+    assert!(store.read(&[key], 0, &mut out).is_err());
+    files.fail_reads_of(None);
+    // As a context does that is about to compute it again.
+    store.forget(&key);
+    assert_held(&*disk(&files), &infos);
+}
+
 /// A place that takes blocks, and loses those that wait in memory when that is needed.
 #[derive(Default)]
 struct Waiting(Mutex<Vec<(BlockInfo, Arc<Block>)>>);
