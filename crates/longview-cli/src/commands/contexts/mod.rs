@@ -100,9 +100,9 @@ impl Kept {
         let records = args.store.records(&folder);
         let pinned = records.clone();
         let options = DiskOptions {
-            max_bytes: None,
             sync: Syncing::WhenAsked,
             pinned: Some(Arc::new(move || pinned.pinned())),
+            ..DiskOptions::default()
         };
         let tier = DiskTier::open(&folder, options).map_err(failure)?;
         Ok(Kept {

@@ -72,7 +72,8 @@ impl Disk {
                 continue;
             };
             let read = self.files.open(&path, Access::Read).map_err(Unknown::from);
-            match read.and_then(|file| Ok((contents(&*file, &extent)?, file))) {
+            match read.and_then(|file| Ok((self.settled(&writing, &*file, &path, &extent)?, file)))
+            {
                 Ok((contents, file)) => {
                     self.fsck_extent(&contents, &*file, &mut buffer, &mut found, |what, slot| {
                         Problem {
@@ -99,6 +100,32 @@ impl Disk {
                         file: path,
                     });
                 }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What an extent says. A record that is not whole may be one that another process is writing now: it
+    /// is read again while nobody can, or taken for empty.
+    fn settled(
+        &self,
+        writing: &Writing,
+        file: &dyn OpenFile,
+        path: &Path,
+        extent: &BlockKey,
+    ) -> Result<Contents, Unknown> {
+        let mut found = contents(file, extent)?;
+        if !found.table.contains(&SlotState::Torn) || writing.writes(extent) {
+            return Ok(found);
+        }
+        // The lock goes with this file, so that a repair can have it.
+        let alone = self.files.open(path, Access::Read)?;
+        if alone.try_lock()? {
+            return contents(&*alone, extent);
+        }
+        for state in &mut found.table {
+            if *state == SlotState::Torn {
+                *state = SlotState::Empty;
             }
         }
         Ok(found)

@@ -6,8 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::scan::key_of_name;
 use super::{Disk, io_error};
@@ -17,6 +18,9 @@ use crate::tier::{BlockKey, Hold, TierError};
 
 /// A note longer than this is written anew when most of it has been taken back since.
 const LONGEST_NOTE: u64 = 1 << 20;
+
+/// After this part of the time that is waited for another process, people are told of it.
+const NOTICED_PART: u32 = 15;
 
 /// What this process holds.
 #[derive(Default)]
@@ -84,7 +88,8 @@ impl Disk {
         Ok(Hold::new(guard))
     }
 
-    /// Waits until no other process evicts or begins to hold extents.
+    /// Waits until no other process evicts or begins to hold extents: for as long as the options say, and
+    /// not at all while the one that they were waited for in vain still does.
     pub(super) fn alone(&self) -> io::Result<Arc<dyn OpenFile>> {
         let path = self.root.join(LOCK);
         let file = match self.files.create(&path) {
@@ -93,9 +98,29 @@ impl Disk {
             }
             other => other?,
         };
+        let (begun, patience) = (Instant::now(), self.options.patience);
         while !file.try_lock()? {
+            let waited = begun.elapsed();
+            if waited >= patience || self.is_stuck.load(Ordering::Relaxed) {
+                self.is_stuck.store(true, Ordering::Relaxed);
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "another process has not let go of {} for {} seconds; end it if it is stopped or hangs",
+                        path.display(),
+                        patience.as_secs()
+                    ),
+                ));
+            }
+            if waited >= patience / NOTICED_PART {
+                self.notices.push(format!(
+                    "waiting for another process that has locked {}",
+                    path.display()
+                ));
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.is_stuck.store(false, Ordering::Relaxed);
         Ok(file)
     }
 

@@ -16,7 +16,7 @@ mod scan;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -42,6 +42,9 @@ pub struct DiskOptions {
     /// Says which contexts are pinned, by the hashes of their last blocks: they are never evicted.
     /// Asked anew for every eviction, since other processes pin as well.
     pub pinned: Option<Arc<dyn Fn() -> Vec<BlockHash> + Send + Sync>>,
+    /// How long to wait for another process that evicts blocks or takes some over, which takes
+    /// milliseconds: one that was stopped in the middle of it must not stop the others.
+    pub patience: Duration,
 }
 
 /// When what was put is made to survive a power loss.
@@ -56,12 +59,13 @@ pub enum Syncing {
 }
 
 impl Default for DiskOptions {
-    /// No limit, a sync every two seconds, nothing pinned.
+    /// No limit, a sync every two seconds, nothing pinned, half a minute of patience.
     fn default() -> DiskOptions {
         DiskOptions {
             max_bytes: None,
             sync: Syncing::Every(Duration::from_secs(2)),
             pinned: None,
+            patience: Duration::from_secs(30),
         }
     }
 }
@@ -87,6 +91,8 @@ struct Disk {
     meter: Mutex<Meter>,
     holds: Arc<Mutex<Holds>>,
     refused: AtomicU64,
+    /// Whether another process was waited for in vain.
+    is_stuck: AtomicBool,
 }
 
 #[derive(Default)]
@@ -121,6 +127,7 @@ impl DiskTier {
             meter: Mutex::default(),
             holds: Arc::default(),
             refused: AtomicU64::new(0),
+            is_stuck: AtomicBool::new(false),
         });
         disk.sweep_temporary_files();
         disk.scan()?;

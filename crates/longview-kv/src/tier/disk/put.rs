@@ -54,6 +54,11 @@ enum Attempt {
 }
 
 impl Writing {
+    /// Whether this process may write to an extent, and so nobody else does.
+    pub(super) fn writes(&self, extent: &BlockKey) -> bool {
+        self.writers.contains_key(extent)
+    }
+
     /// Notes that an extent is to be synced.
     pub(super) fn wrote(&mut self, extent: &BlockKey) {
         self.dirty.insert(*extent);

@@ -123,9 +123,9 @@ fn pinned_contexts_stay_whole() {
     let pinned = Arc::new(Mutex::new(Vec::new()));
     let asked = Arc::clone(&pinned);
     let options = DiskOptions {
-        max_bytes: None,
         sync: Syncing::WhenAsked,
         pinned: Some(Arc::new(move || asked.lock().unwrap().clone())),
+        ..DiskOptions::default()
     };
     let tier = DiskTier::open(&folder, options).unwrap();
     let mut trunk = Chain::new("m");

@@ -84,7 +84,7 @@ fn open(files: &SimulatedFiles, max_bytes: Option<u64>) -> DiskTier {
     let options = DiskOptions {
         max_bytes,
         sync: Syncing::WhenAsked,
-        pinned: None,
+        ..DiskOptions::default()
     };
     DiskTier::open(&folder, options).unwrap()
 }

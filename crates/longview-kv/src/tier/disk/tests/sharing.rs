@@ -1,10 +1,16 @@
 //! Several processes on one folder. Two tiers stand for two processes: they share nothing but the
 //! files, and locks belong to open files.
 
-use super::open;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{DiskOptions, DiskTier, open};
+use crate::tier::files::{Access, Files};
+use crate::tier::folder::{LOCK, StoreFolder};
 use crate::tier::simulated::SimulatedFiles;
 use crate::tier::testing::{Chain, assert_gone, assert_held, contents, keys, put};
-use crate::tier::{Tier, TierUsage};
+use crate::tier::{Repair, Tier, TierError, TierUsage};
 
 #[test]
 fn what_one_puts_the_other_finds() {
@@ -142,4 +148,60 @@ fn the_note_of_a_process_that_holds_for_long_stays_short() {
     assert_held(&two, &texts[1]);
     assert_gone(&two, &texts[2]);
     drop((always, now));
+}
+
+#[test]
+fn a_process_that_is_stopped_while_it_evicts_does_not_stop_others() {
+    let files = SimulatedFiles::default();
+    let folder = StoreFolder::open_in(Path::new("/store"), Arc::new(files.clone())).unwrap();
+    let options = DiskOptions {
+        patience: Duration::from_millis(300),
+        ..DiskOptions::default()
+    };
+    let tier = DiskTier::open(&folder, options).unwrap();
+    let infos = Chain::new("m").blocks(20, 1);
+    put(&tier, &infos);
+    drop(tier.hold(&keys(&infos)).unwrap());
+    let stopped = files.open(&Path::new("/store").join(LOCK), Access::Write);
+    let stopped = stopped.unwrap();
+    assert!(stopped.try_lock().unwrap());
+    let refused = || match tier.hold(&keys(&infos)) {
+        Err(TierError::Io { source, .. }) => source.to_string(),
+        _ => panic!("another process has the lock"),
+    };
+    assert!(refused().contains("/store/LOCK"));
+    let told = tier.take_notices().join("\n");
+    assert!(told.contains("waiting") && told.contains("LOCK"), "{told}");
+    // It is not waited for again and again.
+    let begun = Instant::now();
+    (0..20).for_each(|_| drop(refused()));
+    assert!(tier.gc(0).is_err());
+    assert!(begun.elapsed() < 20 * Duration::from_millis(300));
+    assert_held(&tier, &infos);
+    drop(stopped);
+    drop(tier.hold(&keys(&infos)).unwrap());
+    tier.gc(0).unwrap();
+}
+
+#[test]
+fn a_record_that_another_process_is_writing_is_no_damage() {
+    let files = SimulatedFiles::default();
+    let (one, two) = (open(&files, None), open(&files, None));
+    let infos = Chain::new("m").blocks(16, 1);
+    put(&one, &infos[..5]);
+    let paths = files.paths();
+    let extent = paths.iter().find(|path| path.extension().is_some());
+    let extent = extent.unwrap();
+    // Half of the sixth record is there.
+    let header =
+        super::super::scan::contents(&*files.open(extent, Access::Read).unwrap(), &infos[0].key);
+    let header = header.unwrap().header;
+    files.tamper(extent, |bytes| {
+        bytes[header.slot_offset(5) as usize..][..header.slot_bytes() / 2].fill(7);
+    });
+    let found = two.fsck(Repair::Remove).unwrap();
+    assert_eq!((found.blocks, found.problems), (5, Vec::new()));
+    drop(one);
+    let found = two.fsck(Repair::Report).unwrap();
+    assert_eq!(found.problems.len(), 1, "nobody writes to it any more");
 }
