@@ -62,7 +62,7 @@ pub(crate) struct OpenPlace {
 /// because it can only be read or is full, goes to a folder for temporary files.
 pub(crate) fn open_place(options: &StoreOptions) -> Result<OpenPlace, EngineError> {
     let remote = options.remote.as_deref().map(open_remote).transpose()?;
-    let spill: Arc<dyn Tier> = Arc::new(SpillTier::new(std::env::temp_dir()));
+    let spill: Arc<dyn Tier> = Arc::new(SpillTier::temporary());
     let below = remote.into_iter().chain([spill]);
     let StorePlace::Folder(root) = &options.place else {
         return Ok(OpenPlace {

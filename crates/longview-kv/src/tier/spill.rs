@@ -29,6 +29,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 /// A tier in a temporary folder of this process.
 pub struct SpillTier {
     parent: PathBuf,
+    /// Whether files there take memory, so that nothing is gained.
+    in_memory: bool,
     notices: Notices,
     opened: OnceLock<Opened>,
     /// Held while the folder is made.
@@ -43,9 +45,17 @@ struct Opened {
 }
 
 impl SpillTier {
+    /// A place in the system's folder for temporary files, or in `/var/tmp` where that folder is in memory,
+    /// as many systems have it.
+    pub fn temporary() -> SpillTier {
+        let places = [std::env::temp_dir(), PathBuf::from("/var/tmp")];
+        SpillTier::new(first_on_disk(places, is_in_memory))
+    }
+
     /// A place in a folder for temporary files, in which nothing is made yet.
     pub fn new(parent: PathBuf) -> SpillTier {
         SpillTier {
+            in_memory: is_in_memory(&parent),
             parent,
             notices: Notices::default(),
             opened: OnceLock::new(),
@@ -86,6 +96,12 @@ impl SpillTier {
             "what --memory has no room for is in {} until the program ends",
             home.path().display()
         ));
+        if self.in_memory {
+            self.notices.push(format!(
+                "{} is in memory itself, beside what --memory counts: name a folder on disk with TMPDIR",
+                self.parent.display()
+            ));
+        }
         let opened = Opened {
             tier,
             _owner: owner,
@@ -93,6 +109,28 @@ impl SpillTier {
         };
         Ok(&self.opened.get_or_init(|| opened).tier)
     }
+}
+
+/// The first of `places` that is there and not in memory, or else the first.
+fn first_on_disk(places: [PathBuf; 2], in_memory: impl Fn(&Path) -> bool) -> PathBuf {
+    let on_disk = places
+        .iter()
+        .find(|place| place.is_dir() && !in_memory(place));
+    on_disk.unwrap_or(&places[0]).clone()
+}
+
+/// Whether what is written to a folder takes memory; `false` where the system does not say.
+#[cfg(target_os = "linux")]
+fn is_in_memory(folder: &Path) -> bool {
+    /// Numbers of `tmpfs` and `ramfs`, as `statfs` gives them.
+    const IN_MEMORY: [u32; 2] = [0x0102_1994, 0x8584_58f6];
+    // The field is as wide as the system's words.
+    rustix::fs::statfs(folder).is_ok_and(|about| IN_MEMORY.contains(&(about.f_type as u32)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_in_memory(_folder: &Path) -> bool {
+    false
 }
 
 /// Removes the folders of processes that were killed. What cannot be looked at or removed stays.
@@ -183,6 +221,10 @@ impl Tier for SpillTier {
     }
 
     fn room(&self) -> u64 {
+        if self.in_memory {
+            // It takes what it is given, but no plan is to count on it.
+            return 0;
+        }
         let free = || SystemFiles.free_bytes(&self.parent).unwrap_or(u64::MAX);
         self.opened().map_or_else(free, DiskTier::room)
     }
@@ -240,6 +282,32 @@ mod tests {
         let info = Chain::new("m").block(1);
         let error = error.put(&info, &crate::tier::testing::block(&info));
         assert!(error.unwrap_err().to_string().contains("gone"));
+    }
+
+    #[test]
+    fn folders_that_are_in_memory_are_passed_over_and_told_of() {
+        let [memory, disk] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let places = || [memory.path().to_owned(), disk.path().to_owned()];
+        let in_memory = |path: &Path| path == memory.path();
+        assert_eq!(first_on_disk(places(), in_memory), disk.path());
+        assert_eq!(first_on_disk(places(), |_| true), memory.path());
+        assert_eq!(first_on_disk(places(), |_| false), memory.path());
+        let gone = [memory.path().to_owned(), disk.path().join("gone")];
+        assert_eq!(first_on_disk(gone, in_memory), memory.path());
+        // Every Linux has this one.
+        if cfg!(target_os = "linux") && Path::new("/dev/shm").is_dir() {
+            assert!(is_in_memory(Path::new("/dev/shm")));
+        }
+        assert!(!is_in_memory(Path::new(env!("CARGO_MANIFEST_DIR"))));
+
+        let spill = SpillTier {
+            in_memory: true,
+            ..SpillTier::new(memory.path().to_owned())
+        };
+        assert_eq!(spill.room(), 0);
+        put(&spill, &Chain::new("m").blocks(3, 1));
+        let told = spill.take_notices().join("\n");
+        assert!(told.contains("TMPDIR"), "{told}");
     }
 
     #[test]
