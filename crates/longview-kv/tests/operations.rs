@@ -4,6 +4,7 @@
 
 mod rotated;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder, Syncing, Tier};
@@ -96,8 +97,7 @@ impl World {
     }
 
     fn context(&self) -> Context {
-        let (layout, store) = (Arc::clone(&self.layout), Arc::clone(&self.store));
-        Context::in_store(layout, store, Arc::clone(&self.origin), IDENTITY)
+        context(&self.layout, &self.store, &self.origin)
     }
 
     /// Reads `ids`; the attention of the last of them in both layers.
@@ -106,6 +106,10 @@ impl World {
         let last = |out: Vec<f32>| out[out.len() - DIM..].to_vec();
         outs.into_iter().map(last).collect()
     }
+}
+
+fn context(layout: &Arc<KvLayout>, store: &Arc<Store>, origin: &Arc<Origin>) -> Context {
+    Context::in_store(layout.clone(), store.clone(), origin.clone(), IDENTITY)
 }
 
 /// Attention of the last of `tokens` over the last `window` of them, from the definition.
@@ -244,12 +248,117 @@ fn the_limit_is_short_enough_to_matter() {
     assert!(run(LayerState::Full, &operations) > 20 * BLOCK);
 }
 
+/// What a context's last block is, if it is not full.
+#[derive(Clone, Copy, PartialEq)]
+enum Tail {
+    /// It has none.
+    None,
+    /// The beginning of a full one.
+    OfFull,
+    /// A block with this number, which is being written.
+    Open(usize),
+}
+
+/// Does `operations` on contexts in a store with memory for everything, and counts the blocks that should
+/// be held: of equal texts once, and of what forks write each its own.
+fn count_blocks(operations: &[Operation]) {
+    let layer = LayerLayout {
+        state: LayerState::Full,
+        kv_heads: 1,
+        head_dim: DIM,
+        v_dim: DIM,
+    };
+    let layout = Arc::new(KvLayout::new(&[layer, layer], KvType::F32));
+    let ledger = Ledger::unlimited();
+    let store = Arc::new(Store::new(ledger.clone(), Vec::new()));
+    let origin = Arc::new(Origin {
+        seed: BlockHash::seed(&[]),
+        model: String::new(),
+        identity: String::new(),
+    });
+    let mut reader = Reader::new(1);
+    let first = context(&layout, &store, &origin);
+    let mut all = vec![(first, Vec::<u32>::new(), Tail::None)];
+    // Full blocks ever made, by all tokens up to their end; they stay as long as there is room.
+    let mut full: HashSet<Vec<u32>> = HashSet::new();
+    let mut made = 0;
+    for (step, operation) in operations.iter().enumerate() {
+        let (count_before, chosen) = (all.len(), step * 7 % all.len());
+        let shared = |tail: Tail| all.iter().filter(|(.., other)| *other == tail).count() > 1;
+        let is_shared = shared(all[chosen].2);
+        let (context, tokens, tail) = &mut all[chosen];
+        match *operation {
+            Operation::Read { count, text } => {
+                let (before, start) = (tokens.len() / 64, tokens.len() as u32);
+                let new: Vec<u32> = (start..start + count as u32)
+                    .map(|at| at * 3 + text)
+                    .collect();
+                reader.read(context, &new, 2).unwrap();
+                tokens.extend(new);
+                let after = tokens.len() / 64;
+                full.extend((before..after).map(|block| tokens[..64 * (block + 1)].to_vec()));
+                let goes_on = after == before && matches!(tail, Tail::Open(_)) && !is_shared;
+                if tokens.len().is_multiple_of(64) {
+                    *tail = Tail::None;
+                } else if !goes_on {
+                    made += 1;
+                    *tail = Tail::Open(made);
+                }
+            }
+            Operation::Fork => {
+                let fork = (context.fork(), tokens.clone(), *tail);
+                all.push(fork);
+            }
+            Operation::Truncate { keep } | Operation::Remove { start: keep, .. } => {
+                if keep <= tokens.len() {
+                    context.truncate(keep).unwrap();
+                    if keep / 64 < tokens.len() / 64 {
+                        *tail = Tail::OfFull;
+                    }
+                    if keep.is_multiple_of(64) {
+                        *tail = Tail::None;
+                    }
+                    tokens.truncate(keep);
+                }
+            }
+            Operation::Drop if count_before > 1 => drop(all.swap_remove(chosen)),
+            Operation::Drop => {}
+            Operation::Open => {
+                let wanted = tokens.clone();
+                let mut opened = self::context(&layout, &store, &origin);
+                let held = opened.attach(&wanted).unwrap();
+                assert_eq!(held, wanted.len() / 64 * 64);
+                all.push((opened, wanted[..held].to_vec(), Tail::None));
+            }
+        }
+        let open: HashSet<usize> = all
+            .iter()
+            .filter_map(|(.., tail)| match tail {
+                Tail::Open(number) => Some(*number),
+                Tail::None | Tail::OfFull => None,
+            })
+            .collect();
+        let blocks = (full.len() + open.len()) as u64;
+        assert_eq!(ledger.usage().kv, blocks * BLOCK, "after {operation:?}");
+    }
+    drop(all);
+    drop(store);
+    assert_eq!(ledger.usage().total(), 0, "bytes are given back");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn contexts_hold_what_was_read(operations in prop::collection::vec(operation(), 1..24)) {
         run(LayerState::Full, &operations);
+    }
+
+    #[test]
+    fn blocks_are_counted_once_for_all_who_share_them(
+        operations in prop::collection::vec(operation(), 1..24),
+    ) {
+        count_blocks(&operations);
     }
 
     #[test]

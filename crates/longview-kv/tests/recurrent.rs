@@ -14,6 +14,7 @@ use longview_kv::{
     KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, RecurrentWorkspace, Segment, Store,
     Wanted,
 };
+use proptest::prelude::*;
 
 const SHAPE: DeltaShape = DeltaShape {
     key_heads: 2,
@@ -381,4 +382,106 @@ fn the_states_of_a_context_are_those_it_has_kept_itself() {
     let context = read(&shared, 640);
     assert_eq!(context.keys(), alone.keys());
     drop(other);
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    /// Reads tokens as a prefill does; texts of one number begin alike.
+    Read {
+        count: usize,
+        text: usize,
+    },
+    Fork,
+    /// Goes back to where states were kept, at most so far.
+    Truncate {
+        most: usize,
+    },
+    Drop,
+    /// Opens a context for what another one has read.
+    Open,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        4 => (1usize..200, 0usize..2).prop_map(|(count, text)| Operation::Read { count, text }),
+        2 => Just(Operation::Fork),
+        2 => (0usize..500).prop_map(|most| Operation::Truncate { most }),
+        1 => Just(Operation::Drop),
+        2 => Just(Operation::Open),
+    ]
+}
+
+/// Does `operations` on contexts in a store with little memory, and compares what each gives with an
+/// undisturbed one.
+fn run(operations: &[Operation]) {
+    let mut world = World::new();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = StoreFolder::open(folder.path()).unwrap();
+    let disk = DiskTier::open(&disk, DiskOptions::default()).unwrap();
+    let limit = 2 * layout(WINDOW).least_bytes(96);
+    let ledger = Ledger::with_limit(limit);
+    let store = Arc::new(Store::new(ledger.clone(), vec![Arc::new(disk)]));
+    let mut contexts = vec![(in_store(&store), Vec::<u32>::new())];
+    for (step, operation) in operations.iter().enumerate() {
+        let (count_before, chosen) = (contexts.len(), step * 5 % contexts.len());
+        let (context, tokens) = &mut contexts[chosen];
+        match *operation {
+            Operation::Read { count, text } => {
+                let start = tokens.len();
+                let new: Vec<u32> = (start..start + count)
+                    .map(|at| ((at * at + 3 * text) % 11) as u32)
+                    .collect();
+                world.prefill(context, &new);
+                tokens.extend(new);
+            }
+            Operation::Fork => {
+                let fork = (context.fork(), tokens.clone());
+                contexts.push(fork);
+            }
+            Operation::Truncate { most } => {
+                if let Some(len) = context.resumable(most.min(tokens.len())) {
+                    context.truncate(len).unwrap();
+                    tokens.truncate(len);
+                }
+            }
+            Operation::Drop if count_before > 1 => drop(contexts.swap_remove(chosen)),
+            Operation::Drop => {}
+            Operation::Open => {
+                let wanted = tokens.clone();
+                let mut opened = in_store(&store);
+                let held = opened.attach(&wanted).unwrap();
+                contexts.push((opened, wanted[..held].to_vec()));
+            }
+        }
+        if contexts.len() > 3 {
+            contexts.remove(0);
+        }
+        assert!(ledger.usage().peak <= limit);
+        let (asked, tokens) = &contexts[step % contexts.len()];
+        assert_eq!(asked.tokens(), *tokens);
+        let mut fork = asked.fork();
+        let got = world.read(&mut fork, &[7]);
+        let mut undisturbed = fresh();
+        if !tokens.is_empty() {
+            world.read(&mut undisturbed, tokens);
+        }
+        assert!(
+            got == world.read(&mut undisturbed, &[7]),
+            "after {operation:?}"
+        );
+    }
+    drop(contexts);
+    drop(store);
+    assert_eq!(ledger.usage().total(), 0, "bytes are given back");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn contexts_go_on_with_the_bits_of_an_undisturbed_one(
+        operations in prop::collection::vec(operation(), 1..12),
+    ) {
+        run(&operations);
+    }
 }
