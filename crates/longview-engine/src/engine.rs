@@ -110,6 +110,8 @@ pub(crate) struct Account {
     pub(crate) program: Reservation,
     /// Buffers of a forward pass.
     pub(crate) scratch: Reservation,
+    /// What is known of the blocks in the store, when it was opened; what is added counts as the program's.
+    index: Reservation,
 }
 
 impl Default for EngineOptions {
@@ -187,6 +189,7 @@ impl Engine {
             chunk_tokens,
             threads,
             program: program_bytes,
+            index: 0,
             ledger: &ledger,
             overflow: options.overflow(),
         };
@@ -194,15 +197,29 @@ impl Engine {
         if !plan.fits() {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
         }
-        let account = Account {
+        let mut account = Account {
             program: ledger.reserve(Purpose::Program, program_bytes)?,
             scratch: ledger.reserve(Purpose::Scratch, plan.scratch)?,
+            index: ledger.reserve(Purpose::Index, 0)?,
         };
         let model = file.load(&exec, kv_forms, &ledger, on_layer)?;
+        let before = ProcessMemory::now().resident_bytes;
         let store = match &options.store {
             None => None,
             Some(store) => Some(Kept::open(store, model.file(), kv_forms, &exec, &ledger)?),
         };
+        // All that a folder holds is in the index, whoever has put it there: it may be as large as a
+        // small model.
+        let index = ProcessMemory::now().resident_bytes.saturating_sub(before);
+        let circumstances = Circumstances {
+            index,
+            ..circumstances
+        };
+        let plan = plan_for(model.file(), &circumstances, 1);
+        if !plan.fits() {
+            return Err(EngineError::DoesNotFit(Box::new(plan)));
+        }
+        account.index.resize(index);
         Ok(Engine {
             model,
             text,
@@ -301,6 +318,7 @@ impl Engine {
             chunk_tokens: self.chunk_tokens,
             threads: self.exec.pool.threads(),
             program: self.program_bytes + self.program_growth(),
+            index: self.ledger.usage().index,
             ledger: &self.ledger,
             overflow,
         };

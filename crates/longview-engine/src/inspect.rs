@@ -58,6 +58,7 @@ pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, Engine
         chunk_tokens: options.chunk_tokens.max(1),
         threads: options.threads.unwrap_or_else(processor_cores),
         program: program_bytes(file.weight_file()),
+        index: 0,
         ledger: &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
         overflow: options.overflow(),
     };
@@ -180,6 +181,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) threads: usize,
     /// Bytes of the program with the vocabulary.
     pub(crate) program: u64,
+    /// Bytes of what is known of the blocks in the store.
+    pub(crate) index: u64,
     pub(crate) ledger: &'a Ledger,
     /// Whether there is a store that can hold what memory has no room for.
     pub(crate) overflow: Overflow,
@@ -203,6 +206,7 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
         chunk_tokens,
         threads,
         program,
+        index,
         ledger,
         overflow,
     } = *of;
@@ -223,7 +227,7 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
         Overflow::Refused => 0,
         Overflow::Store { room } => room,
     };
-    let fixed = program + weights + scratch;
+    let fixed = program + index + weights + scratch;
     let model_tokens = blueprint.max_positions;
     let longest_context = match limit {
         None => model_tokens,
@@ -239,6 +243,7 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
         tokens,
         model_tokens,
         program,
+        index,
         weights,
         kv: kv(tokens),
         kv_least: least(tokens),

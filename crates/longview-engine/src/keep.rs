@@ -64,7 +64,7 @@ impl Engine {
         let bytes = self.keep_bytes_in(keep, store, prompt_tokens, generated)?;
         // It is in memory while the method decides, whatever a store could hold.
         (plan.kv, plan.kv_least) = (bytes.peak, bytes.peak);
-        let fixed = plan.program + plan.weights + plan.scratch;
+        let fixed = plan.program + plan.index + plan.weights + plan.scratch;
         plan.scratch += bytes.scratch;
         if let Some(limit) = plan.limit {
             let fits = |&tokens: &usize| {

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+/// How the table calls what is known of the blocks in the store, and the least bytes of it that are shown.
+const INDEX: &str = "index of the store";
+const SHOWN_INDEX: u64 = 1 << 20;
+
 /// Bytes by purpose for one context of `tokens` tokens, against the memory allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
@@ -11,6 +15,8 @@ pub struct MemoryPlan {
     pub model_tokens: usize,
     /// Bytes of the program itself with the vocabulary, measured.
     pub program: u64,
+    /// Bytes of what is known of the blocks in the store, measured; 0 before it is open.
+    pub index: u64,
     /// Bytes of weights in the form the kernels read.
     pub weights: u64,
     /// Bytes of keys and values.
@@ -30,7 +36,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// All bytes together.
     pub fn total(&self) -> u64 {
-        self.program + self.weights + self.kv + self.scratch
+        self.program + self.index + self.weights + self.kv + self.scratch
     }
 
     /// Whether the plan fits the memory allowed, on disk what memory has no room for.
@@ -67,12 +73,16 @@ impl fmt::Display for MemoryPlan {
         let kv_on_disk = self.kv - self.kv_least;
         for (name, bytes) in [
             ("program and vocabulary", self.program),
+            (INDEX, self.index),
             ("weights", self.weights),
             (kv_name.as_str(), self.kv),
             ("scratch", self.scratch),
             ("total", self.total()),
         ] {
-            writeln!(f, "  {name:32} {:>12}", mebibytes(bytes))?;
+            // Most stores are small, and not everyone has one.
+            if name != INDEX || bytes >= SHOWN_INDEX {
+                writeln!(f, "  {name:32} {:>12}", mebibytes(bytes))?;
+            }
         }
         if kv_on_disk > 0 {
             let name = "of which may be on disk";
@@ -95,6 +105,13 @@ impl fmt::Display for MemoryPlan {
                 write!(f, " (the model's own limit)")?;
             }
         } else {
+            if self.index >= SHOWN_INDEX {
+                writeln!(
+                    f,
+                    "the store is large: name another folder with --cache-dir, or make it smaller with \
+                     `longview contexts gc --max SIZE`"
+                )?;
+            }
             write!(
                 f,
                 "the model does not fit even with an empty context: use a smaller model or \
@@ -119,6 +136,7 @@ mod tests {
             tokens: 5000,
             model_tokens: 8192,
             program: 1 << 20,
+            index: 0,
             weights: 10 << 20,
             kv: 100 << 20,
             kv_least: 100 << 20,
@@ -144,6 +162,14 @@ mod tests {
         assert!(spills.fits());
         assert_eq!(spills.kv_on_disk(), 48 << 20);
         assert!(spills.to_string().contains("on disk"), "{spills}");
+        let crowded = MemoryPlan {
+            index: 50 << 20,
+            longest_context: 0,
+            ..spills
+        };
+        assert!(!crowded.fits());
+        let table = crowded.to_string();
+        assert!(table.contains("index of the store") && table.contains("contexts gc"));
         let no_disk = MemoryPlan {
             disk_room: 40 << 20,
             ..spills

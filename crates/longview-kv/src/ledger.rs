@@ -11,6 +11,8 @@ use crate::error::KvError;
 pub enum Purpose {
     /// The program itself and the model's vocabulary.
     Program,
+    /// What is known of the blocks in a store.
+    Index,
     /// Model weights in the form the kernels read.
     Weights,
     /// Keys and values.
@@ -39,6 +41,8 @@ pub struct Reservation {
 pub struct Usage {
     /// Bytes of the program itself.
     pub program: u64,
+    /// Bytes of what is known of the blocks in a store.
+    pub index: u64,
     /// Bytes of weights.
     pub weights: u64,
     /// Bytes of keys and values.
@@ -131,7 +135,7 @@ impl Ledger {
 impl Usage {
     /// All bytes in use.
     pub fn total(&self) -> u64 {
-        self.program + self.weights + self.kv + self.scratch
+        self.program + self.index + self.weights + self.kv + self.scratch
     }
 
     fn note_peaks(&mut self) {
@@ -142,6 +146,7 @@ impl Usage {
     fn of(&mut self, purpose: Purpose) -> &mut u64 {
         match purpose {
             Purpose::Program => &mut self.program,
+            Purpose::Index => &mut self.index,
             Purpose::Weights => &mut self.weights,
             Purpose::Kv => &mut self.kv,
             Purpose::Scratch => &mut self.scratch,
@@ -197,6 +202,7 @@ impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Purpose::Program => "the program",
+            Purpose::Index => "the index of the store",
             Purpose::Weights => "weights",
             Purpose::Kv => "KV cache",
             Purpose::Scratch => "scratch",

@@ -226,6 +226,7 @@ pub(crate) fn text(app: &App) -> String {
     head(&mut out, "memory_bytes", "Bytes in use, by purpose.", gauge);
     for (purpose, bytes) in [
         ("program", usage.program),
+        ("index", usage.index),
         ("weights", usage.weights),
         ("kv", usage.kv),
         ("scratch", usage.scratch),

@@ -24,7 +24,7 @@ impl Scheduler {
         let texts = self.running_texts() + self.texts(sequence);
         let rows = self.engine.chunk_tokens() + texts;
         let scratch = self.engine.scratch_bytes(rows, texts).max(usage.scratch);
-        let fixed = usage.program + usage.weights + scratch;
+        let fixed = usage.program + usage.index + usage.weights + scratch;
         let together = self.running.iter().chain([sequence]);
         let mut seen = HashSet::new();
         let mut needed = 0;

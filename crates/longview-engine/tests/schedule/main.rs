@@ -304,7 +304,7 @@ fn memory_that_runs_out_makes_some_wait_and_changes_no_text() {
     let fixed = {
         let engine = engine(Some(1 << 30));
         let usage = engine.ledger().usage();
-        usage.program + usage.weights + usage.scratch
+        usage.program + usage.index + usage.weights + usage.scratch
     };
     let kv_bytes = 3 << 20;
     let engine = engine(Some(fixed + (24 << 20) + kv_bytes));
@@ -494,7 +494,7 @@ fn what_a_request_was_given_is_handed_back_when_it_never_began() {
     let fixed = {
         let engine = engine(Some(1 << 30));
         let usage = engine.ledger().usage();
-        usage.program + usage.weights + usage.scratch
+        usage.program + usage.index + usage.weights + usage.scratch
     };
     let engine = engine(Some(fixed + (24 << 20) + (3 << 20)));
     let tenant = Arc::new(engine.tenant(""));

@@ -427,7 +427,8 @@ impl Contexts {
         let Some(limit) = plan.limit else {
             return Ok(());
         };
-        let half = limit.saturating_sub(plan.program + plan.weights + plan.scratch) / 2;
+        let half =
+            limit.saturating_sub(plan.program + plan.index + plan.weights + plan.scratch) / 2;
         let held: u64 = app
             .tenancies()
             .map(|tenancy| tenancy.contexts.made_bytes())
