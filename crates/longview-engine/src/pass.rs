@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
 use longview_kv::tier::BlockKey;
-use longview_kv::{Context, Segment, Wanted};
+use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
 use longview_models::Workspace;
 use smallvec::SmallVec;
 
@@ -105,7 +105,7 @@ impl Engine {
 
     /// Tokens that the next pass of a prefill computes. While blocks of the context are away, every
     /// pass reads all of them: then as many as half of the memory for keys, values and scratch has
-    /// scratch for.
+    /// scratch for, and all of it room for their keys and values beside that.
     pub(crate) fn chunk_for(&self, context: &Context) -> usize {
         let usage = self.ledger.usage();
         if self.ledger.limit() == u64::MAX || context.away_bytes() == 0 {
@@ -114,9 +114,12 @@ impl Engine {
         let room = self
             .ledger
             .limit()
-            .saturating_sub(usage.program + usage.weights);
-        let larger =
-            |chunk: &usize| *chunk <= LARGEST_CHUNK && self.scratch_bytes(*chunk, 1) <= room / 2;
+            .saturating_sub(usage.program + usage.index + usage.weights);
+        let larger = |chunk: &usize| {
+            let scratch = self.scratch_bytes(*chunk, 1);
+            let fits = scratch <= room / 2 && scratch + context.least_bytes(*chunk) <= room;
+            *chunk <= LARGEST_CHUNK && fits
+        };
         std::iter::successors(Some(self.chunk_tokens), |chunk| Some(2 * chunk))
             .take_while(larger)
             .last()
@@ -127,6 +130,29 @@ impl Engine {
     pub(crate) fn scratch_bytes(&self, rows: usize, wanted: usize) -> u64 {
         let threads = self.exec.pool.threads();
         Workspace::predicted_bytes(self.model.blueprint(), rows, wanted, threads)
+    }
+
+    /// After a pass that read `rows` tokens of a prompt failed: the tokens that the next one reads at
+    /// most, where memory ran out and fewer may fit. Buffers of larger passes are given back.
+    ///
+    /// # Errors
+    /// `error` itself where fewer tokens would not help.
+    pub(crate) fn smaller_pass(
+        &self,
+        error: EngineError,
+        rows: usize,
+    ) -> Result<usize, EngineError> {
+        if !error.is_out_of_memory() || rows <= BLOCK_TOKENS {
+            return Err(error);
+        }
+        let most = (rows / 2).max(BLOCK_TOKENS);
+        self.workspace().give_back();
+        let mut account = self
+            .account
+            .lock()
+            .unwrap_or_else(|error| error.into_inner());
+        account.scratch.resize(self.scratch_bytes(most, 1));
+        Ok(most)
     }
 
     /// Bytes that `texts` texts to one prompt take in every pass beyond what [`Engine::plan`] counts for one.

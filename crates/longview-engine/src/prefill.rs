@@ -36,7 +36,8 @@ impl PrefillProgress {
 
 impl Engine {
     /// Reads `tokens` into `context` in chunks of [`Engine::chunk_tokens`], calling `on` after
-    /// each. Every finished chunk stays in the context when `on` stops the prefill, when it
+    /// each; where blocks of the context are on disk chunks are larger, and where memory runs short
+    /// smaller. Every finished chunk stays in the context when `on` stops the prefill, when it
     /// fails, and when the process goes on to something else: reading the rest later gives the
     /// same bits as reading all at once. Recurrent layers keep their state at the last block edge,
     /// so that the context can go back to there and is found by content. A keep method that decides
@@ -54,14 +55,22 @@ impl Engine {
         let mut done = 0;
         while done < tokens.len() {
             let rest = &tokens[done..];
-            let chunk = &rest[..context.next_pass(rest.len(), self.chunk_for(context))];
+        let mut most = usize::MAX;
+            let wanted = self.chunk_for(context).min(most);
+            let chunk = &rest[..context.next_pass(rest.len(), wanted)];
             let segment = Segment {
                 context: &mut *context,
                 tokens: chunk,
                 wanted: Wanted::Nothing,
             };
             let begun = Instant::now();
-            drop(self.pass([segment])?);
+            match self.pass([segment]) {
+                Ok(workspace) => drop(workspace),
+                Err(error) => {
+                    most = self.smaller_pass(error, chunk.len())?;
+                    continue;
+                }
+            }
             if chunk.len() >= BLOCK_TOKENS {
                 let work = self.operations(chunk.len(), context.len() - chunk.len());
                 let mut speed = self.speed.lock().unwrap_or_else(|error| error.into_inner());

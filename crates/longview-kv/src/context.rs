@@ -203,6 +203,12 @@ impl Context {
         })
     }
 
+    /// Bytes that must be in memory at once while `chunk_tokens` tokens are read in one pass, the
+    /// buffers for what is away included; see [`KvLayout::least_bytes`].
+    pub fn least_bytes(&self, chunk_tokens: usize) -> u64 {
+        self.layout.least_bytes(chunk_tokens)
+    }
+
     /// A second context with the same content; both grow apart from here. Costs the same for any
     /// length: what both have read is shared, down to the lists of it.
     pub fn fork(&self) -> Context {

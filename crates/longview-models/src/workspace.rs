@@ -60,6 +60,14 @@ impl Workspace {
         Workspace::default()
     }
 
+    /// Gives the buffers back; the next pass makes those that it needs. What is measured goes on.
+    pub fn give_back(&mut self) {
+        *self = Workspace {
+            profile: self.profile.take(),
+            ..Workspace::default()
+        };
+    }
+
     /// Logits of the rows wanted in the last pass, `[wanted rows][vocab]`.
     pub fn logits(&self) -> &[f32] {
         &self.logits

@@ -15,7 +15,7 @@
 //! - **Memory.** A request starts when what it will need and what the running ones will still need
 //!   have room. When the estimate was too low, the youngest request gives its memory up and waits; what
 //!   it has read stays in the store, and since a row's bits depend on nothing but the row, its text
-//!   goes on as if nothing had been.
+//!   goes on as if nothing had been. A prompt that runs alone is read in smaller passes instead.
 //! - **A request that nobody waits for any more ends**; the blocks it has finished stay.
 //!
 //! Nothing here depends on time but the size of a slice, and results do not depend on that.
@@ -74,6 +74,8 @@ pub struct Scheduler {
     remembered: Vec<Remembered>,
     pace: Pace,
     shares: Shares,
+    /// Tokens that a prompt which runs alone reads at most in a pass, since memory ran out with more.
+    most_rows: usize,
     next_id: RequestId,
     counts: ScheduleCounts,
     /// Whether something has changed since the last time that nobody who waits had room.
@@ -137,6 +139,7 @@ impl Scheduler {
             running: Vec::new(),
             remembered: Vec::new(),
             shares: Shares::default(),
+            most_rows: usize::MAX,
             next_id: 0,
             counts: ScheduleCounts::default(),
             look_again: true,
@@ -222,7 +225,10 @@ impl Scheduler {
             // The pass is tried again without what nobody may ask for.
             Err(error) if error.is_out_of_memory() && self.forget() => {}
             Err(error) if error.is_out_of_memory() && self.running.len() > 1 => self.preempt(error),
-            Err(error) => self.fail_concerned(&plan, error),
+            Err(error) => match self.engine.smaller_pass(error, plan.iter().sum()) {
+                Ok(most) => self.most_rows = most,
+                Err(error) => self.fail_concerned(&plan, error),
+            },
         }
         Step::Worked
     }
@@ -237,7 +243,7 @@ impl Scheduler {
         let most = match readers[..] {
             [only] if writing == 0 => {
                 let context = self.running[only].context();
-                self.engine.chunk_for(context)
+                self.engine.chunk_for(context).min(self.most_rows)
             }
             _ => self.engine.chunk_tokens(),
         };
@@ -483,6 +489,7 @@ impl Scheduler {
             self.remember(job.tenant.id(), context, moves);
         }
         job.end(error, context);
+        self.most_rows = usize::MAX;
         self.counts.ended += 1;
         self.look_again = true;
         let jobs = &self.jobs;

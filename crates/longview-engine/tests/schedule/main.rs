@@ -2,6 +2,7 @@
 
 mod moved;
 mod other_models;
+mod pressure;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
