@@ -23,6 +23,8 @@ pub struct PrefillProgress {
     pub done: usize,
     /// Tokens it was asked to read.
     pub total: usize,
+    /// Tokens that the context held when it began: read before, or taken over from the store.
+    pub reused: usize,
     /// Time since it began.
     pub elapsed: Duration,
 }
@@ -51,11 +53,11 @@ impl Engine {
         tokens: &[u32],
         on: &mut dyn FnMut(PrefillProgress) -> Control,
     ) -> Result<Control, EngineError> {
-        let start = Instant::now();
+        let (start, reused) = (Instant::now(), context.len());
         let mut done = 0;
+        let mut most = usize::MAX;
         while done < tokens.len() {
             let rest = &tokens[done..];
-        let mut most = usize::MAX;
             let wanted = self.chunk_for(context).min(most);
             let chunk = &rest[..context.next_pass(rest.len(), wanted)];
             let segment = Segment {
@@ -84,6 +86,7 @@ impl Engine {
             let progress = PrefillProgress {
                 done,
                 total: tokens.len(),
+                reused,
                 elapsed: start.elapsed(),
             };
             if on(progress) == Control::Stop && done < tokens.len() {

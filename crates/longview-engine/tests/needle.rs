@@ -84,7 +84,7 @@ fn a_stopped_prefill_keeps_its_chunks_and_goes_on_to_the_same_answer() {
     let control = engine
         .prefill(&mut context, &prompt, &mut |progress| {
             chunks += 1;
-            assert_eq!(progress.total, prompt.len());
+            assert_eq!((progress.total, progress.reused), (prompt.len(), 0));
             if chunks == 3 {
                 Control::Stop
             } else {
@@ -93,6 +93,13 @@ fn a_stopped_prefill_keeps_its_chunks_and_goes_on_to_the_same_answer() {
         })
         .unwrap();
     assert_eq!((control, context.len()), (Control::Stop, 3 * 128));
+    let rest = &prompt[3 * 128..][..10];
+    engine
+        .prefill(&mut context.fork(), rest, &mut |progress| {
+            assert_eq!((progress.done, progress.reused), (10, 3 * 128));
+            Control::Continue
+        })
+        .unwrap();
     let mut fork = context.fork();
     let (reused, resumed) = answer(&mut context);
     assert_eq!(reused, 3 * 128);
