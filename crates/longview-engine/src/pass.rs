@@ -71,14 +71,20 @@ impl Engine {
             let mut tokens = context.lose(&key);
             while !tokens.is_empty() {
                 found = true;
-                let chunk = &tokens[..tokens.len().min(self.chunk_tokens)];
+                let count = context.next_pass(tokens.len(), self.chunk_tokens);
+                let chunk = &tokens[..count];
                 let segment = Segment {
                     context: &mut *context,
                     tokens: chunk,
                     wanted: Wanted::Nothing,
                 };
                 match self.model.forward(&self.exec, vec![segment], workspace) {
-                    Ok(()) => drop(tokens.drain(..chunk.len())),
+                    Ok(()) => {
+                        tokens.drain(..count);
+                        if tokens.len() < BLOCK_TOKENS {
+                            context.checkpoint();
+                        }
+                    }
                     Err(error) => {
                         let error = EngineError::from(error);
                         // More of the same context is lost: go back further.
@@ -126,12 +132,6 @@ impl Engine {
             .unwrap_or(self.chunk_tokens)
     }
 
-    /// Bytes of the buffers of a pass of `rows` rows that gives `wanted` rows of logits.
-    pub(crate) fn scratch_bytes(&self, rows: usize, wanted: usize) -> u64 {
-        let threads = self.exec.pool.threads();
-        Workspace::predicted_bytes(self.model.blueprint(), rows, wanted, threads)
-    }
-
     /// After a pass that read `rows` tokens of a prompt failed: the tokens that the next one reads at
     /// most, where memory ran out and fewer may fit. Buffers of larger passes are given back.
     ///
@@ -153,6 +153,12 @@ impl Engine {
             .unwrap_or_else(|error| error.into_inner());
         account.scratch.resize(self.scratch_bytes(most, 1));
         Ok(most)
+    }
+
+    /// Bytes of the buffers of a pass of `rows` rows that gives `wanted` rows of logits.
+    pub(crate) fn scratch_bytes(&self, rows: usize, wanted: usize) -> u64 {
+        let threads = self.exec.pool.threads();
+        Workspace::predicted_bytes(self.model.blueprint(), rows, wanted, threads)
     }
 
     /// Bytes that `texts` texts to one prompt take in every pass beyond what [`Engine::plan`] counts for one.

@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::iter;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use longview_engine::{
-    Control, Engine, EngineOptions, GenerateOptions, Reuse, StoreOptions, StorePlace, Tail,
+    Control, Engine, EngineOptions, GenerateOptions, ModelSource, Reuse, StoreOptions, StorePlace,
+    Tail,
 };
+use longview_kernels::Pool;
 use longview_kv::{Context, ReuseEnd, Segment, Wanted};
+use longview_models::shapes::make_from;
+use longview_models::{Config, Recipe};
 
 fn options(folder: &Path) -> EngineOptions {
     EngineOptions {
@@ -179,6 +184,48 @@ fn damaged_blocks_are_computed_again_and_told_of() {
         warnings.iter().any(|w| w.contains("damaged")),
         "{warnings:?}"
     );
+}
+
+#[test]
+fn what_is_computed_again_leaves_places_to_go_back_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("hybrid.gguf");
+    let config = Config::new(
+        "hybrid",
+        serde_json::json!({"model_type": "qwen3_5_text", "hidden_size": 32, "intermediate_size": 32,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+            "vocab_size": 4000, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6,
+            "rope_theta": 1e4, "tie_word_embeddings": true, "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 1,
+            "linear_num_value_heads": 2, "full_attention_interval": 2, "partial_rotary_factor": 0.5}),
+    );
+    make_from(&config, Recipe::F16, 3, &model, &Pool::new(1), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let options = EngineOptions {
+        model: ModelSource::Path(model),
+        ..options(&folder.path().join("store"))
+    };
+    let tokens = text(150);
+    let expected = {
+        let engine = open(&options);
+        let mut context = engine.new_context(200).unwrap();
+        read(&engine, &mut context, &tokens[..149]);
+        logits(&engine, &mut context, &tokens[149..])
+    };
+    // A bit of the first block's keys, in every file that holds some.
+    for file in extents(&folder.path().join("store/extents")) {
+        let mut bytes = fs::read(&file).unwrap();
+        let at = bytes.len() - 9;
+        bytes[at] ^= 16;
+        fs::write(&file, bytes).unwrap();
+    }
+    let engine = open(&options);
+    let (mut context, held) = engine.open_context(&tokens, 200).unwrap();
+    assert_eq!(held, 128);
+    assert_eq!(logits(&engine, &mut context, &tokens[128..]), expected);
+    assert_eq!(context.resumable(149), Some(128));
 }
 
 #[test]
