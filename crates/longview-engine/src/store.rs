@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::error::EngineError;
 
 /// Changed whenever the same tokens begin to give other bits: what was computed before must then
-/// no longer be found.
+/// no longer be found. A test in `store/bits.rs` fails when that was forgotten.
 const BITS: &[u8] = b"3";
 
 /// Remembers the hashes of weight files that were read whole once.
@@ -264,6 +264,9 @@ fn unreadable(path: &Path, source: std::io::Error) -> EngineError {
         source,
     })
 }
+
+#[cfg(test)]
+mod bits;
 
 #[cfg(test)]
 mod tests {
