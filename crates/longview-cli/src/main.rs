@@ -3,6 +3,7 @@
 mod answer;
 mod args;
 mod commands;
+mod date;
 mod documents;
 mod failure;
 mod input;

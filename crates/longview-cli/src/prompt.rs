@@ -1,67 +1,121 @@
 //! Texts and questions as the token ids that a model reads.
 
-use std::time::SystemTime;
-
-use longview::text::{AskFrame, Moment, Start, TemplateVars};
+use longview::text::{AskFrame, Moment, Start};
 use longview::{ShowSpecials, TemplateOrigin, TextSide, Tokenizer};
 
+use crate::date;
 use crate::documents::Documents;
 use crate::failure::Failure;
 
 /// The tokens of documents, and the frame that questions about them are put into.
 pub(crate) struct DocumentPrompt {
     frame: AskFrame,
+    /// The date that the frame may write.
+    pub(crate) now: Moment,
     /// Head, documents and what stands between them and the question.
     pub(crate) shared: Vec<u32>,
-    documents: String,
+    /// The first character of the documents, which stands for all of them: what comes before a part
+    /// decides only whether the part begins a text.
+    opening: String,
+}
+
+/// What is known of documents that were read before.
+pub(crate) struct Earlier<'a> {
+    /// The dates that were written then, as far as they are kept.
+    pub(crate) dates: &'a dyn Fn() -> Vec<Moment>,
+    /// How many tokens at the beginning of a prompt need not be read again.
+    pub(crate) reused: &'a dyn Fn(&[u32]) -> usize,
 }
 
 impl DocumentPrompt {
-    /// The documents in the model's chat template.
+    /// The documents in the model's chat template, which may write the date `now`.
     pub(crate) fn new(
         text: &TextSide,
-        vars: &TemplateVars,
+        now: Moment,
         documents: &Documents,
     ) -> Result<DocumentPrompt, Failure> {
-        let frame = AskFrame::new(text.template(), vars)?;
-        let documents = documents.text();
-        let parts = text
-            .tokenizer()
-            .encode_parts(&frame.parts(&documents, ""))?;
-        Ok(DocumentPrompt {
-            frame,
-            shared: text.with_prefix(parts[..3].concat()),
-            documents,
-        })
+        Ok(DocumentPrompt::tokenised(text, now, documents)?.0)
+    }
+
+    /// The documents in the model's chat template with the date on which they were read: one that
+    /// wrote today's would make another text of them every day. Documents that nobody has read get
+    /// the date of `today`.
+    pub(crate) fn as_read(
+        text: &TextSide,
+        today: Moment,
+        documents: &Documents,
+        earlier: &Earlier<'_>,
+    ) -> Result<DocumentPrompt, Failure> {
+        let (mut best, read) = DocumentPrompt::tokenised(text, today, documents)?;
+        if !is_dated(text, &best.frame)? {
+            return Ok(best);
+        }
+        let mut most = (earlier.reused)(&best.shared);
+        let mut seen = vec![best.frame.clone()];
+        for now in date::before(today, (earlier.dates)()) {
+            let frame = frame(text, now)?;
+            if seen.contains(&frame) || frame.document_lead != best.frame.document_lead {
+                continue;
+            }
+            seen.push(frame.clone());
+            let around = text
+                .tokenizer()
+                .encode_parts(&frame.parts(&best.opening, ""))?;
+            let shared = text.with_prefix([&around[0][..], &read, &around[2]].concat());
+            let reused = (earlier.reused)(&shared);
+            if reused >= most + date::worth(shared.len()) {
+                most = reused;
+                best = DocumentPrompt {
+                    frame,
+                    now,
+                    shared,
+                    ..best
+                };
+            }
+        }
+        Ok(best)
     }
 
     /// Documents that were read before, `shared` being all tokens up to the question.
     pub(crate) fn kept(
         text: &TextSide,
-        vars: &TemplateVars,
+        now: Moment,
         shared: Vec<u32>,
     ) -> Result<DocumentPrompt, Failure> {
         Ok(DocumentPrompt {
-            frame: AskFrame::new(text.template(), vars)?,
+            frame: frame(text, now)?,
+            now,
             shared,
-            // Any text that is not empty: see below.
-            documents: "x".to_owned(),
+            // Any text that is not empty.
+            opening: "x".to_owned(),
         })
     }
 
     /// The tokens from the question on. Documents and question are tokenised apart, so the shared
     /// tokens never depend on the question.
     pub(crate) fn question(&self, text: &TextSide, question: &str) -> Result<Vec<u32>, Failure> {
-        // The first character stands for the documents: what comes before a part decides only
-        // whether the part begins a text.
-        let first = self
-            .documents
-            .chars()
-            .next()
-            .map(String::from)
-            .unwrap_or_default();
-        let parts = self.frame.parts(&first, question);
+        let parts = self.frame.parts(&self.opening, question);
         Ok(text.tokenizer().encode_parts(&parts)?[3..].concat())
+    }
+
+    /// The prompt, and the tokens of the documents alone.
+    fn tokenised(
+        text: &TextSide,
+        now: Moment,
+        documents: &Documents,
+    ) -> Result<(DocumentPrompt, Vec<u32>), Failure> {
+        let frame = frame(text, now)?;
+        let documents = documents.text();
+        let mut parts = text
+            .tokenizer()
+            .encode_parts(&frame.parts(&documents, ""))?;
+        let prompt = DocumentPrompt {
+            frame,
+            now,
+            shared: text.with_prefix(parts[..3].concat()),
+            opening: documents.chars().take(1).collect(),
+        };
+        Ok((prompt, parts.swap_remove(1)))
     }
 }
 
@@ -76,18 +130,26 @@ pub(crate) fn shown(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String, Fai
     Ok(text)
 }
 
-/// What the chat template sees beside the messages. A model without a template of its own is worth
-/// a notice.
-pub(crate) fn template_vars(text: &TextSide, notices: &mut Vec<String>) -> TemplateVars {
-    if text.template_origin() == TemplateOrigin::Plain {
-        notices.push(
-            "the model has no chat template: a plain one is used, which it was not trained for"
-                .to_owned(),
-        );
+/// What to say of a model without a chat template of its own.
+pub(crate) fn template_notice(text: &TextSide) -> Option<String> {
+    let plain = text.template_origin() == TemplateOrigin::Plain;
+    plain.then(|| {
+        "the model has no chat template: a plain one is used, which it was not trained for"
+            .to_owned()
+    })
+}
+
+fn frame(text: &TextSide, now: Moment) -> Result<AskFrame, Failure> {
+    Ok(AskFrame::new(text.template(), &text.template_vars(now))?)
+}
+
+/// Whether the model's template writes a date around documents; `frame` is how it looks today.
+fn is_dated(text: &TextSide, frame: &AskFrame) -> Result<bool, Failure> {
+    // Two that have no part in common: neither a day's name nor its number, nor month, year or time.
+    for seconds in [0, 989_415_462] {
+        if self::frame(text, Moment::from_unix(seconds))? != *frame {
+            return Ok(true);
+        }
     }
-    // Fixed here, once: a prompt that changes with the clock could never be reused.
-    let now = SystemTime::UNIX_EPOCH
-        .elapsed()
-        .map_or(0, |time| time.as_secs());
-    text.template_vars(Moment::from_unix(i64::try_from(now).unwrap_or(i64::MAX)))
+    Ok(false)
 }

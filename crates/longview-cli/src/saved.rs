@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use longview::records::{Listed, Record, Records, Summary};
+use longview::text::Moment;
 use longview::tier::{Origin, TierError};
 use longview::{Context, EngineError};
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
@@ -36,21 +38,37 @@ pub(crate) enum Kind {
     Conversation,
 }
 
+/// The pieces of a record of documents.
+#[derive(Deserialize, Serialize)]
+struct DocumentPieces {
+    /// The date that the chat template may have written.
+    documents: Moment,
+}
+
+/// How the pieces of documents begin; those of a conversation begin otherwise.
+const DOCUMENT_PIECES: &[u8] = b"{\"documents\":";
+
+/// The pieces of documents that were saved without a date.
+const UNDATED: &[u8] = b"\"documents\"";
+
+/// The pieces of a record of documents that were read at `now`.
+pub(crate) fn document_pieces(now: Moment) -> Vec<u8> {
+    serde_json::to_vec(&DocumentPieces { documents: now }).expect("a date is text")
+}
+
+/// The date with which the documents of a record were read, if it is known.
+pub(crate) fn document_date(record: &Record) -> Option<Moment> {
+    let pieces: DocumentPieces = serde_json::from_slice(&record.pieces).ok()?;
+    Some(pieces.documents)
+}
+
 impl Kind {
     /// Of a record, as its pieces say.
     pub(crate) fn of(record: &Record) -> Kind {
         match record.pieces.as_slice() {
             b"" => Kind::Text,
-            pieces if pieces == Kind::Documents.pieces() => Kind::Documents,
+            pieces if pieces == UNDATED || pieces.starts_with(DOCUMENT_PIECES) => Kind::Documents,
             _ => Kind::Conversation,
-        }
-    }
-
-    /// The pieces of a record of documents or of a text; a conversation has its own.
-    pub(crate) fn pieces(self) -> &'static [u8] {
-        match self {
-            Kind::Documents => b"\"documents\"",
-            Kind::Text | Kind::Conversation => b"",
         }
     }
 
@@ -139,6 +157,22 @@ impl Saved {
              first",
             summary.title
         )))
+    }
+
+    /// The dates with which documents were read under one of `origins`, those used last first.
+    pub(crate) fn document_dates(&self, origins: &[Arc<Origin>]) -> Vec<Moment> {
+        let mut dates = Vec::new();
+        for summary in self.summaries().unwrap_or_default() {
+            if summary.check_origins(origins).is_ok()
+                && let Ok(record) = self.records.load(&summary.id)
+                && Kind::of(&record) == Kind::Documents
+                && let Some(date) = document_date(&record)
+                && !dates.contains(&date)
+            {
+                dates.push(date);
+            }
+        }
+        dates
     }
 
     /// Takes the label off a context, which stays.

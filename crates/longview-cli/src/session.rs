@@ -6,7 +6,7 @@ use std::time::Instant;
 use longview::methods::{Methods, Stage};
 use longview::models::ModelError;
 use longview::records::Record;
-use longview::text::TextError;
+use longview::text::{Moment, TextError};
 use longview::tier::Origin;
 use longview::weights::WeightFile;
 use longview::{
@@ -16,10 +16,13 @@ use longview::{
 use serde_json::{Map, Value, json};
 
 use crate::args::{EngineArgs, Fallback, GenerationArgs, MethodArgs, StoreArgs};
+use crate::date;
+use crate::documents::Documents;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::machine::peak_memory_bytes;
 use crate::progress::Progress;
+use crate::prompt::{DocumentPrompt, Earlier, template_notice};
 use crate::saved::{Entry, Saved};
 use crate::size::human_count;
 
@@ -247,6 +250,35 @@ impl Session {
             None => Some(json!({ "do_sample": false })),
             Some(_) => self.engine.generation_config().cloned(),
         }
+    }
+
+    /// Documents in the model's chat template, with the date given or the one they were read with.
+    pub(crate) fn document_prompt(
+        &mut self,
+        documents: &Documents,
+        date: Option<Moment>,
+    ) -> Result<DocumentPrompt, Failure> {
+        self.notices.extend(documents.notices.iter().cloned());
+        let sizes = documents.list.iter().map(|document| document.text.len());
+        self.engine.check_text(sizes.sum())?;
+        let text = self.engine.text();
+        self.notices.extend(template_notice(text));
+        if let Some(date) = date {
+            return DocumentPrompt::new(text, date, documents);
+        }
+        let saved = self.saved.as_ref();
+        let earlier = Earlier {
+            dates: &|| saved.map_or_else(Vec::new, |saved| saved.document_dates(&self.origins())),
+            // A prompt that is too long is refused later, in better words.
+            reused: &|tokens| {
+                let known = self.engine.explain(tokens);
+                known.map_or(0, |known| known.reused_tokens)
+            },
+        };
+        let today = date::today();
+        let prompt = DocumentPrompt::as_read(text, today, documents, &earlier)?;
+        self.notices.extend(date::notice(prompt.now, today));
+        Ok(prompt)
     }
 
     /// Reads what `context` does not hold of `tokens` under a progress bar.

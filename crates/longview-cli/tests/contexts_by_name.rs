@@ -277,3 +277,126 @@ fn the_last_conversation_gets_a_name_afterwards_and_a_message_is_taken_back() {
         .run(&["run", "--load", "our talk"])
         .refused(2, &["chat --load"]);
 }
+
+/// The reference model with a chat template that writes the date.
+fn dated(folder: &Folder) -> String {
+    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let bytes = std::fs::read(format!("{reference}/{name}")).unwrap();
+        folder.write(&format!("dated/{name}"), bytes);
+    }
+    let path = format!("{reference}/tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    config["chat_template"] = concat!(
+        "{{ bos_token }}Today is {{ strftime_now('%d %B %Y, %H:%M') }}.",
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|> {{ m['content'] }}",
+        "{{ eos_token }}{% else %}<|user|> {{ m['content'] }}{% endif %}{% endfor %}",
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    .into();
+    folder.write("dated/tokenizer_config.json", config.to_string());
+    folder.path("dated")
+}
+
+#[test]
+fn documents_keep_the_date_they_were_read_with() {
+    let store = Store::new();
+    let model = dated(&store.folder);
+    let book = store.folder.write("book.txt", story(400));
+    let flags = ["--model", &model, "--file", &book];
+    let ask = |more: &[&str]| {
+        let ask = ["ask", "-n", "8", FALCON];
+        store.json(&[&ask[..], &flags, more].concat())
+    };
+    // A day that will not come again, with a time of day.
+    let long_ago = ["--date", "2020-02-29T17:05"];
+    let first = ask(&long_ago);
+    let tokens = number(&first, "prompt_tokens");
+    assert_eq!(number(&first, "computed_tokens"), tokens);
+    let shown = ["ask", "--print-prompt", "--json", FALCON];
+    let shown = longview(&[&shown[..], &flags, &long_ago].concat()).done();
+    assert!(
+        shown.stdout.contains("29 February 2020, 17:05"),
+        "{shown:?}"
+    );
+
+    // What is left over from whole blocks, and the question.
+    let again = ask(&[]);
+    assert_eq!(again["generated_ids"], first["generated_ids"]);
+    assert!(number(&again, "computed_tokens") < 100, "{again}");
+    let notices = again["notices"].to_string();
+    assert!(notices.contains("2020-02-29T17:05:00"), "{notices}");
+    let explained = store.json(&[&["explain", FALCON], &flags[..]].concat());
+    assert!(number(&explained, "reused_tokens") >= 512, "{explained}");
+    assert!(explained["notices"].to_string().contains("2020-02-29"));
+    // Who gives a date gets it, and other documents get today's.
+    let other = ask(&["--date", "2020-03-01"]);
+    assert_eq!(number(&other, "reused_tokens"), 0);
+    assert!(!other["notices"].to_string().contains("were read on"));
+    let new = store
+        .folder
+        .write("new.txt", "Nothing of the kind. ".repeat(40));
+    let new = store.json(&["ask", "-n", "1", "--model", &model, "--file", &new, FALCON]);
+    assert!(
+        !new["notices"].to_string().contains("were read on"),
+        "{new}"
+    );
+
+    // Of two dates the one that was used last; by name also without the files.
+    let kept = [
+        "contexts", "save", "old", "--model", &model, "--file", &book,
+    ];
+    let kept = store.json(&kept);
+    assert!(number(&kept, "computed_tokens") < 100, "{kept}");
+    let loaded = ["ask", "--load", "old", "--model", &model, "-n", "8", FALCON];
+    let loaded = store.json(&loaded);
+    assert_eq!(loaded["prompt_tokens"], other["prompt_tokens"]);
+    assert_eq!(loaded["generated_ids"], other["generated_ids"]);
+}
+
+#[test]
+fn documents_whose_reading_nobody_listed_are_found_under_the_date_of_the_last_days() {
+    let store = Store::new();
+    let model = dated(&store.folder);
+    let book = store.folder.write("book.txt", story(400));
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs();
+    let day = longview::text::Moment::from_unix(now.try_into().unwrap()).days_before(3);
+    let ask = ["ask", "-n", "4", "--model", &model, "--file", &book, FALCON];
+    let first = store.json(&[&ask[..], &["--date", &day.to_string()]].concat());
+    std::fs::remove_dir_all(std::path::Path::new(&store.store).join("contexts")).unwrap();
+    let again = store.json(&ask);
+    assert_eq!(again["generated_ids"], first["generated_ids"]);
+    assert!(number(&again, "computed_tokens") < 100, "{again}");
+}
+
+#[test]
+fn a_conversation_keeps_the_date_it_began_with() {
+    let store = Store::new();
+    let model = dated(&store.folder);
+    let flags = ["--model", &model, "--label", "talk"];
+    let first = store.talk(
+        &[&flags[..], &["--date", "2020-02-29"]].concat(),
+        "Who are you?\n",
+    );
+    let first = &first["answers"][0];
+    let second = store.talk(&flags, "And then?\n");
+    let notices = second["notices"].to_string();
+    let second = &second["answers"][0];
+    let held = number(first, "prompt_tokens") + number(first, "generated_tokens");
+    assert!(!notices.contains("read again"), "{notices}");
+    assert!(
+        number(second, "reused_tokens") + 1 >= held,
+        "{first} {second}"
+    );
+    // The date is the conversation's; another one begins with another.
+    let third = store.talk(&[&flags[..], &["--date", "2020-03-01"]].concat(), "Why?\n");
+    assert!(third["notices"].to_string().contains("--date is not used"));
+    let both = store.talk(
+        &["--model", &model, "--load", "talk"],
+        "/reset\nWho are you?\n",
+    );
+    assert_eq!(number(&both["answers"][0], "reused_tokens"), 0, "{both}");
+}

@@ -564,6 +564,11 @@ impl Kept {
             RopeSet::Long => &self.origins[1],
         }
     }
+
+    /// What all of its contexts are found by.
+    pub(crate) fn origins(&self) -> &[Arc<Origin>] {
+        &self.origins
+    }
 }
 
 #[cfg(test)]

@@ -75,6 +75,12 @@ impl Lookup {
         Ok(self.kept.origin(self.file.rope_set(planned_tokens)?))
     }
 
+    /// What contexts are found by: those of longrope models with the rotary frequencies of short ones and
+    /// with those of long ones.
+    pub fn origins(&self) -> &[Arc<Origin>] {
+        self.kept.origins()
+    }
+
     /// What the store has of `tokens` for a context planned to hold `planned_tokens`, from where, and
     /// where and why that ends. The last token is always computed.
     ///

@@ -290,9 +290,11 @@ pub(crate) fn fit(
 
 /// What a template sees beside messages.
 pub(crate) fn vars(engine: &Engine) -> TemplateVars {
-    // The date that some templates write; whatever it is, nothing depends on it.
+    // A prompt depends on the date where a template writes it. The day alone is written, so that what
+    // was read an hour ago is found also under a template that writes the time.
     let now = i64::try_from(seconds_since_1970(SystemTime::now())).unwrap_or(i64::MAX);
-    engine.text().template_vars(Moment::from_unix(now))
+    let today = Moment::from_unix(now).days_before(0);
+    engine.text().template_vars(today)
 }
 
 /// Whether the model's template shows tools to the model.

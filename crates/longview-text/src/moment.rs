@@ -1,8 +1,16 @@
 //! A fixed date and time for templates that print one.
 
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
 /// A date and time of day without a zone. A context keeps the one it was created with, so that
 /// its prompt never changes under it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// Written and read as `2026-11-26T14:30:00`; a date alone is its midnight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Moment {
     year: i64,
     /// 1 to 12.
@@ -64,6 +72,12 @@ impl Moment {
             second,
             days,
         }
+    }
+
+    /// Midnight of the day `days` days before this one.
+    #[must_use]
+    pub fn days_before(&self, days: i64) -> Self {
+        Self::from_unix(self.days.saturating_sub(days).saturating_mul(86_400))
     }
 
     /// The moment written by a `strftime` format in the C locale.
@@ -154,9 +168,119 @@ impl Moment {
     }
 }
 
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (hour, minute, second) = (self.second / 3600, self.second / 60 % 60, self.second % 60);
+        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day)?;
+        match self.second {
+            0 => Ok(()),
+            _ => write!(f, "T{hour:02}:{minute:02}:{second:02}"),
+        }
+    }
+}
+
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parsed(text.trim()).ok_or_else(|| {
+            format!(
+                "{text:?} is no date; write 2026-11-26, or 2026-11-26T14:30 with the time of day"
+            )
+        })
+    }
+}
+
+impl TryFrom<String> for Moment {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Moment> for String {
+    fn from(moment: Moment) -> String {
+        moment.to_string()
+    }
+}
+
+fn parsed(text: &str) -> Option<Moment> {
+    let (date, time) = text.split_once(['T', ' ']).unwrap_or((text, "00:00"));
+    // A year may begin with a minus.
+    let mut parts = date.rsplitn(3, '-');
+    let day: i64 = parts.next()?.parse().ok()?;
+    let month: i64 = parts.next()?.parse().ok()?;
+    let year: i64 = parts.next()?.parse().ok()?;
+    let in_range = (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !in_range || !(-1_000_000..=1_000_000).contains(&year) {
+        return None;
+    }
+    let mut second = 0;
+    let mut clock = time.split(':');
+    for (most, seconds) in [(24, 3600), (60, 60), (60, 1)] {
+        let part: i64 = match (clock.next(), seconds) {
+            (Some(part), _) => part.parse().ok()?,
+            (None, 1) => 0,
+            (None, _) => return None,
+        };
+        if !(0..most).contains(&part) {
+            return None;
+        }
+        second += part * seconds;
+    }
+    if clock.next().is_some() {
+        return None;
+    }
+    let moment = Moment::from_unix(days_since_1970(year, month, day) * 86_400 + second);
+    // The thirtieth of February is another day.
+    (i64::from(moment.day) == day && i64::from(moment.month) == month).then_some(moment)
+}
+
+/// Counted from 0000-03-01 on, so that the leap day is the last of its year.
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let year = year - i64::from(month <= 2);
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for seconds in [0, -1, 951_782_400 + 3_661, 1_764_115_200, -62_200_000_000] {
+            let moment = Moment::from_unix(seconds);
+            assert_eq!(moment.to_string().parse(), Ok(moment), "{moment}");
+        }
+        let day: Moment = "2026-11-26".parse().unwrap();
+        assert_eq!(day.to_string(), "2026-11-26");
+        assert_eq!("2026-11-26T00:00".parse(), Ok(day));
+        let later: Moment = " 2026-11-26 14:30 ".parse().unwrap();
+        assert_eq!(later.to_string(), "2026-11-26T14:30:00");
+        assert_eq!(later.days_before(0), day);
+        assert_eq!(later.days_before(26).to_string(), "2026-10-31");
+        let json = serde_json::to_string(&later).unwrap();
+        assert_eq!(serde_json::from_str::<Moment>(&json).unwrap(), later);
+        for wrong in [
+            "",
+            "today",
+            "2026",
+            "2026-11",
+            "2026-02-30",
+            "2026-13-01",
+            "2026-11-26T24:00",
+            "2026-11-26T10",
+            "2026-11-26T10:00:00:00",
+            "99999999999-01-01",
+        ] {
+            let refused = wrong.parse::<Moment>().unwrap_err();
+            assert!(refused.contains("is no date"), "{wrong}: {refused}");
+        }
+    }
 
     #[test]
     fn dates_of_known_seconds() {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use longview::text::Moment;
 
 use super::{EngineArgs, GenerationArgs, MethodArgs, StoreArgs};
 
@@ -35,6 +36,11 @@ pub(crate) struct AskArgs {
     /// queries and keys at every step
     #[arg(long)]
     pub(crate) attention: bool,
+
+    /// The date that the model's chat template writes, if it writes one, such as 2026-11-26 or
+    /// 2026-11-26T14:30 [default: the day on which the documents were read first]
+    #[arg(long, value_name = "DATE", conflicts_with = "load")]
+    pub(crate) date: Option<Moment>,
 
     /// A name for the documents' context; `longview contexts` finds it by that
     #[arg(long, value_name = "NAME")]
@@ -105,6 +111,11 @@ pub(crate) struct ChatArgs {
     /// Instructions for the model
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+
+    /// The date that the model's chat template writes, if it writes one, such as 2026-11-26 or
+    /// 2026-11-26T14:30 [default: the day on which the conversation began]
+    #[arg(long, value_name = "DATE", conflicts_with = "load")]
+    pub(crate) date: Option<Moment>,
 
     /// A name for the conversation: it is saved at every turn, and goes on where it ended when there is
     /// one of that name

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
+use longview::text::Moment;
 
 use super::{EngineArgs, MethodArgs, ModelArgs, OverwriteArgs, StoreArgs};
 use crate::size::{parse_bytes, parse_duration, parse_tokens};
@@ -114,6 +115,10 @@ pub(crate) struct SaveArgs {
     /// Documents as in `longview ask`, to be asked about with `ask --load`; may be repeated
     #[arg(long, short, value_name = "PATH")]
     pub(crate) file: Vec<PathBuf>,
+
+    /// The date that the chat template writes, as in `longview ask`
+    #[arg(long, value_name = "DATE", requires = "file")]
+    pub(crate) date: Option<Moment>,
 
     #[command(flatten)]
     pub(crate) text: TextArgs,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
+use longview::text::Moment;
 
 use super::{EngineArgs, MethodArgs, StoreArgs};
 use crate::size::parse_tokens;
@@ -18,6 +19,10 @@ pub(crate) struct ExplainArgs {
     /// Documents as in `longview ask`; may be repeated
     #[arg(long, short, value_name = "PATH")]
     pub(crate) file: Vec<PathBuf>,
+
+    /// The date that the chat template writes, as in `longview ask`
+    #[arg(long, value_name = "DATE", requires = "file")]
+    pub(crate) date: Option<Moment>,
 
     /// A text as in `longview run`
     #[arg(long, short, value_name = "TEXT")]

@@ -5,18 +5,19 @@ use std::time::Instant;
 
 use longview::Context;
 use longview::records::Record;
-use longview::text::TemplateVars;
+use longview::text::Moment;
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, END_OF_TEXT, Edges, Request};
 use crate::args::{AskArgs, Fallback, Format};
+use crate::date;
 use crate::documents::Documents;
 use crate::failure::Failure;
 use crate::input;
 use crate::interrupt;
 use crate::output::{self, note};
-use crate::prompt::{DocumentPrompt, template_vars};
-use crate::saved::{Entry, Kind};
+use crate::prompt::{DocumentPrompt, template_notice};
+use crate::saved::{Entry, Kind, document_date, document_pieces};
 use crate::session::{Session, check_prompt};
 use crate::taken_over::TakenOver;
 
@@ -39,12 +40,11 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     };
     session.refuse_shift("ask")?;
     session.settle_decode(&args.generation, Fallback::Greedy)?;
-    let vars = template_vars(session.engine.text(), &mut session.notices);
     let source = match (&args.load, documents) {
         (Some(name), _) => Source::Kept(kept_documents(&session, name)?),
         (None, documents) => Source::Read(documents.unwrap_or_default()),
     };
-    let prompt = source.prompt(&mut session, &vars)?;
+    let prompt = source.prompt(&mut session, args.date)?;
     if args.print_prompt {
         return print(&prompt, &mut session, &questions, format);
     }
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     let entry = Entry {
         title: source.title(),
         label: args.label.clone(),
-        pieces: Kind::Documents.pieces().to_vec(),
+        pieces: document_pieces(prompt.now),
         ..Entry::default()
     };
     let id = before.as_ref().map(|record| record.summary.id.as_str());
@@ -110,17 +110,15 @@ impl Source {
     fn prompt(
         &self,
         session: &mut Session,
-        vars: &TemplateVars,
+        date: Option<Moment>,
     ) -> Result<DocumentPrompt, Failure> {
         match self {
-            Source::Read(documents) => {
-                session.notices.extend(documents.notices.iter().cloned());
-                let sizes = documents.list.iter().map(|document| document.text.len());
-                session.engine.check_text(sizes.sum())?;
-                DocumentPrompt::new(session.engine.text(), vars, documents)
-            }
+            Source::Read(documents) => session.document_prompt(documents, date),
             Source::Kept(record) => {
-                DocumentPrompt::kept(session.engine.text(), vars, record.tokens.clone())
+                let text = session.engine.text();
+                session.notices.extend(template_notice(text));
+                let now = document_date(record).unwrap_or_else(date::today);
+                DocumentPrompt::kept(text, now, record.tokens.clone())
             }
         }
     }

@@ -5,10 +5,12 @@ use longview::{BLOCK_TOKENS, EngineOptions, Explanation, Lookup, ReuseEnd, Speci
 use serde_json::{Map, Value, json};
 
 use crate::args::{ExplainArgs, Format};
+use crate::date;
 use crate::documents::Documents;
 use crate::failure::Failure;
 use crate::output::{self, note};
-use crate::prompt::{DocumentPrompt, shown, template_vars};
+use crate::prompt::{DocumentPrompt, Earlier, shown, template_notice};
+use crate::saved::Saved;
 use crate::session::refused;
 use crate::size::human_count;
 
@@ -22,8 +24,10 @@ const SHOWN: usize = 16;
 pub(crate) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
     let methods = args.methods.methods()?;
     let mut notices = Vec::new();
+    let kept = args.store.options(None, &mut notices)?;
+    let saved = kept.records.map(Saved::new);
     let options = EngineOptions {
-        store: args.store.options(None, &mut notices)?.options,
+        store: kept.options,
         ..args.engine.options(&methods)?
     };
     let lookup = Lookup::open(&options).map_err(|error| refused(&options.model, error))?;
@@ -32,7 +36,7 @@ pub(crate) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
             "nothing is kept from one run to the next: --cache-max is 0".to_owned()
         })));
     };
-    let tokens = tokens(args, &lookup, &mut notices)?;
+    let tokens = tokens(args, &lookup, saved.as_ref(), &mut notices)?;
     let limit = lookup.describe().context_length;
     let planned = args.planned_tokens.unwrap_or(tokens.len() + ANSWER);
     let planned = planned.min(limit).max(tokens.len());
@@ -62,14 +66,15 @@ pub(crate) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
 fn tokens(
     args: &ExplainArgs,
     lookup: &Lookup,
+    saved: Option<&Saved>,
     notices: &mut Vec<String>,
 ) -> Result<Vec<u32>, Failure> {
     let side = lookup.text();
     if !args.file.is_empty() {
         let documents = Documents::read(&args.file)?;
         notices.extend(documents.notices.iter().cloned());
-        let vars = template_vars(side, notices);
-        let prompt = DocumentPrompt::new(side, &vars, &documents)?;
+        notices.extend(template_notice(side));
+        let prompt = documents_of(args, lookup, saved, &documents, notices)?;
         let question = match &args.question {
             Some(question) => prompt.question(side, question)?,
             None => Vec::new(),
@@ -86,6 +91,30 @@ fn tokens(
         false => Specials::AsText,
     };
     Ok(side.with_prefix(side.tokenizer().encode(&text, specials)?))
+}
+
+/// The documents with the date that `ask` would write.
+fn documents_of(
+    args: &ExplainArgs,
+    lookup: &Lookup,
+    saved: Option<&Saved>,
+    documents: &Documents,
+    notices: &mut Vec<String>,
+) -> Result<DocumentPrompt, Failure> {
+    if let Some(date) = args.date {
+        return DocumentPrompt::new(lookup.text(), date, documents);
+    }
+    let earlier = Earlier {
+        dates: &|| saved.map_or_else(Vec::new, |saved| saved.document_dates(lookup.origins())),
+        reused: &|tokens| {
+            let known = lookup.explain(tokens, tokens.len());
+            known.map_or(0, |known| known.reused_tokens)
+        },
+    };
+    let today = date::today();
+    let prompt = DocumentPrompt::as_read(lookup.text(), today, documents, &earlier)?;
+    notices.extend(date::notice(prompt.now, today));
+    Ok(prompt)
 }
 
 /// An explanation and the prompt it is of.

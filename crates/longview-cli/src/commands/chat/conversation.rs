@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use longview::records::title_of;
-use longview::text::{GenerationPrompt, Message, TemplateVars};
+use longview::text::{GenerationPrompt, Message, Moment, TemplateVars};
 use longview::{Context, EngineError, FinishReason, Prune, Reuse, Specials};
 use serde::{Deserialize, Serialize};
 
 use super::finished;
 use crate::answer::{Answer, Edges, PrunedCounts, Request};
 use crate::args::{ChatArgs, Format};
+use crate::date;
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::saved::{Entry, Kind};
@@ -37,6 +38,9 @@ pub(super) struct Conversation {
 struct Script {
     messages: Vec<Message>,
     held: Option<Held>,
+    /// The date that the chat template may write; not known of conversations of earlier versions.
+    #[serde(default)]
+    now: Option<Moment>,
 }
 
 /// How a context went back to what it has in common with a prompt.
@@ -77,17 +81,13 @@ impl Held {
 }
 
 impl Conversation {
-    fn new(
-        args: &ChatArgs,
-        session: &mut Session,
-        vars: TemplateVars,
-    ) -> Result<Conversation, Failure> {
+    fn new(args: &ChatArgs, session: &mut Session) -> Result<Conversation, Failure> {
         let system = args
             .system
             .as_ref()
             .map(|text| Message::new("system", text.as_str()));
         Ok(Conversation {
-            vars,
+            vars: session.engine.text().template_vars(begun(args)),
             messages: system.into_iter().collect(),
             context: new_context(args, session)?,
             held: None,
@@ -98,12 +98,8 @@ impl Conversation {
     }
 
     /// The conversation that is to be gone on with, or a new one.
-    pub(super) fn open(
-        args: &ChatArgs,
-        session: &mut Session,
-        vars: TemplateVars,
-    ) -> Result<Conversation, Failure> {
-        let mut conversation = Conversation::new(args, session, vars)?;
+    pub(super) fn open(args: &ChatArgs, session: &mut Session) -> Result<Conversation, Failure> {
+        let mut conversation = Conversation::new(args, session)?;
         let Some(saved) = &session.saved else {
             return match args.label.as_ref().or(args.load.as_ref()) {
                 Some(name) => Err(Failure::wrong(format!(
@@ -136,11 +132,16 @@ impl Conversation {
                 "context {name:?} is not as it was written: {error}"
             ))
         })?;
-        if args.system.is_some() {
+        let given = [
+            ("--system", args.system.is_some()),
+            ("--date", args.date.is_some()),
+        ];
+        for (flag, _) in given.iter().filter(|(_, given)| *given) {
             session.notices.push(format!(
-                "--system is not used: the conversation {name:?} goes on as it began"
+                "{flag} is not used: the conversation {name:?} goes on as it began"
             ));
         }
+        conversation.vars.now = script.now.unwrap_or(conversation.vars.now);
         if record.summary.methods.is_empty() {
             let usable = session.usable(&record.tokens);
             let found = TakenOver::take_over(&mut conversation.context, usable)?;
@@ -164,6 +165,7 @@ impl Conversation {
         let script = Script {
             messages: self.messages.clone(),
             held: self.held.clone(),
+            now: Some(self.vars.now),
         };
         let said = self.messages.iter().find(|message| message.role == "user");
         let title = said.and_then(|message| message.content.as_ref()?.as_str());
@@ -193,12 +195,7 @@ impl Conversation {
             .filter(|message| message.role == "system");
         Ok(Conversation {
             messages: system.collect(),
-            context: new_context(args, session)?,
-            held: None,
-            unknown: "",
-            id: None,
-            pruned: None,
-            ..self
+            ..Conversation::new(args, session)?
         })
     }
 
@@ -445,6 +442,11 @@ impl Conversation {
             pending,
         });
     }
+}
+
+/// The date of a conversation that begins now.
+fn begun(args: &ChatArgs) -> Moment {
+    args.date.unwrap_or_else(date::today)
 }
 
 fn new_context(args: &ChatArgs, session: &mut Session) -> Result<Context, Failure> {

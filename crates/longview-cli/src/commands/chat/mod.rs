@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::input;
 use crate::interrupt;
 use crate::output::{self, note};
-use crate::prompt::template_vars;
+use crate::prompt::template_notice;
 use crate::session::Session;
 
 /// What a line with a tool's result begins with.
@@ -33,8 +33,9 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
     let mut session = Session::open_conversation(&args.engine, &args.methods, &args.store)?;
     let recommended = session.recommended(&args.engine);
     session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
-    let vars = template_vars(session.engine.text(), &mut session.notices);
-    let mut conversation = Conversation::open(args, &mut session, vars)?;
+    let plain = template_notice(session.engine.text());
+    session.notices.extend(plain);
+    let mut conversation = Conversation::open(args, &mut session)?;
     let person = io::stdin().is_terminal();
     if person {
         note(

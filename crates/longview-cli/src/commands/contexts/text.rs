@@ -16,8 +16,7 @@ use crate::commands::run::continuation;
 use crate::documents::Documents;
 use crate::failure::Failure;
 use crate::output::{self, note};
-use crate::prompt::{DocumentPrompt, template_vars};
-use crate::saved::{Entry, Kind, failure};
+use crate::saved::{Entry, Kind, document_pieces, failure};
 use crate::session::{Session, refused};
 use crate::taken_over::TakenOver;
 
@@ -36,18 +35,12 @@ pub(super) fn save(args: &SaveArgs, store: &StoreArgs, format: Format) -> Result
     };
     let mut work = Work::open(&args.engine, &args.methods, store)?;
     let session = &mut work.session;
-    let side = session.engine.text();
     let (tokens, entry) = match (&documents, &text) {
         (Some(documents), _) => {
-            let sizes = documents.list.iter().map(|document| document.text.len());
-            session.engine.check_text(sizes.sum())?;
-            let mut notices = documents.notices.clone();
-            let vars = template_vars(side, &mut notices);
-            let prompt = DocumentPrompt::new(side, &vars, documents)?;
-            session.notices.extend(notices);
+            let prompt = session.document_prompt(documents, args.date)?;
             let entry = Entry {
                 title: documents.title(),
-                pieces: Kind::Documents.pieces().to_vec(),
+                pieces: document_pieces(prompt.now),
                 ..Entry::default()
             };
             (prompt.shared, entry)
@@ -55,6 +48,7 @@ pub(super) fn save(args: &SaveArgs, store: &StoreArgs, format: Format) -> Result
         (None, text) => {
             let text = text.as_deref().unwrap_or_default();
             session.engine.check_text(text.len())?;
+            let side = session.engine.text();
             let ids = side
                 .tokenizer()
                 .encode(text, specials(args.text.special_tokens))?;
