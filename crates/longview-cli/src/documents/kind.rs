@@ -29,6 +29,12 @@ pub(super) enum Unreadable {
     Empty,
     /// A pipe, a device or a socket.
     Special,
+    /// A link in a folder.
+    Link,
+    /// A file or folder whose name begins with a dot.
+    Hidden,
+    /// A file or folder that `.gitignore` names.
+    Ignored,
     /// More bytes than the documents before it have left room for.
     NoRoom,
     /// The operating system refuses.
@@ -171,6 +177,15 @@ impl fmt::Display for Unreadable {
             ),
             Unreadable::Special => {
                 f.write_str("a pipe or a device, not a file; to read it, pass it through --file -")
+            }
+            Unreadable::Link => f.write_str(
+                "a link, which is followed only where --file names it or a pattern matches it",
+            ),
+            Unreadable::Hidden => {
+                f.write_str("hidden, and read only where --file names it or a pattern with the dot")
+            }
+            Unreadable::Ignored => {
+                f.write_str("named by .gitignore, and read only where --file names it or a pattern")
             }
             Unreadable::NoRoom => write!(
                 f,

@@ -120,10 +120,7 @@ impl Documents {
 
     fn read_many(&mut self, source: &Path, found: Found) -> Result<(), Failure> {
         let before = self.list.len();
-        let unreadable = found.unreadable.into_iter();
-        let mut left_out: Vec<(Unreadable, String)> = unreadable
-            .map(|(place, error)| (Unreadable::Io(io::Error::other(error)), place))
-            .collect();
+        let mut left_out = found.left_out;
         for path in found.files {
             crate::interrupt::check()?;
             let name = path.display().to_string();
@@ -307,7 +304,43 @@ mod tests {
         ] {
             assert!(notices.contains(said), "{said} is missing in {notices}");
         }
-        assert!(!notices.contains("run.log"), "{notices}");
+        // What lies below a folder that is left out goes without saying.
+        assert!(!notices.contains("out.txt"), "{notices}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nothing_in_a_folder_is_left_out_in_silence() {
+        let folder = Folder::new(&[
+            (".gitignore", b"target\n*.log\n"),
+            (".ignore", b"b.txt\n"),
+            (".github/workflow.yml", b"on: push"),
+            ("target/out.txt", b"built"),
+            ("run.log", b"noise"),
+            ("a.txt", b"a"),
+            ("b.txt", b"b"),
+            ("sub/.env", b"TOKEN=1"),
+        ]);
+        std::os::unix::fs::symlink(folder.path("a.txt"), folder.path("sub/link.txt")).unwrap();
+        let socket = std::os::unix::net::UnixListener::bind(folder.path("socket")).unwrap();
+        let (names, notices) = folder.read(&["."]).unwrap();
+        drop(socket);
+        let names: Vec<String> = names.iter().map(|name| name.replace("./", "")).collect();
+        // What another program's .ignore says is nothing to this one.
+        assert_eq!(names, ["a.txt", "b.txt"]);
+        let told = |words: &str, names: &[&str]| {
+            let notice = notices.iter().find(|notice| notice.contains(words));
+            let notice = notice.unwrap_or_else(|| panic!("no {words:?} in {notices:?}"));
+            let listed = notice.rsplit(": ").next().unwrap().replace("./", "");
+            assert_eq!(listed.split(", ").collect::<Vec<_>>(), names, "{notices:?}");
+        };
+        told("a link", &["sub/link.txt"]);
+        told("a pipe or a device", &["socket"]);
+        told("hidden", &[".github", ".gitignore", ".ignore", "sub/.env"]);
+        told("named by .gitignore", &["run.log", "target"]);
+        // A pattern finds what a name beginning with a dot or a link names.
+        assert_eq!(folder.read(&["sub/*"]).unwrap().0, ["sub/link.txt"]);
+        assert_eq!(folder.read(&["sub/.e*"]).unwrap().0, ["sub/.env"]);
     }
 
     #[test]
