@@ -75,16 +75,26 @@ fn the_doctor_says_what_fits() {
     let model = &json["model"];
     assert_eq!(model["architecture"], "llama");
     assert_eq!(model["context_length"], 1 << 20);
-    assert_eq!(model["plan"]["fits"], false);
-    let longest = model["longest_context"].as_u64().unwrap();
+    let longest = model["longest_context_in_memory"].as_u64().unwrap();
     assert!((1_000..200_000).contains(&longest), "{longest}");
-    // The doctor's word holds: what it says fits, fits. The program's own memory is measured anew
-    // and differs by some pages.
+    // What memory has no room for goes to disk, as in `ask`: a million tokens here.
+    assert_eq!(model["plan"]["fits"], true);
+    assert_eq!(model["longest_context"], 1 << 20);
+    let disk = model["plan"]["kv_on_disk_bytes"].as_u64().unwrap();
+    assert!(disk > 1 << 30, "{model}");
+    let text = longview(&["doctor", "--memory", "256MiB"]).done().stdout;
+    assert!(text.contains("keys and values on disk"), "{text}");
+    // The doctor's word holds: what it says fits in memory, does. The program's own memory is measured
+    // anew and differs by some pages.
     let tokens = (longest - 1000).to_string();
     let fits = [
         "doctor", "--json", "--memory", "256MiB", "--tokens", &tokens,
     ];
-    assert_eq!(longview(&fits).done().json()["model"]["plan"]["fits"], true);
+    let plan = &longview(&fits).done().json()["model"]["plan"];
+    assert_eq!(
+        (&plan["fits"], &plan["kv_on_disk_bytes"]),
+        (&true.into(), &0.into())
+    );
     // Nothing fits that the model cannot read.
     let long = longview(&["doctor", "--json", "--tokens", "2M"]).done();
     assert_eq!(long.json()["model"]["plan"]["fits"], false);
@@ -100,6 +110,23 @@ fn the_doctor_says_what_fits() {
         "longest context",
     ] {
         assert!(text.contains(word), "{word} in {text}");
+    }
+}
+
+#[test]
+fn the_doctor_and_ask_agree() {
+    let folder = Folder::new();
+    // More than memory has room for, and read all the same; and memory in which no model runs.
+    let book = folder.write("book.txt", common::story(9000));
+    for (memory, fits) in [("56MiB", true), ("24MiB", false)] {
+        let told = ["doctor", "--json", "--memory", memory, "--tokens", "9000"];
+        let told = longview(&told).done().json();
+        assert_eq!(told["model"]["plan"]["fits"], fits, "{memory}: {told}");
+        let ask = [
+            "ask", "--json", "--memory", memory, "-n", "1", "--file", &book, "Why?",
+        ];
+        let ran = longview(&ask);
+        assert_eq!(ran.code == Some(0), fits, "{memory}: {ran:?}");
     }
 }
 

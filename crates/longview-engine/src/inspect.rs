@@ -10,6 +10,7 @@ use crate::engine::{EngineOptions, ModelSource, TemplateOrigin};
 use crate::error::EngineError;
 use crate::memory::ProcessMemory;
 use crate::plan::MemoryPlan;
+use crate::store::open_place;
 
 /// What is known of a model.
 #[derive(Clone, Debug)]
@@ -46,10 +47,11 @@ pub fn inspect(options: &EngineOptions) -> Result<(ModelDescription, ModelFile),
     Ok((describe(&file, options.kv_forms()), file))
 }
 
-/// What a context of `tokens` tokens would need, without loading the weights.
+/// What a context of `tokens` tokens would need, without loading the weights. With a store in
+/// `options`, keys and values that memory has no room for may be there, as far as it has room.
 ///
 /// # Errors
-/// When the file cannot be read or understood.
+/// When the file cannot be read or understood, or the store cannot be opened.
 pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, EngineError> {
     let file = ModelFile::new(open_file(&options.model)?)?;
     let kv_forms = options.kv_forms();
@@ -60,7 +62,12 @@ pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, Engine
         program: program_bytes(file.weight_file()),
         index: 0,
         ledger: &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
-        overflow: options.overflow(),
+        overflow: match &options.store {
+            None => Overflow::Refused,
+            Some(store) => Overflow::Store {
+                room: open_place(store)?.room(),
+            },
+        },
     };
     Ok(plan_for(&file, &circumstances, tokens))
 }

@@ -58,6 +58,14 @@ pub(crate) struct OpenPlace {
     pub(crate) folder: Option<PathBuf>,
 }
 
+impl OpenPlace {
+    /// Bytes that its tiers can take, together.
+    pub(crate) fn room(&self) -> u64 {
+        let of_tiers = self.tiers.iter().map(|tier| tier.room());
+        of_tiers.fold(0, u64::saturating_add)
+    }
+}
+
 /// Opens the place where contexts are kept. What memory has no room for and that place does not take,
 /// because it can only be read or is full, goes to a folder for temporary files.
 pub(crate) fn open_place(options: &StoreOptions) -> Result<OpenPlace, EngineError> {

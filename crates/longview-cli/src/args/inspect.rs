@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use longview::methods::Stage;
 
-use super::{EngineArgs, MethodArgs, ModelArgs};
+use super::{EngineArgs, MethodArgs, ModelArgs, StoreArgs};
 use crate::size::parse_tokens;
 
 /// `longview bench`.
@@ -118,6 +118,9 @@ pub(crate) struct DoctorArgs {
     /// Measure memory bandwidth and arithmetic; takes seconds and up to 1 GiB
     #[arg(long)]
     pub(crate) measure: bool,
+
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }
 
 /// `longview tokenize`.

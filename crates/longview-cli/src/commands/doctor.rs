@@ -21,9 +21,19 @@ pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<(), Failure> {
     let threads = args.engine.threads.unwrap_or(machine.threads);
     let methods = args.methods.methods()?;
     let mut options = args.engine.options(&methods)?;
+    let given = options.memory_bytes;
     // Without a limit, what is there is the limit.
-    options.memory_bytes = options.memory_bytes.or_else(|| machine.memory.usable());
-    let model = Model::look(&options, args.tokens)?;
+    options.memory_bytes = given.or_else(|| machine.memory.usable());
+    let mut notices = Vec::new();
+    options.store = args
+        .store
+        .options(options.memory_bytes, &mut notices)?
+        .options;
+    let disk = match given {
+        Some(_) => Disk::Taken,
+        None => Disk::OnRequest,
+    };
+    let model = Model::look(&options, args.tokens, disk)?;
     let limits = args.measure.then(|| {
         let usable = machine
             .memory
@@ -56,6 +66,7 @@ pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<(), Failure> {
                 object.insert("limits".to_owned(), super::bench::limits_json(&limits));
             }
             object.insert("model".to_owned(), model.json());
+            object.insert("notices".to_owned(), json!(notices));
             output::print_json(&object)
         }
         Format::Text => {
@@ -69,6 +80,9 @@ pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<(), Failure> {
                 text.push_str("measured        nothing yet; --measure takes a few seconds\n");
             }
             text.push_str(&model.text());
+            for notice in &notices {
+                output::note(format!("note: {notice}"));
+            }
             output::print(&text)
         }
     }
@@ -78,28 +92,58 @@ pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<(), Failure> {
 struct Model {
     about: longview::ModelDescription,
     kv_bytes_per_token: f64,
-    plan: MemoryPlan,
+    /// With all keys and values in memory.
+    in_memory: MemoryPlan,
+    /// With those on disk that memory has no room for.
+    with_disk: MemoryPlan,
+    disk: Disk,
+}
+
+/// Whether keys and values go to disk where memory has no room for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disk {
+    /// They do: a limit was given.
+    Taken,
+    /// Only if a limit is given.
+    OnRequest,
 }
 
 impl Model {
-    fn look(options: &EngineOptions, tokens: Option<usize>) -> Result<Model, Failure> {
+    fn look(options: &EngineOptions, tokens: Option<usize>, disk: Disk) -> Result<Model, Failure> {
         let (about, _) = inspect(options).map_err(|error| refused(&options.model, error))?;
         let tokens = tokens.unwrap_or(about.context_length);
-        let plan = plan(options, tokens)?;
-        let kv_bytes_per_token = plan.kv as f64 / plan.tokens.max(1) as f64;
+        let with_disk = plan(options, tokens)?;
+        let without = EngineOptions {
+            store: None,
+            ..options.clone()
+        };
+        let in_memory = plan(&without, tokens)?;
+        let kv_bytes_per_token = in_memory.kv as f64 / in_memory.tokens.max(1) as f64;
         Ok(Model {
             about,
             kv_bytes_per_token,
-            plan,
+            in_memory,
+            with_disk,
+            disk,
         })
     }
 
-    /// Whether the memory suffices for what was asked for and the model can read so much.
-    fn fits(&self) -> bool {
-        self.plan.fits() && self.plan.tokens <= self.about.context_length
+    /// What `ask` goes by under the same flags.
+    fn plan(&self) -> &MemoryPlan {
+        match self.disk {
+            Disk::Taken => &self.with_disk,
+            Disk::OnRequest => &self.in_memory,
+        }
+    }
+
+    /// Whether the model can read so much.
+    fn is_readable(&self) -> bool {
+        self.plan().tokens <= self.about.context_length
     }
 
     fn json(&self) -> Value {
+        let plan = self.plan();
+        let fits = plan.fits() && self.is_readable();
         json!({
             "name": self.about.name,
             "architecture": self.about.architecture,
@@ -107,44 +151,78 @@ impl Model {
             "layers": self.about.layers,
             "format": self.about.format,
             "file_bytes": self.about.file_bytes,
-            "weights_bytes": self.plan.weights,
+            "weights_bytes": plan.weights,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "context_length": self.about.context_length,
             "plan": {
-                "tokens": self.plan.tokens,
-                "program_bytes": self.plan.program,
-                "weights_bytes": self.plan.weights,
-                "kv_bytes": self.plan.kv,
-                "scratch_bytes": self.plan.scratch,
-                "total_bytes": self.plan.total(),
-                "limit_bytes": self.plan.limit,
-                "fits": self.fits(),
+                "tokens": plan.tokens,
+                "program_bytes": plan.program,
+                "weights_bytes": plan.weights,
+                "kv_bytes": plan.kv,
+                "kv_on_disk_bytes": if fits { plan.kv_on_disk() } else { 0 },
+                "scratch_bytes": plan.scratch,
+                "total_bytes": plan.total(),
+                "limit_bytes": plan.limit,
+                "fits": fits,
             },
-            "longest_context": self.plan.longest_context,
+            "longest_context": plan.longest_context,
+            "longest_context_in_memory": self.in_memory.longest_context,
+            "longest_context_with_disk": self.with_disk.longest_context,
         })
+    }
+
+    /// Whether the context fits, in words.
+    fn verdict(&self) -> String {
+        let on_disk = || human_bytes(self.with_disk.kv_on_disk());
+        if !self.is_readable() {
+            "longer than the model reads".to_owned()
+        } else if self.in_memory.fits() {
+            "it fits".to_owned()
+        } else if !self.with_disk.fits() {
+            "it does NOT fit".to_owned()
+        } else if self.disk == Disk::Taken {
+            format!(
+                "it fits, with {} of its keys and values on disk, which is exact and slower",
+                on_disk()
+            )
+        } else {
+            format!(
+                "it does NOT fit in memory; with a limit such as --memory {} it does, {} of its keys \
+                 and values on disk, which is exact and slower",
+                human_bytes(self.with_disk.limit.unwrap_or_default()).replace(' ', ""),
+                on_disk()
+            )
+        }
     }
 
     fn text(&self) -> String {
         let about = &self.about;
-        let fits = if self.plan.tokens > about.context_length {
-            "longer than the model reads"
-        } else if self.plan.fits() {
-            "it fits"
-        } else {
-            "it does NOT fit"
-        };
-        let lines = self.plan.to_string();
-        // A refusal's first line names --memory; here the machine's memory may be the limit.
+        let fits = self.verdict();
+        let lines = self.plan().to_string();
+        // A refusal's first line names --memory, and here the machine's memory may be the limit; how long
+        // a context may be is said below.
+        let known = ["a context of", "the longest context"];
         let table: Vec<&str> = lines
             .lines()
-            .filter(|line| !line.starts_with("a context of"))
+            .filter(|line| !known.iter().any(|known| line.starts_with(known)))
             .collect();
+        let longest = match (
+            self.in_memory.longest_context,
+            self.with_disk.longest_context,
+        ) {
+            (_, 0) => String::new(),
+            (in_memory, with_disk) => format!(
+                "longest context  {} tokens in memory, {} with keys and values on disk under --memory\n",
+                human_count(in_memory),
+                human_count(with_disk),
+            ),
+        };
         format!(
             "\nmodel           {} ({}, {} layers, {} parameters, mostly {})\n\
              file            {}\n\
              KV per token    {}\n\
              context length  {} tokens\n\n\
-             a context of {} tokens: {fits}\n{}\n",
+             a context of {} tokens: {fits}\n{}\n{longest}",
             about.name,
             about.architecture,
             about.layers,
@@ -153,7 +231,7 @@ impl Model {
             human_bytes(about.file_bytes),
             human_bytes(self.kv_bytes_per_token.ceil() as u64),
             human_count(about.context_length),
-            human_count(self.plan.tokens),
+            human_count(self.plan().tokens),
             table.join("\n"),
         )
     }
