@@ -67,7 +67,7 @@ pub enum Format {
 
 use Format::*;
 
-/// One row a format: the format, its GGUF type number, name, elements and bytes of a block.
+/// One row a format, in their order: the format, its GGUF type number, name, elements and bytes of a block.
 const TABLE: [(Format, u32, &str, usize, usize); 15] = [
     (F32, 0, "F32", 1, 4),
     (F16, 1, "F16", 1, 2),
@@ -108,12 +108,12 @@ impl Format {
     }
 
     /// Elements in one block; 1 for the float formats.
-    pub fn block_len(self) -> usize {
+    pub const fn block_len(self) -> usize {
         self.row().3
     }
 
     /// Bytes of one block.
-    pub fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         self.row().4
     }
 
@@ -131,11 +131,8 @@ impl Format {
         self.block_len() == 1
     }
 
-    fn row(self) -> &'static (Format, u32, &'static str, usize, usize) {
-        TABLE
-            .iter()
-            .find(|row| row.0 == self)
-            .expect("every format has its row in the table")
+    const fn row(self) -> (Format, u32, &'static str, usize, usize) {
+        TABLE[self as usize]
     }
 }
 

@@ -13,9 +13,8 @@ use crate::error::KernelError;
 use crate::format::Format;
 use crate::pool::Pool;
 use lane::LaneBlock;
-use layout::{BLOCK, LANES, Layout, SEGMENT};
+use layout::{BLOCK, LANES, Layout};
 use room::Room;
-use source::RowSegment;
 
 /// A weight matrix `[n outputs][k inputs]`, repacked once at load into panels of 16 outputs.
 ///
@@ -94,17 +93,28 @@ impl Packed {
         }
         let panel_bytes = layout::panel_bytes(format, k);
         let mut packed = Room::new(Packed::packed_bytes(format, n, k));
+        let padding = vec![
+            0;
+            if n.is_multiple_of(LANES) {
+                0
+            } else {
+                row_bytes
+            }
+        ];
         let piece_panels = (PIECE_BYTES / panel_bytes.max(1)).max(1);
         let pieces = packed.chunks_mut(piece_panels * panel_bytes.max(1));
         for (piece, target) in pieces.enumerate() {
             let first = piece * piece_panels;
             pool.for_each_chunk(target, panel_bytes, |panel, target, _| {
-                let rows: [Option<&[u8]>; LANES] = std::array::from_fn(|lane| {
+                let rows: [&[u8]; LANES] = std::array::from_fn(|lane| {
                     let row = (first + panel) * LANES + lane;
-                    (row < n).then(|| &bytes[row_order(row) * row_bytes..][..row_bytes])
+                    match row < n {
+                        true => &bytes[row_order(row) * row_bytes..][..row_bytes],
+                        false => &padding,
+                    }
                 });
                 match Layout::of(format) {
-                    Some(layout) => pack_blocks(format, &layout, k / BLOCK, &rows, target),
+                    Some(_) => source::pack_blocks(format, k / BLOCK, &rows, target),
                     None => pack_floats(format, k, &rows, target),
                 }
             });
@@ -190,18 +200,18 @@ pub(crate) fn float_at(format: Format, panel: &[u8], at: usize) -> f32 {
     }
 }
 
-fn pack_floats(format: Format, k: usize, rows: &[Option<&[u8]>; LANES], target: &mut [u8]) {
+fn pack_floats(format: Format, k: usize, rows: &[&[u8]; LANES], target: &mut [u8]) {
     match format.block_bytes() {
         2 => interleave::<2>(k, rows, target),
         _ => interleave::<4>(k, rows, target),
     }
 }
 
-/// `[16 rows][k]` → `[k][16]`, numbers of `SIZE` bytes; rows that are not there leave zeros.
+/// `[16 rows][k]` → `[k][16]`, numbers of `SIZE` bytes.
 ///
 /// A line of each row is copied before it is taken apart: rows often lie a power of two apart, and
 /// sixteen such lines push each other out of the nearest cache.
-fn interleave<const SIZE: usize>(k: usize, rows: &[Option<&[u8]>; LANES], target: &mut [u8]) {
+fn interleave<const SIZE: usize>(k: usize, rows: &[&[u8]; LANES], target: &mut [u8]) {
     /// Numbers of each row that are taken at once.
     const LINE: usize = 32;
     let (target, _) = target.as_chunks_mut::<SIZE>();
@@ -209,124 +219,14 @@ fn interleave<const SIZE: usize>(k: usize, rows: &[Option<&[u8]>; LANES], target
     for first in (0..k).step_by(LINE) {
         let count = LINE.min(k - first);
         for (line, row) in lines.iter_mut().zip(rows) {
-            if let Some(row) = row {
-                let (row, _) = row.as_chunks::<SIZE>();
-                line[..count].copy_from_slice(&row[first..first + count]);
-            }
+            let (row, _) = row.as_chunks::<SIZE>();
+            line[..count].copy_from_slice(&row[first..first + count]);
         }
         let target = target[first * LANES..].as_chunks_mut::<LANES>().0;
         for (i, target) in target.iter_mut().take(count).enumerate() {
             for (number, line) in target.iter_mut().zip(&lines) {
                 *number = line[i];
             }
-        }
-    }
-}
-
-fn pack_blocks(
-    format: Format,
-    layout: &Layout,
-    blocks: usize,
-    rows: &[Option<&[u8]>; LANES],
-    target: &mut [u8],
-) {
-    let mut staged: [RowSegment; LANES] = [const { RowSegment::ZERO }; LANES];
-    let mut rest = target;
-    for first in (0..blocks).step_by(SEGMENT) {
-        let count = SEGMENT.min(blocks - first);
-        let file_bytes = |blocks: usize| blocks * BLOCK / format.block_len() * format.block_bytes();
-        for (staged, row) in staged.iter_mut().zip(rows) {
-            if let Some(row) = row {
-                staged.read(format, &row[file_bytes(first)..][..file_bytes(count)]);
-            }
-        }
-        let (segment, after) = rest.split_at_mut(layout.segment_bytes(count));
-        write_segment(layout, count, &staged, segment);
-        rest = after;
-    }
-}
-
-fn write_segment(layout: &Layout, count: usize, rows: &[RowSegment; LANES], segment: &mut [u8]) {
-    let (top, rest) = segment.split_at_mut(count * layout.top_bytes());
-    let (low, rest) = rest.split_at_mut(count * layout.low_bytes());
-    let (scales, factors) = rest.split_at_mut(count * layout.scale_bytes());
-    for b in 0..count {
-        // All rows side by side, so that the bits of sixteen are moved at once.
-        let words: Words =
-            std::array::from_fn(|g| std::array::from_fn(|lane| rows[lane].words[b][g]));
-        let top = &mut top[b * layout.top_bytes()..][..layout.top_bytes()];
-        write_plane(top, layout.top_bits, &shifted(&words, layout));
-        let low = &mut low[b * layout.low_bytes()..][..layout.low_bytes()];
-        write_plane(low, layout.low_bits, &words);
-        let scales = &mut scales[b * layout.scale_bytes()..][..layout.scale_bytes()];
-        for (lane, row) in rows.iter().enumerate() {
-            write_scales(layout, scales, lane, row.scales[b]);
-        }
-    }
-    for (lane, row) in rows.iter().enumerate() {
-        for (at, factor) in row
-            .factors
-            .iter()
-            .enumerate()
-            .take(layout.factor_bytes() / (2 * LANES))
-        {
-            factors[2 * (at * LANES + lane)..][..2].copy_from_slice(factor);
-        }
-    }
-}
-
-/// The codes of a block of a panel, four in a word: `[group][row]`.
-type Words = [[u32; LANES]; BLOCK / 4];
-
-/// The bits of codes that go to the top plane.
-fn shifted(words: &Words, layout: &Layout) -> Words {
-    let mask = (0xff >> layout.low_bits) * 0x0101_0101;
-    words.map(|group| group.map(|word| word >> layout.low_bits & mask))
-}
-
-/// Writes the lowest `bits` bits of codes to a plane.
-fn write_plane(plane: &mut [u8], bits: usize, words: &Words) {
-    let (vectors, _) = plane.as_chunks_mut::<{ 4 * LANES }>();
-    // Field `at` of a word: the code of group `g`, of which the mask is left.
-    let field = |g: usize, lane: usize, mask: u32, at: usize| (words[g][lane] & mask) << at;
-    for (j, vector) in vectors.iter_mut().enumerate() {
-        match bits {
-            1 => put(vector, |lane| {
-                (0..8).fold(0, |all, g| all | field(g, lane, 0x0101_0101, g))
-            }),
-            2 => put(vector, |lane| {
-                (0..4).fold(0, |all, f| all | field(j + 2 * f, lane, 0x0303_0303, 2 * f))
-            }),
-            4 => put(vector, |lane| {
-                field(j, lane, 0x0f0f_0f0f, 0) | field(j + 4, lane, 0x0f0f_0f0f, 4)
-            }),
-            _ => put(vector, |lane| words[j][lane]),
-        }
-    }
-}
-
-/// Writes a word of each row.
-#[inline(always)]
-fn put(vector: &mut [u8; 4 * LANES], word: impl Fn(usize) -> u32) {
-    for (lane, bytes) in vector.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        *bytes = word(lane).to_le_bytes();
-    }
-}
-
-/// Spreads one lane's scale bytes: f16 pairs stay together, single bytes go to one row of lanes each.
-fn write_scales(layout: &Layout, scales: &mut [u8], lane: usize, bytes: [u8; 4]) {
-    let count = layout.scale_bytes() / LANES;
-    if matches!(
-        layout.scales,
-        layout::Scales::Half | layout::Scales::HalfMin
-    ) {
-        let (halves, _) = scales.as_chunks_mut::<2>();
-        for (at, half) in bytes.as_chunks::<2>().0[..count / 2].iter().enumerate() {
-            halves[at * LANES + lane] = *half;
-        }
-    } else {
-        for (at, &byte) in bytes[..count].iter().enumerate() {
-            scales[at * LANES + lane] = byte;
         }
     }
 }

@@ -65,9 +65,12 @@ impl DerefMut for Room {
 
 /// A buffer and how much of it is given out.
 struct Buffer {
-    /// First byte of `bytes`, through which rooms are read and written.
+    /// First byte of `bytes`, through which rooms are read and written: a slice of all of them would overlap
+    /// what another thread writes.
     first: *mut u8,
-    bytes: AlignedBytes,
+    len: usize,
+    /// Only held.
+    _bytes: AlignedBytes,
     used: Mutex<usize>,
 }
 
@@ -81,13 +84,14 @@ impl Buffer {
         let mut bytes = AlignedBytes::zeroed(len);
         Buffer {
             first: bytes.as_mut_ptr(),
-            bytes,
+            len,
+            _bytes: bytes,
             used: Mutex::new(0),
         }
     }
 
     fn free(&self) -> usize {
-        self.bytes.len() - *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+        self.len - *self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives out `len` bytes, which are free, and returns where they begin.
@@ -95,7 +99,7 @@ impl Buffer {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let start = *used;
         *used += len;
-        assert!(*used <= self.bytes.len(), "only free bytes are taken");
+        assert!(*used <= self.len, "only free bytes are taken");
         start
     }
 }

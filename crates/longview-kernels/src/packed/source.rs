@@ -1,162 +1,463 @@
-//! Block bytes of a file → codes and scales of one segment, for packing.
+//! Block bytes of a file → the planes of a panel.
+//!
+//! Eight codes at a time go from a row to its lane: their bits are moved in one register, and sixteen rows in turn fill each line
+//! of the panel while it is in the nearest cache. The offsets of a format are those of its block, whose length is part of the
+//! type, so that nothing is checked inside.
 
-use super::layout::{BLOCK, SEGMENT};
+use super::layout::{BLOCK, LANES, Layout, SEGMENT};
 use crate::format::{Format, iq4_xs_scales, q3_k_scales, scales_and_mins};
 
-/// One row's part of a segment: up to 256 elements.
-pub(super) struct RowSegment {
-    /// Codes as 32-bit words of four elements, `[block][group]`, unsigned.
-    pub(super) words: [[u32; BLOCK / 4]; SEGMENT],
-    /// What goes into the scale plane: the bytes of one block's lane, in plane order, little endian.
-    pub(super) scales: [[u8; 4]; SEGMENT],
-    /// The f16 factors of the segment.
-    pub(super) factors: [[u8; 2]; 2],
+/// The codes of 32 elements of a row, unsigned and eight in a word: two groups, of which the first is in the lower half.
+type Words = [u64; BLOCK / 8];
+
+/// `byte` eight times.
+const fn eight(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; 8])
 }
 
-impl RowSegment {
-    /// Zeros: what padding rows hold.
-    pub(super) const ZERO: RowSegment = RowSegment {
-        words: [[0; BLOCK / 4]; SEGMENT],
-        scales: [[0; 4]; SEGMENT],
-        factors: [[0; 2]; 2],
+/// What a block of the file puts into the scale planes: the bytes of each 32 elements, in plane order, little endian.
+type Scales = [[u8; 4]; SEGMENT];
+
+/// How the block of a format, of `BYTES` bytes, is read.
+trait Source<const BYTES: usize> {
+    const FORMAT: Format;
+
+    /// The codes of the 32 elements `b` of a block.
+    fn words(block: &[u8; BYTES], b: usize) -> Words;
+
+    /// The scales of each 32 elements of a block.
+    fn scales(block: &[u8; BYTES]) -> Scales;
+
+    /// The f16 factors of a block of 256 elements.
+    fn factors(_block: &[u8; BYTES]) -> [[u8; 2]; 2] {
+        [[0; 2]; 2]
+    }
+}
+
+/// Packs sixteen rows of `blocks` times 32 elements, the bytes of which are as in the file.
+pub(super) fn pack_blocks(format: Format, blocks: usize, rows: &[&[u8]; LANES], out: &mut [u8]) {
+    let pack = match format {
+        Format::F32 | Format::F16 | Format::BF16 => unreachable!("floats have no blocks"),
+        Format::Q4_0 => pack::<18, Q4_0>,
+        Format::Q4_1 => pack::<20, Q4_1>,
+        Format::Q5_0 => pack::<22, Q5_0>,
+        Format::Q5_1 => pack::<24, Q5_1>,
+        Format::Q8_0 => pack::<34, Q8_0>,
+        Format::IQ4_NL => pack::<18, Iq4Nl>,
+        Format::Q2_K => pack::<84, Q2K>,
+        Format::Q3_K => pack::<110, Q3K>,
+        Format::Q4_K => pack::<144, Q4K>,
+        Format::Q5_K => pack::<176, Q5K>,
+        Format::Q6_K => pack::<210, Q6K>,
+        Format::IQ4_XS => pack::<136, Iq4Xs>,
     };
+    pack(blocks, rows, out);
+}
 
-    /// Reads the blocks in `bytes`: one K block, or up to eight 32-element blocks.
-    pub(super) fn read(&mut self, format: Format, bytes: &[u8]) {
-        if format.block_len() == 256 {
-            self.read_k_block(format, bytes);
-        } else {
-            for (b, block) in bytes.chunks_exact(format.block_bytes()).enumerate() {
-                self.read_block(format, b, block);
+fn pack<const BYTES: usize, S: Source<BYTES>>(
+    blocks: usize,
+    rows: &[&[u8]; LANES],
+    out: &mut [u8],
+) {
+    let layout = const { Layout::of(S::FORMAT).expect("only quantised formats have blocks") };
+    let in_block = const { S::FORMAT.block_len() / BLOCK };
+    const { assert!(S::FORMAT.block_bytes() == BYTES) };
+    let rows: [&[[u8; BYTES]]; LANES] = std::array::from_fn(|lane| rows[lane].as_chunks().0);
+    let mut rest = out;
+    for first in (0..blocks).step_by(SEGMENT) {
+        let count = SEGMENT.min(blocks - first);
+        let (segment, after) = rest.split_at_mut(layout.segment_bytes(count));
+        rest = after;
+        let (top, segment) = segment.split_at_mut(count * layout.top_bytes());
+        let (low, segment) = segment.split_at_mut(count * layout.low_bytes());
+        let (scale_plane, factor_plane) = segment.split_at_mut(count * layout.scale_bytes());
+        for b in 0..count {
+            let top = &mut top[b * layout.top_bytes()..][..layout.top_bytes()];
+            let low = &mut low[b * layout.low_bytes()..][..layout.low_bytes()];
+            for (lane, row) in rows.iter().enumerate() {
+                let words = S::words(&row[(first + b) / in_block], b % in_block);
+                put_codes(top, layout.top_bits, lane, &upper(&words, &layout));
+                put_codes(low, layout.low_bits, lane, &words);
             }
         }
-    }
-
-    fn read_block(&mut self, format: Format, b: usize, block: &[u8]) {
-        let words = &mut self.words[b];
-        self.scales[b] = [block[0], block[1], 0, 0];
-        match format {
-            Format::Q4_0 | Format::IQ4_NL => nibbles(&block[2..], words),
-            Format::Q4_1 => {
-                self.scales[b] = [block[0], block[1], block[2], block[3]];
-                nibbles(&block[4..], words);
-            }
-            Format::Q5_0 => {
-                nibbles(&block[6..], words);
-                fifth_bits(&block[2..], words);
-            }
-            Format::Q5_1 => {
-                self.scales[b] = [block[0], block[1], block[2], block[3]];
-                nibbles(&block[8..], words);
-                fifth_bits(&block[4..], words);
-            }
-            _ => {
-                for (g, word) in words.iter_mut().enumerate() {
-                    *word = word_at(block, 2 + 4 * g) ^ 0x8080_8080;
+        for b in (0..count).step_by(in_block) {
+            for (lane, row) in rows.iter().enumerate() {
+                let block = &row[(first + b) / in_block];
+                for (i, scales) in S::scales(block).iter().enumerate().take(in_block) {
+                    let plane = &mut scale_plane[(b + i) * layout.scale_bytes()..];
+                    put_scales(&layout, &mut plane[..layout.scale_bytes()], lane, scales);
                 }
-            }
-        }
-    }
-
-    fn read_k_block(&mut self, format: Format, block: &[u8]) {
-        let factor = |at: usize| [block[at], block[at + 1]];
-        match format {
-            Format::Q2_K => {
-                self.factors = [factor(80), factor(82)];
-                for (b, scales) in self.scales.iter_mut().enumerate() {
-                    *scales = [block[2 * b], block[2 * b + 1], 0, 0];
-                }
-                self.each_word(|b, g| two_bits(&block[16..80], b, g));
-            }
-            Format::Q3_K => {
-                self.factors[0] = factor(108);
-                let small = q3_k_scales(&block[96..108]);
-                for (b, scales) in self.scales.iter_mut().enumerate() {
-                    *scales = [small[2 * b] as u8, small[2 * b + 1] as u8, 0, 0];
-                }
-                self.each_word(|b, g| {
-                    two_bits(&block[32..96], b, g) | one_bit(&block[..32], b, g) << 2
-                });
-            }
-            Format::Q4_K | Format::Q5_K => {
-                self.factors = [factor(0), factor(2)];
-                let pairs = scales_and_mins(&block[4..16]);
-                for (scales, (scale, min)) in self.scales.iter_mut().zip(pairs) {
-                    *scales = [scale, min, 0, 0];
-                }
-                let fives = format == Format::Q5_K;
-                let nibbles = if fives { &block[48..] } else { &block[16..] };
-                self.each_word(|b, g| {
-                    let low = word_at(nibbles, 32 * (b / 2) + 4 * g) >> (4 * (b % 2)) & 0x0f0f_0f0f;
-                    if fives {
-                        low | one_bit(&block[16..48], b, g) << 4
-                    } else {
-                        low
+                let plane = &mut factor_plane[..layout.factor_bytes()];
+                for (at, factor) in S::factors(block).iter().enumerate() {
+                    if at < layout.factor_bytes() / (2 * LANES) {
+                        plane[2 * (at * LANES + lane)..][..2].copy_from_slice(factor);
                     }
-                });
-            }
-            Format::Q6_K => {
-                self.factors[0] = factor(208);
-                for (b, scales) in self.scales.iter_mut().enumerate() {
-                    *scales = [block[192 + 2 * b], block[193 + 2 * b], 0, 0];
-                }
-                self.each_word(|b, g| {
-                    let (h, j) = (b / 4, b % 4);
-                    let low = word_at(block, 64 * h + 32 * (j % 2) + 4 * g) >> (4 * (j / 2));
-                    low & 0x0f0f_0f0f | two_bits(&block[128..192], b, g) << 4
-                });
-            }
-            _ => {
-                self.factors[0] = factor(0);
-                let small = iq4_xs_scales(&block[2..8]);
-                for (scales, small) in self.scales.iter_mut().zip(small) {
-                    *scales = [small as u8, 0, 0, 0];
-                }
-                for (b, words) in self.words.iter_mut().enumerate() {
-                    nibbles(&block[8 + 16 * b..], words);
                 }
             }
         }
     }
+}
 
-    fn each_word(&mut self, word: impl Fn(usize, usize) -> u32) {
-        for (b, words) in self.words.iter_mut().enumerate() {
-            for (g, target) in words.iter_mut().enumerate() {
-                *target = word(b, g);
+/// The bits of codes that go to the top plane.
+#[inline(always)]
+fn upper(words: &Words, layout: &Layout) -> Words {
+    let mut upper = *words;
+    for word in &mut upper {
+        *word = *word >> layout.low_bits & eight(0xff >> layout.low_bits);
+    }
+    upper
+}
+
+/// Writes the lowest `bits` bits of a row's codes to its lane of a plane.
+#[inline(always)]
+fn put_codes(plane: &mut [u8], bits: usize, lane: usize, words: &Words) {
+    let lines = plane.as_chunks_mut::<{ 4 * LANES }>().0;
+    let mut put = |line: usize, word: u32| {
+        lines[line][4 * lane..4 * lane + 4].copy_from_slice(&word.to_le_bytes());
+    };
+    match bits {
+        0 => {}
+        1 => {
+            let mut all = 0;
+            for (pair, word) in words.iter().enumerate() {
+                all |= (word & eight(1)) << (2 * pair);
+            }
+            put(0, all as u32 | ((all >> 32) as u32) << 1);
+        }
+        2 => {
+            let mut all = 0;
+            for (field, word) in words.iter().enumerate() {
+                all |= (word & eight(3)) << (2 * field);
+            }
+            put(0, all as u32);
+            put(1, (all >> 32) as u32);
+        }
+        4 => {
+            for pair in 0..2 {
+                let both = words[pair] & eight(15) | (words[pair + 2] & eight(15)) << 4;
+                put(2 * pair, both as u32);
+                put(2 * pair + 1, (both >> 32) as u32);
+            }
+        }
+        _ => {
+            for (pair, &word) in words.iter().enumerate() {
+                put(2 * pair, word as u32);
+                put(2 * pair + 1, (word >> 32) as u32);
             }
         }
     }
 }
 
-fn word_at(bytes: &[u8], at: usize) -> u32 {
-    let word = bytes[at..at + 4].first_chunk();
-    u32::from_le_bytes(*word.expect("four bytes are a word"))
-}
-
-/// 16 bytes: element `j` low, element `j + 16` high.
-fn nibbles(bytes: &[u8], words: &mut [u32; 8]) {
-    for g in 0..4 {
-        let both = word_at(bytes, 4 * g);
-        words[g] = both & 0x0f0f_0f0f;
-        words[g + 4] = both >> 4 & 0x0f0f_0f0f;
+/// Spreads one lane's scale bytes: f16 pairs stay together, single bytes go to one row of lanes each.
+#[inline(always)]
+fn put_scales(layout: &Layout, plane: &mut [u8], lane: usize, bytes: &[u8; 4]) {
+    let width = match layout.scales {
+        super::layout::Scales::Half | super::layout::Scales::HalfMin => 2,
+        _ => 1,
+    };
+    let count = layout.scale_bytes() / LANES;
+    for at in (0..count).step_by(width) {
+        plane[at * LANES + width * lane..][..width].copy_from_slice(&bytes[at..at + width]);
     }
 }
 
-/// Adds bit `i` of the 32-bit array as the fifth bit of element `i`.
-fn fifth_bits(bytes: &[u8], words: &mut [u32; 8]) {
-    let bits = word_at(bytes, 0);
-    for (g, word) in words.iter_mut().enumerate() {
-        let four = bits >> (4 * g);
-        *word |= (four & 1) << 4 | (four & 2) << 11 | (four & 4) << 18 | (four & 8) << 25;
+#[inline(always)]
+fn each_pair(word: impl Fn(usize) -> u64) -> Words {
+    let mut words = [0; BLOCK / 8];
+    for (pair, target) in words.iter_mut().enumerate() {
+        *target = word(pair);
+    }
+    words
+}
+
+#[inline(always)]
+fn word<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> u64 {
+    let word = block[at..at + 8].first_chunk();
+    u64::from_le_bytes(*word.expect("eight bytes are a word"))
+}
+
+/// 16 bytes from `at` on: element `j` low, element `j + 16` high.
+#[inline(always)]
+fn nibbles<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> Words {
+    each_pair(|pair| word(block, at + 8 * (pair % 2)) >> (4 * (pair / 2)) & eight(15))
+}
+
+/// Nibbles from `at` on, where two times 32 elements share 32 bytes.
+#[inline(always)]
+fn paired_nibbles<const BYTES: usize>(
+    block: &[u8; BYTES],
+    at: usize,
+    b: usize,
+    pair: usize,
+) -> u64 {
+    word(block, at + 32 * (b / 2) + 8 * pair) >> (4 * (b % 2)) & eight(15)
+}
+
+/// Adds bit `i` of the 32 bits at `at` as the fifth bit of element `i`.
+#[inline(always)]
+fn with_fifth_bits<const BYTES: usize>(block: &[u8; BYTES], at: usize, words: Words) -> Words {
+    each_pair(|pair| {
+        // Bit `i` alone in byte `i`, then as the highest bit of that byte.
+        let bits = eight(block[at + pair]) & 0x8040_2010_0804_0201;
+        let highest = (bits + eight(0x7f)) & eight(0x80);
+        words[pair] | highest >> 3
+    })
+}
+
+/// 64 bytes of two-bit fields from `at` on.
+#[inline(always)]
+fn two_bits<const BYTES: usize>(block: &[u8; BYTES], at: usize, b: usize, pair: usize) -> u64 {
+    word(block, at + 32 * (b / 4) + 8 * pair) >> (2 * (b % 4)) & eight(3)
+}
+
+/// 32 bytes of bits from `at` on.
+#[inline(always)]
+fn one_bit<const BYTES: usize>(block: &[u8; BYTES], at: usize, b: usize, pair: usize) -> u64 {
+    word(block, at + 8 * pair) >> b & eight(1)
+}
+
+/// The scales of a block of 32 elements that begins with `COUNT` bytes of them.
+#[inline(always)]
+fn leading<const BYTES: usize, const COUNT: usize>(block: &[u8; BYTES]) -> Scales {
+    let mut scales = [[0; 4]; SEGMENT];
+    scales[0][..COUNT].copy_from_slice(&block[..COUNT]);
+    scales
+}
+
+/// The two bytes of an f16.
+#[inline(always)]
+fn half<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> [u8; 2] {
+    [block[at], block[at + 1]]
+}
+
+#[allow(non_camel_case_types)]
+struct Q4_0;
+
+impl Source<18> for Q4_0 {
+    const FORMAT: Format = Format::Q4_0;
+
+    #[inline(always)]
+    fn words(block: &[u8; 18], _: usize) -> Words {
+        nibbles(block, 2)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 18]) -> Scales {
+        leading::<18, 2>(block)
     }
 }
 
-/// Group `g` of block `b` of a 64-byte array of two-bit fields.
-fn two_bits(array: &[u8], b: usize, g: usize) -> u32 {
-    word_at(array, 32 * (b / 4) + 4 * g) >> (2 * (b % 4)) & 0x0303_0303
+#[allow(non_camel_case_types)]
+struct Q4_1;
+
+impl Source<20> for Q4_1 {
+    const FORMAT: Format = Format::Q4_1;
+
+    #[inline(always)]
+    fn words(block: &[u8; 20], _: usize) -> Words {
+        nibbles(block, 4)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 20]) -> Scales {
+        leading::<20, 4>(block)
+    }
 }
 
-/// Group `g` of block `b` of a 32-byte array of bits.
-fn one_bit(array: &[u8], b: usize, g: usize) -> u32 {
-    word_at(array, 4 * g) >> b & 0x0101_0101
+#[allow(non_camel_case_types)]
+struct Q5_0;
+
+impl Source<22> for Q5_0 {
+    const FORMAT: Format = Format::Q5_0;
+
+    #[inline(always)]
+    fn words(block: &[u8; 22], _: usize) -> Words {
+        with_fifth_bits(block, 2, nibbles(block, 6))
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 22]) -> Scales {
+        leading::<22, 2>(block)
+    }
+}
+
+#[allow(non_camel_case_types)]
+struct Q5_1;
+
+impl Source<24> for Q5_1 {
+    const FORMAT: Format = Format::Q5_1;
+
+    #[inline(always)]
+    fn words(block: &[u8; 24], _: usize) -> Words {
+        with_fifth_bits(block, 4, nibbles(block, 8))
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 24]) -> Scales {
+        leading::<24, 4>(block)
+    }
+}
+
+#[allow(non_camel_case_types)]
+struct Q8_0;
+
+impl Source<34> for Q8_0 {
+    const FORMAT: Format = Format::Q8_0;
+
+    #[inline(always)]
+    fn words(block: &[u8; 34], _: usize) -> Words {
+        each_pair(|pair| word(block, 2 + 8 * pair) ^ eight(0x80))
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 34]) -> Scales {
+        leading::<34, 2>(block)
+    }
+}
+
+struct Iq4Nl;
+
+impl Source<18> for Iq4Nl {
+    const FORMAT: Format = Format::IQ4_NL;
+
+    #[inline(always)]
+    fn words(block: &[u8; 18], _: usize) -> Words {
+        nibbles(block, 2)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 18]) -> Scales {
+        leading::<18, 2>(block)
+    }
+}
+
+struct Q2K;
+
+impl Source<84> for Q2K {
+    const FORMAT: Format = Format::Q2_K;
+
+    #[inline(always)]
+    fn words(block: &[u8; 84], b: usize) -> Words {
+        each_pair(|pair| two_bits(block, 16, b, pair))
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 84]) -> Scales {
+        std::array::from_fn(|b| [block[2 * b], block[2 * b + 1], 0, 0])
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8; 84]) -> [[u8; 2]; 2] {
+        [half(block, 80), half(block, 82)]
+    }
+}
+
+struct Q3K;
+
+impl Source<110> for Q3K {
+    const FORMAT: Format = Format::Q3_K;
+
+    #[inline(always)]
+    fn words(block: &[u8; 110], b: usize) -> Words {
+        each_pair(|pair| two_bits(block, 32, b, pair) | one_bit(block, 0, b, pair) << 2)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 110]) -> Scales {
+        let small = q3_k_scales(&block[96..108]);
+        std::array::from_fn(|b| [small[2 * b] as u8, small[2 * b + 1] as u8, 0, 0])
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8; 110]) -> [[u8; 2]; 2] {
+        [half(block, 108), [0; 2]]
+    }
+}
+
+struct Q4K;
+
+impl Source<144> for Q4K {
+    const FORMAT: Format = Format::Q4_K;
+
+    #[inline(always)]
+    fn words(block: &[u8; 144], b: usize) -> Words {
+        each_pair(|pair| paired_nibbles(block, 16, b, pair))
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 144]) -> Scales {
+        scales_and_mins(&block[4..16]).map(|(scale, min)| [scale, min, 0, 0])
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8; 144]) -> [[u8; 2]; 2] {
+        [half(block, 0), half(block, 2)]
+    }
+}
+
+struct Q5K;
+
+impl Source<176> for Q5K {
+    const FORMAT: Format = Format::Q5_K;
+
+    #[inline(always)]
+    fn words(block: &[u8; 176], b: usize) -> Words {
+        each_pair(|pair| paired_nibbles(block, 48, b, pair) | one_bit(block, 16, b, pair) << 4)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 176]) -> Scales {
+        scales_and_mins(&block[4..16]).map(|(scale, min)| [scale, min, 0, 0])
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8; 176]) -> [[u8; 2]; 2] {
+        [half(block, 0), half(block, 2)]
+    }
+}
+
+struct Q6K;
+
+impl Source<210> for Q6K {
+    const FORMAT: Format = Format::Q6_K;
+
+    #[inline(always)]
+    fn words(block: &[u8; 210], b: usize) -> Words {
+        let (half, j) = (b / 4, b % 4);
+        each_pair(|pair| {
+            let low = word(block, 64 * half + 32 * (j % 2) + 8 * pair) >> (4 * (j / 2));
+            low & eight(15) | two_bits(block, 128, b, pair) << 4
+        })
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 210]) -> Scales {
+        std::array::from_fn(|b| [block[192 + 2 * b], block[193 + 2 * b], 0, 0])
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8; 210]) -> [[u8; 2]; 2] {
+        [half(block, 208), [0; 2]]
+    }
+}
+
+struct Iq4Xs;
+
+impl Source<136> for Iq4Xs {
+    const FORMAT: Format = Format::IQ4_XS;
+
+    #[inline(always)]
+    fn words(block: &[u8; 136], b: usize) -> Words {
+        nibbles(block, 8 + 16 * b)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8; 136]) -> Scales {
+        iq4_xs_scales(&block[2..8]).map(|scale| [scale as u8, 0, 0, 0])
+    }
+
+    #[inline(always)]
+    fn factors(block: &[u8; 136]) -> [[u8; 2]; 2] {
+        [half(block, 0), [0; 2]]
+    }
 }
