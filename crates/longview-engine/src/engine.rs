@@ -29,6 +29,9 @@ use crate::text_side::TextSide;
 /// measured on English prose (BENCHMARKS.md).
 const TOKENIZING_BYTES_A_BYTE: u64 = 128;
 
+/// Bytes of weights that the disk is asked for before anything else.
+const FIRST_READ: usize = 128 << 20;
+
 /// Where a model comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ModelSource {
@@ -165,7 +168,13 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let file = open_file(&options.model)?;
         let name = file.name();
-        let text = TextSide::new(text_side(&file).map_err(|error| error.in_file(&name))?);
+        // The disk works while the vocabulary is read.
+        let text = std::thread::scope(|scope| {
+            let ask = || file.read_ahead_first(FIRST_READ);
+            let _ = std::thread::Builder::new().spawn_scoped(scope, ask);
+            text_side(&file).map_err(|error| error.in_file(&name))
+        })?;
+        let text = TextSide::new(text);
         let generation_config = match &file {
             WeightFile::HuggingFace(folder) => folder.generation_config().cloned(),
             _ => None,

@@ -129,7 +129,8 @@ pub(crate) fn forward(
     Ok(())
 }
 
-/// Token embeddings, read from the file's own rows.
+/// Token embeddings, read from the file's own rows, or where they make the logits, too, from the packed ones, which
+/// are the same numbers and in memory anyway.
 fn embed(
     model: &Model,
     exec: &Exec,
@@ -144,8 +145,22 @@ fn embed(
             vocabulary: vocab,
         });
     }
-    let table = model.embedding()?;
     let scale = model.blueprint().embedding_scale;
+    let scaled = |out: &mut [f32]| {
+        if scale != 1.0 {
+            activation::scale(exec.isa, out, scale);
+        }
+    };
+    if model.file().is_tied() {
+        let packed = &model.weights().output;
+        let out = out.sized(batch.rows() * hidden);
+        exec.pool.for_each_chunk(out, hidden, |row, out, _| {
+            packed.row_f32(batch.token(row) as usize, out);
+            scaled(out);
+        });
+        return Ok(());
+    }
+    let table = model.embedding()?;
     let at_once = EmbeddingPages::rows_at_once(&table);
     let parts = out
         .sized(batch.rows() * hidden)
@@ -155,9 +170,7 @@ fn embed(
         exec.pool.for_each_chunk(out, hidden, |row, out, _| {
             let token = batch.token(part * at_once + row);
             dequantize(table.format, table.row(token as usize), out);
-            if scale != 1.0 {
-                activation::scale(exec.isa, out, scale);
-            }
+            scaled(out);
         });
         model.embedding_read(&table, rows);
     }
@@ -257,7 +270,8 @@ fn attention(
         sinks: None,
         rotate: &|set, positions, queries| model.rotate(index, set, positions, queries),
     };
-    let heads = w.heads.sized(rows * q_len);
+    // What was in `normed` is in the stream by now, and the output product writes it after it was read.
+    let heads = w.normed.sized(rows * q_len);
     batch.attend(exec, index, &attention, &w.q, heads, &mut w.attend)?;
     w.lap(Work::Attention);
 
@@ -265,7 +279,7 @@ fn attention(
         let gate = &w.gate;
         let per_task = per_task * q_len;
         exec.pool
-            .for_each_chunk(&mut w.heads, per_task, |task, heads, _| {
+            .for_each_chunk(&mut w.normed, per_task, |task, heads, _| {
                 let from = task * per_task;
                 activation::sigmoid_gate(exec.isa, heads, &gate[from..from + heads.len()]);
             });
@@ -273,7 +287,7 @@ fn attention(
 
     let output = &layer.output;
     w.activations
-        .set(exec, &w.heads, rows, q_len, needs(exec, &[&output.weight]));
+        .set(exec, &w.normed, rows, q_len, needs(exec, &[&output.weight]));
     w.lap(Work::Quantise);
     matmul(
         exec,

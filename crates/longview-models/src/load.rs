@@ -1,5 +1,6 @@
 //! From a weight file to the layers the forward pass runs, packed for the kernels.
 
+mod ahead;
 mod delta;
 mod feed_forward;
 
@@ -16,6 +17,7 @@ use crate::blueprint::{
 };
 use crate::error::ModelError;
 use crate::names::{self, Naming, Role};
+pub(crate) use ahead::Ahead;
 pub(crate) use delta::{Delta, rate_of_logarithm};
 pub(crate) use feed_forward::{Gated, Mlp, Shared};
 
@@ -72,6 +74,8 @@ pub(crate) struct Loader<'a> {
     pub(crate) tied: bool,
     /// Names of the tensors read so far.
     pub(crate) read: Mutex<HashSet<String>>,
+    /// Has the disk read what comes next.
+    pub(crate) ahead: &'a Ahead<'a>,
 }
 
 /// Where a matrix lies: a role, and inside its tensor the rows wanted.
@@ -92,22 +96,24 @@ impl Loader<'_> {
         blueprint: &Blueprint,
         on_layer: &mut dyn FnMut(usize),
     ) -> Result<Weights, ModelError> {
-        let mut layers = Vec::with_capacity(blueprint.layers.len());
-        for (index, layer) in blueprint.layers.iter().enumerate() {
-            layers.push(self.layer(blueprint.hidden, layer, index)?);
-            on_layer(index + 1);
-        }
         let role = if self.tied {
             Role::TokenEmbedding
         } else {
             Role::Output
         };
         let head = Place::whole(role, 0, 0, blueprint.vocab);
+        // Where it is the embedding again it comes first in the file, and the disk goes on from there.
+        let output = self.matrix(&head, blueprint.hidden, &|row| row)?;
+        let mut layers = Vec::with_capacity(blueprint.layers.len());
+        for (index, layer) in blueprint.layers.iter().enumerate() {
+            layers.push(self.layer(blueprint.hidden, layer, index)?);
+            on_layer(index + 1);
+        }
         self.check_all_read(blueprint)?;
         Ok(Weights {
             layers,
             output_norm: self.norm(Role::OutputNorm, 0, blueprint.hidden)?,
-            output: self.matrix(&head, blueprint.hidden, &|row| row)?,
+            output,
         })
     }
 
@@ -151,7 +157,7 @@ impl Loader<'_> {
     /// The tensor with this name, noted as read, which is about to happen.
     fn tensor(&self, name: &str) -> Result<Tensor<'_>, ModelError> {
         let tensor = self.file.tensor(name)?;
-        self.file.read_ahead(name);
+        self.ahead.reached(name, 0);
         let mut read = self.read.lock().unwrap_or_else(|error| error.into_inner());
         read.insert(name.to_owned());
         Ok(tensor)
@@ -329,6 +335,7 @@ impl Loader<'_> {
             self.pool,
             &mut |done| {
                 let done = start + done.start..start + done.end;
+                self.ahead.reached(&name, done.end);
                 self.file.release(&name, done);
             },
         )

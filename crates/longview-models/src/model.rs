@@ -23,7 +23,7 @@ use crate::embedding::{self, EmbeddingPages};
 use crate::error::ModelError;
 use crate::gguf_config;
 use crate::language_part;
-use crate::load::{Loader, Weights, check_shape, language_tensors, naming, packed_bytes};
+use crate::load::{Ahead, Loader, Weights, check_shape, language_tensors, naming, packed_bytes};
 use crate::names::{self, Role};
 use crate::rope::Rope;
 use crate::workspace::Workspace;
@@ -48,7 +48,7 @@ pub struct ModelFile {
 /// Shared between threads freely: running it changes contexts and workspaces only.
 pub struct Model {
     file: ModelFile,
-    weights: Weights,
+    pub(crate) weights: Weights,
     layout: Arc<KvLayout>,
     /// For every rotary embedding its short and its long set.
     rotary: Vec<[RotaryTable; 2]>,
@@ -150,7 +150,10 @@ impl ModelFile {
     /// that are read from the file.
     pub fn weights_bytes(&self) -> u64 {
         let table = self.file.find_tensor(&self.embedding);
-        let rows = table.map_or(0, |table| embedding::resident_bytes(&self.file, &table));
+        let rows = match table {
+            Some(table) if !self.tied => embedding::resident_bytes(&self.file, &table),
+            _ => 0,
+        };
         self.packed_bytes() + rows
     }
 
@@ -190,14 +193,21 @@ impl ModelFile {
         forms.check(self.blueprint.layers.len())?;
         let held = ledger.reserve(Purpose::Weights, self.weights_bytes())?;
         let total = self.blueprint.layers.len();
-        let weights = Loader {
+        let ahead = Ahead::new(&self.file, language_tensors(&self.file, total));
+        let loader = Loader {
             file: &self.file,
             architecture: self.architecture,
             pool: &exec.pool,
             tied: self.tied,
             read: Default::default(),
-        }
-        .load(&self.blueprint, &mut |done| on_layer(done, total))?;
+            ahead: &ahead,
+        };
+        let weights = std::thread::scope(|scope| {
+            let _ends = ahead.until_dropped();
+            // Without that thread weights are read as they are touched.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, || ahead.run());
+            loader.load(&self.blueprint, &mut |done| on_layer(done, total))
+        })?;
         let rotary = self
             .blueprint
             .ropes

@@ -13,7 +13,8 @@ use crate::profile::{Profile, Work};
 pub struct Workspace {
     /// The residual stream, `[rows][hidden]`.
     pub(crate) hidden: Floats,
-    /// What the part before gave, not yet added to the stream, `[rows][hidden]`.
+    /// What the part before gave, not yet added to the stream, `[rows][hidden]`; within attention what the heads
+    /// gathered, `[rows][heads][head_dim]`.
     pub(crate) normed: Floats,
     /// Queries, `[rows][heads][head_dim]`.
     pub(crate) q: Floats,
@@ -21,7 +22,7 @@ pub struct Workspace {
     pub(crate) k: Floats,
     /// Values, `[rows][kv_heads][head_dim]`.
     pub(crate) v: Floats,
-    /// What the heads gathered, `[rows][heads][head_dim]`.
+    /// What the heads of a gated delta layer gathered, `[rows][value_heads][value_dim]`.
     pub(crate) heads: Floats,
     /// `[rows of a block][ffn]` each.
     pub(crate) gate: Floats,
@@ -107,10 +108,14 @@ impl Workspace {
         let widest = |of: &dyn Fn(&crate::blueprint::LayerBlueprint) -> usize| {
             blueprint.layers.iter().map(of).max().unwrap_or(0)
         };
-        // A gated delta layer's inputs stand where queries do, and what it gives twice where
-        // attention's results do.
+        // A gated delta layer's inputs stand where queries do, and what it gives where attention holds
+        // accumulators; attention gathers where the output product writes.
         let q = widest(&|layer| match &layer.mixer {
             Mixer::Attention(attention) => attention.heads * attention.head_dim,
+            Mixer::GatedDelta(delta) => delta.channels(),
+        });
+        let heads = widest(&|layer| match &layer.mixer {
+            Mixer::Attention(_) => 0,
             Mixer::GatedDelta(delta) => delta.channels(),
         });
         let kv = widest(&|layer| match &layer.mixer {
@@ -130,7 +135,7 @@ impl Workspace {
         // four rows of an input.
         let block = rows.min(ROWS_PER_BLOCK);
         let inputs = (rows * q.max(blueprint.hidden)).max(block * ffn);
-        let per_row = 2 * blueprint.hidden + 4 * q + 2 * kv + mixture;
+        let per_row = blueprint.hidden + q.max(blueprint.hidden) + 3 * q + heads + 2 * kv + mixture;
         let per_thread = (1 << 20) + 16 * q.max(ffn).max(blueprint.hidden);
         let logits = wanted * (blueprint.hidden + blueprint.vocab);
         let floats = rows * per_row + block * 2 * ffn + 2 * inputs + logits;

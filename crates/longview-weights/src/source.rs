@@ -3,15 +3,16 @@
 use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::Mmap;
 
 use crate::error::{Result, WeightsError};
 use crate::weight_file::WeightPart;
 
-/// Bytes of a mapped file that the disk is asked for ahead of their use.
-const AHEAD: usize = 128 << 20;
+/// Bytes of one request to the disk. Linux serves no more of a request than the device takes at once, some MiB, and
+/// forgets the rest.
+#[cfg(unix)]
+const REQUEST: usize = 1 << 20;
 
 /// The bytes of one file: mapped, part of the program, or in memory.
 #[derive(Debug)]
@@ -19,8 +20,6 @@ pub(crate) struct Source {
     /// The path or name that errors show.
     pub(crate) name: String,
     bytes: Bytes,
-    /// Up to where the disk was asked last.
-    asked: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -89,11 +88,7 @@ impl Source {
     }
 
     fn of(name: String, bytes: Bytes) -> Source {
-        Source {
-            name,
-            bytes,
-            asked: AtomicUsize::new(0),
-        }
+        Source { name, bytes }
     }
 
     /// Refuses a file that was written to since it was mapped.
@@ -177,25 +172,13 @@ impl Source {
         }
     }
 
-    /// Asks the disk for `range` and for what lies behind it, as far as it was not asked before. A
-    /// page that is touched first and asked for then costs a wait each time the system's own
-    /// readahead ends. Advice only, like [`Source::release`].
+    /// Asks the disk for `range`. Advice only, like [`Source::release`].
     pub(crate) fn read_ahead(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let Bytes::Mapped(Mapped { map, .. }) = &self.bytes {
-            let asked = self.asked.load(Ordering::Relaxed);
-            let end = range
-                .end
-                .max(range.start.saturating_add(AHEAD))
-                .min(map.len());
-            // What lies before `range` may have been passed over: it is not known to be there.
-            let first = match (range.start..=end).contains(&asked) {
-                true => asked,
-                false => range.start,
-            };
-            if first < end {
-                let _ = map.advise_range(memmap2::Advice::WillNeed, first, end - first);
-                self.asked.store(end, Ordering::Relaxed);
+            for start in range.clone().step_by(REQUEST) {
+                let len = REQUEST.min(range.end - start);
+                let _ = map.advise_range(memmap2::Advice::WillNeed, start, len);
             }
         }
         #[cfg(not(unix))]

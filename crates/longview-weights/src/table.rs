@@ -158,19 +158,26 @@ impl Table {
 
     /// Gives the pages of `bytes` of the tensor back to the operating system.
     pub(crate) fn release(&self, name: &str, bytes: Range<usize>) {
-        if let Some(&number) = self.by_name.get(name) {
-            let Placed { source, entry } = &self.tensors[number];
-            let of_file = |at: usize| entry.bytes.start + at.min(entry.bytes.len());
-            self.sources[*source].release(of_file(bytes.start)..of_file(bytes.end));
+        if let Some((source, bytes)) = self.in_file(name, bytes) {
+            source.release(bytes);
         }
     }
 
-    /// Lets the disk begin with the tensor and with what lies behind it in its file.
-    pub(crate) fn read_ahead(&self, name: &str) {
-        if let Some(&number) = self.by_name.get(name) {
-            let Placed { source, entry } = &self.tensors[number];
-            self.sources[*source].read_ahead(entry.bytes.clone());
+    /// Lets the disk begin with `bytes` of the tensor.
+    pub(crate) fn read_ahead(&self, name: &str, bytes: Range<usize>) {
+        if let Some((source, bytes)) = self.in_file(name, bytes) {
+            source.read_ahead(bytes);
         }
+    }
+
+    /// Where `bytes` of the tensor lie, as far as it has them.
+    fn in_file(&self, name: &str, bytes: Range<usize>) -> Option<(&Source, Range<usize>)> {
+        let Placed { source, entry } = &self.tensors[*self.by_name.get(name)?];
+        let of_file = |at: usize| entry.bytes.start + at.min(entry.bytes.len());
+        Some((
+            &self.sources[*source],
+            of_file(bytes.start)..of_file(bytes.end),
+        ))
     }
 
     fn view<'a>(&'a self, placed: &'a Placed) -> Tensor<'a> {

@@ -141,10 +141,23 @@ impl WeightFile {
         self.table().can_release(tensor)
     }
 
-    /// Tells the operating system that a tensor is about to be read, and after it what lies behind it in
-    /// its file, so that the disk is at work while what is there is repacked.
-    pub fn read_ahead(&self, tensor: &str) {
-        self.table().read_ahead(tensor);
+    /// Tells the operating system that the first `bytes` of all tensors are about to be read.
+    pub fn read_ahead_first(&self, bytes: usize) {
+        let mut left = bytes;
+        for tensor in self.tensors() {
+            let len = tensor.data.len().min(left);
+            self.read_ahead(tensor.name, 0..len);
+            left -= len;
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Tells the operating system that some bytes of a tensor are about to be read, so that the disk is at work
+    /// while others are repacked.
+    pub fn read_ahead(&self, tensor: &str, bytes: Range<usize>) {
+        self.table().read_ahead(tensor, bytes);
     }
 
     fn table(&self) -> &Table {

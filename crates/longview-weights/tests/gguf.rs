@@ -112,7 +112,7 @@ fn embedded_bytes_open_without_a_file() {
     assert_eq!(file.name(), "embedded");
     assert_eq!(file.file_bytes(), bytes.len() as u64);
     let file = WeightFile::Gguf(file);
-    file.read_ahead("output_norm.weight");
+    file.read_ahead("output_norm.weight", 0..usize::MAX);
     file.release("output_norm.weight", 0..usize::MAX);
     assert_eq!(file.tensor("output_norm.weight").unwrap().data, pattern(20));
 }
@@ -131,10 +131,11 @@ fn a_released_tensor_stays_readable() {
     let file = WeightFile::open(&path).unwrap();
     assert_eq!(file.tensor("w").unwrap().data, data);
     file.release("w", 0..usize::MAX);
-    file.read_ahead("no such tensor");
-    // The second time it was asked for already.
-    file.read_ahead("w");
-    file.read_ahead("w");
+    file.read_ahead("no such tensor", 0..1);
+    file.read_ahead("w", 0..usize::MAX);
+    file.read_ahead_first(1);
+    file.read_ahead_first(usize::MAX);
+    file.read_ahead("w", usize::MAX..usize::MAX);
     assert_eq!(file.tensor("w").unwrap().data, data);
 }
 
