@@ -187,6 +187,20 @@ impl KvType {
         }
     }
 
+    /// Products of bytes that attention makes for one of its numbers, where it multiplies pages of this form in
+    /// whole numbers and not in floats.
+    pub fn byte_products(self) -> Option<usize> {
+        let queries = match self {
+            KvType::Dotted(dotted) => dotted.queries,
+            KvType::Kivi(kivi) => kivi.queries.bits(),
+            _ => return None,
+        };
+        Some(match queries {
+            QueryBits::Eight => 1,
+            QueryBits::Sixteen => 2,
+        })
+    }
+
     /// Whether it is made of whole pages, with [`pack_page`](super::pack_page), rather than written
     /// token by token.
     pub fn is_whole(self) -> bool {

@@ -23,7 +23,8 @@ use crate::output;
 use crate::progress::Progress;
 use crate::session::Session;
 use crate::size::human_count;
-use roofline::Work;
+use profile::Spent;
+use roofline::Least;
 
 /// Beyond this, memory bandwidth is that of the memory and not of a cache.
 const LARGEST_BUFFER: u64 = 1 << 30;
@@ -45,11 +46,11 @@ struct Run {
     share_of_limit: f64,
     /// What the time of one more round was spent on, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_json")]
-    profile: Option<Profile>,
+    profile: Option<Spent>,
 }
 
 fn as_json<S: serde::Serializer>(
-    profile: &Option<Profile>,
+    profile: &Option<Spent>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     profile.as_ref().map(profile::json).serialize(serializer)
@@ -189,7 +190,7 @@ impl Bench<'_> {
             let prompt = self.tokens(count);
             let run = || prefill(self.session, &base, &prompt);
             let (time, profile) = (self.best(&run)?, self.profile(args, &run)?);
-            let work = Work::prefill(engine, seen_depth, count, methods.prefill.as_deref());
+            let work = Least::prefill(engine, seen_depth, count, methods.prefill.as_deref());
             measured.push(("prefill", 1, count, time, work, profile));
         }
         for &streams in args.streams.iter().filter(|_| args.generate > 0) {
@@ -199,7 +200,7 @@ impl Bench<'_> {
             };
             let (best, profile) = (self.best(&run)?, self.profile(args, &run)?);
             let Decoded { time, count, read } = best;
-            let work = Work::decode(engine, depth, count / streams, streams, &read);
+            let work = Least::decode(engine, depth, count / streams, streams, &read);
             measured.push(("decode", streams, count, time, work, profile));
         }
         // Before and after the runs: memory that others slow down for seconds would make a limit
@@ -275,7 +276,7 @@ impl Bench<'_> {
         tokens: usize,
         depth: usize,
         time: Duration,
-        work: &Work,
+        work: &Least,
         limits: &Limits,
         profile: Option<Profile>,
     ) {
@@ -287,7 +288,7 @@ impl Bench<'_> {
             depth,
             tokens_per_second: tokens as f64 / seconds,
             share_of_limit: work.least_seconds(limits) / seconds,
-            profile,
+            profile: profile.map(|times| Spent::new(times, work, limits)),
         });
     }
 }

@@ -3,15 +3,22 @@
 use std::ops::Range;
 
 use longview::limits::Limits;
-use longview::models::blueprint::{LayerBlueprint, Mixer, MlpBlueprint, OutputGate};
+use longview::models::blueprint::{LayerBlueprint, Mixer};
+use longview::models::{Product, Work};
 use longview::pattern::{Prefill, QueryBlock};
-use longview::{BLOCK_TOKENS, Engine, Format, Numerics};
+use longview::{BLOCK_TOKENS, Engine, Numerics};
 
 use super::Pages;
 
-/// What some tokens cost at the very least.
+/// What some tokens cost at the very least, by the kind of work.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Least {
+    by: [Need; Work::ALL.len()],
+}
+
+/// What a kind of work needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Work {
+struct Need {
     /// Bytes that must come from memory.
     bytes: f64,
     /// Multiplications and additions in 8-bit integers.
@@ -20,7 +27,7 @@ pub(super) struct Work {
     f32: f64,
 }
 
-impl Work {
+impl Least {
     /// Reading `count` tokens at `depth`: weights once, every product for every token, attention
     /// over everything before, or over what `pattern` says. Logits are not computed.
     pub(super) fn prefill(
@@ -28,23 +35,20 @@ impl Work {
         depth: usize,
         count: usize,
         pattern: Option<&Prefill>,
-    ) -> Work {
-        let blueprint = engine.model().blueprint();
-        let layers = &blueprint.layers;
-        let attention: f64 = layers
-            .iter()
-            .enumerate()
-            .map(|(index, layer)| {
-                let share = match pattern.filter(|_| is_full(layer)) {
-                    None => 1.0,
-                    Some(pattern) => seen_share(pattern, index, depth..depth + count),
-                };
-                share * attention_ops(layer, depth, count)
-            })
-            .sum();
-        let products = 2.0 * layer_parameters(engine) * count as f64;
-        let bytes = weights_read(engine) as f64 * layer_share(engine);
-        Work::new(engine, bytes, products, attention)
+    ) -> Least {
+        let mut least = Least::default();
+        let is_of_layers = |product: &&Product| product.work != Work::Logits;
+        for product in engine.model().products().iter().filter(is_of_layers) {
+            least.add_product(engine, product, count as f64);
+        }
+        for (index, layer) in engine.model().blueprint().layers.iter().enumerate() {
+            let share = match pattern.filter(|_| is_full(layer)) {
+                None => 1.0,
+                Some(pattern) => seen_share(pattern, index, depth..depth + count),
+            };
+            least.add_mixer(engine, index, share * mixer_ops(layer, depth, count));
+        }
+        least
     }
 
     /// Generating `count` tokens one by one in each of `streams` texts that share what `depth` holds:
@@ -56,73 +60,114 @@ impl Work {
         count: usize,
         streams: usize,
         read: &Pages,
-    ) -> Work {
-        let blueprint = engine.model().blueprint();
-        let output = (blueprint.hidden * blueprint.vocab) as f64;
-        let mut total = Work::default();
+    ) -> Least {
         let layout = engine.model().layout();
         let share_of = |layer: &LayerBlueprint| match is_full(layer) {
             true => read.share(),
             false => 1.0,
         };
+        let rows = streams as f64;
+        let mut least = Least::default();
+        for product in &engine.model().products() {
+            least.add_product(engine, product, rows);
+        }
+        for need in &mut least.by {
+            *need = need.times(count as f64);
+        }
         for step in 0..count {
             let position = depth + 1 + step;
-            let layers = &blueprint.layers;
-            let attention: f64 = layers
-                .iter()
-                .map(|layer| share_of(layer) * attention_ops(layer, position, 1))
-                .sum();
-            let cache: f64 = layers
-                .iter()
-                .enumerate()
-                .map(|(index, layer)| match &layer.mixer {
+            for (index, layer) in engine.model().blueprint().layers.iter().enumerate() {
+                let share = share_of(layer);
+                least.add_mixer(engine, index, share * rows * mixer_ops(layer, position, 1));
+                match &layer.mixer {
                     Mixer::Attention(shape) => {
                         let seen = shape.window.map_or(position, |window| position.min(window));
                         let own = seen.min(step + 1);
                         let tokens = (seen - own + streams * own) as f64;
-                        share_of(layer) * tokens * layout.token_bytes(index)
+                        least.by[Work::Attention as usize].bytes +=
+                            share * tokens * layout.token_bytes(index);
                     }
                     // A state is read and written.
                     Mixer::GatedDelta(shape) => {
-                        (2 * size_of::<f32>() * shape.state() * streams) as f64
+                        least.by[Work::Recurrence as usize].bytes +=
+                            (2 * size_of::<f32>() * shape.state() * streams) as f64;
                     }
-                })
-                .sum();
-            let rows = streams as f64;
-            let products = 2.0 * (layer_parameters(engine) + output) * rows;
-            let bytes = weights_read(engine) as f64 + cache;
-            let work = Work::new(engine, bytes, products, attention * rows);
-            total.bytes += work.bytes;
-            total.int8 += work.int8;
-            total.f32 += work.f32;
+                }
+            }
         }
-        total
+        least
     }
 
-    /// Products run in integers where the weights are quantised and the numerics class allows it.
-    fn new(engine: &Engine, bytes: f64, products: f64, attention: f64) -> Work {
-        let float = [Format::F32, Format::F16, Format::BF16].map(|format| format.to_string());
-        let quantised = !float.contains(&engine.describe().format)
-            && engine.exec().numerics == Numerics::Default;
-        let (int8, f32) = if quantised {
-            (products, 0.0)
-        } else {
-            (0.0, products)
-        };
-        Work {
-            bytes,
-            int8,
-            f32: f32 + attention,
+    /// Multiplies `rows` rows, in integers where the weights are quantised and the numerics class allows it.
+    fn add_product(&mut self, engine: &Engine, product: &Product, rows: f64) {
+        let ops = 2.0 * product.used * product.parameters as f64 * rows;
+        let in_integers = !product.format.is_float() && engine.exec().numerics == Numerics::Default;
+        let need = &mut self.by[product.work as usize];
+        need.bytes += product.used * product.bytes as f64;
+        match in_integers {
+            true => need.int8 += ops,
+            false => need.f32 += ops,
         }
     }
 
-    /// Seconds that this machine needs at least.
+    /// `ops` of attention or recurrence of a layer. Half of attention's are with keys, half with values, each in
+    /// the numbers that their form is read in.
+    fn add_mixer(&mut self, engine: &Engine, layer: usize, ops: f64) {
+        let blueprint = &engine.model().blueprint().layers[layer];
+        if blueprint.attention().is_none() {
+            self.by[Work::Recurrence as usize].f32 += ops;
+            return;
+        }
+        let form = engine.model().layout().forms().of(layer);
+        let need = &mut self.by[Work::Attention as usize];
+        for kv_type in [form.k, form.v] {
+            match kv_type.byte_products() {
+                Some(products) => need.int8 += products as f64 * ops / 2.0,
+                None => need.f32 += ops / 2.0,
+            }
+        }
+    }
+
+    /// Seconds that this machine needs at least for all.
     pub(super) fn least_seconds(&self, limits: &Limits) -> f64 {
+        let all = self.by.iter().fold(Need::default(), |all, need| Need {
+            bytes: all.bytes + need.bytes,
+            int8: all.int8 + need.int8,
+            f32: all.f32 + need.f32,
+        });
+        all.least_seconds(limits)
+    }
+
+    /// Seconds that it needs at least for a kind of work; 0 where none is counted.
+    pub(super) fn least_seconds_of(&self, work: Work, limits: &Limits) -> f64 {
+        self.by[work as usize].least_seconds(limits)
+    }
+}
+
+impl Need {
+    fn times(self, count: f64) -> Need {
+        Need {
+            bytes: self.bytes * count,
+            int8: self.int8 * count,
+            f32: self.f32 * count,
+        }
+    }
+
+    fn least_seconds(&self, limits: &Limits) -> f64 {
         let memory = self.bytes / (limits.memory_gb_per_s * 1e9);
         let arithmetic =
             self.int8 / (limits.int8_tops * 1e12) + self.f32 / (limits.f32_gflops * 1e9);
         memory.max(arithmetic)
     }
+}
+
+/// Bytes of weights that generating a token reads: all but the experts that are not used.
+pub(super) fn weights_read(engine: &Engine) -> u64 {
+    let products = engine.model().products();
+    let read = products
+        .iter()
+        .map(|product| product.used * product.bytes as f64);
+    read.sum::<f64>() as u64
 }
 
 /// Whether a layer attends to everything before a token.
@@ -148,86 +193,9 @@ fn seen_share(pattern: &Prefill, layer: usize, tokens: Range<usize>) -> f64 {
     seen as f64 / all as f64
 }
 
-/// Bytes of weights that generating a token reads: all but the experts that are not used.
-pub(super) fn weights_read(engine: &Engine) -> u64 {
-    let file = engine.model().file();
-    let blueprint = file.blueprint();
-    let read = file.packed_bytes() as f64;
-    let hidden = blueprint.hidden;
-    let all: f64 = blueprint
-        .layers
-        .iter()
-        .map(|layer| parameters(layer, hidden, Experts::All))
-        .sum();
-    let output = (blueprint.hidden * blueprint.vocab) as f64;
-    let used = layer_parameters(engine);
-    (read * (used + output) / (all + output)) as u64
-}
-
-/// Which experts are counted.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Experts {
-    All,
-    Used,
-}
-
-/// Parameters of the layers' matrices that a token is multiplied with.
-fn layer_parameters(engine: &Engine) -> f64 {
-    let blueprint = engine.model().blueprint();
-    let (layers, hidden) = (&blueprint.layers, blueprint.hidden);
-    layers
-        .iter()
-        .map(|layer| parameters(layer, hidden, Experts::Used))
-        .sum()
-}
-
-/// The share of the layers among the weights that are read; the rest makes the logits.
-fn layer_share(engine: &Engine) -> f64 {
-    let blueprint = engine.model().blueprint();
-    let output = (blueprint.hidden * blueprint.vocab) as f64;
-    let layers = layer_parameters(engine);
-    layers / (layers + output)
-}
-
-fn parameters(layer: &LayerBlueprint, hidden: usize, counted: Experts) -> f64 {
-    let hidden = hidden as f64;
-    let mixer = match &layer.mixer {
-        Mixer::Attention(shape) => {
-            let gates = match shape.output_gate {
-                OutputGate::Absent => 0,
-                OutputGate::Sigmoid => shape.heads,
-            };
-            hidden * ((2 * (shape.heads + shape.kv_heads) + gates) * shape.head_dim) as f64
-        }
-        Mixer::GatedDelta(shape) => {
-            let values = shape.value_heads * shape.value_dim;
-            hidden * (shape.channels() + 2 * values + 2 * shape.value_heads) as f64
-        }
-    };
-    let mlp = match layer.mlp {
-        MlpBlueprint::Gated { ffn, .. } => 3.0 * hidden * ffn as f64,
-        MlpBlueprint::Experts {
-            ffn,
-            experts,
-            used,
-            shared,
-            ..
-        } => {
-            let counted = if counted == Experts::All {
-                experts
-            } else {
-                used
-            };
-            let shared = shared.unwrap_or(0);
-            3.0 * hidden * (ffn * counted + shared) as f64 + hidden * experts as f64
-        }
-    };
-    mixer + mlp
-}
-
 /// Multiplications and additions of scores and weighted values for `count` tokens after `depth`, or
 /// of a state's updates and reads.
-fn attention_ops(layer: &LayerBlueprint, depth: usize, count: usize) -> f64 {
+fn mixer_ops(layer: &LayerBlueprint, depth: usize, count: usize) -> f64 {
     let shape = match &layer.mixer {
         Mixer::Attention(shape) => shape,
         Mixer::GatedDelta(shape) => {
