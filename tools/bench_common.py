@@ -69,7 +69,7 @@ class Samples:
             self.path.write_text(json.dumps({"about": self.about, "cells": self.cells}, indent=1))
 
     def table(self) -> str:
-        """Medians with the smallest and largest round; the best peer counts."""
+        """Medians with the smallest and largest round; the fastest peer counts."""
         lines = [
             "| tokens per second | best peer | Longview | ratio | of the limit | peak memory: peer | Longview |",
             "|---|---|---|---|---|---|---|",
@@ -84,7 +84,7 @@ class Samples:
                 f"| {rates(ours) if ours else '–'} "
                 f"| {ratio(ours, peers[best]) if ours and best else '–'} "
                 f"| {share(ours) if ours else '–'} "
-                f"| {peak(peers[best]) if best else '–'} | {peak(ours) if ours else '–'} |"
+                f"| {peaks(peers, best) if best else '–'} | {peak(ours) if ours else '–'} |"
             )
         return "\n".join(lines)
 
@@ -122,7 +122,18 @@ def share(rounds: list[dict[str, Any]]) -> str:
 
 
 def peak(rounds: list[dict[str, Any]]) -> str:
-    return f"{max(measured['peak_bytes'] for measured in rounds) / 2**20:,.0f} MiB"
+    return f"{peak_bytes(rounds) / 2**20:,.0f} MiB"
+
+
+def peaks(peers: dict[str, list[dict[str, Any]]], best: str) -> str:
+    """The fastest peer's peak, and the least of all where that is another's."""
+    least = min((peak_bytes(rounds), name) for name, rounds in peers.items())
+    other = "" if least[1] == best else f" ({least[0] / 2**20:,.0f} MiB: {least[1]})"
+    return peak(peers[best]) + other
+
+
+def peak_bytes(rounds: list[dict[str, Any]]) -> int:
+    return max(measured["peak_bytes"] for measured in rounds)
 
 
 def measure_longview(program: Path, model: Path, cell: Cell, threads: int, synthetic: bool) -> dict[str, Any]:

@@ -6,7 +6,8 @@
 Prefill and decode at several depths. The programs take turns, round by round, so that a machine that grows slower
 grows slower for both; the table has medians with the smallest and largest round, the median of the rounds' ratios,
 Longview's share of the limits it measured, and the peak memory of both. llama.cpp runs with and without flash
-attention and the better counts. Cells with a store (`decode:8@65536/q8`) compare Longview in that form of keys and
+attention and the faster counts. Every cell has processes of its own, with room for no more tokens than it needs, so
+that peaks are those of the cell; where llama.cpp's slower way takes less memory, the table says how much. Cells with a store (`decode:8@65536/q8`) compare Longview in that form of keys and
 values with all of llama.cpp's, each measured once.
 
 The default cells take some forty minutes on two cores for a 1B model. `--samples FILE` keeps what was measured and adds to
@@ -16,7 +17,6 @@ it, so that the table may be made in pieces: choose with `--cells`, print with `
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from pathlib import Path
 
@@ -41,9 +41,8 @@ def main() -> None:
     arguments = parse_arguments()
     samples = Samples(arguments.samples)
     if arguments.rounds > 0:
-        by_depth = itertools.groupby(arguments.cells, key=lambda cell: (cell.depth, cell.store))
-        for (depth, store), cells in by_depth:
-            measure_depth(arguments, depth, store, list(cells), samples)
+        for cell in arguments.cells:
+            measure_cell(arguments, cell, samples)
     print(f"{arguments.model.name}, {arguments.threads} threads, depths {arguments.fill}. {samples.versions()}\n")
     print(samples.table())
     print("\nEvery way of llama.cpp that was measured, medians:\n")
@@ -68,35 +67,30 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure_depth(
-    arguments: argparse.Namespace, depth: int, store: str | None, cells: list[Cell], samples: Samples
-) -> None:
-    """All cells of one depth, in turns. A form of keys and values is opened alone, for it may be large."""
-    rounds = arguments.rounds if store is None else 1
-    groups = [USUAL] if store is None else [[form] for form in ALL_TYPES]
+def measure_cell(arguments: argparse.Namespace, cell: Cell, samples: Samples) -> None:
+    """A cell, in turns. All of llama.cpp's forms of keys and values are opened one by one, for they may be large."""
+    rounds = arguments.rounds if cell.store is None else 1
+    groups = [USUAL] if cell.store is None else [[form] for form in ALL_TYPES]
     for number, group in enumerate(groups):
-        peers = {name_of(*form): open_peer(arguments, depth, cells, *form) for form in group}
+        peers = {name_of(*form): open_peer(arguments, cell, *form) for form in group}
         for _ in range(rounds):
-            for cell in cells:
-                for name, peer in peers.items():
-                    samples.add(cell, name, peer.measure(cell.kind, cell.tokens, cell.passes))
-                    print(f"{cell} {name}: {samples.cells[str(cell)][name][-1]}", file=sys.stderr)
-                if arguments.longview is not None and number == 0:
-                    synthetic = arguments.fill == "copied"
-                    ours = measure_longview(arguments.longview, arguments.model, cell, arguments.threads, synthetic)
-                    samples.add(cell, LONGVIEW, ours)
-                    print(f"{cell} {LONGVIEW}: {samples.cells[str(cell)][LONGVIEW][-1]}", file=sys.stderr)
+            for name, peer in peers.items():
+                samples.add(cell, name, peer.measure(cell.kind, cell.tokens, cell.passes))
+                print(f"{cell} {name}: {samples.cells[str(cell)][name][-1]}", file=sys.stderr)
+            if arguments.longview is not None and number == 0:
+                synthetic = arguments.fill == "copied"
+                ours = measure_longview(arguments.longview, arguments.model, cell, arguments.threads, synthetic)
+                samples.add(cell, LONGVIEW, ours)
+                print(f"{cell} {LONGVIEW}: {samples.cells[str(cell)][LONGVIEW][-1]}", file=sys.stderr)
         for peer in peers.values():
             peer.close()
 
 
-def open_peer(
-    arguments: argparse.Namespace, depth: int, cells: list[Cell], flash: str, keys: str, values: str
-) -> PeerProcess:
+def open_peer(arguments: argparse.Namespace, cell: Cell, flash: str, keys: str, values: str) -> PeerProcess:
     worker = Path(__file__).with_name("llama_worker.py")
     return PeerProcess([
-        sys.executable, str(worker), str(arguments.model), "--depth", str(depth),
-        "--room", str(max(cell.tokens for cell in cells)), "--threads", str(arguments.threads),
+        sys.executable, str(worker), str(arguments.model), "--depth", str(cell.depth),
+        "--room", str(cell.tokens), "--threads", str(arguments.threads),
         "--flash", flash, "--keys", keys, "--values", values, "--fill", arguments.fill,
     ])  # fmt: skip
 

@@ -38,8 +38,10 @@ class Llama:
             flash = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         keys, values = (getattr(llama_cpp, f"GGML_TYPE_{name}") for name in (arguments.keys, arguments.values))
         self.depth = arguments.depth
-        # Copies pass through a second sequence, which needs room of its own.
-        room = self.depth + max(arguments.room, 8) + SEED_TOKENS
+        room = self.depth + max(arguments.room, 8)
+        if self.depth > 0 and arguments.fill == "copied":
+            # Copies pass through a second sequence, which needs room of its own.
+            room += SEED_TOKENS
         self.peer = LlamaPeer(arguments.model, room, arguments.threads, flash, keys, values)
         self.version = version()
         if self.depth > 0 and arguments.fill == "copied":
