@@ -4,8 +4,9 @@
 //!
 //! - what a call executes under `LONGVIEW_ISA=avx2` and `scalar`, by valgrind's callgrind (which has
 //!   no AVX-512);
-//! - how many instructions the innermost vector loops of the AVX-512 kernels have, and how many of
-//!   them move registers from or to the stack, read from the disassembly of this very program.
+//! - how many instructions the innermost vector loops of the AVX-512 kernels have, and how many of all
+//!   their instructions move registers from or to the stack, read from the disassembly of this very
+//!   program.
 //!
 //! `cargo kernel-counts` compares and fails on a regression; `cargo kernel-counts --bless` renews the
 //! file. Counts are those of one compiler: under another, or without valgrind or objdump, the part
