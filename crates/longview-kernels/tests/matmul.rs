@@ -62,6 +62,12 @@ fn halves(format: Format) -> &'static [usize] {
     }
 }
 
+/// The formats of whole numbers.
+fn codes() -> Vec<Format> {
+    let all = Format::ALL.into_iter();
+    all.filter(|format| !format.is_float()).collect()
+}
+
 struct Case {
     format: Format,
     n: usize,
@@ -290,8 +296,9 @@ fn a_row_does_not_depend_on_its_company() {
                 let case = Case::new(format, 49, 512, 17, &one);
                 let x = Random(21).floats(most * case.k);
                 let all = case.product(&two, &x);
-                for rows in [1, 2, 7, 64, 512] {
-                    let rows = rows.min(most);
+                // Tiles of every height, alone and with a rest, and many rows at once.
+                let counts = [1, 2, 7, 13, 17, 21, 32, 40, 64, 512];
+                for rows in counts.into_iter().filter(|&rows| rows <= 7 || most > 9) {
                     let start = (most - rows) / 2;
                     let part = &x[start * case.k..(start + rows) * case.k];
                     let expected = &all[start * case.n..(start + rows) * case.n];
@@ -391,6 +398,44 @@ proptest! {
             let case = Case::new(format, n, k, seed, &exec);
             let x = Random(!seed).floats(rows * k);
             case.check(&exec, &x, &case.product(&exec, &x));
+        }
+    }
+
+    /// With scales of one, products of codes are whole numbers that f32 holds exactly: every instruction
+    /// set gives the very sums that plain arithmetic gives, and with that those of the scalar twin.
+    #[test]
+    fn sums_of_codes_are_exact_on_every_instruction_set(
+        format in prop::sample::select(codes()),
+        n in 1usize..50,
+        blocks in 1usize..3,
+        rows in 1usize..45,
+        seed in any::<u64>(),
+    ) {
+        let k = blocks * format.block_len();
+        let mut random = Random(seed);
+        let mut bytes = random.weights(format, n * k);
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            for &at in halves(format) {
+                block[at..at + 2].copy_from_slice(&f16::ONE.to_le_bytes());
+            }
+        }
+        // A block's largest is 127, so its scale is one and its codes are the numbers themselves.
+        let mut x: Vec<f32> = (0..rows * k).map(|_| (random.next() % 7) as f32 - 3.0).collect();
+        for block in x.chunks_exact_mut(32) {
+            let sign = if random.next() % 2 == 0 { 1.0 } else { -1.0 };
+            block[random.next() as usize % 32] = 127.0 * sign;
+        }
+        for isa in Isa::available() {
+            let exec = Exec::new(2, isa, Numerics::Default);
+            let case = Case::of(format, n, k, &bytes, &exec);
+            let out = case.product(&exec, &x);
+            for (i, &out) in out.iter().enumerate() {
+                let w = &case.weights[i % n * k..][..k];
+                let x = &x[i / n * k..][..k];
+                let sum: i64 = w.iter().zip(x).map(|(&w, &x)| w as i64 * x as i64).sum();
+                prop_assert!(sum.abs() < 1 << 24);
+                prop_assert_eq!(out, sum as f32, "{} {} {}x{} output {}", isa, format, n, k, i);
+            }
         }
     }
 }
