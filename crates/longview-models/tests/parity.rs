@@ -11,6 +11,10 @@ use longview_weights::WeightFile;
 /// The largest error allowed under `--numerics f32`: max|a−b| ÷ max|b| over a position's logits.
 const TOLERANCE: f32 = 1e-4;
 
+/// The same for the default numerics, which round keys and values to f16; activations stay floats beside
+/// weights that are floats, as those of the fixtures are. The worst fixture has 8.7e-3.
+const DEFAULT_TOLERANCE: f32 = 1.5e-2;
+
 /// What transformers computed.
 struct Expected {
     ids: Vec<u32>,
@@ -139,7 +143,7 @@ fn logits_agree_with_transformers_at_every_position() {
             );
             assert!(worst <= TOLERANCE, "{name}: error {worst:e}");
             assert!(
-                default_error <= 0.05,
+                default_error <= DEFAULT_TOLERANCE,
                 "{name}: default numerics' error {default_error:e}"
             );
 
