@@ -230,17 +230,24 @@ impl Engine {
                 let picked = contexts.iter_mut().zip(&writings).enumerate();
                 let picked = picked.filter(|(at, _)| now.contains(at));
                 let segments = picked.map(|(_, (context, writing))| writing.segment(context));
-                let mut choices = Vec::with_capacity(count);
-                {
-                    let mut workspace = self.pass(segments)?;
-                    let vocabulary = workspace.logits().len() / count;
-                    let logits = workspace.logits().chunks_exact(vocabulary);
-                    for (&at, logits) in now.iter().zip(logits) {
-                        choices.push(writings[at].choose(logits)?);
-                    }
-                    workspace.lap(Work::Sampling);
+                let mut choices: Vec<Choosing<'_, '_>> = Vec::with_capacity(count);
+                let mut workspace = self.pass(segments)?;
+                let vocabulary = workspace.logits().len() / count;
+                let logits = workspace.logits().chunks_exact(vocabulary);
+                let chosen = writings.iter_mut().enumerate();
+                let chosen = chosen.filter(|(at, _)| now.contains(at));
+                for ((_, writing), logits) in chosen.zip(logits) {
+                    choices.push((writing, logits, None));
                 }
+                let pool = &self.exec().pool;
+                pool.for_each(&mut choices, |_, (writing, logits, choice), _| {
+                    *choice = Some(writing.choose(logits));
+                });
+                let choices: Vec<_> = choices.into_iter().map(|(_, _, choice)| choice).collect();
+                workspace.lap(Work::Sampling);
+                drop(workspace);
                 for (&at, choice) in now.iter().zip(choices) {
+                    let choice = choice.expect("every one was made")?;
                     ends[at] = writings[at].take(self, contexts[at], choice, on)?;
                 }
             }
@@ -278,6 +285,13 @@ impl Engine {
         Ok((read == Control::Continue).then_some(rest))
     }
 }
+
+/// A text, the logits of its next token, `[vocabulary]`, and what was chosen of them.
+type Choosing<'w, 'o> = (
+    &'w mut Writing<'o>,
+    &'w [f32],
+    Option<Result<Choice, EngineError>>,
+);
 
 impl<'o> Writing<'o> {
     /// A text that begins with `next`, which is read but for `context`.

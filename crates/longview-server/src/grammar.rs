@@ -188,20 +188,13 @@ impl Sampler for Follow {
             .matcher
             .consume_tokens(&history[seen.min(history.len())..])
             .and_then(|()| self.matcher.compute_mask_or_eos());
-        let ends = &self.ends;
-        let allowed = |id: u32| match &mask {
-            Ok(mask) => (id as usize) < mask.len() && mask.is_allowed(id),
-            // The grammar is over, or too large to be followed: the text ends here.
-            Err(_) => ends.contains(&id),
+        let any = match &mask {
+            Ok(mask) => candidates.keep_masked(mask.as_slice()),
+            Err(_) => false,
         };
-        let mut any = false;
-        candidates.retain(|item| {
-            let keeps = allowed(item.id);
-            any |= keeps;
-            keeps
-        });
         if !any {
-            candidates.retain(|item| ends.contains(&item.id));
+            // The grammar is over, or too large to be followed: the text ends here.
+            candidates.retain(|item| self.ends.contains(&item.id));
         }
     }
 }

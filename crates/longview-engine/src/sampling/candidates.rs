@@ -1,14 +1,10 @@
 //! The tokens that may come next.
 
-use std::cmp::Ordering;
-
+use super::order::{at_least, highest_of_row, most_likely_first, sort};
 use super::{SamplingError, math};
 
 /// How many of the highest candidates are looked at first when the number needed is not known.
 const FIRST_LOOK: usize = 64;
-
-/// Candidates whose highest is looked for at once.
-const BLOCK: usize = 64;
 
 /// A token that may come next.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,22 +17,37 @@ pub struct Candidate {
 
 /// The tokens that may come next, never empty once filled.
 ///
-/// Only as many candidates are sorted as a sampler looks at, so a vocabulary of 128k costs passes
-/// over it and no sort.
+/// As long as none has left they are a row of logits, and only as many are made [`Candidate`]s and sorted as
+/// a sampler looks at: a vocabulary of 128k costs passes over its logits and no list.
 #[derive(Clone, Debug, Default)]
 pub struct Candidates {
+    /// The logit of every token, while all are candidates.
+    row: Vec<f32>,
+    /// All candidates otherwise; beside a row a copy of its highest ones, in descending order.
     items: Vec<Candidate>,
     order: Order,
+    /// The highest logit of the row, as long as it is known.
+    highest: Option<f32>,
 }
 
 /// What is known about the order of the candidates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Order {
-    /// Candidate i is token i: nothing was removed or moved.
+    /// There is a row, which nobody has looked into.
     #[default]
     Vocabulary,
-    /// The first so many are the highest ones, in descending order.
+    /// There is a row, and its highest ones stand beside it.
+    Head,
+    /// There is no row. The first so many are the highest ones, in descending order.
     Descending(usize),
+}
+
+/// The order in which a draw walks through the candidates.
+pub(super) enum DrawOrder<'a> {
+    /// By token id: the logit of every token, none of which was cut or sorted.
+    Vocabulary(&'a [f32]),
+    /// Most likely first.
+    Descending(&'a [Candidate]),
 }
 
 impl Candidates {
@@ -56,48 +67,65 @@ impl Candidates {
     /// # Errors
     /// As [`Candidates::from_logits`].
     pub fn fill(&mut self, logits: &[f32]) -> Result<(), SamplingError> {
-        check(logits)?;
-        self.take(logits);
+        let highest = check(logits)?;
+        self.take(logits, highest);
         Ok(())
     }
 
     /// Takes the candidates of the next step, whose logits were [checked](check).
-    pub(super) fn take(&mut self, logits: &[f32]) {
+    pub(super) fn take(&mut self, logits: &[f32], highest: f32) {
         self.items.clear();
-        self.items.extend(
-            (0..)
-                .zip(logits)
-                .map(|(id, &logit)| Candidate { id, logit }),
-        );
+        self.row.clear();
+        self.row.extend_from_slice(logits);
         self.order = Order::Vocabulary;
+        self.highest = Some(highest);
     }
 
     /// How many are left.
     pub fn len(&self) -> usize {
-        self.items.len()
+        match self.order {
+            Order::Vocabulary | Order::Head => self.row.len(),
+            Order::Descending(_) => self.items.len(),
+        }
     }
 
     /// Whether there is none, which is so only before the first [`Candidates::fill`].
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.len() == 0
     }
 
     /// The candidates, in no promised order.
-    pub fn as_slice(&self) -> &[Candidate] {
-        &self.items
+    pub fn iter(&self) -> impl Iterator<Item = Candidate> {
+        let (row, items) = match self.order {
+            Order::Vocabulary | Order::Head => (&self.row[..], &[][..]),
+            Order::Descending(_) => (&[][..], &self.items[..]),
+        };
+        of_row(row).chain(items.iter().copied())
     }
 
     /// The highest logit.
     pub fn highest(&self) -> f32 {
         match self.order {
+            Order::Vocabulary | Order::Head => {
+                let highest = self.highest;
+                highest.unwrap_or_else(|| math::survey(&self.row).highest)
+            }
             Order::Descending(1..) => self.items[0].logit,
-            _ => math::highest_of(&self.items, |item| item.logit),
+            Order::Descending(0) => math::highest_of(&self.items, |item| item.logit),
         }
     }
 
     /// Σ exp(logit − highest): the factor between [`Candidates::weight`] and a probability.
     pub fn total_weight(&self) -> f64 {
-        math::mass(self.items.iter().map(|item| item.logit), self.highest())
+        self.mass(self.highest())
+    }
+
+    /// The same where the highest logit is known.
+    pub(super) fn mass(&self, highest: f32) -> f64 {
+        match self.order {
+            Order::Vocabulary | Order::Head => math::mass_of(&self.row, highest),
+            Order::Descending(_) => math::mass(self.items.iter().map(|item| item.logit), highest),
+        }
     }
 
     /// exp(logit − highest), the probability of a candidate times the total weight; all of it in
@@ -109,39 +137,42 @@ impl Candidates {
     /// The `count` most likely candidates (or all, when there are fewer), most likely first; equal
     /// logits are ordered by token id.
     pub fn top(&mut self, count: usize) -> &[Candidate] {
-        let count = count.min(self.items.len());
-        let sorted = match self.order {
-            Order::Vocabulary => 0,
-            Order::Descending(sorted) => sorted,
-        };
-        if count > sorted {
-            let rest = &mut self.items[sorted..];
-            let wanted = count - sorted;
-            let narrow = gather_highest(rest, wanted);
-            if wanted < narrow {
-                rest[..narrow].select_nth_unstable_by(wanted - 1, most_likely_first);
+        let count = count.min(self.len());
+        match self.order {
+            Order::Vocabulary | Order::Head => {
+                if count > self.items.len() {
+                    highest_of_row(&self.row, count, &mut self.items);
+                }
+                self.order = Order::Head;
+                if count == self.row.len() {
+                    self.leave_row(count);
+                }
             }
-            rest[..wanted].sort_unstable_by(most_likely_first);
-            self.order = Order::Descending(count);
+            Order::Descending(sorted) if count > sorted => {
+                let more = sort(&mut self.items[sorted..], count - sorted);
+                self.order = Order::Descending(sorted + more);
+            }
+            Order::Descending(_) => {}
         }
         &self.items[..count]
     }
 
-    /// All candidates, most likely first, except that a step no sampler has cut or sorted is given
-    /// as it came, by token id: the one order in which a draw walks through them.
-    pub fn in_draw_order(&mut self) -> &[Candidate] {
+    /// The candidates as a draw walks through them: most likely first, except that a step no sampler has
+    /// cut or sorted is given as it came, by token id.
+    pub(super) fn in_draw_order(&mut self) -> DrawOrder<'_> {
         match self.order {
-            Order::Vocabulary => &self.items,
-            Order::Descending(_) => self.top(self.items.len()),
+            Order::Vocabulary => DrawOrder::Vocabulary(&self.row),
+            Order::Head | Order::Descending(_) => DrawOrder::Descending(self.top(self.len())),
         }
     }
 
     /// Keeps the `count` most likely candidates, at least one.
     pub fn keep_top(&mut self, count: usize) {
         let count = count.max(1);
-        if count < self.items.len() {
+        if count < self.len() {
             self.top(count);
             self.items.truncate(count);
+            self.leave_row(count);
         }
     }
 
@@ -149,11 +180,11 @@ impl Candidates {
     /// more, at least one.
     pub fn keep_top_mass(&mut self, share: f64) {
         let highest = self.highest();
-        let wanted = share * self.total_weight();
+        let wanted = share * self.mass(highest);
         let mut held = 0.0;
         let mut seen = 0;
         let mut look = FIRST_LOOK;
-        while seen < self.items.len() {
+        while seen < self.len() {
             for &item in &self.top(look)[seen..] {
                 held += Candidates::weight(item, highest);
                 seen += 1;
@@ -168,6 +199,15 @@ impl Candidates {
     /// Keeps the candidates whose logit is at least `least`, and always the most likely one.
     pub fn keep_at_least(&mut self, least: f32) {
         let least = least.min(self.highest());
+        if self.order == Order::Vocabulary {
+            let before = self.row.len();
+            at_least(&self.row, least, &mut self.items);
+            match self.items.len() < before {
+                true => self.leave_row(0),
+                false => self.items.clear(),
+            }
+            return;
+        }
         self.retain(|item| item.logit >= least);
     }
 
@@ -175,9 +215,8 @@ impl Candidates {
     /// sum to `share` or more, at least one. Equal keys are ordered most likely first.
     pub fn keep_mass_by_key(&mut self, share: f64, key: impl Fn(Candidate) -> f64) {
         let highest = self.highest();
-        let wanted = share * self.total_weight();
-        let mut keyed: Vec<(f64, Candidate)> =
-            self.items.iter().map(|&item| (key(item), item)).collect();
+        let wanted = share * self.mass(highest);
+        let mut keyed: Vec<(f64, Candidate)> = self.iter().map(|item| (key(item), item)).collect();
         let compare = |a: &(f64, Candidate), b: &(f64, Candidate)| {
             a.0.total_cmp(&b.0)
                 .then_with(|| most_likely_first(&a.1, &b.1))
@@ -204,7 +243,7 @@ impl Candidates {
         keyed.truncate(seen);
         self.items.clear();
         self.items.extend(keyed.into_iter().map(|(_, item)| item));
-        self.order = Order::Descending(0);
+        self.leave_row(0);
     }
 
     /// Multiplies every logit by a positive factor.
@@ -212,39 +251,61 @@ impl Candidates {
         debug_assert!(factor > 0.0);
         // A factor that overflows keeps the order: ties at ±the largest number are ties by id only
         // among candidates that had already left every other behind.
-        for item in &mut self.items {
-            if item.logit.is_finite() {
-                item.logit = (item.logit * factor).clamp(f32::MIN, f32::MAX);
+        let scaled = |logit: f32| match logit == f32::NEG_INFINITY {
+            true => logit,
+            false => (logit * factor).clamp(f32::MIN, f32::MAX),
+        };
+        if !matches!(self.order, Order::Descending(_)) {
+            for logit in &mut self.row {
+                *logit = scaled(*logit);
             }
+            self.highest = self.highest.map(scaled);
+        }
+        for item in &mut self.items {
+            item.logit = scaled(item.logit);
         }
     }
 
     /// Replaces the logit of token `id`, if it is still a candidate, by what `change` makes of it.
     /// A result that is not a number forbids the token.
     pub fn change(&mut self, id: u32, change: impl FnOnce(f32) -> f32) {
+        let of_id = |item: &&mut Candidate| item.id == id;
         let place = match self.order {
-            Order::Vocabulary => Some(id as usize).filter(|&place| place < self.items.len()),
-            Order::Descending(_) => self.items.iter().position(|item| item.id == id),
+            Order::Vocabulary | Order::Head => self.row.get_mut(id as usize),
+            Order::Descending(_) => self
+                .items
+                .iter_mut()
+                .find(of_id)
+                .map(|item| &mut item.logit),
         };
         let Some(place) = place else { return };
-        let logit = change(self.items[place].logit);
-        self.items[place].logit = if logit.is_nan() {
+        let logit = change(*place);
+        *place = if logit.is_nan() {
             f32::NEG_INFINITY
         } else {
             logit.min(f32::MAX)
         };
-        if self.order != Order::Vocabulary {
-            self.order = Order::Descending(0);
+        self.highest = None;
+        match self.order {
+            Order::Vocabulary => {}
+            Order::Head => self.items.clear(),
+            Order::Descending(_) => self.order = Order::Descending(0),
         }
     }
 
     /// Keeps the candidates that `keep` is true for; when it is true for none, nothing changes.
     pub fn retain(&mut self, mut keep: impl FnMut(Candidate) -> bool) {
-        let highest = match self.order {
-            Order::Descending(sorted) => sorted,
-            Order::Vocabulary => 0,
+        let Order::Descending(highest) = self.order else {
+            let head = self.take_head();
+            self.items
+                .extend(of_row(&self.row).filter(|&item| keep(item)));
+            match self.items.len() {
+                kept if kept > 0 && kept < self.row.len() => self.leave_row(0),
+                _ => self.items = head,
+            }
+            return;
         };
-        // One look at each: a vocabulary is long.
+        // One look at each: there may be many.
         let (mut kept, mut sorted) = (0, 0);
         for at in 0..self.items.len() {
             let item = self.items[at];
@@ -261,6 +322,62 @@ impl Candidates {
         // What is left of the highest ones is still that.
         self.order = Order::Descending(sorted);
     }
+
+    /// Keeps the tokens whose bits are set in `mask`, 32 tokens a word from the lowest bit on. Returns
+    /// whether there are any; when not, nothing changes.
+    pub fn keep_masked(&mut self, mask: &[u32]) -> bool {
+        let is_set = |id: u32| {
+            let word = mask.get(id as usize / 32);
+            word.is_some_and(|word| word >> (id % 32) & 1 == 1)
+        };
+        if let Order::Descending(_) = self.order {
+            let any = self.items.iter().any(|item| is_set(item.id));
+            self.retain(|item| is_set(item.id));
+            return any;
+        }
+        let head = self.take_head();
+        for (first, (&word, logits)) in (0..).step_by(32).zip(mask.iter().zip(self.row.chunks(32)))
+        {
+            let mut left = word;
+            // Most masks let most tokens through, or next to none: a run of them at a time.
+            while left != 0 {
+                let from = left.trailing_zeros();
+                let end = from + (left >> from).trailing_ones();
+                left &= u32::MAX.checked_shl(end).unwrap_or(0);
+                // Masks are rounded up to whole words.
+                let run = from as usize..logits.len().min(end as usize);
+                let tokens = (first + from..).zip(logits.get(run).unwrap_or_default());
+                self.items
+                    .extend(tokens.map(|(id, &logit)| Candidate { id, logit }));
+            }
+        }
+        let kept = self.items.len();
+        match kept > 0 && kept < self.row.len() {
+            true => self.leave_row(0),
+            false => self.items = head,
+        }
+        kept > 0
+    }
+
+    /// The highest ones that stand beside a row, if there are any; the memory stays where they were otherwise.
+    fn take_head(&mut self) -> Vec<Candidate> {
+        match self.items.is_empty() {
+            true => Vec::new(),
+            false => std::mem::take(&mut self.items),
+        }
+    }
+
+    /// What stands in `items` is all there is, the first `sorted` of them in descending order.
+    fn leave_row(&mut self, sorted: usize) {
+        self.row.clear();
+        self.order = Order::Descending(sorted);
+    }
+}
+
+/// The candidates that a row of logits is.
+fn of_row(row: &[f32]) -> impl Iterator<Item = Candidate> {
+    let candidate = |(id, &logit)| Candidate { id, logit };
+    (0..).zip(row).map(candidate)
 }
 
 /// The highest of `logits`; refuses those that no choice can be made from.
@@ -280,173 +397,6 @@ pub(crate) fn check(logits: &[f32]) -> Result<f32, SamplingError> {
     Err(SamplingError::NotFinite { id, value })
 }
 
-/// Moves candidates to the front, among which are the `wanted` most likely; returns how many. One pass over
-/// all, where choosing among all would take several with a branch at each.
-fn gather_highest(items: &mut [Candidate], wanted: usize) -> usize {
-    // Each block whose highest logit is no lower than the bound has one candidate that is not either.
-    let blocks = items.len() / BLOCK;
-    if wanted == 0 || wanted > blocks / 4 {
-        return items.len();
-    }
-    let highest = |block: &[Candidate]| math::highest_of(block, |item| item.logit);
-    let most: Vec<f32> = items.chunks(BLOCK).map(highest).collect();
-    let mut sorted = most.clone();
-    let (_, &mut bound, _) = sorted.select_nth_unstable_by(wanted - 1, |a, b| b.total_cmp(a));
-    let mut front = 0;
-    for (block, most) in most.into_iter().enumerate() {
-        if most < bound {
-            continue;
-        }
-        for at in block * BLOCK..items.len().min((block + 1) * BLOCK) {
-            if items[at].logit >= bound {
-                // The front is never beyond what is looked at.
-                items.swap(front, at);
-                front += 1;
-            }
-        }
-    }
-    front
-}
-
-/// Descending by logit, equal logits ascending by id.
-fn most_likely_first(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ids(candidates: &[Candidate]) -> Vec<u32> {
-        candidates.iter().map(|candidate| candidate.id).collect()
-    }
-
-    #[test]
-    fn top_sorts_a_prefix_and_breaks_ties_by_id() {
-        let mut candidates = Candidates::from_logits(&[1.0, 3.0, 2.0, 3.0, 0.0]).unwrap();
-        assert_eq!(ids(candidates.top(2)), [1, 3]);
-        assert_eq!(candidates.order, Order::Descending(2));
-        assert_eq!(ids(candidates.top(4)), [1, 3, 2, 0]);
-        assert_eq!(ids(candidates.top(99)), [1, 3, 2, 0, 4]);
-    }
-
-    #[test]
-    fn the_highest_are_the_same_however_they_are_looked_for() {
-        let mut x = 7_u32;
-        let mut next = || {
-            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            x >> 8
-        };
-        // Few different values make many ties; zeros of both signs are two values.
-        for (len, values) in [(40, 9), (5_000, 7), (20_011, 100_000), (70_000, 3)] {
-            let logits: Vec<f32> = (0..len)
-                .map(|_| match next() % values {
-                    0 => f32::NEG_INFINITY,
-                    1 => -0.0,
-                    value => (value as f32 - 2.0) * 0.37,
-                })
-                .collect();
-            let mut wanted: Vec<Candidate> = Candidates::from_logits(&logits).unwrap().items;
-            wanted.sort_by(most_likely_first);
-            let mut candidates = Candidates::from_logits(&logits).unwrap();
-            assert_eq!(candidates.highest(), wanted[0].logit);
-            for count in [1, 3, 40, 64, 65, 300, 4_096] {
-                let count = count.min(len);
-                let mut fresh = Candidates::from_logits(&logits).unwrap();
-                assert_eq!(
-                    ids(fresh.top(count)),
-                    ids(&wanted[..count]),
-                    "{len}, {count}"
-                );
-                // From where the last look ended as well.
-                assert_eq!(
-                    ids(candidates.top(count)),
-                    ids(&wanted[..count]),
-                    "{len}, {count}"
-                );
-            }
-            assert_eq!(candidates.len(), len);
-        }
-    }
-
-    #[test]
-    fn mass_is_reached_beyond_the_first_look() {
-        // 1,000 equal tokens: 0.5 of the mass is 500 of them, the ones with the lowest ids.
-        let mut candidates = Candidates::from_logits(&[0.5; 1_000]).unwrap();
-        candidates.keep_top_mass(0.5);
-        assert_eq!(candidates.len(), 500);
-        assert_eq!(
-            ids(candidates.in_draw_order()),
-            (0..500).collect::<Vec<_>>()
-        );
-        candidates.keep_top_mass(2.0);
-        assert_eq!(candidates.len(), 500);
-        candidates.keep_top_mass(0.0);
-        assert_eq!(candidates.len(), 1);
-    }
-
-    #[test]
-    fn keep_by_key_takes_the_smallest_keys_first() {
-        let mut candidates = Candidates::from_logits(&[0.0; 4]).unwrap();
-        candidates.keep_mass_by_key(0.5, |candidate| -f64::from(candidate.id));
-        assert_eq!(ids(candidates.in_draw_order()), [2, 3]);
-    }
-
-    #[test]
-    fn what_is_retained_from_beyond_the_sorted_ones_is_not_taken_for_sorted() {
-        let logits: Vec<f32> = (0..100).map(|id| (id * 37 % 100) as f32).collect();
-        let mut candidates = Candidates::from_logits(&logits).unwrap();
-        let highest = ids(candidates.top(10));
-        let kept = [3, 50, 9, highest[4], highest[5]];
-        candidates.retain(|candidate| kept.contains(&candidate.id));
-        let mut expected = kept;
-        expected.sort_by(|&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]));
-        assert_eq!(candidates.len(), 5);
-        assert_eq!(ids(candidates.top(1)), expected[..1]);
-        assert_eq!(ids(candidates.top(4)), expected[..4]);
-        assert_eq!(ids(candidates.in_draw_order()), expected);
-    }
-
-    #[test]
-    fn retain_never_empties_and_change_finds_moved_tokens() {
-        let mut candidates = Candidates::from_logits(&[1.0, 5.0, 2.0]).unwrap();
-        candidates.retain(|_| false);
-        assert_eq!(candidates.len(), 3);
-        candidates.keep_top(2);
-        candidates.change(2, |logit| logit + 10.0);
-        candidates.change(0, |_| 99.0);
-        assert_eq!(ids(candidates.top(2)), [2, 1]);
-        assert_eq!(candidates.highest(), 12.0);
-        candidates.change(2, |_| f32::NAN);
-        assert_eq!(candidates.highest(), 5.0);
-    }
-
-    #[test]
-    fn bad_logits_are_named() {
-        let error = Candidates::from_logits(&[0.0, f32::NAN]).unwrap_err();
-        assert!(matches!(error, SamplingError::NotFinite { id: 1, value } if value.is_nan()));
-        let error = Candidates::from_logits(&[0.0, 1.0, f32::INFINITY]).unwrap_err();
-        assert_eq!(
-            error,
-            SamplingError::NotFinite {
-                id: 2,
-                value: f32::INFINITY
-            }
-        );
-        let error = Candidates::from_logits(&[]).unwrap_err();
-        assert_eq!(error, SamplingError::NoCandidate { vocabulary: 0 });
-        assert!(Candidates::from_logits(&[f32::NEG_INFINITY, 0.0]).is_ok());
-    }
-
-    #[test]
-    fn scaling_cannot_make_infinities() {
-        let mut candidates = Candidates::from_logits(&[f32::NEG_INFINITY, 4.0, -2.0]).unwrap();
-        candidates.scale(1e38);
-        let logits: Vec<f32> = candidates
-            .as_slice()
-            .iter()
-            .map(|item| item.logit)
-            .collect();
-        assert_eq!(logits, [f32::NEG_INFINITY, f32::MAX, -2e38]);
-    }
-}
+#[path = "candidates_tests.rs"]
+mod tests;

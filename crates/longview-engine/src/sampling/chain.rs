@@ -1,6 +1,7 @@
 //! A chain of samplers and the choice at its end.
 
-use super::candidates::check;
+use super::candidates::{Candidate, DrawOrder, check};
+use super::order::highest_of_row;
 use super::{Candidates, Rng, SamplingError, math};
 
 /// One step of a decode method: it removes candidates or changes their logits.
@@ -92,7 +93,7 @@ impl Chain {
         let id = if self.samplers.is_empty() && self.finish == Finish::Greedy {
             argmax(logits, highest)
         } else {
-            self.candidates.take(logits);
+            self.candidates.take(logits, highest);
             for sampler in &mut self.samplers {
                 sampler.apply(&mut self.candidates, history);
             }
@@ -121,25 +122,59 @@ fn allowed_top(candidates: &mut Candidates) -> Option<u32> {
 }
 
 /// Walks through the candidates until their weights pass a random share of the total.
-fn draw(candidates: &mut Candidates, rng: &mut Rng) -> Option<u32> {
+pub(super) fn draw(candidates: &mut Candidates, rng: &mut Rng) -> Option<u32> {
+    /// Weights that are made at once, so that the loop is vectorised.
+    const PIECE: usize = 64;
     let highest = candidates.highest();
     if highest == f32::NEG_INFINITY {
         return None;
     }
-    let mut left = rng.next_f64() * candidates.total_weight();
-    let mut last = None;
-    for &item in candidates.in_draw_order() {
-        let weight = Candidates::weight(item, highest);
-        if weight > 0.0 {
-            last = Some(item.id);
-            if left < weight {
-                break;
+    let mut walk = Walk {
+        left: rng.next_f64() * candidates.mass(highest),
+        last: None,
+    };
+    match candidates.in_draw_order() {
+        DrawOrder::Vocabulary(row) => {
+            for (first, piece) in (0..).step_by(PIECE).zip(row.chunks(PIECE)) {
+                let mut weights = [0.0; PIECE];
+                for (weight, &logit) in weights.iter_mut().zip(piece) {
+                    *weight = math::exp(logit - highest);
+                }
+                let mut weights = (first..).zip(&weights[..piece.len()]);
+                if weights.any(|(id, &weight)| walk.ends_at(id, weight.into())) {
+                    break;
+                }
             }
-            left -= weight;
+        }
+        DrawOrder::Descending(items) => {
+            let mut items = items.iter();
+            items.any(|&item| walk.ends_at(item.id, Candidates::weight(item, highest)));
         }
     }
     // When rounding lets the walk run past the end, the last possible candidate is meant.
-    last
+    walk.last
+}
+
+/// A walk through candidates.
+struct Walk {
+    /// Weight that is left to pass.
+    left: f64,
+    /// The last token that could be drawn.
+    last: Option<u32>,
+}
+
+impl Walk {
+    /// Passes a token; whether it is the one that is drawn.
+    fn ends_at(&mut self, id: u32, weight: f64) -> bool {
+        if weight > 0.0 {
+            self.last = Some(id);
+            if self.left < weight {
+                return true;
+            }
+            self.left -= weight;
+        }
+        false
+    }
 }
 
 /// The `count` most likely tokens of a step with the natural logarithms of the probabilities that the
@@ -152,12 +187,32 @@ pub fn top_logprobs(logits: &[f32], count: usize) -> Result<Vec<(u32, f32)>, Sam
         return Ok(Vec::new());
     }
     let highest = check(logits)?;
-    let mut candidates = Candidates::default();
-    candidates.take(logits);
-    let ids = candidates.top(count).iter().map(|candidate| candidate.id);
-    let offset = offset(logits, highest);
-    let logprob = |id: u32| (id, (f64::from(logits[id as usize]) - offset) as f32);
-    Ok(ids.map(logprob).collect())
+    Ok(top(logits, count, offset(logits, highest)))
+}
+
+/// The same for a step whose token is known, with the logarithm of the probability of `token`.
+///
+/// # Errors
+/// As [`Chain::pick`].
+pub fn logprobs(
+    logits: &[f32],
+    token: u32,
+    count: usize,
+) -> Result<(f32, Vec<(u32, f32)>), SamplingError> {
+    let offset = offset(logits, check(logits)?);
+    // A token that the model has no logit for cannot come.
+    let logit = logits.get(token as usize);
+    let logit = logit.copied().unwrap_or(f32::NEG_INFINITY);
+    let logprob = (f64::from(logit) - offset) as f32;
+    Ok((logprob, top(logits, count, offset)))
+}
+
+/// The `count` most likely tokens with the logarithms of their probabilities.
+fn top(logits: &[f32], count: usize, offset: f64) -> Vec<(u32, f32)> {
+    let mut items = Vec::new();
+    highest_of_row(logits, count.min(logits.len()), &mut items);
+    let logprob = |item: &Candidate| (item.id, (f64::from(item.logit) - offset) as f32);
+    items.iter().take(count).map(logprob).collect()
 }
 
 /// What a logit is above the logarithm of its probability, `highest` being the highest.

@@ -11,10 +11,11 @@
 mod candidates;
 mod chain;
 pub mod math;
+mod order;
 mod rng;
 
 pub use candidates::{Candidate, Candidates};
-pub use chain::{Chain, Choice, Finish, Sampler, top_logprobs};
+pub use chain::{Chain, Choice, Finish, Sampler, logprobs, top_logprobs};
 pub use rng::Rng;
 
 /// A step from which no token can be chosen.

@@ -63,11 +63,7 @@ mod tests {
             last: 3,
         }
         .apply(&mut candidates, &[0, 0, 1, 0]);
-        let logits: Vec<f32> = candidates
-            .as_slice()
-            .iter()
-            .map(|item| item.logit)
-            .collect();
+        let logits: Vec<f32> = candidates.iter().map(|item| item.logit).collect();
         assert_eq!(logits, [1.0, -2.5, 1.0]);
     }
 }

@@ -47,11 +47,7 @@ mod tests {
         let mut candidates = Candidates::from_logits(&[2.0, -2.0, 1.0]).unwrap();
         let biases = vec![(0, f32::NEG_INFINITY), (1, 5.5), (900, 1.0)];
         LogitBias { biases }.apply(&mut candidates, &[]);
-        let logits: Vec<f32> = candidates
-            .as_slice()
-            .iter()
-            .map(|item| item.logit)
-            .collect();
+        let logits: Vec<f32> = candidates.iter().map(|item| item.logit).collect();
         assert_eq!(logits, [f32::NEG_INFINITY, 3.5, 1.0]);
     }
 }

@@ -74,11 +74,7 @@ mod tests {
             last: 4,
         }
         .apply(&mut candidates, &[3, 9, 0, 0, 1]);
-        let logits: Vec<f32> = candidates
-            .as_slice()
-            .iter()
-            .map(|item| item.logit)
-            .collect();
+        let logits: Vec<f32> = candidates.iter().map(|item| item.logit).collect();
         assert_eq!(logits, [1.0, -4.0, 1.0, 4.0]);
     }
 }

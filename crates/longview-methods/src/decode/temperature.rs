@@ -52,11 +52,7 @@ mod tests {
     fn logits(t: f64) -> Vec<f32> {
         let mut candidates = Candidates::from_logits(&[1.0, -2.0, 3.0]).unwrap();
         Temperature { t }.apply(&mut candidates, &[]);
-        candidates
-            .as_slice()
-            .iter()
-            .map(|item| item.logit)
-            .collect()
+        candidates.iter().map(|item| item.logit).collect()
     }
 
     #[test]

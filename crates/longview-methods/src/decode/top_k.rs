@@ -46,7 +46,7 @@ mod tests {
     fn the_k_most_likely_stay_and_ties_go_to_the_lower_id() {
         let mut candidates = Candidates::from_logits(&[1.0, 3.0, 2.0, 2.0, 0.0]).unwrap();
         TopK { k: 2 }.apply(&mut candidates, &[]);
-        let ids: Vec<u32> = candidates.as_slice().iter().map(|item| item.id).collect();
+        let ids: Vec<u32> = candidates.iter().map(|item| item.id).collect();
         assert_eq!(ids, [1, 2]);
         TopK { k: 9 }.apply(&mut candidates, &[]);
         assert_eq!(candidates.len(), 2);

@@ -44,9 +44,8 @@ impl Sampler for Typical {
         // Nats of a candidate: −ln p = ln total − (logit − highest).
         let surprise = |logit: f32| log_total - f64::from(logit - highest);
         let entropy: f64 = candidates
-            .as_slice()
             .iter()
-            .map(|&item| (Candidates::weight(item, highest) / total, item.logit))
+            .map(|item| (Candidates::weight(item, highest) / total, item.logit))
             .filter(|&(probability, _)| probability > 0.0)
             .map(|(probability, logit)| probability * surprise(logit))
             .sum();
@@ -66,7 +65,7 @@ mod tests {
         for (p, want) in [(0.2, vec![1]), (0.3, vec![0, 1]), (0.8, vec![0, 1, 2])] {
             let mut candidates = Candidates::from_logits(&logits).unwrap();
             Typical { p }.apply(&mut candidates, &[]);
-            let mut ids: Vec<u32> = candidates.as_slice().iter().map(|item| item.id).collect();
+            let mut ids: Vec<u32> = candidates.iter().map(|item| item.id).collect();
             ids.sort_unstable();
             assert_eq!(ids, want, "p = {p}");
         }
