@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use longview::FinishReason;
-use longview::schedule::{Ended, Listener, Token, Update};
+use longview::schedule::{Ended, Listener, Scored, Token, Update};
 use tokio::sync::Notify;
 
 use crate::queue::Permit;
@@ -28,6 +28,11 @@ pub(crate) enum News {
     Started { reused: usize },
     /// So many tokens of it are read.
     Read { done: usize, total: usize },
+    /// How likely the tokens of a prompt are, whose texts count from `first_answer`.
+    Scored {
+        first_answer: usize,
+        tokens: Vec<Scored>,
+    },
     /// More of a text. `tokens` is empty unless they were asked for.
     Text {
         answer: usize,
@@ -167,6 +172,10 @@ impl Listener for Ear {
                 }
             }
             Update::Read { done, total } => News::Read { done, total },
+            Update::Scored(tokens) => News::Scored {
+                first_answer: self.first_answer,
+                tokens,
+            },
             Update::Token(mut token) => {
                 token.answer += self.first_answer;
                 News::Text {
@@ -250,6 +259,9 @@ impl Queue {
 /// What became of a text.
 #[derive(Default)]
 pub(crate) struct Text {
+    /// Tokens of its prompt with their probabilities, where they were asked for and it is the first of its
+    /// prompt.
+    pub(crate) prompt: Vec<Scored>,
     pub(crate) text: String,
     pub(crate) tokens: Vec<Token>,
     pub(crate) reason: Option<FinishReason>,
@@ -274,6 +286,14 @@ impl Inbox {
         while let Some(news) = self.next().await {
             match news {
                 News::Started { .. } | News::Read { .. } => {}
+                News::Scored {
+                    first_answer,
+                    tokens,
+                } => {
+                    if let Some(into) = collected.texts.get_mut(first_answer) {
+                        into.prompt = tokens;
+                    }
+                }
                 News::Text {
                     answer,
                     text,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use longview::keep::KeepReport;
 use longview::methods::Stage;
 use longview::read::ReadReport;
-use longview::schedule::{Ended, Goal, MovedText, Observe, Request, Start, Summary};
+use longview::schedule::{Ended, Goal, MovedText, Observe, Request, SCORED_ROWS, Start, Summary};
 use longview::{
     AttentionPicture, ContextMethods, Engine, Explanation, FinishReason, Reuse, ReuseEnd,
 };
@@ -208,7 +208,10 @@ fn start(
         let count = prompt.tokens.len();
         let planned = settings.planned(count, limit);
         let mut plan = engine.plan_with(&methods, count, planned)?;
-        plan.scratch += engine.logits_bytes(settings.answers);
+        plan.scratch += engine.logits_bytes(match settings.prompt_logprobs {
+            Some(_) => settings.answers.max(SCORED_ROWS),
+            None => settings.answers,
+        });
         if !plan.fits() {
             return Err(longview::EngineError::DoesNotFit(Box::new(plan)).into());
         }
@@ -251,6 +254,7 @@ fn start(
             goal: Goal::Write(own),
             methods: methods.clone(),
             moved,
+            prompt_logprobs: settings.prompt_logprobs,
             observe,
             priority: settings.priority,
             listener: Box::new(ear),

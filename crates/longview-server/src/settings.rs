@@ -124,6 +124,8 @@ pub(crate) struct Wishes {
     pub(crate) logprobs: bool,
     pub(crate) top_logprobs: usize,
     pub(crate) specials: Option<ShowSpecials>,
+    /// Whether the prompt stands before the text, so that a text of no tokens says something.
+    pub(crate) echo: bool,
 }
 
 /// What the wishes come to.
@@ -140,6 +142,8 @@ pub(crate) struct Settings {
     specials: ShowSpecials,
     /// How many alternatives are reported with each token, if probabilities are.
     logprobs: Option<usize>,
+    /// The same with each token of the prompt.
+    pub(crate) prompt_logprobs: Option<usize>,
     /// Whether single tokens are wanted.
     pub(crate) detail: Detail,
     pub(crate) priority: Priority,
@@ -165,7 +169,7 @@ impl Wishes {
                 format!("n is {answers}, but this server writes no more than {most} texts at once"),
             ));
         }
-        if self.max_tokens == Some(0) {
+        if self.max_tokens == Some(0) && !self.echo {
             return Err(ApiError::field(
                 "max_tokens",
                 "max_tokens is 0; an answer needs at least 1 token",
@@ -212,6 +216,7 @@ impl Wishes {
             },
             specials: self.specials.unwrap_or(ShowSpecials::Hide),
             logprobs: self.logprobs.then_some(self.top_logprobs),
+            prompt_logprobs: (self.logprobs && self.echo).then_some(self.top_logprobs),
             detail: if self.logprobs {
                 Detail::Tokens
             } else {
@@ -298,7 +303,7 @@ impl Settings {
             AnswerOptions {
                 generate: GenerateOptions {
                     chain,
-                    max_tokens: self.max_tokens.min(room).max(1),
+                    max_tokens: self.max_tokens.min(room.max(1)),
                     stop: self.stop.clone(),
                     end_of_text: self.end_of_text,
                     specials: self.specials,

@@ -7,7 +7,7 @@ use axum::response::Response;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::stream;
 use longview::FinishReason;
-use longview::schedule::Token;
+use longview::schedule::{Scored, Token};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -37,6 +37,9 @@ pub(crate) trait Protocol: Send + 'static {
 
     /// A prompt is read so far; of it `reused` tokens were taken over.
     fn progress(&mut self, _reused: usize, _done: usize, _total: usize, _out: &mut Vec<Message>) {}
+
+    /// How likely the tokens of a prompt are, whose texts count from `first_answer`.
+    fn scored(&mut self, _first_answer: usize, _tokens: &[Scored], _out: &mut Vec<Message>) {}
 
     /// More of a text, and the tokens that were chosen for it where they are wanted.
     fn pieces(
@@ -185,6 +188,10 @@ impl<P: Protocol> State<P> {
             Some(News::Read { done, total }) => {
                 self.protocol.progress(self.reused, done, total, out);
             }
+            Some(News::Scored {
+                first_answer,
+                tokens,
+            }) => self.protocol.scored(first_answer, &tokens, out),
             Some(News::Text {
                 answer,
                 text,

@@ -25,11 +25,13 @@ mod moved;
 mod pace;
 mod request;
 mod room;
+mod scores;
 mod sequence;
 mod shares;
 mod writer;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,8 +39,8 @@ use longview_kv::Wanted;
 use longview_models::{ModelError, Work};
 
 pub use request::{
-    AnswerOptions, Ended, Goal, Listener, MovedText, Observe, Priority, Request, Start, Summary,
-    Token, Update,
+    AnswerOptions, Ended, Goal, Listener, MovedText, Observe, Priority, Request, SCORED_ROWS,
+    Scored, Start, Summary, Token, Update,
 };
 
 use crate::engine::Engine;
@@ -46,6 +48,7 @@ use crate::error::EngineError;
 use crate::generate::FinishReason;
 use moved::Remembered;
 use pace::Pace;
+use scores::Scoring;
 use sequence::{Job, Kind, NextChoice, Sequence};
 use shares::{Reader, Shares, cut};
 
@@ -263,6 +266,10 @@ impl Scheduler {
         let parts = cut(budget, &readers.iter().map(reader).collect::<Vec<_>>());
         let mut plan = vec![1; self.running.len()];
         for (at, part) in readers.into_iter().zip(parts) {
+            let part = match self.jobs[&self.running[at].job].is_scoring() {
+                true => part.min(SCORED_ROWS),
+                false => part,
+            };
             plan[at] = self.running[at].next_rows(part);
         }
         plan
@@ -280,43 +287,58 @@ impl Scheduler {
                 false => written += rows,
             }
         }
-        let mut wants_logits = Vec::with_capacity(plan.len());
+        // Who wants which rows of logits.
+        let mut wants_logits: Vec<(usize, Range<usize>)> = Vec::with_capacity(plan.len());
         let mut segments = Vec::with_capacity(plan.len());
         for (at, (sequence, &rows)) in self.running.iter_mut().zip(plan).enumerate() {
             if rows == 0 {
                 continue;
             }
-            let wanted = match self.jobs[&sequence.job].kind {
-                Kind::Embeds => Wanted::Hidden,
-                Kind::Writes if sequence.left_to_read() == rows => Wanted::Last,
-                Kind::Writes | Kind::Reads => Wanted::Nothing,
+            let job = &self.jobs[&sequence.job];
+            let (wanted, count) = match job.kind {
+                Kind::Embeds => (Wanted::Hidden, 0),
+                Kind::Writes if job.is_scoring() => (Wanted::All, rows),
+                Kind::Writes if sequence.left_to_read() == rows => (Wanted::Last, 1),
+                Kind::Writes | Kind::Reads => (Wanted::Nothing, 0),
             };
-            if wanted == Wanted::Last {
-                wants_logits.push(at);
+            if count > 0 {
+                let from = wants_logits.last().map_or(0, |(_, before)| before.end);
+                wants_logits.push((at, from..from + count));
             }
             segments.push(sequence.segment(rows, wanted));
         }
         let mut workspace = engine.pass(segments)?;
         let (all, known) = (engine.model().blueprint().vocab, engine.vocabulary());
-        let logits = || {
-            let rows = workspace.logits().chunks_exact(all);
-            rows.map(|logits| &logits[..known])
-        };
-        let rows = logits();
-        let of_rows = wants_logits.iter().zip(rows);
+        let rows = workspace.logits().chunks_exact(all);
+        let rows: Vec<&[f32]> = rows.map(|logits| &logits[..known]).collect();
+        let pool = &engine.exec().pool;
+        let mut scorings: Vec<Scoring<'_>> = Vec::new();
+        for (at, wanted) in &wants_logits {
+            let sequence = &self.running[*at];
+            let job = &self.jobs[&sequence.job];
+            scorings.extend(sequence.scorings(job, &rows[wanted.clone()]));
+        }
+        pool.for_each(&mut scorings, |_, scoring, _| scoring.make());
+        let mut ended: Vec<(RequestId, Option<EngineError>)> = Vec::new();
+        for scoring in scorings {
+            let id = scoring.job;
+            let taken = match self.jobs.get_mut(&id) {
+                Some(job) => job.take_score(scoring),
+                None => Ok(()),
+            };
+            ended.extend(taken.err().map(|error| (id, Some(error))));
+        }
         let mut choices: Vec<NextChoice<'_>> = Vec::with_capacity(wants_logits.len());
         let mut running = self.running.iter_mut().enumerate();
-        for (&wanted, logits) in of_rows {
-            let sequence = running.find(|(at, _)| *at == wanted);
-            choices.extend(sequence.and_then(|(_, sequence)| sequence.choice(logits)));
+        for (wanted, of_it) in &wants_logits {
+            let sequence = running.find(|(at, _)| at == wanted);
+            choices.extend(sequence.and_then(|(_, sequence)| sequence.choice(rows[of_it.end - 1])));
         }
-        let pool = &engine.exec().pool;
         pool.for_each(&mut choices, |_, choice, _| choice.make());
-        let mut rows = logits();
+        let mut wants_logits = wants_logits.into_iter().peekable();
         let mut states = workspace
             .states()
             .chunks_exact(engine.model().blueprint().hidden);
-        let mut ended: Vec<(RequestId, Option<EngineError>)> = Vec::new();
         let mut grown = Vec::new();
         for (at, &count) in plan.iter().enumerate() {
             if count == 0 {
@@ -342,14 +364,18 @@ impl Scheduler {
                 self.counts.reused_tokens += moved as u64;
                 sequence.after_read(job);
             }
-            if !wants_logits.contains(&at) {
+            let wanted = wants_logits.next_if(|(of, _)| *of == at);
+            let Some((_, of_it)) = wanted else {
                 if sequence.left_to_read() == 0 {
                     ended.push((sequence.job, None));
                 }
                 continue;
+            };
+            if sequence.left_to_read() > 0 {
+                // Logits of a prompt, of which there is more.
+                continue;
             }
-            let logits = rows.next().expect("a row of logits for every row wanted");
-            let written = sequence.write(job, logits, &engine);
+            let written = sequence.write(job, rows[of_it.end - 1], &engine);
             match written {
                 Err(error) => ended.push((sequence.job, Some(error))),
                 Ok(more) => {

@@ -148,7 +148,7 @@ impl Scheduler {
         else {
             return Ok(());
         };
-        let acted_on = !job.methods.is_nothing() || job.goes_on;
+        let acted_on = !job.methods.is_nothing() || job.goes_on || job.is_scoring();
         let is_recurrent = self.engine.model().layout().is_recurrent();
         if acted_on || is_recurrent || job.kind != Kind::Writes {
             return Ok(());

@@ -46,6 +46,10 @@ pub struct Request {
     /// What it takes over beside what its prompt begins with, which makes it an approximation; only where
     /// no method acts on its context.
     pub moved: Option<MovedText>,
+    /// How many of the most likely tokens are reported with each token of the prompt, and its own
+    /// probability; `None` for neither. The prompt is then read anew, whatever is known of it, in passes of
+    /// at most [`SCORED_ROWS`] rows. Not for a prompt that begins with [`Start::Made`].
+    pub prompt_logprobs: Option<usize>,
     /// What is observed of its answers.
     pub observe: Observe,
     /// Its rank among others.
@@ -53,6 +57,10 @@ pub struct Request {
     /// Who is told what happens.
     pub listener: Box<dyn Listener>,
 }
+
+/// The most rows of a prompt whose probabilities are wanted that one pass computes: each has logits of its
+/// own, which take memory.
+pub const SCORED_ROWS: usize = 32;
 
 /// What the context of a request begins as.
 #[derive(Default)]
@@ -144,6 +152,8 @@ pub enum Update {
         /// Tokens of the prompt.
         total: usize,
     },
+    /// All of its prompt is read: how likely the model held each token of it, where that is asked for.
+    Scored(Vec<Scored>),
     /// A token was chosen.
     Token(Token),
     /// A text is complete.
@@ -176,6 +186,18 @@ pub struct Token {
     pub text: String,
     /// Whether it says that the text is over, and is no part of it.
     pub ends_text: bool,
+}
+
+/// How likely the model held a token of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// Its id.
+    pub id: u32,
+    /// Natural logarithm of the probability the model gave it; `None` for the first, before which nothing
+    /// stands.
+    pub logprob: Option<f32>,
+    /// The most likely tokens in its place with theirs, most likely first; as many as asked for.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// How a request ended.

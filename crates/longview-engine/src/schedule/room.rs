@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use longview_kv::Context;
 
 use super::Scheduler;
+use super::request::SCORED_ROWS;
 use super::sequence::Sequence;
 
 /// Tokens of an answer that room is kept for, at most: most answers are shorter than they may be, and
@@ -20,18 +21,22 @@ impl Scheduler {
             return true;
         }
         let usage = ledger.usage();
-        // Every text has its logits in the pass.
-        let texts = self.running_texts() + self.texts(sequence);
-        let rows = self.engine.chunk_tokens() + texts;
-        let scratch = self.engine.scratch_bytes(rows, texts).max(usage.scratch);
+        let together = || self.running.iter().chain([sequence]);
+        let rows_of_logits = |sequence: &Sequence| match self.jobs[&sequence.job].is_scoring() {
+            true => self.texts(sequence).max(SCORED_ROWS),
+            // Every text has its logits in the pass.
+            false => self.texts(sequence),
+        };
+        let wanted = together().map(rows_of_logits).sum();
+        let rows = self.engine.chunk_tokens() + wanted;
+        let scratch = self.engine.scratch_bytes(rows, wanted).max(usage.scratch);
         let fixed = usage.program + usage.index + usage.weights + scratch;
-        let together = self.running.iter().chain([sequence]);
         let mut seen = HashSet::new();
         let mut needed = 0;
         for remembered in &self.remembered {
             needed += distinct_bytes(&remembered.context, &mut seen);
         }
-        for sequence in together {
+        for sequence in together() {
             needed += distinct_bytes(sequence.context(), &mut seen) + self.growth(sequence);
         }
         fixed.saturating_add(needed) <= ledger.limit()

@@ -11,8 +11,8 @@ use longview_models::ModelError;
 use super::RequestId;
 use super::moved::Moves;
 use super::request::{
-    AnswerOptions, Ended, Goal, Listener, MovedText, Observe, Priority, Request, Start, Summary,
-    Update,
+    AnswerOptions, Ended, Goal, Listener, MovedText, Observe, Priority, Request, Scored, Start,
+    Summary, Update,
 };
 use super::writer::{Writer, Written};
 use crate::acting::ContextMethods;
@@ -37,6 +37,10 @@ pub(super) struct Job {
     pub(super) methods: ContextMethods,
     /// Whether its context was made under these methods before, and cannot be made again.
     pub(super) goes_on: bool,
+    /// How many alternatives are wanted with each token of the prompt, until they are told.
+    pub(super) prompt_logprobs: Option<usize>,
+    /// What is to be told of the first tokens of the prompt.
+    pub(super) scored: Vec<Scored>,
     pub(super) moved: Option<MovedText>,
     /// What a text that is complete leaves for a request that goes on from it, with its moved tokens.
     pub(super) left: Option<(Context, Moves)>,
@@ -116,13 +120,21 @@ impl Job {
             Goal::Read => (Kind::Reads, Vec::new()),
             Goal::Embed => (Kind::Embeds, Vec::new()),
         };
+        let goes_on = matches!(request.start, Start::Made(_));
+        let first = request.prompt.first().map(|&id| Scored {
+            id,
+            logprob: None,
+            top: Vec::new(),
+        });
         let job = Job {
             tenant: request.tenant,
             priority: request.priority,
             listener: request.listener,
             kind,
             methods: request.methods,
-            goes_on: matches!(request.start, Start::Made(_)),
+            goes_on,
+            prompt_logprobs: request.prompt_logprobs.filter(|_| !goes_on),
+            scored: first.into_iter().collect(),
             moved: request.moved,
             left: None,
             report: None,
@@ -157,9 +169,12 @@ impl Job {
         self.listener.hear(update);
     }
 
-    /// Ends texts that are to have no token. Returns whether that leaves no text to be written, where
-    /// there was one.
+    /// Ends texts that are to have no token, unless something is to be told of their prompt first. Returns
+    /// whether that leaves no text to be written, where there was one.
     pub(super) fn finish_empty(&mut self) -> bool {
+        if self.prompt_logprobs.is_some() {
+            return false;
+        }
         let is_empty = |(_, options): &mut (usize, AnswerOptions)| options.generate.max_tokens == 0;
         let empty: Vec<_> = self.answers.extract_if(.., is_empty).collect();
         for (answer, _) in &empty {
@@ -190,10 +205,11 @@ impl Job {
         })));
     }
 
-    /// Whether it takes over what others read of its prompt: what is read otherwise is found by nobody, and an
-    /// embedding takes nothing over.
+    /// Whether it takes over what others read of its prompt: what is read otherwise is found by nobody, and
+    /// embeddings and probabilities of a prompt are told by its passes alone.
     pub(super) fn takes_over(&self) -> bool {
-        !self.goes_on && self.methods.reads_alike() && self.kind != Kind::Embeds
+        let reads_all = self.kind == Kind::Embeds || self.is_scoring();
+        !self.goes_on && self.methods.reads_alike() && !reads_all
     }
 
     /// Has observed in `context` what is asked for.
@@ -242,6 +258,10 @@ impl Sequence {
             *start = Start::Nothing;
             job.states.clear();
         }
+        let known = job.known_tokens();
+        if job.is_scoring() {
+            *start = Start::Nothing;
+        }
         let start = std::mem::take(start);
         if let Start::Made(mut context) = start {
             // It cannot go back to have its last token computed once more.
@@ -264,7 +284,7 @@ impl Sequence {
             let mut context = engine.new_context_with_of(&job.tenant, methods, prompt, planned)?;
             let reusable = match embeds {
                 true => 0,
-                false => methods.reusable_tokens(prompt).min(prompt - 1),
+                false => methods.reusable_tokens(prompt).min(prompt - 1).min(known),
             };
             context.attach(&self.tokens[..reusable])?;
             job.observe(&mut context)?;
@@ -287,9 +307,10 @@ impl Sequence {
         // What an answer has computed by a read method is nowhere: it is computed again, even where
         // others have read the same text whole.
         let known = match &methods.read {
-            Some(_) => &self.tokens[..self.tokens.len().min(prompt + 1)],
-            None => &self.tokens[..],
+            Some(_) => known.min(prompt),
+            None => known,
         };
+        let known = &self.tokens[..self.tokens.len().min(known.saturating_add(1))];
         if let Err(error) = engine.align(&mut context, known) {
             if context.is_empty() {
                 return Err(error);
@@ -540,8 +561,13 @@ impl Sequence {
             more.tokens = 1;
             return Ok(more);
         }
-        let answers = std::mem::take(&mut job.answers);
         self.at_end = true;
+        if job.prompt_logprobs.take().is_some() {
+            let scored = std::mem::take(&mut job.scored);
+            job.hear(Update::Scored(scored));
+            job.finish_empty();
+        }
+        let answers = std::mem::take(&mut job.answers);
         let count = answers.len();
         for (at, (answer, options)) in answers.into_iter().enumerate() {
             let writer = Writer::new(answer, options, engine.tokenizer());

@@ -69,6 +69,7 @@ fn what_a_read_method_has_written_is_not_taken_over_from_others() {
                 ..ContextMethods::default()
             },
             moved: None,
+            prompt_logprobs: None,
             observe: Observe::Nothing,
             priority: Priority::Normal,
             listener: Box::new(Deaf),

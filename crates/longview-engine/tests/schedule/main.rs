@@ -3,6 +3,7 @@
 mod moved;
 mod other_models;
 mod pressure;
+mod scores;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use half::f16;
 use longview_engine::sampling::{Chain, Finish, Rng};
 use longview_engine::schedule::{
-    AnswerOptions, Goal, Listener, Observe, Priority, Request, ScheduleOptions, Scheduler, Start,
-    Step, Summary, Update,
+    AnswerOptions, Goal, Listener, Observe, Priority, Request, SCORED_ROWS, ScheduleOptions,
+    Scheduler, Scored, Start, Step, Summary, Update,
 };
 use longview_engine::{
     ContextMethods, Control, Engine, EngineOptions, FinishReason, GenerateOptions, ModelSource,
@@ -34,6 +35,7 @@ struct Heard {
     finished: Vec<(usize, FinishReason)>,
     reused: usize,
     read: Vec<usize>,
+    scored: Vec<Scored>,
     summary: Option<Summary>,
     error: Option<String>,
     /// Tokens of the context that was handed back.
@@ -64,6 +66,7 @@ impl Listener for Ear {
                     self.gone.store(true, Ordering::Relaxed);
                 }
             }
+            Update::Scored(tokens) => heard.scored = tokens,
             Update::Token(token) => {
                 let answers = heard.texts.len().max(token.answer + 1);
                 heard.texts.resize(answers, String::new());
@@ -138,6 +141,7 @@ fn request(
         goal: Goal::Write(answers),
         methods: ContextMethods::default(),
         moved: None,
+        prompt_logprobs: None,
         observe: Observe::Nothing,
         priority: Priority::Normal,
         listener: Box::new(ear.clone()),

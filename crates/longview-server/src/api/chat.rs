@@ -185,6 +185,7 @@ impl ChatRequest {
                 logprobs,
                 top_logprobs,
                 specials: None,
+                echo: false,
             },
             tools: self.tools,
             tool_choice: self.tool_choice,

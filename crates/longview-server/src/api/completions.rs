@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
 use longview::FinishReason;
-use longview::schedule::{Start, Token};
+use longview::schedule::{Scored, Start, Token};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -29,6 +29,9 @@ const MOST_PROMPTS: usize = 64;
 /// The most texts in one request, of all its prompts.
 const MOST_TEXTS: usize = 128;
 
+/// The most tokens of prompts whose probabilities are reported in one response.
+const MOST_SCORED: usize = 1 << 16;
+
 /// A text to be continued.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(crate) struct CompletionRequest {
@@ -40,7 +43,7 @@ pub(crate) struct CompletionRequest {
     pub(crate) stream_options: Option<StreamOptions>,
     /// Texts wanted for each prompt, 1 to 16, and no more than 128 for all prompts together.
     pub(crate) n: Option<u32>,
-    /// The most tokens of each text; 16 if it is not said, as the protocol has it.
+    /// The most tokens of each text; 16 if it is not said, as the protocol has it. 0 with `echo`.
     pub(crate) max_tokens: Option<u64>,
     pub(crate) stop: Option<Stop>,
     pub(crate) temperature: Option<f64>,
@@ -55,7 +58,8 @@ pub(crate) struct CompletionRequest {
     /// How many alternatives are reported with each token, at most 20; given at all, probabilities are
     /// reported.
     pub(crate) logprobs: Option<usize>,
-    /// Whether the prompt stands before the text; not together with `logprobs`.
+    /// Whether the prompt stands before the text. With `logprobs` the probabilities of its tokens stand before
+    /// those of the text, and it is read anew, whatever is known of it.
     pub(crate) echo: Option<bool>,
     /// Candidates to choose from; only as many as `n` can be had.
     pub(crate) best_of: Option<u32>,
@@ -154,11 +158,16 @@ pub(crate) async fn create(
         ));
     }
     let Finished { texts, total, meta } = running.finish(&app).await?;
-    let choices = texts.into_iter().enumerate().map(|(index, text)| {
-        let lead = echoed.get(index / per_prompt);
+    let choices = texts.iter().enumerate().map(|(index, text)| {
+        let prompt = index / per_prompt;
+        let lead = echoed.get(prompt);
+        let scored = texts[prompt * per_prompt].prompt.iter();
+        let told = scored
+            .map(Told::from)
+            .chain(text.tokens.iter().map(Told::from));
         CompletionChoice {
             index,
-            logprobs: logprobs.then(|| legacy_logprobs(&app, &text.tokens, &mut 0)),
+            logprobs: logprobs.then(|| legacy_logprobs(&app, told, &mut 0)),
             text: lead.cloned().unwrap_or_default() + &text.text,
             finish_reason: finish_reason(text.reason.unwrap_or(FinishReason::Length)),
         }
@@ -209,14 +218,6 @@ fn prepare(
             "best_of can only be what n is; ask for n texts and choose yourself",
         ));
     }
-    if request.echo.unwrap_or(false) && request.logprobs.is_some() {
-        return Err(ApiError::field(
-            "logprobs",
-            "probabilities are reported of the tokens that are written, not of the prompt's: leave out \
-             \"echo\" or \"logprobs\"",
-        )
-        .code("unsupported"));
-    }
     let settings = Wishes {
         answers: request.n,
         max_tokens: request.max_tokens.or(Some(16)),
@@ -234,6 +235,7 @@ fn prepare(
         logprobs: request.logprobs.is_some(),
         top_logprobs: request.logprobs.unwrap_or(0),
         specials: None,
+        echo: request.echo.unwrap_or(false),
     }
     .settle(app, extras)?;
     check_count(&request.prompt, settings.answers)?;
@@ -243,6 +245,14 @@ fn prepare(
     };
     let made = held.as_ref().and_then(|held| held.methods.as_deref());
     let settings = settings.going_on(app, made, extras)?;
+    if settings.goes_on && settings.prompt_logprobs.is_some() {
+        return Err(ApiError::field(
+            "logprobs",
+            "the context was read under methods of its own and cannot be read again for the probabilities of its \
+             tokens: leave out \"echo\" or \"logprobs\", or ask a context that was read whole",
+        )
+        .code("method_not_available"));
+    }
     let engine = app.engine();
     let vocabulary = engine.model().blueprint().vocab;
     let of_text = |text: &String| match &held {
@@ -276,6 +286,17 @@ fn prepare(
         run::fitted(app, tokens, start, truncate, &settings)
     });
     let prompts: Vec<Prompt> = prompts.collect::<Result<_, _>>()?;
+    let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    if settings.prompt_logprobs.is_some() && tokens > MOST_SCORED {
+        return Err(ApiError::field(
+            "logprobs",
+            format!(
+                "the prompts have {tokens} tokens, but probabilities of at most {MOST_SCORED} are reported in one \
+                 response: leave out \"echo\" or \"logprobs\", or ask in several"
+            ),
+        )
+        .code("context_length_exceeded"));
+    }
     let text = |prompt: &Prompt| {
         engine
             .tokenizer()
@@ -325,26 +346,69 @@ fn check_count(prompts: &PromptField, answers: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// A token whose probability is reported: of a prompt or of a text.
+struct Told<'a> {
+    id: u32,
+    logprob: Option<f32>,
+    top: &'a [(u32, f32)],
+}
+
+impl<'a> From<&'a Scored> for Told<'a> {
+    fn from(token: &'a Scored) -> Told<'a> {
+        Told {
+            id: token.id,
+            logprob: token.logprob,
+            top: &token.top,
+        }
+    }
+}
+
+impl<'a> From<&'a Token> for Told<'a> {
+    fn from(token: &'a Token) -> Told<'a> {
+        Told {
+            id: token.id,
+            logprob: token.logprob,
+            top: &token.top,
+        }
+    }
+}
+
 /// Probabilities of tokens as this protocol writes them. `offset` counts characters of the text.
-fn legacy_logprobs(app: &App, tokens: &[Token], offset: &mut usize) -> Value {
+fn legacy_logprobs<'a>(
+    app: &App,
+    tokens: impl Iterator<Item = Told<'a>>,
+    offset: &mut usize,
+) -> Value {
+    let tokenizer = app.engine().tokenizer();
     let text = |id: u32| {
-        let bytes = app.engine().tokenizer().token_bytes(id).unwrap_or_default();
+        let bytes = tokenizer.token_bytes(id).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     };
-    let mut offsets = Vec::with_capacity(tokens.len());
-    for token in tokens {
+    let (mut names, mut logprobs) = (Vec::new(), Vec::new());
+    let (mut alternatives, mut offsets) = (Vec::new(), Vec::new());
+    for Told { id, logprob, top } in tokens {
+        let name = text(id);
         offsets.push(*offset);
-        *offset += text(token.id).chars().count();
+        // Special tokens are not shown.
+        if !tokenizer.is_special(id) {
+            *offset += name.chars().count();
+        }
+        logprobs.push(logprob.map(finite));
+        // The first token of all has nothing before it, and so no alternatives.
+        alternatives.push(logprob.map(|logprob| {
+            // The token itself is told of as well, likely or not.
+            let own = (id, logprob);
+            let others = top.iter().filter(|(other, _)| *other != id);
+            let all = [&own].into_iter().chain(others);
+            let entries = all.map(|&(id, logprob)| (text(id), finite(logprob).into()));
+            Value::Object(entries.collect::<Map<String, Value>>())
+        }));
+        names.push(name);
     }
-    let top = |token: &Token| -> Value {
-        let top = token.top.iter();
-        let entries = top.map(|&(id, logprob)| (text(id), finite(logprob).into()));
-        Value::Object(entries.collect::<Map<String, Value>>())
-    };
     json!({
-        "tokens": tokens.iter().map(|token| text(token.id)).collect::<Vec<_>>(),
-        "token_logprobs": tokens.iter().map(|token| finite(token.logprob.unwrap_or(f32::NEG_INFINITY))).collect::<Vec<_>>(),
-        "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+        "tokens": names,
+        "token_logprobs": logprobs,
+        "top_logprobs": alternatives,
         "text_offset": offsets,
     })
 }
@@ -379,6 +443,10 @@ impl Chunks {
 
 impl Protocol for Chunks {
     fn begin(&mut self, out: &mut Vec<Message>) {
+        if self.logprobs {
+            // The prompt comes with its probabilities.
+            return;
+        }
         for answer in 0..self.offsets.len() {
             if let Some(lead) = self.echoed.get(answer / self.per_prompt) {
                 out.push(self.choice(answer, lead, None, None));
@@ -388,6 +456,16 @@ impl Protocol for Chunks {
 
     fn progress(&mut self, reused: usize, done: usize, total: usize, out: &mut Vec<Message>) {
         self.frame.progress(reused, done, total, out);
+    }
+
+    fn scored(&mut self, first_answer: usize, tokens: &[Scored], out: &mut Vec<Message>) {
+        let lead = self.echoed.get(first_answer / self.per_prompt);
+        let lead = lead.cloned().unwrap_or_default();
+        for answer in first_answer..first_answer + self.per_prompt {
+            let told = tokens.iter().map(Told::from);
+            let logprobs = legacy_logprobs(&self.app, told, &mut self.offsets[answer]);
+            out.push(self.choice(answer, &lead, Some(logprobs), None));
+        }
     }
 
     fn pieces(
@@ -406,7 +484,7 @@ impl Protocol for Chunks {
         let logprobs = match self.logprobs {
             true => Some(legacy_logprobs(
                 &self.app,
-                tokens,
+                tokens.iter().map(Told::from),
                 &mut self.offsets[answer],
             )),
             false => None,

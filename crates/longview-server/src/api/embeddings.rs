@@ -125,6 +125,7 @@ pub(crate) async fn create(
             goal: Goal::Embed,
             methods: ContextMethods::default(),
             moved: None,
+            prompt_logprobs: None,
             observe: Observe::Nothing,
             priority: Priority::Normal,
             listener: Box::new(inbox.ear(Detail::Text, 0, permit)),

@@ -84,6 +84,7 @@ impl Contexts {
                 goal: Goal::Read,
                 methods,
                 moved: None,
+                prompt_logprobs: None,
                 observe: Observe::Nothing,
                 priority: Priority::Normal,
                 listener: Box::new(inbox.ear(Detail::Text, 0, permit)),
@@ -210,7 +211,7 @@ async fn follow(app: App, contexts: Arc<Contexts>, id: String, mut inbox: Inbox,
                         None => Status::Cancelled,
                     };
                 }
-                News::Text { .. } | News::Finished { .. } => {}
+                News::Scored { .. } | News::Text { .. } | News::Finished { .. } => {}
             }
             entry.tell();
             Ok(())

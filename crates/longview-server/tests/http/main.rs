@@ -13,6 +13,7 @@ mod offline;
 mod openai;
 mod refusals;
 mod responses;
+mod scores;
 mod sharing;
 mod support;
 #[cfg(feature = "tls")]

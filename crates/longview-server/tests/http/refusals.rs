@@ -68,10 +68,10 @@ fn wrong_requests_are_told_what_to_do() {
         ),
         (
             "/v1/completions",
-            json!({ "prompt": "x", "echo": true, "logprobs": 1 }),
+            json!({ "prompt": "x", "echo": true, "logprobs": 21 }),
             400,
-            "not of the prompt's",
-            Some("logprobs"),
+            "at most 20",
+            Some("top_logprobs"),
         ),
         (
             "/v1/completions",

@@ -155,3 +155,58 @@ fn stopping_lets_answers_finish_and_begins_nothing_new() {
     server.wait().unwrap();
     assert!(std::net::TcpStream::connect(server.address).is_err());
 }
+
+#[test]
+fn a_stream_that_waits_for_its_prompt_says_that_it_is_alive() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ServerOptions {
+        keep_alive: Duration::from_millis(20),
+        ..options(folder.path())
+    };
+    let server = Running::start(engine(folder.path(), None), options);
+    let request = json!({ "prompt": words(13, 2000), "max_tokens": 1, "stream": true });
+    let mut events = server.events("/v1/completions", &request);
+    events.next().unwrap();
+    assert!(events.comments > 0);
+}
+
+#[test]
+fn of_those_that_wait_the_higher_rank_comes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ServerOptions {
+        schedule: ScheduleOptions {
+            most_running: 1,
+            ..ScheduleOptions::default()
+        },
+        ..options(folder.path())
+    };
+    let server = Running::start(engine(folder.path(), None), options);
+    let ask = |rank: &str, count: u32| {
+        let request = json!({
+            "prompt": rank, "max_tokens": count, "ignore_eos": true, "longview": { "priority": rank }
+        });
+        server.post("/v1/completions", &request)
+    };
+    let wait_for = |count: f64| {
+        while server.metric("longview_sequences_waiting") < count {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| ask("normal", 600).good());
+        while server.metric("longview_sequences_running") < 1.0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let low = scope.spawn(|| ask("low", 4).good());
+        wait_for(1.0);
+        let high = scope.spawn(|| ask("high", 200).good());
+        wait_for(2.0);
+        let queued = |answer: &Value| answer["longview"]["seconds_queued"].as_f64().unwrap();
+        let (low, high) = (low.join().unwrap(), high.join().unwrap());
+        // It came later, and whoever came before waited for all of it as well.
+        assert!(queued(&low) > queued(&high));
+        first.join().unwrap();
+    });
+    let (status, message, _) = ask("urgent", 1).refusal();
+    assert!(status == 400 && message.contains("urgent"), "{message}");
+}

@@ -34,6 +34,8 @@ pub(crate) struct Answer {
 /// A stream of events as it comes.
 pub(crate) struct Events {
     pub(crate) status: u16,
+    /// Comments so far.
+    pub(crate) comments: usize,
     lines: BufReader<Chunked>,
 }
 
@@ -228,6 +230,7 @@ impl Running {
         let (status, headers) = head(&mut stream);
         Events {
             status,
+            comments: 0,
             lines: BufReader::new(reader(stream, &headers)),
         }
     }
@@ -237,6 +240,7 @@ impl Running {
         let (status, headers) = head(&mut stream);
         Events {
             status,
+            comments: 0,
             lines: BufReader::new(reader(stream, &headers)),
         }
     }
@@ -318,7 +322,7 @@ impl Answer {
 impl Iterator for Events {
     type Item = Event;
 
-    /// The next event; comments are passed over.
+    /// The next event; comments are counted.
     fn next(&mut self) -> Option<Event> {
         let (mut name, mut data) = (None, String::new());
         loop {
@@ -331,6 +335,8 @@ impl Iterator for Events {
                 name = Some(value.to_owned());
             } else if let Some(value) = line.strip_prefix("data: ") {
                 data.push_str(value);
+            } else if line.starts_with(':') {
+                self.comments += 1;
             } else if line.is_empty() && !data.is_empty() {
                 return Some(Event { name, data });
             }

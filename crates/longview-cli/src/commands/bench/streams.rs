@@ -44,6 +44,7 @@ pub(super) fn decode(
             goal: Goal::Write(vec![answer]),
             methods: ContextMethods::default(),
             moved: None,
+            prompt_logprobs: None,
             observe: Observe::Nothing,
             priority: Priority::Normal,
             listener: Box::new(errors.clone()),
