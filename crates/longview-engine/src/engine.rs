@@ -1,7 +1,7 @@
 //! A loaded model with everything needed to run it.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use longview_kernels::{Exec, Isa, Numerics};
@@ -83,6 +83,8 @@ pub struct Engine {
     resident_when_ready: u64,
     /// Whether a pass has touched the scratch buffers.
     pub(crate) has_run: AtomicBool,
+    /// Passes since it was opened, as far as memory is kept to a limit.
+    pub(crate) settled_passes: AtomicU32,
     pub(crate) chunk_tokens: usize,
     pub(crate) workspace: Mutex<Workspace>,
     pub(crate) store: Option<Kept>,
@@ -238,6 +240,7 @@ impl Engine {
             program_bytes,
             resident_when_ready: ProcessMemory::now().resident_bytes,
             has_run: AtomicBool::new(false),
+            settled_passes: AtomicU32::new(0),
             chunk_tokens,
             workspace: Mutex::default(),
             store,

@@ -19,6 +19,10 @@ const MOST_LOSSES: usize = 3;
 #[derive(Default)]
 pub(crate) struct Losses(Vec<BlockKey>);
 
+/// Passes of a few rows between two looks at what the process holds: asking the system takes as long as a
+/// layer of a small model.
+const PASSES_TO_A_LOOK: u32 = 16;
+
 /// The most tokens that one pass of a prefill computes when it reads blocks back.
 const LARGEST_CHUNK: usize = 4096;
 
@@ -179,7 +183,6 @@ impl Engine {
         if self.ledger.limit() == u64::MAX {
             return;
         }
-        let growth = self.program_growth();
         let scratch = self.scratch_bytes(rows, wanted);
         let mut account = self
             .account
@@ -190,7 +193,12 @@ impl Engine {
         account.scratch.resize(scratch);
         // Without a store nothing can give way to the program.
         let Some(kept) = &self.store else { return };
-        account.program.resize(self.program_bytes + growth);
+        let passes = self.settled_passes.fetch_add(1, Ordering::Relaxed);
+        if rows >= BLOCK_TOKENS || passes.is_multiple_of(PASSES_TO_A_LOOK) {
+            account
+                .program
+                .resize(self.program_bytes + self.program_growth());
+        }
         drop(account);
         kept.store.make_space(0);
     }
