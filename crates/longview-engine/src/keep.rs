@@ -6,7 +6,7 @@ use std::time::Instant;
 use longview_kernels::Exec;
 use longview_kv::keep::{
     AttentionOf, AttentionShape, Compression, Keep, KeepBytes, Needs, Question, Repeated,
-    Repetition, When,
+    Repetition, Scored, When,
 };
 use longview_kv::{Context, KvError, KvForms, RopeSet, Segment, Wanted, largest};
 use longview_text::{AskFrame, Moment, Specials};
@@ -20,8 +20,8 @@ use crate::plan::MemoryPlan;
 /// Tokens before a part that say where to begin to repeat.
 const LEAD_TOKENS: usize = 8;
 
-/// One of the ways in which a context is compressed.
-type Compress = fn(&mut Context, &Exec, &dyn AttentionOf) -> Result<Compression, KvError>;
+/// What is done to a context whose blocks must be in memory.
+type Act<T> = fn(&mut Context, &Exec, &dyn AttentionOf) -> Result<T, KvError>;
 
 /// A model with its words.
 struct Reader<'a> {
@@ -143,18 +143,25 @@ impl Engine {
     /// # Errors
     /// As [`Context::compress`].
     pub fn compress(&self, context: &mut Context) -> Result<Compression, EngineError> {
-        self.compress_by(Context::compress, context)
+        self.act_on(Context::compress, context)
     }
 
-    fn compress_by(
-        &self,
-        compress: Compress,
-        context: &mut Context,
-    ) -> Result<Compression, EngineError> {
+    /// Scores every pair of `context` as its keep method does when it decides, for other contexts to choose
+    /// from; see [`Context::score`].
+    ///
+    /// # Errors
+    /// As [`Engine::compress`].
+    pub fn score(&self, context: &mut Context) -> Result<Option<Arc<Scored>>, EngineError> {
+        self.act_on(Context::score, context)
+    }
+
+    /// Lets the model repeat `context` where its method needs that, and then does `act`, computing again
+    /// what was lost.
+    fn act_on<T>(&self, act: Act<T>, context: &mut Context) -> Result<T, EngineError> {
         self.repeat(context)?;
         let mut losses = Losses::default();
         loop {
-            let error = match compress(context, self.exec(), &self.reader()) {
+            let error = match act(context, self.exec(), &self.reader()) {
                 Ok(done) => return Ok(done),
                 Err(error) => EngineError::from(error),
             };
@@ -174,7 +181,7 @@ impl Engine {
         if method != Some(Question::Unseen) {
             return Ok(false);
         }
-        self.compress_by(Context::compress_document, context)?;
+        self.act_on(Context::compress_document, context)?;
         context.settle();
         Ok(true)
     }

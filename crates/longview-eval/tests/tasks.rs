@@ -201,6 +201,35 @@ fn two_runs_agree_and_a_stopped_one_goes_on() {
 }
 
 #[test]
+fn what_setups_share_changes_no_answer() {
+    let engine = Engine::open(&EngineOptions::default()).unwrap();
+    let material = Material::shipped(Wording::needle());
+    let setups = "kvzip(budget=30%),kvzip(budget=30%, alloc=uniform),expected-attention(budget=40%),\
+        expected-attention(budget=20%),snapkv(budget=30%),snapkv(budget=30%, alloc=adakv)";
+    let run = |setups: &str| {
+        let plan = plan(&["niah-single-2"], setups, 400);
+        let evaluation = Evaluation::new(&engine, &material, &plan).unwrap();
+        let mut record = Record::in_memory();
+        evaluation
+            .run(&mut record, &mut |_| Control::Continue)
+            .unwrap();
+        record
+    };
+    let together = run(setups);
+    for setup in Setup::parse_list(setups).unwrap() {
+        for alone in run(&setup.to_string()).outcomes() {
+            let found = together.find(&alone.case, &alone.setup).unwrap();
+            assert_eq!(
+                (found.score, found.divergence, found.bytes_held),
+                (alone.score, alone.divergence, alone.bytes_held),
+                "{setup}"
+            );
+            assert_eq!(found.answers, alone.answers, "{setup}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_run_is_refused() {
     let message = Subject::find("niah-multykey-1").unwrap_err().to_string();
     assert!(

@@ -122,6 +122,7 @@ fn what_the_ledger_says_is_what_the_process_has() {
         question: Question::Unseen,
         positions: Positions::default(),
         made_for: None,
+        scored_as: None,
     });
     let kivi = KvForm {
         recent_tokens: 64,

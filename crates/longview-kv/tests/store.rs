@@ -614,6 +614,7 @@ fn a_compression_that_fails_leaves_blocks_as_they_were() {
         question: Question::Unseen,
         positions: Positions::Text,
         made_for: None,
+        scored_as: None,
     });
     context.keep(&keep, ids.len(), &Nonsense).unwrap();
     let keys = context.keys();

@@ -229,11 +229,20 @@ impl Arguments {
     }
 }
 
-impl fmt::Display for Arguments {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Arguments {
+    /// The canonical text without the parameters `left_out`.
+    pub(crate) fn without(&self, left_out: &[&str]) -> String {
+        let mut text = String::new();
+        let written = self.write(&mut text, left_out);
+        written.expect("a string takes any text");
+        text
+    }
+
+    fn write(&self, f: &mut dyn fmt::Write, left_out: &[&str]) -> fmt::Result {
         f.write_str(self.method)?;
         let mut separator = "(";
-        for (parameter, bound) in &self.values {
+        let values = self.values.iter();
+        for (parameter, bound) in values.filter(|(known, _)| !left_out.contains(&known.name)) {
             match bound {
                 Bound::Number(number) => write!(f, "{separator}{}={number}", parameter.name)?,
                 Bound::Whole(whole) => write!(f, "{separator}{}={whole}", parameter.name)?,
@@ -267,6 +276,12 @@ impl fmt::Display for Arguments {
         } else {
             Ok(())
         }
+    }
+}
+
+impl fmt::Display for Arguments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, &[])
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use longview_engine::{Control, EngineError};
 use longview_kv::Context;
-use longview_kv::keep::{Gather, Keep, Needs, Repetition};
+use longview_kv::keep::{Gather, Keep, Needs, Repetition, Scored};
 use longview_methods::Stage;
 
 use super::{Evaluation, Measured, compression_seconds};
@@ -22,6 +22,8 @@ pub(super) struct Reading {
     /// What the model has seen when it repeated the document, for all methods that want that done in the
     /// same way.
     pub(super) repeated: Vec<Repeated>,
+    /// What it scored, for all methods that score alike.
+    scored: Vec<Arc<Scored>>,
 }
 
 /// A fork of a reading in which the model has repeated the document.
@@ -132,6 +134,7 @@ impl Evaluation<'_> {
             seconds: start.elapsed().as_secs_f64(),
             peak_bytes: self.engine.ledger().usage().kv_peak - before,
             repeated: Vec::new(),
+            scored: Vec::new(),
         })
     }
 
@@ -183,6 +186,7 @@ impl Evaluation<'_> {
     ) -> Result<Compressed, EvalError> {
         let before = self.engine.ledger().watch_kv();
         let mut context = self.put_in_charge(setup, reading, lengths)?;
+        self.score_once(reading, &mut context)?;
         if context.keep_method().is_some() && !self.engine.compress_document(&mut context)? {
             // A method that would rather see the question.
             self.engine.compress(&mut context)?;
@@ -196,6 +200,30 @@ impl Evaluation<'_> {
             seconds: compression_seconds(&context),
             context,
         })
+    }
+
+    /// Lets the keep method in charge of `context`, a fork of `reading`, choose from scores that others
+    /// which score alike choose from as well. Not where memory is limited: there it must fit beside nothing
+    /// but the context.
+    fn score_once(&self, reading: &mut Reading, context: &mut Context) -> Result<(), EvalError> {
+        let Some(keep) = context.keep_method() else {
+            return Ok(());
+        };
+        if self.engine.ledger().limit() != u64::MAX {
+            return Ok(());
+        }
+        let known = reading.scored.iter().find(|scored| scored.is_by(keep));
+        let scored = match known {
+            Some(known) => Some(Arc::clone(known)),
+            None => self.engine.score(context)?,
+        };
+        if let Some(scored) = scored {
+            context.choose_from(&scored);
+            if known.is_none() {
+                reading.scored.push(scored);
+            }
+        }
+        Ok(())
     }
 
     /// Bytes that `context` holds under `setup`, with what its read method will keep to choose by.

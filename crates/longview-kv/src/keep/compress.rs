@@ -10,6 +10,7 @@ use longview_kernels::page::PAGE_TOKENS;
 
 use super::allocate::Allocation;
 use super::pace::Kept;
+use super::scored::score_all;
 use super::stream::Stream;
 use super::view::{LayerView, ROWS_AT_ONCE};
 use super::{AttentionOf, Gather, Keep, Merging, Moment, Pairs, Positions, Scores};
@@ -150,14 +151,17 @@ impl Context {
         let per_head = kept.pairs(end);
         let scratch = 4 * (before + exec.pool.threads() * ROWS_AT_ONCE * per_head) as u64;
         let _scratch = self.ledger.reserve(Purpose::Scratch, scratch)?;
+        let scored = kept.scored.take();
+        let known = scored.and_then(|scored| scored.of(self, kept));
+        let (known, scoring) = known.unzip();
         let chosen = {
-            let views: Vec<LayerView<'_>> = layers
-                .iter()
-                .map(|&layer| LayerView::new(exec.isa, self, kept, layer, end, model))
-                .collect();
+            let views = self.views(exec, kept, model);
             match fits {
                 true => views.iter().map(everything).collect(),
-                false => choose(kept, &views, edge, moment, exec)?,
+                false => {
+                    let scores = known.map_or_else(|| score_all(kept, &views, exec), Ok)?;
+                    choose(kept, &views, scores, edge, moment, exec)?
+                }
             }
         };
         let after = chosen.iter().flatten().map(Vec::len).sum();
@@ -171,6 +175,7 @@ impl Context {
         self.move_to_streams(kept, &decided, exec, model)?;
         kept.decided_at = end;
         kept.done.compactions += usize::from(!fits);
+        kept.done.time += scoring.unwrap_or_default();
         Ok(Compression {
             before,
             after,
@@ -288,7 +293,7 @@ impl Context {
 
     /// Keeps the blocks of full layers in memory, and those of their latest tokens where these are held
     /// apart, and reads those that are not there.
-    fn bring_in(&mut self) -> Result<(), KvError> {
+    pub(super) fn bring_in(&mut self) -> Result<(), KvError> {
         let Some(home) = &self.home else {
             return Ok(());
         };
@@ -317,10 +322,11 @@ fn everything(view: &LayerView<'_>) -> Chosen {
     (0..view.heads()).map(all).collect()
 }
 
-/// The pairs of each layer that stay, all of tokens from `edge` on among them.
+/// The pairs of each layer that stay by their `scores`, all of tokens from `edge` on among them.
 fn choose(
     kept: &Kept,
     views: &[LayerView<'_>],
+    mut scores: Vec<Scores>,
     edge: usize,
     moment: Moment,
     exec: &Exec,
@@ -328,23 +334,6 @@ fn choose(
     let plan = &*kept.plan;
     let tokens = views.first().map_or(0, LayerView::tokens);
     let slots = kept.room(tokens);
-    let mut scored: Vec<Result<Scores, KvError>> = views
-        .iter()
-        .map(|view| {
-            let of_head = |head| vec![0.0; view.pairs(head)];
-            Ok(Scores {
-                heads: (0..view.heads()).map(of_head).collect(),
-            })
-        })
-        .collect();
-    exec.pool.for_each(&mut scored, |index, result, _| {
-        if let Ok(scores) = result
-            && let Err(error) = plan.score.score(&views[index], scores)
-        {
-            *result = Err(error);
-        }
-    });
-    let mut scores: Vec<Scores> = scored.into_iter().collect::<Result<_, KvError>>()?;
     let mut protected = Vec::new();
     for (view, scores) in views.iter().zip(&mut scores) {
         let mut counts = Vec::new();
@@ -528,6 +517,7 @@ impl Stays<'_> {
             let turn = |positions: isize, key: &mut [f32]| view.rotate(positions, key);
             let gone = view.read(head, &gone);
             let mut with = Merging {
+                isa: view.isa(),
                 open: self.open.clone(),
                 turn: &turn,
                 memory,

@@ -12,6 +12,7 @@ mod observe;
 mod pace;
 mod pairs;
 mod repeat;
+mod scored;
 mod seen;
 pub(crate) mod stream;
 mod view;
@@ -26,9 +27,10 @@ pub(crate) use pace::Kept;
 pub use pace::{KeepBytes, KeepReport};
 pub use pairs::Pairs;
 pub use repeat::{Marks, Repeated, Repetition};
+pub use scored::Scored;
 pub use view::{KeyPage, LayerView, Queries, ValuePage};
 
-use longview_kernels::Exec;
+use longview_kernels::{Exec, Isa};
 
 use crate::context::RopeSet;
 use crate::error::KvError;
@@ -58,6 +60,9 @@ pub struct Keep {
     pub positions: Positions,
     /// The [`AttentionOf::fingerprint`] of the model it was made for, where it was made for one.
     pub made_for: Option<String>,
+    /// What its scores follow from beside the context, such as `snapkv(window=32)`: methods with the same
+    /// text give every pair the same score, whatever stays of it. `None` where it scores as no other does.
+    pub scored_as: Option<String>,
 }
 
 /// How much of a context stays.
@@ -259,6 +264,8 @@ pub trait Merge: Send + Sync {
 
 /// What a merge is told beside the pairs.
 pub struct Merging<'a> {
+    /// The instructions that vectors are computed with.
+    pub isa: Isa,
     /// The tokens between the first and the last ones, which always stay.
     pub open: Range<u32>,
     /// Rotates a key by so many positions.

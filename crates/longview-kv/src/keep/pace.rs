@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::observe::Observed;
 use super::repeat::{Marked, Watch};
+use super::scored::Scored;
 use super::stream::Stream;
 use super::view::ROWS_AT_ONCE;
 use super::{AttentionOf, Keep, LayerShape, Needs, Planned, Repeated, Scope, When};
@@ -41,6 +42,8 @@ pub(crate) struct Kept {
     pub(super) marked: usize,
     /// For each layer that was compacted what the merge remembers, `[heads]`.
     pub(super) merge_memory: BTreeMap<usize, Vec<Option<f32>>>,
+    /// Scores that it may choose from when it decides next.
+    pub(super) scored: Option<Arc<Scored>>,
 }
 
 /// What compactions have done so far.
@@ -208,6 +211,7 @@ impl Context {
             marks,
             marked,
             merge_memory: BTreeMap::new(),
+            scored: None,
         }));
         Ok(())
     }

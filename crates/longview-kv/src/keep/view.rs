@@ -582,6 +582,10 @@ impl<'a> LayerView<'a> {
         (self.marks, self.marked)
     }
 
+    pub(super) fn isa(&self) -> Isa {
+        self.isa
+    }
+
     pub(super) fn group(&self) -> &'a Group {
         self.group
     }

@@ -67,6 +67,9 @@ pub(crate) static METHODS: &[Method] = &[
     merge::look_m::METHOD,
 ];
 
+/// Parameters that say what becomes of scores, and not what they are.
+const NOT_SCORED_BY: [&str; 6] = ["budget", "alloc", "merge", "block", "decode", "positions"];
+
 /// What every keep method is made of: its score, and what its parameters of the usual names say.
 ///
 /// # Errors
@@ -129,6 +132,7 @@ fn keep(
             false => Positions::Text,
         },
         made_for: None,
+        scored_as: Some(arguments.without(&NOT_SCORED_BY)),
     })
 }
 

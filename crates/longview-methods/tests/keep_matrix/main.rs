@@ -7,8 +7,11 @@ mod refusals;
 mod world;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
-use longview_kv::keep::{Keep, Needs};
+use longview_kernels::Exec;
+use longview_kv::keep::{Keep, LayerView, Needs, PlainRows, Score, Scores};
 use longview_kv::{KvError, KvType, Ledger};
 use longview_methods::{Domain, Methods, Role, Stage, registry};
 use world::*;
@@ -291,6 +294,91 @@ fn one_reading_serves_every_method_that_decides_after_it() {
             );
         }
         assert!(fork.read(3, 3) == own.read(3, 3), "{text}");
+    }
+}
+
+#[test]
+fn scores_made_once_serve_every_budget() {
+    for text in texts("150") {
+        let wide = method(&text);
+        if wide.when.block.is_some() {
+            continue;
+        }
+        let mut reading = World::new(KvType::F16, Ledger::unlimited());
+        reading.keep(&wide, PROMPT).unwrap();
+        reading.read(PROMPT, 128);
+        let scored = reading.score().unwrap().expect("something has to go");
+        for budget in ["150", "70", "1000"] {
+            let text = text.replace("budget=150", &format!("budget={budget}"));
+            let (keep, calls) = counting(&text);
+            let mut alone = reading.fork();
+            let mut fork = reading.fork();
+            for world in [&mut alone, &mut fork] {
+                world.keep(&keep, PROMPT).unwrap();
+            }
+            assert!(scored.is_by(&keep), "{text}");
+            fork.context.choose_from(&scored);
+            fork.end_of_prompt().unwrap();
+            assert_eq!(calls.swap(0, Relaxed), 0, "{text}");
+            alone.end_of_prompt().unwrap();
+            let decides = budget != "1000";
+            let layers = if decides { FULL_LAYERS.len() } else { 0 };
+            assert_eq!(calls.load(Relaxed), layers, "{text}");
+            assert_eq!(fork.context.is_compressed(), decides, "{text}");
+            for (layer, head) in FULL_LAYERS.map(|layer| (layer, 1)) {
+                let kept = |world: &World| world.context.kept_positions(layer, head);
+                assert_eq!(kept(&fork), kept(&alone), "{text}");
+            }
+            assert!(fork.read(3, 3) == alone.read(3, 3), "{text}");
+        }
+        // Scores of another text, or of another method, are nobody's.
+        let (keep, calls) = counting(&text);
+        let mut longer = reading.fork();
+        longer.keep(&keep, PROMPT).unwrap();
+        longer.context.choose_from(&scored);
+        longer.read(2, 2);
+        longer.compress().unwrap();
+        assert_eq!(calls.load(Relaxed), FULL_LAYERS.len(), "{text}");
+        let other = match text.starts_with("knorm") {
+            true => "random(budget=70)",
+            false => "knorm(budget=70)",
+        };
+        assert!(!scored.is_by(&method(other)), "{text}");
+    }
+}
+
+/// The method that `text` says, and how often its score was asked for a layer.
+fn counting(text: &str) -> (Arc<Keep>, Arc<AtomicUsize>) {
+    let mut methods = Methods::new();
+    methods.set(Stage::Keep, text).unwrap();
+    let keep = Arc::clone(methods.keep().unwrap());
+    drop(methods);
+    let mut keep = Arc::into_inner(keep).expect("nobody else has it");
+    let calls = Arc::new(AtomicUsize::new(0));
+    keep.score = Box::new(Counting {
+        score: keep.score,
+        calls: Arc::clone(&calls),
+    });
+    (Arc::new(keep), calls)
+}
+
+struct Counting {
+    score: Box<dyn Score>,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Score for Counting {
+    fn needs(&self) -> Needs {
+        self.score.needs()
+    }
+
+    fn score(&self, layer: &LayerView<'_>, scores: &mut Scores) -> Result<(), KvError> {
+        self.calls.fetch_add(1, Relaxed);
+        self.score.score(layer, scores)
+    }
+
+    fn own(&self, exec: &Exec, rows: &PlainRows<'_>, out: &mut [Vec<f32>]) {
+        self.score.own(exec, rows, out);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::keep::{
-    AttentionOf, AttentionShape, Keep, KeepBytes, LayerRows, Needs, Repetition,
+    AttentionOf, AttentionShape, Keep, KeepBytes, LayerRows, Needs, Repetition, Scored,
 };
 use longview_kv::read::Read;
 use longview_kv::{
@@ -184,9 +184,20 @@ impl World {
         Ok(())
     }
 
-    /// Compresses after what the engine does before: repeating the context in forks, where a method
-    /// needs that.
+    /// Compresses after what the engine does before.
     pub(crate) fn compress(&mut self) -> Result<(), KvError> {
+        self.repeat()?;
+        self.decide()
+    }
+
+    /// Scores for other worlds to choose from.
+    pub(crate) fn score(&mut self) -> Result<Option<Arc<Scored>>, KvError> {
+        self.repeat()?;
+        self.context.score(&self.exec, &Plain)
+    }
+
+    /// Repeats the context in forks, where a method needs that.
+    fn repeat(&mut self) -> Result<(), KvError> {
         if let Some((Repetition { part, prefix }, open)) = self.context.repeats() {
             let end = open.end;
             for first in open.step_by(part.min(200)) {
@@ -200,7 +211,7 @@ impl World {
                 self.context.mark(&marks)?;
             }
         }
-        self.decide()
+        Ok(())
     }
 
     /// Compresses with what was gathered.

@@ -105,6 +105,8 @@ impl Chelsea {
 
 #[cfg(test)]
 mod tests {
+    use longview_kernels::Isa;
+
     use super::super::tests::{merged, pairs};
     use super::*;
 
@@ -140,6 +142,7 @@ mod tests {
         let with = |gone: &[(u32, [f32; 2])], kept: &mut Pairs| {
             let mut memory = None;
             let mut with = Merging {
+                isa: Isa::Scalar,
                 open: 1..9,
                 turn: &|_, _| {},
                 memory: &mut memory,

@@ -51,7 +51,7 @@ impl Merge for D2o {
     }
 
     fn merge(&self, gone: &Pairs, kept: &mut Pairs, with: &mut Merging<'_>) {
-        let near = nearest(gone, kept);
+        let near = nearest(with.isa, gone, kept);
         if near.is_empty() {
             return;
         }

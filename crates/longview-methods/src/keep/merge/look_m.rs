@@ -63,7 +63,7 @@ impl Merge for LookM {
     }
 
     fn merge(&self, gone: &Pairs, kept: &mut Pairs, with: &mut Merging<'_>) {
-        let near = nearest(gone, kept);
+        let near = nearest(with.isa, gone, kept);
         let mean = near.iter().map(|to| to.cosine).sum::<f32>() / near.len().max(1) as f32;
         let joins = |to: &Nearest| self.rule != Rule::Weighted || to.cosine >= mean - 1e-6;
         let to: Vec<_> = near

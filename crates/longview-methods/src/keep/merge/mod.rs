@@ -8,6 +8,8 @@ pub(crate) mod chelsea;
 pub(crate) mod d2o;
 pub(crate) mod look_m;
 
+use longview_kernels::Isa;
+use longview_kernels::activation::add_scaled;
 use longview_kv::keep::Pairs;
 
 use crate::arguments::Arguments;
@@ -53,9 +55,12 @@ impl Keys {
     }
 }
 
+/// Kept pairs that evicted ones meet at a time: their keys stay in a near cache meanwhile.
+const MET_AT_ONCE: usize = 128;
+
 /// Bytes that [`nearest`] takes beside what it returns.
 pub(super) fn nearest_bytes(kept: usize, head_dim: usize) -> usize {
-    size_of::<f32>() * kept * (head_dim + 1)
+    size_of::<f32>() * kept.min(MET_AT_ONCE) * (head_dim + 1)
 }
 
 /// Bytes that [`blend`] takes, with the kept pair of every evicted one.
@@ -68,41 +73,42 @@ pub(super) fn blend_bytes(gone: usize, kept: usize, head_dim: usize) -> usize {
 
 /// For every evicted pair the kept one whose key points most nearly the same way, of equal ones the
 /// first.
-pub(super) fn nearest(gone: &Pairs, kept: &Pairs) -> Vec<Nearest> {
+pub(super) fn nearest(isa: Isa, gone: &Pairs, kept: &Pairs) -> Vec<Nearest> {
     let dim = kept.head_dim;
-    // Keys as columns, so that one evicted key meets all kept ones side by side.
-    let mut columns = vec![0f32; dim * kept.len()];
-    for pair in 0..kept.len() {
-        let key = kept.key(pair);
-        let inverse = 1.0 / norm(key).max(f32::MIN_POSITIVE);
-        for (d, x) in key.iter().enumerate() {
-            columns[d * kept.len() + pair] = x * inverse;
-        }
-    }
-    let mut cosines = vec![0f32; kept.len()];
-    let of_pair = |pair: usize| {
-        let key = gone.key(pair);
-        let inverse = 1.0 / norm(key).max(f32::MIN_POSITIVE);
-        cosines.fill(0.0);
-        for (x, column) in key.iter().zip(columns.chunks_exact(kept.len().max(1))) {
-            let x = x * inverse;
-            cosines
-                .iter_mut()
-                .zip(column)
-                .for_each(|(sum, y)| *sum += x * y);
-        }
-        let mut best = Nearest {
+    let mut best = vec![
+        Nearest {
             kept: 0,
             cosine: f32::NEG_INFINITY,
         };
-        for (kept, &cosine) in cosines.iter().enumerate() {
-            if cosine > best.cosine {
-                best = Nearest { kept, cosine };
+        gone.len()
+    ];
+    for first in (0..kept.len()).step_by(MET_AT_ONCE) {
+        let met = first..kept.len().min(first + MET_AT_ONCE);
+        // Keys as columns, so that one evicted key meets all of these side by side.
+        let mut columns = vec![0f32; dim * met.len()];
+        for (at, pair) in met.clone().enumerate() {
+            let key = kept.key(pair);
+            let inverse = 1.0 / norm(key).max(f32::MIN_POSITIVE);
+            for (d, x) in key.iter().enumerate() {
+                columns[d * met.len() + at] = x * inverse;
             }
         }
-        best
-    };
-    (0..gone.len()).map(of_pair).collect()
+        let mut cosines = vec![0f32; met.len()];
+        for (pair, best) in best.iter_mut().enumerate() {
+            let key = gone.key(pair);
+            let inverse = 1.0 / norm(key).max(f32::MIN_POSITIVE);
+            cosines.fill(0.0);
+            for (x, column) in key.iter().zip(columns.chunks_exact(met.len())) {
+                add_scaled(isa, &mut cosines, column, x * inverse);
+            }
+            for (kept, &cosine) in met.clone().zip(&cosines) {
+                if cosine > best.cosine {
+                    *best = Nearest { kept, cosine };
+                }
+            }
+        }
+    }
+    best
 }
 
 /// Merges the evicted pairs into those that `to` names; `None` leaves one out.
@@ -183,6 +189,7 @@ pub(super) mod tests {
         memory: &mut Option<f32>,
     ) {
         let mut with = Merging {
+            isa: Isa::best(),
             open: 0..u32::MAX,
             turn: &|_, _| {},
             memory,
@@ -194,7 +201,10 @@ pub(super) mod tests {
     fn every_pair_goes_to_the_first_of_the_nearest() {
         let kept = pairs(&[(0, [1.0, 0.0]), (1, [2.0, 0.0]), (5, [0.0, 3.0])]);
         let gone = pairs(&[(2, [4.0, 0.1]), (3, [0.0, 1.0]), (4, [-1.0, -0.5])]);
-        let found: Vec<usize> = nearest(&gone, &kept).iter().map(|to| to.kept).collect();
+        let found: Vec<usize> = nearest(Isa::best(), &gone, &kept)
+            .iter()
+            .map(|to| to.kept)
+            .collect();
         assert_eq!(found, [0, 2, 2]);
     }
 
