@@ -6,7 +6,7 @@ use longview::keep::KeepReport;
 use longview::read::ReadReport;
 use longview::{
     AttentionPicture, Context, Control, EndOfText, Event, FinishReason, GenerateOptions, Generated,
-    PicturePart, ShowSpecials,
+    PicturePart, Prune, Pruned, ShowSpecials,
 };
 use serde::Serialize;
 
@@ -34,6 +34,8 @@ pub(crate) struct Request<'a> {
     pub(crate) read_bytes_before: u64,
     /// Whether spaces and line breaks around the answer are part of it.
     pub(crate) edges: Edges,
+    /// What leaves the context while the answer is written, if anything does.
+    pub(crate) prune: Option<Prune>,
 }
 
 /// What becomes of spaces and line breaks around an answer.
@@ -109,6 +111,43 @@ pub(crate) struct PrunedCounts {
     pub(crate) tokens_read_again: usize,
     /// Bytes of keys and values that it holds less.
     pub(crate) bytes_freed: u64,
+}
+
+impl PrunedCounts {
+    /// What left while an answer was written, if anything did.
+    fn of(pruned: &[Pruned]) -> Option<PrunedCounts> {
+        let counts = pruned.iter().map(|one| PrunedCounts {
+            pieces: one.spans.len(),
+            tokens: one.tokens,
+            tokens_read_again: one.read_again,
+            bytes_freed: one.bytes_freed,
+        });
+        counts.reduce(PrunedCounts::and)
+    }
+
+    /// Both together.
+    pub(crate) fn and(self, other: PrunedCounts) -> PrunedCounts {
+        PrunedCounts {
+            pieces: self.pieces + other.pieces,
+            tokens: self.tokens + other.tokens,
+            tokens_read_again: self.tokens_read_again + other.tokens_read_again,
+            bytes_freed: self.bytes_freed + other.bytes_freed,
+        }
+    }
+
+    /// A sentence for people.
+    pub(crate) fn sentence(&self) -> String {
+        format!(
+            "{} of finished work left the conversation: {} tokens less, {} free, {} tokens read again",
+            match self.pieces {
+                1 => "one piece".to_owned(),
+                count => format!("{count} pieces"),
+            },
+            human_count(self.tokens),
+            longview::human_bytes(self.bytes_freed),
+            human_count(self.tokens_read_again),
+        )
+    }
 }
 
 /// What a keep method has done, in numbers.
@@ -252,26 +291,28 @@ impl Answer {
             held: String::new(),
         };
         let mut broken = None;
-        let generated =
-            session
-                .engine
-                .generate(context, request.tail, &mut options, &mut |event| {
-                    match event {
-                        Event::Prefill(progress) => return show(&bar, progress),
-                        Event::Text(text) => {
-                            bar.finish();
-                            if let Err(failure) = writer.push(text) {
-                                broken = Some(failure);
-                                return Control::Stop;
-                            }
-                        }
+        let on = &mut |event: Event<'_>| {
+            match event {
+                Event::Prefill(progress) => return show(&bar, progress),
+                Event::Text(text) => {
+                    bar.finish();
+                    if let Err(failure) = writer.push(text) {
+                        broken = Some(failure);
+                        return Control::Stop;
                     }
-                    if interrupt::pressed() {
-                        Control::Stop
-                    } else {
-                        Control::Continue
-                    }
-                })?;
+                }
+            }
+            if interrupt::pressed() {
+                Control::Stop
+            } else {
+                Control::Continue
+            }
+        };
+        let (engine, tail) = (&session.engine, request.tail);
+        let generated = match request.prune {
+            Some(prune) => engine.generate_pruning(context, tail, &mut options, prune, on)?,
+            None => engine.generate(context, tail, &mut options, on)?,
+        };
         bar.finish();
         if let Some(failure) = broken {
             return Err(failure);
@@ -306,7 +347,7 @@ impl Answer {
             kv_bytes_on_disk: context.away_bytes(),
             keep: context.keep_report().map(|report| KeepCounts::new(&report)),
             read: context.read_report().map(|report| ReadCounts::new(&report)),
-            pruned: None,
+            pruned: PrunedCounts::of(&generated.pruned),
             attention: context.attention_map().map(|map| {
                 let tokens = context.tokens().to_vec();
                 session

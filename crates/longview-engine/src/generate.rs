@@ -11,6 +11,7 @@ use longview_text::{ShowSpecials, Start, StopMatcher, StreamDecoder};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::prefill::{Control, PrefillProgress};
+use crate::prune::{Leaving, Prune, Pruned};
 use crate::sampling::{Chain, Choice};
 
 /// How text is generated.
@@ -77,6 +78,11 @@ pub struct Generated {
     pub time_to_first_token: Duration,
     /// From the first token to the last.
     pub decode_time: Duration,
+    /// Bytes of keys and values that the context held when the first token was chosen: the prompt was read,
+    /// and what a keep method drops at its end was dropped.
+    pub prompt_kv_bytes: u64,
+    /// What left the context on the way, one after another; see [`Engine::generate_pruning`].
+    pub pruned: Vec<Pruned>,
 }
 
 impl GenerateOptions {
@@ -101,6 +107,8 @@ impl Generated {
             finish,
             time_to_first_token: Duration::ZERO,
             decode_time: Duration::ZERO,
+            prompt_kv_bytes: 0,
+            pruned: Vec::new(),
         }
     }
 
@@ -155,6 +163,36 @@ impl Engine {
         options: &mut GenerateOptions,
         on: &mut dyn FnMut(Event<'_>) -> Control,
     ) -> Result<Generated, EngineError> {
+        self.write(context, prompt, options, None, on)
+    }
+
+    /// [`Engine::generate`] where work that the text reports as finished leaves the context while it is
+    /// written, as `prune` says: its tokens are removed, what follows them is read again or moved up, and
+    /// the next token is chosen from what remains. The text that is handed back is whole. What stood in
+    /// the prompt stays; where the context cannot go back (a window has passed, a keep method has dropped
+    /// pairs) nothing leaves.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub fn generate_pruning(
+        &self,
+        context: &mut Context,
+        prompt: &[u32],
+        options: &mut GenerateOptions,
+        prune: Prune,
+        on: &mut dyn FnMut(Event<'_>) -> Control,
+    ) -> Result<Generated, EngineError> {
+        self.write(context, prompt, options, Some(Leaving::new(prune)), on)
+    }
+
+    fn write(
+        &self,
+        context: &mut Context,
+        prompt: &[u32],
+        options: &mut GenerateOptions,
+        mut leaving: Option<Leaving>,
+        on: &mut dyn FnMut(Event<'_>) -> Control,
+    ) -> Result<Generated, EngineError> {
         let begun = Instant::now();
         let Some(rest) = self.read_whole_chunks(context, prompt, on)? else {
             return Ok(Generated::nothing(FinishReason::Cancelled));
@@ -172,6 +210,10 @@ impl Engine {
             };
             if let Some(reason) = writing.take(self, context, choice, on)? {
                 break reason;
+            }
+            if let Some(leaving) = &mut leaving {
+                let left = leaving.leave(self, context)?;
+                writing.generated.pruned.extend(left);
             }
         };
         Ok(writing.finish(finish, on))
@@ -361,7 +403,10 @@ impl<'o> Writing<'o> {
             engine.compress(context)?;
         }
         // Nobody has the first token before what is decided at the end of the prompt.
-        self.first_token.get_or_insert_with(Instant::now);
+        if self.first_token.is_none() {
+            self.generated.prompt_kv_bytes = context.kv_bytes();
+            self.first_token = Some(Instant::now());
+        }
         self.generated.ids.push(choice.id);
         self.generated.logprobs.push(choice.logprob);
         self.history.push(choice.id);

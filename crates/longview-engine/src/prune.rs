@@ -74,9 +74,15 @@ impl Engine {
         prune: Prune,
         on: &mut dyn FnMut(PrefillProgress) -> Control,
     ) -> Result<Pruned, EngineError> {
+        let spans = self.finished_spans(&context.tokens().to_vec(), prune.last);
+        self.remove(context, spans, prune.tail, on)
+    }
+
+    /// The whole tokens of finished work in `tokens`, all but the `last` pieces that were finished last.
+    fn finished_spans(&self, tokens: &[u32], last: usize) -> Vec<Range<usize>> {
         let mut text = Vec::new();
-        let mut ends = Vec::with_capacity(context.len());
-        for id in context.tokens().to_vec() {
+        let mut ends = Vec::with_capacity(tokens.len());
+        for &id in tokens {
             text.extend(self.tokenizer().token_bytes(id).unwrap_or_default());
             ends.push(text.len());
         }
@@ -91,12 +97,11 @@ impl Engine {
                 }
             })
             .collect();
-        let spans: Vec<Range<usize>> = finished_work(&text, prune.last)
+        finished_work(&text, last)
             .into_iter()
             .map(|bytes| whole_tokens(&ends, bytes))
             .filter(|tokens| !tokens.is_empty())
-            .collect();
-        self.remove(context, spans, prune.tail, on)
+            .collect()
     }
 
     /// Removes the tokens `spans`, ascending and apart, from `context`.
@@ -140,6 +145,51 @@ impl Engine {
         pruned.read_again = realigned.computed + context.len() - realigned.held;
         pruned.bytes_freed = before.saturating_sub(context.kv_bytes());
         Ok(pruned)
+    }
+}
+
+/// Finished work that leaves a text while it is written.
+pub(crate) struct Leaving {
+    prune: Prune,
+    /// Where the text begins in its context, once something of it is chosen.
+    start: Option<usize>,
+}
+
+impl Leaving {
+    pub(crate) fn new(prune: Prune) -> Leaving {
+        Leaving { prune, start: None }
+    }
+
+    /// Lets what has been finished in the text so far leave `context`, which holds all of it but the token
+    /// chosen last. Nothing leaves where the context cannot go back to before it.
+    pub(crate) fn leave(
+        &mut self,
+        engine: &Engine,
+        context: &mut Context,
+    ) -> Result<Option<Pruned>, EngineError> {
+        let start = *self.start.get_or_insert(context.len());
+        let written = context.tokens().range(start..context.len());
+        let closes = |id: &u32| {
+            let bytes = engine.tokenizer().token_bytes(*id);
+            bytes.is_some_and(|bytes| bytes.iter().any(|byte| b"]}\">".contains(byte)))
+        };
+        // Work ends with one of these, so most steps look no further.
+        if !written.last().is_some_and(closes) {
+            return Ok(None);
+        }
+        let spans = engine.finished_spans(&written, self.prune.last);
+        let spans = spans.into_iter();
+        let spans: Vec<Range<usize>> = spans
+            .map(|span| start + span.start..start + span.end)
+            .collect();
+        let first = spans.first().map(|span| span.start);
+        if first.is_none_or(|first| context.resumable(first).is_none()) {
+            return Ok(None);
+        }
+        let go_on = &mut |_| Control::Continue;
+        engine
+            .remove(context, spans, self.prune.tail, go_on)
+            .map(Some)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The engine on the reference model: facts found, streams whole, prefill kept and resumed.
 
+use longview_engine::sampling::{Candidates, Chain, Finish, Sampler};
 use longview_engine::{
     Control, EndOfText, Engine, EngineError, EngineOptions, Event, FinishReason, GenerateOptions,
     Prune, Tail,
@@ -237,6 +238,99 @@ fn finished_work_leaves_and_the_rest_is_what_reading_it_alone_gives() {
                 };
                 assert_eq!(best(&moved), best(&anew));
             }
+        }
+    }
+}
+
+/// Writes what it was given, whatever the model thinks, and then lets the model choose.
+struct Script {
+    tokens: Vec<u32>,
+    begun: usize,
+}
+
+impl Sampler for Script {
+    fn apply(&mut self, candidates: &mut Candidates, history: &[u32]) {
+        if let Some(&wanted) = self.tokens.get(history.len() - self.begun) {
+            candidates.retain(|candidate| candidate.id == wanted);
+        }
+    }
+}
+
+#[test]
+fn work_that_an_answer_finishes_leaves_while_it_is_written() {
+    let engine = open();
+    let encode = |text: &str| engine.tokenizer().encode(text, Specials::Parse).unwrap();
+    // What stands in the prompt is not the answer's to let go.
+    let prompt = encode("<|bos|><|user|> \"subtasks\": [the user wrote this]<|assistant|>");
+    let task = |what: &str| {
+        format!(
+            "{{\"thought\": \"{what}\", \"subtasks\": [{{\"thought\": \"the sea was grey and full of foam, \
+             and {what} stood where it had always stood\"}}], \"conclusion\": \"{what} is done\"}}, "
+        )
+    };
+    let things = ["the kettle", "the harbor", "the lantern"];
+    let script = format!("{{\"reasoning\": [{}", things.map(task).concat());
+    let script = encode(&script);
+    let more = 6;
+    for tail in [Tail::Anew, Tail::Moved] {
+        let options = |max_tokens| GenerateOptions {
+            chain: Chain::new(
+                vec![Box::new(Script {
+                    tokens: script.clone(),
+                    begun: prompt.len(),
+                })],
+                Finish::Greedy,
+            ),
+            end_of_text: EndOfText::Ignored,
+            ..GenerateOptions::greedy(max_tokens)
+        };
+        let mut whole = engine.new_context(1000).unwrap();
+        let written = engine
+            .generate(&mut whole, &prompt, &mut options(script.len()), &mut quiet)
+            .unwrap();
+        assert!(written.pruned.is_empty());
+
+        let mut context = engine.new_context(1000).unwrap();
+        let prune = Prune { last: 1, tail };
+        let mut all = options(script.len() + more);
+        let pruned = engine
+            .generate_pruning(&mut context, &prompt, &mut all, prune, &mut quiet)
+            .unwrap();
+        // The text that is handed back is whole, and two of three lists have left on the way.
+        assert!(pruned.text.starts_with(&written.text), "{}", pruned.text);
+        assert_eq!(pruned.ids[..script.len()], script);
+        assert_eq!(pruned.pruned.len(), 2, "{:?}", pruned.pruned);
+        assert!(pruned.pruned.iter().all(|one| one.spans.len() == 1));
+        let gone: usize = pruned.pruned.iter().map(|one| one.tokens).sum();
+        assert!(gone > 30, "{:?}", pruned.pruned);
+        assert_eq!(context.len(), prompt.len() + script.len() + more - 1 - gone);
+        let held = context.tokens().to_vec();
+        let left = engine.tokenizer().decode(&held).unwrap();
+        for (thing, stays) in things.into_iter().zip([false, false, true]) {
+            assert_eq!(left.contains(&format!("{thing} stood")), stays, "{left}");
+            assert!(left.contains(&format!("{thing} is done")), "{left}");
+        }
+        assert!(left.contains("the user wrote this"), "{left}");
+
+        // What is chosen after the last gap is what a fresh reading of the rest gives.
+        let mut fresh = engine.new_context(1000).unwrap();
+        let (read, last) = held.split_at(held.len() + 1 - more);
+        let (&next, before) = read.split_last().unwrap();
+        let go_on = &mut |_| Control::Continue;
+        engine.prefill(&mut fresh, before, go_on).unwrap();
+        let mut greedy = GenerateOptions {
+            end_of_text: EndOfText::Ignored,
+            ..GenerateOptions::greedy(more)
+        };
+        let anew = engine
+            .generate(&mut fresh, &[next], &mut greedy, &mut quiet)
+            .unwrap();
+        assert_eq!(context.is_exact(), tail == Tail::Anew);
+        if tail == Tail::Anew {
+            assert_eq!(anew.ids[..more - 1], *last);
+            assert_eq!(anew.ids, pruned.ids[script.len()..]);
+            assert_eq!(anew.logprobs, pruned.logprobs[script.len()..]);
+            assert_eq!(context.kv_bytes(), fresh.kv_bytes());
         }
     }
 }

@@ -288,6 +288,7 @@ impl Reader {
             seconds_before: seconds + start.elapsed().as_secs_f64(),
             read_bytes_before,
             edges: Edges::Trim,
+            prune: None,
         };
         Answer::generate(session, context, &request, &args.generation, format)
     }

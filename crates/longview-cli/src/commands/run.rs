@@ -90,6 +90,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         seconds_before: start.elapsed().as_secs_f64(),
         read_bytes_before: 0,
         edges: Edges::Keep,
+        prune: None,
     };
     let answer = Answer::generate(&session, &mut context, &request, &args.generation, format)?;
     if let Some(label) = &args.label {

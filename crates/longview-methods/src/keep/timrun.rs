@@ -6,7 +6,8 @@
 //! What follows a gap is read again with the positions that follow now, so that the context is what
 //! reading the rest alone gives, to the bit (`tail=anew`, the paper's); or it moves up with the keys and
 //! values it has (`tail=moved`, its cheaper variant). No pair is scored. Any model will do; the paper's
-//! was trained to write such trees, and others may miss what has left. Pruning happens between turns.
+//! was trained to write such trees, and others may miss what has left. Work leaves between turns and, where an
+//! answer itself reports it as finished, while that is written.
 
 use longview_engine::{Prune, Tail};
 

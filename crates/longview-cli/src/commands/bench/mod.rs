@@ -7,9 +7,11 @@ mod synthetic;
 
 use std::time::{Duration, Instant};
 
+use longview::keep::KeepReport;
 use longview::limits::{self, Limits};
 use longview::methods::Stage;
 use longview::models::Profile;
+use longview::read::ReadReport;
 use longview::sampling::Rng;
 use longview::{Context, Control, EndOfText, Event, GenerateOptions, Tokenizer};
 use serde::Serialize;
@@ -85,12 +87,6 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
         )));
     }
     let methods = session.methods.acting();
-    if args.streams.iter().any(|&streams| streams > 1) && !methods.is_nothing() {
-        return Err(Failure::wrong(
-            "--streams measures texts that read everything; leave --prefill, --keep and --read out, or \
-             --streams",
-        ));
-    }
     let fits = session
         .engine
         .plan_with(&methods, deepest + longest, deepest + longest)?;
@@ -329,6 +325,21 @@ struct Pages {
 }
 
 impl Pages {
+    /// What a text's methods report.
+    fn of(kept: Option<&KeepReport>, read: Option<&ReadReport>) -> Pages {
+        match (kept, read) {
+            (_, Some(report)) => Pages {
+                read: report.pages_read,
+                present: report.pages_present,
+            },
+            (Some(report), None) => Pages {
+                read: report.pairs_kept,
+                present: report.pairs_seen,
+            },
+            (None, None) => Pages::default(),
+        }
+    }
+
     /// The share that was read.
     fn share(&self) -> f64 {
         match self.present {
@@ -358,19 +369,11 @@ fn decode(session: &Session, base: &Context, count: usize) -> Result<Decoded, Fa
             },
         )?;
     interrupt::check()?;
-    let kept = context.keep_report().map(|report| Pages {
-        read: report.pairs_kept,
-        present: report.pairs_seen,
-    });
-    let read = context.read_report().map(|report| Pages {
-        read: report.pages_read,
-        present: report.pages_present,
-    });
-    let read = read.or(kept);
+    let (kept, read) = (context.keep_report(), context.read_report());
     Ok(Decoded {
         time: generated.decode_time,
         count: generated.ids.len().saturating_sub(1),
-        read: read.unwrap_or_default(),
+        read: Pages::of(kept.as_ref(), read.as_ref()),
     })
 }
 

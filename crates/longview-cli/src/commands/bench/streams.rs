@@ -1,13 +1,13 @@
 //! Several texts written side by side, as a server writes them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use longview::schedule::{
     AnswerOptions, Goal, Listener, Observe, Priority, Request, ScheduleOptions, Scheduler, Start,
     Update,
 };
-use longview::{Context, ContextMethods, EndOfText};
+use longview::{Context, EndOfText, EngineError};
 
 use super::{Decoded, Pages};
 use crate::failure::Failure;
@@ -29,31 +29,38 @@ pub(super) fn decode(
     };
     let mut scheduler = Scheduler::new(Arc::clone(engine), options);
     let tenant = Arc::new(engine.tenant(""));
-    let errors = Errors::default();
+    let heard = Heard::default();
+    let methods = session.methods.acting();
     for first in super::tokens(engine.tokenizer(), streams) {
         let mut prompt = base.tokens().to_vec();
         prompt.push(first);
         // The first token comes with the prompt's pass and is not part of the time.
         let mut answer = AnswerOptions::greedy(count + 1);
         answer.generate.end_of_text = EndOfText::Ignored;
+        let mut beginning = base.fork();
+        // What is generated attends to everything, whatever the prompts did.
+        beginning.attend_until(beginning.len());
         scheduler.submit(Request {
             tenant: Arc::clone(&tenant),
             planned_tokens: prompt.len() + count,
             prompt,
-            start: Start::Beginning(base.fork()),
+            start: match methods.is_nothing() {
+                true => Start::Beginning(beginning),
+                false => Start::Made(beginning),
+            },
             goal: Goal::Write(vec![answer]),
-            methods: ContextMethods::default(),
+            methods: methods.clone(),
             moved: None,
             prompt_logprobs: None,
             observe: Observe::Nothing,
             priority: Priority::Normal,
-            listener: Box::new(errors.clone()),
+            listener: Box::new(heard.clone()),
         });
     }
     scheduler.step();
     let before = scheduler.counts();
     if before.running < streams {
-        errors.check()?;
+        heard.check()?;
         return Err(Failure::wrong(format!(
             "--streams {streams}: only {} of them have room at once; allow more memory (--memory) or fewer \
              streams",
@@ -66,37 +73,57 @@ pub(super) fn decode(
         interrupt::check()?;
     }
     let time = start.elapsed();
-    errors.check()?;
+    heard.check()?;
     let written = scheduler.counts().generated_tokens - before.generated_tokens;
     Ok(Decoded {
         time,
         count: written as usize,
-        read: Pages::default(),
+        read: heard.pages(),
     })
 }
 
-/// The first error that a stream ended with.
+/// What the streams ended with.
 #[derive(Clone, Default)]
-struct Errors(Arc<Mutex<Option<longview::EngineError>>>);
+struct Heard(Arc<Mutex<Ends>>);
 
-impl Errors {
+#[derive(Default)]
+struct Ends {
+    /// The first error.
+    error: Option<EngineError>,
+    /// What those that a keep or a read method was in charge of have read, of all there was.
+    read: Pages,
+}
+
+impl Heard {
     fn check(&self) -> Result<(), Failure> {
-        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        first.take().map_or(Ok(()), |error| Err(error.into()))
+        let error = self.ends().error.take();
+        error.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn pages(&self) -> Pages {
+        self.ends().read
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Listener for Errors {
+impl Listener for Heard {
     fn is_gone(&self) -> bool {
         false
     }
 
     fn hear(&mut self, update: Update) {
-        if let Update::Ended(ended) = update
-            && let Some(error) = ended.error
-        {
-            let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert(error);
+        let Update::Ended(ended) = update else {
+            return;
+        };
+        let read = Pages::of(ended.keep.as_ref(), ended.read.as_ref());
+        let mut ends = self.ends();
+        ends.read.read += read.read;
+        ends.read.present += read.present;
+        if let Some(error) = ended.error {
+            ends.error.get_or_insert(error);
         }
     }
 }

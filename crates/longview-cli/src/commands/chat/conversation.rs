@@ -15,7 +15,6 @@ use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::saved::{Entry, Kind};
 use crate::session::{Session, check_prompt};
-use crate::size::human_count;
 use crate::taken_over::TakenOver;
 
 /// The messages so far and the context that holds them.
@@ -247,16 +246,7 @@ impl Conversation {
             bytes_freed: bytes_before.saturating_sub(self.context.kv_bytes()),
         };
         self.pruned = Some(counts);
-        Ok(Some(format!(
-            "{} of finished work left the conversation: {} tokens less, {} free, {} tokens read again",
-            match pieces {
-                1 => "one piece".to_owned(),
-                count => format!("{count} pieces"),
-            },
-            human_count(counts.tokens),
-            longview::human_bytes(counts.bytes_freed),
-            human_count(counts.tokens_read_again),
-        )))
+        Ok(Some(counts.sentence()))
     }
 
     /// What left it last.
@@ -279,7 +269,12 @@ impl Conversation {
                 self.messages.pop();
             }
             Ok(answer) => {
-                let text = answer.answer.as_str();
+                let text = answer.answer.clone();
+                let text = match (answer.pruned, session.methods.prune()) {
+                    // As far as it left on the way it is gone from what is said next.
+                    (Some(_), Some(prune)) => finished::emptied(text, prune.last),
+                    _ => text,
+                };
                 self.messages.push(Message::new("assistant", text));
             }
             Err(_) => {
@@ -314,6 +309,7 @@ impl Conversation {
             seconds_before: start.elapsed().as_secs_f64(),
             read_bytes_before: 0,
             edges: Edges::Trim,
+            prune: session.methods.prune(),
         };
         self.context.attend_until(self.context.len() + tail.len());
         // Until the answer is there, nobody knows what the context holds.
@@ -421,6 +417,10 @@ impl Conversation {
         let Some(generated) = &answer.generated else {
             return;
         };
+        if !generated.pruned.is_empty() {
+            self.unknown = "finished work has left the conversation";
+            return;
+        }
         let pending = match generated.finish {
             // The end token is part of what the template renders next.
             FinishReason::EndOfText => None,

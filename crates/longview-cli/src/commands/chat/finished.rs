@@ -38,6 +38,14 @@ pub(super) fn leave(messages: &mut [Message], last: usize) -> usize {
     pieces.len()
 }
 
+/// `text` without the insides of its finished work, all but the `last` pieces that were finished last.
+pub(super) fn emptied(mut text: String, last: usize) -> String {
+    for span in finished_work(&text, last).into_iter().rev() {
+        text.replace_range(span, "");
+    }
+    text
+}
+
 fn content(message: &Message) -> &str {
     let content = message.content.as_ref();
     content
@@ -83,5 +91,10 @@ mod tests {
         assert_eq!(leave(&mut messages, 0), 1);
         assert_eq!(texts(&messages)[4], "");
         assert_eq!(leave(&mut [Message::new("tool", "x")], 0), 0);
+        // What left while an answer was written is no piece any more.
+        let text = "{\"subtasks\": [1], \"subtasks\": [2]}".to_owned();
+        let text = emptied(text, 1);
+        assert_eq!(text, "{\"subtasks\": [], \"subtasks\": [2]}");
+        assert_eq!(leave(&mut [Message::new("assistant", text.as_str())], 1), 0);
     }
 }

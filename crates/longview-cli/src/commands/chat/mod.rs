@@ -10,6 +10,7 @@ use longview::{Prune, Tail};
 use serde_json::{Map, Value, json};
 
 use self::conversation::Conversation;
+use crate::answer::PrunedCounts;
 use crate::args::{ChatArgs, Fallback, Format};
 use crate::failure::Failure;
 use crate::input;
@@ -90,9 +91,17 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
                 let remark = answer.remark(&session, &args.generation);
                 session.notices.extend(remark);
                 if let Some(prune) = session.methods.prune() {
+                    let on_the_way = answer.pruned;
+                    let notice = on_the_way
+                        .map(|counts| format!("while it was written, {}", counts.sentence()));
+                    session.notices.extend(notice);
                     let pruned = conversation.prune(prune, args, &mut session)?;
                     session.notices.extend(pruned);
-                    answer.pruned = conversation.take_pruned();
+                    let after = conversation.take_pruned();
+                    answer.pruned = on_the_way
+                        .into_iter()
+                        .chain(after)
+                        .reduce(PrunedCounts::and);
                 }
                 conversation.save(args, &mut session);
                 session.notices.extend(answer.dropped(&session));
