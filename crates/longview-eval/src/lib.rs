@@ -40,7 +40,7 @@ pub use run::{Evaluation, Material, Plan, Refusal, RunProgress, Subject};
 pub use score::{Mean, Scorer};
 pub use setup::Setup;
 pub use share::Share;
-pub use task::{Making, Question, Questions, Sample, Task};
+pub use task::{Making, Question, Questions, Sample, Task, Turn};
 pub use wording::{ListWording, NeedleWording, PassagesWording, VariablesWording, Wording};
 
 /// How far a walk has come: tokens of a text, or texts and questions about them.

@@ -47,6 +47,9 @@ pub struct Case {
     /// Tokens generated, where that is asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub generate: Option<usize>,
+    /// How often the way the task's samples are drawn had changed: results of other samples are not its own.
+    #[serde(skip_serializing_if = "is_first", default)]
+    pub drawn: u32,
 }
 
 /// What a setup gave for a sample.
@@ -263,6 +266,15 @@ impl Row {
     }
 }
 
+/// Whether samples are drawn as they were at first, which is not written.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over a reference"
+)]
+fn is_first(drawn: &u32) -> bool {
+    *drawn == 0
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -277,6 +289,7 @@ pub(crate) mod tests {
                 sample,
                 question: Sight::Unseen,
                 generate: None,
+                drawn: 0,
             },
             setup: setup.to_owned(),
             measure: Measure::Recall,

@@ -3,7 +3,7 @@
 use longview_engine::{Control, Engine, EngineOptions};
 use longview_eval::{
     EvalError, Evaluation, Making, Material, Plan, Prompter, Record, Setup, Share, Sight, Subject,
-    Task, Wording,
+    Task, Turn, Wording,
 };
 
 fn making(material: &Material, depth: Option<f64>) -> Making<'_> {
@@ -12,6 +12,7 @@ fn making(material: &Material, depth: Option<f64>) -> Making<'_> {
         haystack: &material.haystack,
         questions: &material.questions,
         depth,
+        turn: Turn::default(),
     }
 }
 

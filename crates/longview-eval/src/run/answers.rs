@@ -46,7 +46,7 @@ impl Evaluation<'_> {
         setups: &[&Setup],
         measured: &mut Measured<'_>,
     ) -> Result<(), EvalError> {
-        let making = self.making(case.depth);
+        let making = self.making(case);
         let (sample, prompt) = self
             .prompter
             .fitted(task, &making, self.seed(case), case.length)?;
@@ -200,12 +200,13 @@ impl Evaluation<'_> {
             if alone {
                 one.outcome.note_speed(&generated);
             }
-            one.outcome.answers.push(generated.text);
+            one.outcome.answers.push(generated.text.clone());
             if asked.case.question == Sight::Seen {
                 // A conversation: every question goes on from the answer before it.
                 one.context = fork;
                 if index == 0 {
-                    one.outcome.bytes_held = self.held(one.setup, &one.context);
+                    one.outcome.bytes_held = generated.prompt_kv_bytes
+                        + self.index_bytes(one.setup, asked.lengths.prompt);
                     // Of several that answer together nobody knows whose it is.
                     if alone {
                         let both = one.document_bytes + more;

@@ -19,7 +19,7 @@ use crate::prompt::Prompter;
 use crate::record::{Identity, Record};
 use crate::setup::Setup;
 use crate::share::Share;
-use crate::task::{Making, Questions, Task};
+use crate::task::{Making, Questions, Task, Turn};
 use crate::wording::Wording;
 
 /// The text of `continuation` and `drift` unless another is given; the reference model never saw
@@ -119,6 +119,14 @@ impl Subject {
                 "how well the rest of a text is predicted, and how far from the dense path"
             }
             Subject::Drift => "how long generated text stays that of the dense path",
+        }
+    }
+
+    /// How often the way its samples are drawn has changed since results are kept.
+    fn drawn(&self) -> u32 {
+        match self {
+            Subject::Task(task) => task.drawn,
+            Subject::Continuation | Subject::Drift => 0,
         }
     }
 
@@ -316,7 +324,7 @@ impl<'a> Evaluation<'a> {
                     task: case.task.clone(),
                 });
             };
-            let (making, seed) = (self.making(case.depth), self.seed(&case));
+            let (making, seed) = (self.making(&case), self.seed(&case));
             let (sample, prompt) = self.prompter.fitted(task, &making, seed, case.length)?;
             write(ExportedSample::new(case, &sample, prompt))?;
         }
@@ -366,6 +374,7 @@ impl<'a> Evaluation<'a> {
                             sample,
                             question: self.plan.question,
                             generate: generates.then_some(self.plan.generate),
+                            drawn: subject.drawn(),
                         };
                         (*subject, case)
                     }));
@@ -375,12 +384,17 @@ impl<'a> Evaluation<'a> {
         cases
     }
 
-    fn making(&self, depth: Option<f64>) -> Making<'_> {
+    fn making(&self, case: &Case) -> Making<'_> {
+        let set = format!("{} {}", case.task, case.length);
         Making {
             wording: &self.material.wording,
             haystack: &self.material.haystack,
             questions: &self.material.questions,
-            depth,
+            depth: case.depth,
+            turn: Turn {
+                seed: seed_of(self.plan.seed, &set),
+                sample: case.sample,
+            },
         }
     }
 

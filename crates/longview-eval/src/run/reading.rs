@@ -228,9 +228,14 @@ impl Evaluation<'_> {
 
     /// Bytes that `context` holds under `setup`, with what its read method will keep to choose by.
     pub(super) fn held(&self, setup: &Setup, context: &Context) -> u64 {
+        context.kv_bytes() + self.index_bytes(setup, context.len())
+    }
+
+    /// Bytes that the read method of `setup`, if it has one, keeps of `tokens` tokens to choose by.
+    pub(super) fn index_bytes(&self, setup: &Setup, tokens: usize) -> u64 {
         let layout = self.engine.model().layout();
         let read = setup.methods().read();
-        context.kv_bytes() + read.map_or(0, |read| read.bytes(layout, context.len()))
+        read.map_or(0, |read| read.bytes(layout, tokens))
     }
 
     /// `setups` parted by how they read a document: those of one part share one reading.

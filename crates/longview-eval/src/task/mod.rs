@@ -27,6 +27,8 @@ pub struct Task {
     make: fn(&Making<'_>, &mut Rng, usize) -> Sample,
     /// The fewest units it makes sense with.
     least: usize,
+    /// How often the way its samples are drawn has changed since results are kept.
+    pub(crate) drawn: u32,
 }
 
 /// What samples are made from.
@@ -41,6 +43,18 @@ pub struct Making<'a> {
     /// Where the fact of a task with one fact stands, 0 for the beginning and 1 for the end; drawn
     /// where it is not said.
     pub depth: Option<f64>,
+    /// Whose turn it is where a task has few questions.
+    pub turn: Turn,
+}
+
+/// A sample among those of its task and length: where these ask few questions, each has its turn before
+/// any is asked again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// What the order is drawn from, for all samples of the set.
+    pub seed: u64,
+    /// The number of the sample.
+    pub sample: usize,
 }
 
 /// A document and questions about it.
@@ -76,78 +90,91 @@ static RULER: [Task; 13] = [
         doc: "one number hidden in sentences that say nothing",
         make: |making, rng, units| facts::single(making, rng, units, Hay::Noise, Value::Number),
         least: 0,
+        drawn: 0,
     },
     Task {
         name: "niah-single-2",
         doc: "one number hidden in a book",
         make: |making, rng, units| facts::single(making, rng, units, Hay::Book, Value::Number),
         least: 0,
+        drawn: 0,
     },
     Task {
         name: "niah-single-3",
         doc: "one UUID hidden in a book",
         make: |making, rng, units| facts::single(making, rng, units, Hay::Book, Value::Uuid),
         least: 0,
+        drawn: 0,
     },
     Task {
         name: "niah-multikey-1",
         doc: "one of four numbers hidden in a book",
         make: facts::one_of_four,
         least: 0,
+        drawn: 0,
     },
     Task {
         name: "niah-multikey-2",
         doc: "one number among nothing but such numbers",
         make: |making, rng, units| facts::one_of_many(making, rng, units, Value::Number),
         least: 1,
+        drawn: 0,
     },
     Task {
         name: "niah-multikey-3",
         doc: "the UUID of one UUID among nothing but such pairs",
         make: |making, rng, units| facts::one_of_many(making, rng, units, Value::Uuid),
         least: 1,
+        drawn: 0,
     },
     Task {
         name: "niah-multivalue",
         doc: "all four numbers that a book says of one thing",
         make: facts::four_values,
         least: 0,
+        drawn: 0,
     },
     Task {
         name: "niah-multiquery",
         doc: "the numbers that a book says of four things",
         make: facts::four_keys,
         least: 0,
+        drawn: 0,
     },
     Task {
         name: "vt",
         doc: "variables that are assigned from one another over four steps",
         make: variables::chain,
         least: 0,
+        drawn: 0,
     },
     Task {
         name: "cwe",
         doc: "the ten words that come up thirty times in a list where others come up three times",
         make: list::common,
         least: 10,
+        drawn: 0,
     },
     Task {
         name: "fwe",
         doc: "the three most frequent words of a coded text",
         make: list::frequent,
         least: 100,
+        drawn: 0,
     },
     Task {
         name: "qa-1",
         doc: "a question that one paragraph of a book answers, among others",
         make: |making, rng, units| passages::ask(making, rng, units, 1),
         least: 0,
+        drawn: 1,
     },
     Task {
         name: "qa-2",
         doc: "a question that takes two paragraphs of a book, among others",
         make: |making, rng, units| passages::ask(making, rng, units, 2),
         least: 0,
+        drawn: 1,
     },
 ];
 
@@ -158,12 +185,14 @@ static OWN: [Task; 2] = [
         doc: "one number hidden in a book at set depths",
         make: |making, rng, units| facts::single(making, rng, units, Hay::Book, Value::Number),
         least: 0,
+        drawn: 0,
     },
     Task {
         name: "reuse",
         doc: "eight questions, one after another, about sixteen numbers hidden in a book",
         make: facts::many_questions,
         least: 0,
+        drawn: 0,
     },
 ];
 

@@ -3,8 +3,8 @@
 use longview_engine::sampling::Rng;
 use serde::Deserialize;
 
-use super::{Making, Question, Sample, questions_error};
-use crate::draw::{choose, shuffle};
+use super::{Making, Question, Sample, Turn, questions_error};
+use crate::draw::{seed_of, shuffle};
 use crate::error::EvalError;
 use crate::haystack::Haystack;
 use crate::score::Scorer;
@@ -120,7 +120,7 @@ pub(super) fn ask(making: &Making<'_>, rng: &mut Rng, units: usize, hops: usize)
         .iter()
         .filter(|asked| asked.passages.len() == hops)
         .collect();
-    let Asked { entry, passages } = *choose(rng, &of_kind);
+    let Asked { entry, passages } = in_turn(&of_kind, making.turn, hops);
     let mut others: Vec<&String> = questions.others.iter().collect();
     shuffle(rng, &mut others);
     let mut all: Vec<&String> = others
@@ -154,6 +154,16 @@ pub(super) fn ask(making: &Making<'_>, rng: &mut Rng, units: usize, hops: usize)
     }
 }
 
+/// The one of `items` whose turn it is: all of them come up, in an order drawn for the set, before any
+/// comes up again, in another order.
+fn in_turn<'a, T>(items: &[&'a T], turn: Turn, hops: usize) -> &'a T {
+    let round = turn.sample / items.len();
+    let mut rng = Rng::new(seed_of(turn.seed, &format!("questions {hops} {round}")));
+    let mut order = items.to_vec();
+    shuffle(&mut rng, &mut order);
+    order[turn.sample % items.len()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +180,26 @@ mod tests {
         };
         assert!(count(1) >= 20 && count(2) >= 6);
         assert!(questions.others.len() > 500);
+    }
+
+    #[test]
+    fn every_question_is_asked_once_before_any_is_asked_again() {
+        let items = [0, 1, 2, 3, 4];
+        let items: Vec<&i32> = items.iter().collect();
+        let order = |seed, samples: std::ops::Range<usize>| -> Vec<i32> {
+            let at = |sample| *in_turn(&items, Turn { seed, sample }, 1);
+            samples.map(at).collect()
+        };
+        let rounds = [order(1, 0..5), order(1, 5..10), order(2, 0..5)];
+        for round in &rounds {
+            let mut all = round.clone();
+            all.sort_unstable();
+            assert_eq!(all, [0, 1, 2, 3, 4]);
+        }
+        assert!(
+            rounds[0] != rounds[1] && rounds[0] != rounds[2],
+            "{rounds:?}"
+        );
     }
 
     #[test]
