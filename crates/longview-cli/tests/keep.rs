@@ -506,5 +506,36 @@ fn bench_measures_what_is_kept() {
     );
     assert_eq!(kept[0]["pairs_seen"], 8 * 600);
     assert_eq!(answer["runs"].as_array().unwrap().len(), 2, "{answer}");
-    bench(&["--streams", "2"]).refused(2, &["leave --prefill, --keep and --read out"]);
+    // Several texts at once go on from the same pairs; each reads its own.
+    let side_by_side = bench(&["--streams", "1,3"]).done().json();
+    let runs = side_by_side["runs"].as_array().unwrap();
+    let streams = |run: &serde_json::Value| (run["streams"].as_u64(), run["tokens"].as_u64());
+    let seen: Vec<_> = runs.iter().map(streams).collect();
+    let of = |count| (Some(count), Some(4 * count));
+    assert_eq!(seen, [of(1), of(3), of(1), of(3)], "{side_by_side}");
+    let pairs = &side_by_side["kept"][0]["pairs_kept"];
+    assert_eq!(pairs, &kept[0]["pairs_kept"], "{side_by_side}");
+    // Pages that a read method picks, and blocks that a prefill attended to, for each of them.
+    for method in [["--read", "quest(budget=10%)"], ["--prefill", "a-shape"]] {
+        let run = [
+            "bench",
+            "--json",
+            "--rounds",
+            "1",
+            "--prompt",
+            "0",
+            "--generate",
+            "4",
+        ];
+        let depth = ["--depth", "600", "--streams", "2"];
+        let json = longview(&[&run[..], &method, &depth].concat())
+            .done()
+            .json();
+        let of_two = &json["runs"][0];
+        assert_eq!(
+            (&of_two["streams"], &of_two["tokens"]),
+            (&2.into(), &8.into()),
+            "{json}"
+        );
+    }
 }

@@ -243,33 +243,20 @@ impl Arguments {
         let mut separator = "(";
         let values = self.values.iter();
         for (parameter, bound) in values.filter(|(known, _)| !left_out.contains(&known.name)) {
-            match bound {
-                Bound::Number(number) => write!(f, "{separator}{}={number}", parameter.name)?,
-                Bound::Whole(whole) => write!(f, "{separator}{}={whole}", parameter.name)?,
-                Bound::PerToken(tokens) => {
-                    for (id, number) in tokens {
-                        write!(f, "{separator}{id}={number}")?;
-                        separator = ", ";
-                    }
+            if let Bound::PerToken(tokens) = bound {
+                for (id, number) in tokens {
+                    write!(f, "{separator}{id}={number}")?;
+                    separator = ", ";
                 }
-                Bound::Budget(_, number) => write!(f, "{separator}{}={number}", parameter.name)?,
-                Bound::Word(word)
-                    if matches!(parameter.domain, Domain::Added(_))
-                        && *word == parameter.default =>
-                {
-                    continue;
-                }
-                Bound::Word(word) => write!(f, "{separator}{}={word}", parameter.name)?,
-                Bound::Part(_, part) => write!(f, "{separator}{}={part}", parameter.name)?,
-                Bound::Text(text) => {
-                    let text = Value::Text(text.clone());
-                    write!(f, "{separator}{}={text}", parameter.name)?;
-                }
-                Bound::Open => continue,
+                continue;
             }
-            if !matches!(bound, Bound::PerToken(_)) {
-                separator = ", ";
+            let value = bound.to_string();
+            let was_added = matches!(parameter.domain, Domain::Added(_));
+            if *bound == Bound::Open || was_added && value == parameter.default {
+                continue;
             }
+            write!(f, "{separator}{}={value}", parameter.name)?;
+            separator = ", ";
         }
         if separator == ", " {
             f.write_str(")")
@@ -282,6 +269,22 @@ impl Arguments {
 impl fmt::Display for Arguments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write(f, &[])
+    }
+}
+
+/// One value, as it is written.
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bound::Number(number) => write!(f, "{number}"),
+            Bound::Whole(whole) => write!(f, "{whole}"),
+            Bound::Budget(_, number) => write!(f, "{number}"),
+            Bound::Word(word) => f.write_str(word),
+            Bound::Part(_, part) => write!(f, "{part}"),
+            Bound::Text(text) => write!(f, "{}", Value::Text(text.clone())),
+            // Many values, or none.
+            Bound::PerToken(_) | Bound::Open => Ok(()),
+        }
     }
 }
 
@@ -377,7 +380,7 @@ fn default_of(method: &Method, parameter: &Parameter) -> Result<Bound, MethodErr
 
 fn bind_value(method: &Method, parameter: &Parameter, value: &Value) -> Result<Bound, MethodError> {
     let bound = match value {
-        Value::Number(number) => match parameter.domain {
+        Value::Number(number) => match parameter.domain.values() {
             Domain::Count | Domain::Every => {
                 whole(number).filter(|&whole| whole >= 1).map(Bound::Whole)
             }
@@ -386,13 +389,11 @@ fn bind_value(method: &Method, parameter: &Parameter, value: &Value) -> Result<B
             Domain::Reading => {
                 budget(number).filter(|bound| !matches!(bound, Bound::Budget(Budget::Bytes(_), _)))
             }
-            Domain::Word(_) | Domain::Added(_) | Domain::Part(_) | Domain::Path | Domain::Text => {
-                None
-            }
+            Domain::Word(_) | Domain::Part(_) | Domain::Path | Domain::Text => None,
             Domain::Seed => whole(number).map(Bound::Whole),
             domain => real(number, domain).map(Bound::Number),
         },
-        Value::Call(call) => match parameter.domain {
+        Value::Call(call) => match parameter.domain.values() {
             Domain::Part(role) => match call.name.as_str() {
                 "none" if role.may_be_none() => Some(Bound::Word("none")),
                 _ => {
@@ -401,13 +402,13 @@ fn bind_value(method: &Method, parameter: &Parameter, value: &Value) -> Result<B
                 }
             },
             Domain::Every if *call == Call::word("never") => Some(Bound::Word("never")),
-            Domain::Word(words) | Domain::Added(words) => {
+            Domain::Word(words) => {
                 let known = words.iter().find(|word| *call == Call::word(word));
                 known.map(|word| Bound::Word(word))
             }
             _ => None,
         },
-        Value::Text(path) => match parameter.domain {
+        Value::Text(path) => match parameter.domain.values() {
             Domain::Path | Domain::Text => Some(Bound::Text(path.clone())),
             _ => None,
         },

@@ -98,9 +98,9 @@ pub enum Domain {
     Reading,
     /// One of these words.
     Word(&'static [&'static str]),
-    /// One of these words, in a method that had been without: at its default it is not printed, so that
-    /// what is kept under the older text is still found.
-    Added(&'static [&'static str]),
+    /// The same in a method that had been without: at its default it is not printed, so that what is kept
+    /// under the older text is still found.
+    Added(&'static Domain),
     /// A method with this role, or `none` where the role allows that.
     Part(Role),
     /// The name of a file, in quotation marks.
@@ -241,6 +241,14 @@ impl fmt::Display for Stage {
 }
 
 impl Domain {
+    /// What values there are, whether or not it was added later.
+    pub(crate) fn values(self) -> Domain {
+        match self {
+            Domain::Added(domain) => domain.values(),
+            domain => domain,
+        }
+    }
+
     /// The values in words, to follow "is not".
     pub(crate) fn wanted(self) -> String {
         let fixed = match self {
@@ -260,9 +268,8 @@ impl Domain {
             Domain::Reading => {
                 "a whole number of tokens of at least 1 as 2048, or a share up to 100% as 10%"
             }
-            Domain::Word(words) | Domain::Added(words) => {
-                return format!("one of {}", words.join(", "));
-            }
+            Domain::Word(words) => return format!("one of {}", words.join(", ")),
+            Domain::Added(domain) => return domain.wanted(),
             Domain::Part(role) => {
                 return format!(
                     "a method such as the registry lists for {}=",

@@ -375,6 +375,9 @@ fn choose(
         )));
     }
     let counts = ask.counts(&*plan.allocate);
+    for (view, scores) in views.iter().zip(&mut scores) {
+        kept.put_images_last(view, scores);
+    }
     let mut chosen: Vec<Chosen> = counts
         .iter()
         .map(|heads| vec![Vec::new(); heads.len()])

@@ -8,6 +8,7 @@
 
 mod allocate;
 mod compress;
+mod images;
 mod observe;
 mod pace;
 mod pairs;
@@ -22,6 +23,7 @@ use std::ops::Range;
 
 pub use allocate::{Allocation, Counts, share_out};
 pub use compress::Compression;
+pub use images::LeavesFirst;
 pub use observe::LayerRows;
 pub(crate) use pace::Kept;
 pub use pace::{KeepBytes, KeepReport};
@@ -251,6 +253,11 @@ pub trait Merge: Send + Sync {
     /// [`Pairs::tokens`], and that is remembered, in 4 bytes a pair.
     fn counts(&self) -> Gather {
         Gather::No
+    }
+
+    /// Which tokens it wants to let go of first.
+    fn leaves_first(&self) -> LeavesFirst {
+        LeavesFirst::Least
     }
 
     /// Bytes it takes at most, beside the pairs it is given, for a head of which `gone` pairs go and `kept`

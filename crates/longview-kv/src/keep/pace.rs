@@ -1,6 +1,7 @@
 //! A context's keep method: what it holds, when it is due, and what memory it takes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub(crate) struct Kept {
     pub(super) merge_memory: BTreeMap<usize, Vec<Option<f32>>>,
     /// Scores that it may choose from when it decides next.
     pub(super) scored: Option<Arc<Scored>>,
+    /// The tokens of images, as far as somebody said which they are.
+    pub(super) images: Vec<Range<usize>>,
 }
 
 /// What compactions have done so far.
@@ -177,6 +180,10 @@ impl Context {
                 false => Err(plan.refused(why.to_owned())),
             };
         }
+        let images = match &known {
+            Some(kept) if plan.knows_images() => kept.images.clone(),
+            _ => Vec::new(),
+        };
         let repeated = known
             .as_ref()
             .filter(|kept| kept.plan.repetition() == plan.repetition())
@@ -212,6 +219,7 @@ impl Context {
             marked,
             merge_memory: BTreeMap::new(),
             scored: None,
+            images,
         }));
         Ok(())
     }
@@ -409,10 +417,11 @@ impl Keep {
                 }
         };
         // The model repeats the context in a fork that grows by a part and the words that ask for it.
-        let repeat = match self.score.needs().repeat {
+        let repeat_of = |tokens: usize| match self.score.needs().repeat {
             0 => 0,
-            part => layout.context_bytes(part.min(prompt_tokens) + REPEAT_WORDS, chunk_tokens),
+            part => layout.context_bytes(part.min(tokens) + REPEAT_WORDS, chunk_tokens),
         };
+        let repeat = repeat_of(prompt_tokens);
         let held = streams(slots.min(prompt_tokens));
         let reading = match self.when.block {
             Some(block) if slots < prompt_tokens => both(slots) + full(block),
@@ -422,10 +431,14 @@ impl Keep {
         let writing = match self.when.decode {
             // Nothing left at the prompt's end: the first to leave do so from blocks.
             Some(every) if slots >= prompt_tokens => {
-                full((grown + every).min(all)) + streams(grown)
+                let written = (grown + every).min(all);
+                full(written) + streams(grown).max(repeat_of(written))
             }
             None if slots >= prompt_tokens => full(all),
-            Some(every) => both(grown) + full(every.min(generated_tokens.max(1))),
+            Some(every) => {
+                let written = every.min(generated_tokens.max(1));
+                both(grown).max(streams(grown) + repeat_of(written)) + full(written)
+            }
             None => both(slots) + full(generated_tokens),
         };
         let reading_pairs = match self.when.block {
@@ -439,7 +452,7 @@ impl Keep {
         let pairs = reading_pairs.max(writing_pairs);
         let marks = match self.score.needs().repeat {
             0 => 0,
-            _ => 8 * heads * prompt_tokens,
+            _ => 8 * heads * self.when.decode.map_or(prompt_tokens, |_| all),
         };
         let moving = |(_, place): (usize, usize)| {
             let group = &layout.groups[place];
@@ -476,6 +489,10 @@ impl Kept {
         self.decided_at = self.decided_at.min(len);
         // What is read there next is another text.
         self.marked = self.marked.min(len);
+        self.images.retain_mut(|span| {
+            span.end = span.end.min(len);
+            span.start < span.end
+        });
     }
 
     /// What the merge remembers of the `heads` heads of a layer.

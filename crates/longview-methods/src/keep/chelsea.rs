@@ -5,7 +5,8 @@
 //! Neighbours in a text are alike. Each chunk of pairs is parted into even and odd places, and every
 //! even one is matched with the odd one whose key is most like its own; the more alike, the sooner it
 //! goes. Who is left is parted again, until one is left of a chunk. With `merge=chelsea` what goes is
-//! averaged into what stays near it. Later rounds match keys as they are, not the averages.
+//! averaged into what stays near it. Later rounds match keys as they are, not the averages. What stands
+//! for n tokens has no ln n on its logit: pages have no number a slot to hold it (docs/keep.md).
 
 use longview_kv::KvError;
 use longview_kv::keep::{LayerView, Question, Score, Scores, larger};

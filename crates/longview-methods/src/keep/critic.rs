@@ -19,7 +19,7 @@ use longview_kv::keep::{Gather, LayerView, Needs, Queries, Question, Score, Scor
 use super::{keep, parameter};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `critic(budget, attention, entropy, gradient, sinks, recent, alloc, merge, decode)`.
+/// `critic(budget, attention, entropy, gradient, sinks, recent, alloc, merge, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "critic",
@@ -55,6 +55,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::alloc("uniform"),
         parameter::MERGE,
         parameter::decode("16"),
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| {
         let score = Critic {

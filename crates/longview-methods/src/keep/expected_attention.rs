@@ -14,7 +14,7 @@ use longview_kv::keep::{Gather, LayerView, Needs, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `expected-attention(budget, future, covariance, values, epsilon, sinks, recent, alloc, merge, decode)`.
+/// `expected-attention(budget, future, covariance, values, epsilon, sinks, recent, alloc, merge, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "expected-attention",
@@ -57,6 +57,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::alloc("uniform"),
         parameter::MERGE,
         parameter::decode("never"),
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| {
         let score = ExpectedAttention {

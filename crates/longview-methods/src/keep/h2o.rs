@@ -14,7 +14,7 @@ use longview_kv::keep::{Gather, LayerView, Needs, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `h2o(budget, recent-share, normalise, sinks, alloc, merge, block, decode)`.
+/// `h2o(budget, recent-share, normalise, sinks, alloc, merge, block, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "h2o",
@@ -40,6 +40,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::MERGE,
         parameter::block("never"),
         parameter::decode("16"),
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| {
         let normalise = match arguments.word("normalise") {

@@ -12,7 +12,7 @@ use longview_kv::keep::{LayerView, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Method, Stage};
 
-/// `keydiff(budget, sinks, recent, alloc, merge, block, decode)`.
+/// `keydiff(budget, sinks, recent, alloc, merge, block, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "keydiff",
@@ -28,6 +28,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::MERGE,
         parameter::block("128"),
         parameter::decode("64"),
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| keep(arguments, Question::Unseen, KeyDiff)),
 };

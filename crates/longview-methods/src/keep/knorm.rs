@@ -10,7 +10,7 @@ use longview_kv::keep::{LayerView, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Method, Stage};
 
-/// `knorm(budget, sinks, recent, alloc, merge, block, decode)`.
+/// `knorm(budget, sinks, recent, alloc, merge, block, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "knorm",
@@ -26,6 +26,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::MERGE,
         parameter::block("never"),
         parameter::decode("never"),
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| keep(arguments, Question::Unseen, Knorm)),
 };

@@ -15,7 +15,7 @@ use longview_kv::keep::{LayerView, Needs, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `kvzip(budget, part, sinks, recent, alloc, merge)`.
+/// `kvzip(budget, part, sinks, recent, alloc, merge, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "kvzip",
@@ -39,6 +39,8 @@ pub(crate) const METHOD: Method = Method {
         parameter::recent("8"),
         parameter::alloc("threshold"),
         parameter::MERGE,
+        parameter::DECODE_TOO,
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| {
         let part = arguments.count("part");

@@ -24,7 +24,7 @@ use crate::arguments::Arguments;
 use crate::error::MethodError;
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `locret(heads, budget, stabilizers, local, sinks, positions, alloc, block, decode)`.
+/// `locret(heads, budget, stabilizers, local, sinks, positions, alloc, block, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "locret",
@@ -61,6 +61,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::alloc("uniform"),
         parameter::block("3072"),
         parameter::decode("never"),
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| {
         let (heads, made_for) = Locret::read(arguments)?;

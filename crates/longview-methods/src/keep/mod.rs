@@ -8,6 +8,7 @@
 mod all;
 mod budgets;
 mod chelsea;
+mod chunks;
 mod critic;
 mod duo_attention;
 mod expected_attention;
@@ -106,7 +107,13 @@ fn keep(
         .flatten();
     Ok(Keep {
         text: arguments.to_string(),
-        score: Box::new(score),
+        score: match count(parameter::CHUNKS.name) {
+            0 | 1 => Box::new(score),
+            tokens => Box::new(chunks::Chunks {
+                score: Box::new(score),
+                tokens,
+            }),
+        },
         allocate,
         merge: merge.map(|(method, arguments)| match method.build {
             Build::Merge(build) => build(arguments),

@@ -66,6 +66,22 @@ pub(crate) const MERGE: Parameter = Parameter {
     domain: Domain::Part(Role::Merge),
 };
 
+/// Whether runs of tokens stay or leave whole.
+pub(crate) const CHUNKS: Parameter = Parameter {
+    name: "chunks",
+    default: "1",
+    unit: "tokens",
+    doc: "whole runs of so many tokens stay or leave, by the mean of their scores (ChunkKV); 1: each token \
+          by itself",
+    domain: Domain::Added(&Domain::Count),
+};
+
+/// How often pairs leave while text is generated, where papers speak of prompts alone.
+pub(crate) const DECODE_TOO: Parameter = Parameter {
+    domain: Domain::Added(&Domain::Every),
+    ..decode("never")
+};
+
 /// How often pairs leave while a prompt is read.
 pub(crate) const fn block(default: &'static str) -> Parameter {
     Parameter {

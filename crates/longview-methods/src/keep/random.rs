@@ -9,7 +9,7 @@ use longview_kv::keep::{LayerView, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `random(budget, seed, sinks, recent, alloc, merge, block, decode)`.
+/// `random(budget, seed, sinks, recent, alloc, merge, block, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "random",
@@ -32,6 +32,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::MERGE,
         parameter::block("never"),
         parameter::decode("never"),
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| {
         let seed = arguments.count("seed") as u64;

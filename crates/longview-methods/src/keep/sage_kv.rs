@@ -16,7 +16,7 @@ use longview_kv::keep::{LayerView, Needs, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `sage-kv(budget, recent-share, sum, sinks, alloc, merge)`.
+/// `sage-kv(budget, recent-share, sum, sinks, alloc, merge, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "sage-kv",
@@ -40,6 +40,8 @@ pub(crate) const METHOD: Method = Method {
         parameter::sinks("4"),
         parameter::alloc("uniform"),
         parameter::MERGE,
+        parameter::DECODE_TOO,
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| {
         let sum = match arguments.word("sum") {

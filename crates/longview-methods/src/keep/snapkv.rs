@@ -15,7 +15,7 @@ use super::{keep, parameter};
 use crate::arguments::Arguments;
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `snapkv(budget, window, kernel, pool, sinks, alloc, merge, decode)`.
+/// `snapkv(budget, window, kernel, pool, sinks, alloc, merge, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "snapkv",
@@ -35,6 +35,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::alloc("uniform"),
         parameter::MERGE,
         parameter::decode("never"),
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| {
         let mut plan = keep(arguments, Question::Seen, SnapKv::new(arguments))?;

@@ -12,7 +12,7 @@ use longview_kv::keep::{LayerView, Needs, Question, Score, Scores};
 use super::{keep, parameter};
 use crate::method::{Build, Method, Stage};
 
-/// `tova(budget, sinks, recent, merge, block, decode)`.
+/// `tova(budget, sinks, recent, merge, block, decode, chunks)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "tova",
@@ -30,6 +30,7 @@ pub(crate) const METHOD: Method = Method {
         parameter::MERGE,
         parameter::block("never"),
         parameter::decode("16"),
+        parameter::CHUNKS,
     ],
     build: Build::Keep(|arguments| keep(arguments, Question::Seen, Tova)),
 };

@@ -12,7 +12,7 @@ const QUERIES: Parameter = Parameter {
     unit: "",
     doc: "float: codes are multiplied with floats; int16, int8: with whole numbers, queries rounded to so \
           many bits by blocks of 32 channels, and weights times scales of values",
-    domain: Domain::Added(&["float", "int16", "int8"]),
+    domain: Domain::Added(&Domain::Word(&["float", "int16", "int8"])),
 };
 
 /// The form `plain`, or where whole numbers are asked for, its codes laid out for them.

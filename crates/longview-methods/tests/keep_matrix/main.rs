@@ -47,6 +47,12 @@ fn texts(budget: &str) -> Vec<String> {
     }
     texts.push(format!("random(budget={budget}, block=64, decode=16)"));
     texts.push(format!(
+        "snapkv(budget={budget}, window=8, alloc=adakv, chunks=16)"
+    ));
+    texts.push(format!("h2o(budget={budget}, block=64, chunks=10)"));
+    texts.push(format!("kvzip(budget={budget}, decode=16, chunks=8)"));
+    texts.push(format!("sage-kv(budget={budget}, decode=8)"));
+    texts.push(format!(
         "h2o(budget={budget}, block=64, merge=d2o, sinks=4)"
     ));
     texts.push(format!("tova(budget={budget}, block=64)"));
@@ -69,6 +75,25 @@ fn method(text: &str) -> Arc<Keep> {
 /// held apart.
 fn forms() -> impl Iterator<Item = KvType> {
     KvType::ALL.into_iter().chain(KvType::WHOLE)
+}
+
+/// Those that score by what pairs are: the others keep runs as they are, or match neighbours themselves.
+#[test]
+fn every_score_is_wrapped_by_budgets_chunks_and_at_decode() {
+    for method in registry::of(Stage::Keep) {
+        let declares = |name: &str| method.parameters.iter().any(|p| p.name == name);
+        let by_place = ["streaming-llm", "duo-attention", "label-words", "chelsea"];
+        if !declares("budget") || by_place.contains(&method.name) {
+            continue;
+        }
+        assert!(declares("chunks") && declares("decode"), "{}", method.name);
+        // One set for all heads of a layer is what tova is.
+        assert!(
+            declares("alloc") || method.name == "tova",
+            "{}",
+            method.name
+        );
+    }
 }
 
 #[test]

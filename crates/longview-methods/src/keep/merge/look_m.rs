@@ -7,10 +7,11 @@
 //! scales the others by their cosine. The published averaging code merges into the wrong pairs; this
 //! follows the paper's formulas. The mean that `weighted` compares with is of a head's own pairs, where the
 //! paper averages over heads. Without images the published code scores by sums of attention and keeps the
-//! first 4 tokens in any case: `h2o(sinks=4, merge=look-m)`. There is no mask of image tokens here, for
-//! there are no image tokens.
+//! first 4 tokens in any case: `h2o(sinks=4, merge=look-m)`. With images, of which the library is told by
+//! `Context::mark_images`, pairs of text stay before any of an image, and those by score: the text prior, in
+//! its strict form, where text that exceeds the budget goes too. As text the method knows of none.
 
-use longview_kv::keep::{Merge, Merging, Pairs};
+use longview_kv::keep::{LeavesFirst, Merge, Merging, Pairs};
 
 use super::{KEYS, Keys, Nearest, blend, blend_bytes, nearest, nearest_bytes};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
@@ -58,6 +59,10 @@ enum Rule {
 }
 
 impl Merge for LookM {
+    fn leaves_first(&self) -> LeavesFirst {
+        LeavesFirst::Images
+    }
+
     fn scratch(&self, gone: usize, kept: usize, head_dim: usize) -> usize {
         nearest_bytes(kept, head_dim) + blend_bytes(gone, kept, head_dim)
     }
@@ -85,6 +90,7 @@ impl Merge for LookM {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::testing::Toy;
     use super::super::tests::{self, pairs};
     use super::*;
 
@@ -96,6 +102,51 @@ mod tests {
         };
         tests::merged(&merge, &pairs(gone), &mut kept, &mut None);
         kept
+    }
+
+    #[test]
+    fn images_leave_before_text_and_are_merged_into_what_stays() {
+        // Small keys stay under knorm: here those of the image, tokens 2 to 5.
+        let norms = [5.0, 6.0, 1.0, 2.0, 3.0, 4.0, 7.0, 8.0];
+        let kept = |budget: usize, images: &[std::ops::Range<usize>]| {
+            let mut toy = Toy::new(1, 1, 2);
+            toy.keep(
+                &format!("knorm(budget={budget}, sinks=0, recent=1, merge=look-m)"),
+                norms.len(),
+            );
+            if !images.is_empty() {
+                toy.context.mark_images(images.to_vec()).unwrap();
+            }
+            toy.read_keys(&norms.map(|norm| [norm, 0.0]));
+            toy.compress();
+            (toy.positions(0, 0), toy.keys(0))
+        };
+        assert_eq!(kept(4, &[]).0, [2, 3, 4, 7]);
+        let image = [2..4, 4..6];
+        assert_eq!(kept(3, &image).0, [0, 1, 7]);
+        // All text stays, and of the image what scores best.
+        assert_eq!(kept(6, &image).0, [0, 1, 2, 3, 6, 7]);
+        let (positions, keys) = kept(4, &image);
+        assert_eq!(positions, [0, 1, 6, 7]);
+        // All keys point the same way, so all four went to the first: (1 + 4/2)/5 · 5 + 0.5/5 · (1+2+3+4).
+        assert!((keys[0][0] - 4.0).abs() < 1e-6, "{keys:?}");
+        assert_eq!(keys[1..], [[6.0, 0.0], [7.0, 0.0], [8.0, 0.0]]);
+        // The newest token stays, whatever it is of.
+        assert_eq!(kept(3, &[5..6, 6..9]).0, [2, 3, 7]);
+    }
+
+    #[test]
+    fn a_mask_that_nobody_would_heed_is_refused() {
+        let mut toy = Toy::new(1, 1, 2);
+        let image = || vec![0..2, 2..3];
+        let refused =
+            |toy: &mut Toy, spans| toy.context.mark_images(spans).unwrap_err().to_string();
+        assert!(refused(&mut toy, image()).contains("merge=look-m"));
+        toy.keep("knorm(budget=4, sinks=0, recent=1, merge=d2o)", 8);
+        assert!(refused(&mut toy, image()).contains("merge=look-m"));
+        toy.keep("knorm(budget=4, sinks=0, recent=1, merge=look-m)", 8);
+        assert!(refused(&mut toy, vec![3..5, 1..2]).contains("must ascend"));
+        toy.context.mark_images(image()).unwrap();
     }
 
     #[test]
