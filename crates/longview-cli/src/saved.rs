@@ -23,6 +23,8 @@ pub(crate) struct Entry {
     pub(crate) label: Option<String>,
     /// Canonical text of the methods that make it approximate; empty for exact ones.
     pub(crate) methods: String,
+    /// What a keep method has left of it, where one has dropped the rest.
+    pub(crate) left: Option<Vec<u8>>,
     /// What else its maker needs to go on.
     pub(crate) pieces: Vec<u8>,
 }
@@ -58,14 +60,19 @@ pub(crate) fn document_pieces(now: Moment) -> Vec<u8> {
 
 /// The date with which the documents of a record were read, if it is known.
 pub(crate) fn document_date(record: &Record) -> Option<Moment> {
-    let pieces: DocumentPieces = serde_json::from_slice(&record.pieces).ok()?;
+    let pieces: DocumentPieces = serde_json::from_slice(parts(&record.pieces).0).ok()?;
     Some(pieces.documents)
 }
 
 impl Kind {
     /// Of a record, as its pieces say.
     pub(crate) fn of(record: &Record) -> Kind {
-        match record.pieces.as_slice() {
+        Kind::of_pieces(&record.pieces)
+    }
+
+    /// The same of the pieces alone.
+    pub(crate) fn of_pieces(pieces: &[u8]) -> Kind {
+        match parts(pieces).0 {
             b"" => Kind::Text,
             pieces if pieces == UNDATED || pieces.starts_with(DOCUMENT_PIECES) => Kind::Documents,
             _ => Kind::Conversation,
@@ -88,6 +95,22 @@ impl Kind {
             record.summary.title
         )))
     }
+}
+
+/// Stands between what a record's maker says and what a keep method has left: in no JSON.
+const LEFT: u8 = 0;
+
+/// What the maker of a record says, and what a keep method has left of the context.
+fn parts(pieces: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match pieces.iter().position(|&byte| byte == LEFT) {
+        Some(at) => (&pieces[..at], Some(&pieces[at + 1..])),
+        None => (pieces, None),
+    }
+}
+
+/// What a keep method has left of a saved context, where that is what was saved.
+pub(crate) fn left(record: &Record) -> Option<&[u8]> {
+    parts(&record.pieces).1
 }
 
 /// The records of one salt in a folder that can be written to.
@@ -163,7 +186,9 @@ impl Saved {
     pub(crate) fn document_dates(&self, origins: &[Arc<Origin>]) -> Vec<Moment> {
         let mut dates = Vec::new();
         for summary in self.summaries().unwrap_or_default() {
-            if summary.check_origins(origins).is_ok()
+            // What is left of documents serves nobody who reads them.
+            if summary.methods.is_empty()
+                && summary.check_origins(origins).is_ok()
                 && let Ok(record) = self.records.load(&summary.id)
                 && Kind::of(&record) == Kind::Documents
                 && let Some(date) = document_date(&record)
@@ -196,7 +221,7 @@ impl Saved {
         };
         let before = match id {
             Some(id) => self.records.load(id).ok(),
-            None => self.same(context, origin)?,
+            None => self.same(context, origin, &entry)?,
         };
         let keys = context.keys();
         if keys.is_empty() && entry.label.is_none() {
@@ -222,14 +247,25 @@ impl Saved {
             summary.time_to_live = None;
         }
         record.pieces = entry.pieces;
+        if let Some(left) = entry.left {
+            record.pieces.push(LEFT);
+            record.pieces.extend(left);
+        }
         self.records.save(&record).map_err(failure)?;
         Ok(Some(record.summary.id))
     }
 
-    /// The record of a context with the same tokens and origin.
-    fn same(&self, context: &Context, origin: &Origin) -> Result<Option<Record>, Failure> {
+    /// The record of a context with the same tokens, origin and methods.
+    fn same(
+        &self,
+        context: &Context,
+        origin: &Origin,
+        entry: &Entry,
+    ) -> Result<Option<Record>, Failure> {
         let is_alike = |summary: &Summary| {
-            summary.tokens == context.len() as u64 && summary.check_origin(origin).is_ok()
+            summary.tokens == context.len() as u64
+                && summary.methods == entry.methods
+                && summary.check_origin(origin).is_ok()
         };
         let alike = self.summaries()?.into_iter().filter(is_alike);
         let mut loaded = alike.filter_map(|summary| self.records.load(&summary.id).ok());

@@ -23,7 +23,7 @@ use crate::interrupt;
 use crate::machine::peak_memory_bytes;
 use crate::progress::Progress;
 use crate::prompt::{DocumentPrompt, Earlier, template_notice};
-use crate::saved::{Entry, Saved};
+use crate::saved::{self, Entry, Kind, Saved};
 use crate::size::human_count;
 
 /// A model ready to run.
@@ -322,15 +322,28 @@ impl Session {
         mut entry: Entry,
     ) -> Option<String> {
         if let Some(report) = context.keep_report().filter(|_| context.is_compressed()) {
-            if self.saved.is_some() {
-                self.notices.push(format!(
-                    "the context is not kept: {} has dropped pairs of it, and only whole contexts are",
+            self.saved.as_ref()?;
+            let is_asked_for =
+                entry.label.is_some() && Kind::of_pieces(&entry.pieces) == Kind::Documents;
+            let left = match is_asked_for {
+                true => context
+                    .fork()
+                    .save_kept()
+                    .map_err(|error| error.to_string()),
+                false => Err(format!(
+                    "{} has dropped pairs of it; what is left of documents is kept under a name: ask --label",
                     report.method
-                ));
+                )),
+            };
+            match left {
+                Ok(left) => entry.left = Some(left),
+                Err(why) => {
+                    self.notices.push(format!("the context is not kept: {why}"));
+                    return None;
+                }
             }
-            return None;
-        }
-        if !context.is_exact() {
+            entry.methods = report.method;
+        } else if !context.is_exact() {
             let approximate = match context.approximate_from() {
                 Some(_) => Stage::Read,
                 None => Stage::Reuse,
@@ -395,8 +408,42 @@ impl Session {
         }
     }
 
+    /// Puts the keep method in charge that has left `record`, where pairs of that were dropped: it is gone on
+    /// with as it is. Nothing changes where it is whole.
+    ///
+    /// # Errors
+    /// When another keep method was asked for, or this program does not know that one.
+    pub(crate) fn adopt(&mut self, record: &Record) -> Result<(), Failure> {
+        if saved::left(record).is_none() {
+            return Ok(());
+        }
+        if let Some(saved) = &self.saved {
+            saved.check(record, &self.origins())?;
+        }
+        let summary = &record.summary;
+        match self.methods.keep() {
+            Some(keep) if keep.text == summary.methods => Ok(()),
+            Some(_) => Err(Failure::wrong(format!(
+                "of context {} is left what --keep {:?} has kept: leave --keep out, or read the documents anew \
+                 with another",
+                summary.id, summary.methods
+            ))),
+            None => {
+                let adopted = self.methods.set(Stage::Keep, &summary.methods);
+                adopted.map_err(|error| Failure::wrong(error.to_string()))?;
+                self.notices.push(format!(
+                    "context {} is what {} has left of {} tokens: answers are approximate",
+                    summary.id,
+                    summary.methods,
+                    human_count(record.tokens.len())
+                ));
+                Ok(())
+            }
+        }
+    }
+
     /// Checks that a saved context may be gone on with in `context`; one that was approximate is read
-    /// anew, with a notice.
+    /// anew, with a notice, where it was not restored.
     ///
     /// # Errors
     /// When it is of another model or other settings.
@@ -415,7 +462,7 @@ impl Session {
                 ));
             }
         }
-        if !record.summary.methods.is_empty() {
+        if !record.summary.methods.is_empty() && !context.is_compressed() {
             self.notices.push(format!(
                 "context {} was approximate ({}) and is read anew, exactly",
                 record.summary.id, record.summary.methods

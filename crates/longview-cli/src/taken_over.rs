@@ -19,7 +19,10 @@ const MEMORY: &str = "memory";
 /// Tokens whose keys and values were moved from another place in the text, which is approximate.
 const MOVED: &str = "moved";
 
-/// Tokens taken over, by place: `context`, `memory`, `moved`, or the name of a tier such as `disk`.
+/// Tokens of a saved context of which a keep method has left some pairs, which is approximate.
+const KEPT: &str = "kept";
+
+/// Tokens taken over, by place: `context`, `memory`, `moved`, `kept`, or the name of a tier such as `disk`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub(crate) struct TakenOver(BTreeMap<String, usize>);
@@ -48,6 +51,19 @@ impl TakenOver {
         }
         // Put there by another process between the two looks.
         taken.add(MEMORY, held.saturating_sub(at));
+        Ok(taken)
+    }
+
+    /// Makes `context`, an empty one, what a keep method has `left` of the context of `tokens`.
+    pub(crate) fn restored(
+        context: &mut Context,
+        tokens: &[u32],
+        left: &[u8],
+    ) -> Result<TakenOver, Failure> {
+        let restored = context.restore_kept(tokens, left);
+        restored.map_err(|error| Failure::from(EngineError::from(error)))?;
+        let mut taken = TakenOver::default();
+        taken.add(KEPT, tokens.len());
         Ok(taken)
     }
 
@@ -104,6 +120,7 @@ impl TakenOver {
             .filter(|(place, _)| *place != CONTEXT)
             .map(|(place, &tokens)| match place.as_str() {
                 MOVED => format!("{} moved (approximate)", human_count(tokens)),
+                KEPT => format!("{} kept in part (approximate)", human_count(tokens)),
                 place => format!("{} from {place}", human_count(tokens)),
             })
             .collect();

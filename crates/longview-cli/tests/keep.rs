@@ -539,3 +539,73 @@ fn bench_measures_what_is_kept() {
         );
     }
 }
+
+#[test]
+fn what_is_left_of_documents_is_asked_again_by_name() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(1200));
+    let store = folder.path("store");
+    let stored = |arguments: &[&str]| {
+        let place = ["--cache-dir", &store, "--cache-max", "1GiB"];
+        longview(&[arguments, &place].concat())
+    };
+    let method = "kvzip(budget=50%)";
+    let ask = |more: &[&str]| stored(&[&["ask", "--json"][..], more, &[KETTLE]].concat());
+    let first = ask(&["--file", &book, "--label", "half", "--keep", method])
+        .done()
+        .json();
+    let text = first["methods"]["keep"].as_str().unwrap().to_owned();
+    assert!(text.starts_with("kvzip(budget=50%"), "{first}");
+
+    // Another process answers from what is left, and says so.
+    let again = ask(&["--load", "half"]).done().json();
+    for field in ["answer", "generated_ids", "kv_bytes", "prompt_tokens"] {
+        assert_eq!(again[field], first[field], "{field}");
+    }
+    assert_eq!(again["methods"]["keep"], text.as_str());
+    let kept = again["reuse"]["kept"].as_u64().unwrap();
+    assert!(
+        kept > 1000 && again["computed_tokens"].as_u64().unwrap() < 100,
+        "{again}"
+    );
+    assert_eq!(again["keep"]["pairs_kept"], first["keep"]["pairs_kept"]);
+    assert!(
+        again["notices"]
+            .to_string()
+            .contains("answers are approximate"),
+        "{again}"
+    );
+    let listed = stored(&["contexts", "ls", "--json"]).done().json();
+    assert!(listed.to_string().contains("kvzip(budget=50%"), "{listed}");
+
+    // It answers for nobody else: the same documents are read whole, and keep a record of their own.
+    let whole = ask(&["--file", &book]).done().json();
+    assert!(
+        whole["reuse"]["kept"].is_null() && whole["keep"].is_null(),
+        "{whole}"
+    );
+    let pairs = (&whole["kv_bytes"], &first["kv_bytes"]);
+    assert!(pairs.0.as_u64() > pairs.1.as_u64(), "{whole}");
+    let still = ask(&["--load", "half"]).done().json();
+    assert_eq!(still["generated_ids"], first["generated_ids"]);
+    // Nor is it gone on with by another method, nor its name by what another has left.
+    ask(&["--load", "half", "--keep", "knorm(budget=50%)"])
+        .refused(2, &["kvzip(budget=50%", "leave --keep out"]);
+    ask(&["--file", &book, "--label", "half"]).refused(2, &["labelled \"half\" already"]);
+    ask(&["--load", "half", "--store", "q8"]).refused(2, &["kv=f16", "kv=q8"]);
+    // A method that goes on to decide is not kept, and says how it could be.
+    let goes_on = ask(&[
+        "--file",
+        &book,
+        "--label",
+        "more",
+        "--keep",
+        "h2o(budget=50%)",
+    ])
+    .done()
+    .json();
+    assert!(
+        goes_on["notices"].to_string().contains("decode=never"),
+        "{goes_on}"
+    );
+}

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 use std::time::Instant;
 
 use longview::Context;
+use longview::keep::Question;
 use longview::records::Record;
 use longview::text::Moment;
 use serde_json::{Map, Value, json};
@@ -17,7 +18,7 @@ use crate::input;
 use crate::interrupt;
 use crate::output::{self, note};
 use crate::prompt::{DocumentPrompt, template_notice};
-use crate::saved::{Entry, Kind, document_date, document_pieces};
+use crate::saved::{self, Entry, Kind, document_date, document_pieces};
 use crate::session::{Session, check_prompt};
 use crate::taken_over::TakenOver;
 
@@ -44,6 +45,9 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         (Some(name), _) => Source::Kept(kept_documents(&session, name)?),
         (None, documents) => Source::Read(documents.unwrap_or_default()),
     };
+    if let Source::Kept(record) = &source {
+        session.adopt(record)?;
+    }
     let prompt = source.prompt(&mut session, args.date)?;
     if args.print_prompt {
         return print(&prompt, &mut session, &questions, format);
@@ -62,7 +66,12 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     };
     let planned = session.planned_tokens(prompt.shared.len() + longest, &args.generation)?;
     let asked = prompt.shared.len() + longest;
-    let mut reader = Reader::open(&mut session, asked, planned, &prompt.shared)?;
+    let left = match &source {
+        Source::Kept(record) => Left::of(record),
+        Source::Read(_) => None,
+    };
+    let restored = left.is_some();
+    let mut reader = Reader::open(&mut session, asked, planned, &prompt.shared, left)?;
     if args.attention {
         let watched = reader.context.watch_attention();
         watched.map_err(longview::EngineError::from)?;
@@ -70,7 +79,9 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     if let Source::Kept(record) = &source {
         session.check_saved(record, &reader.context)?;
     }
-    let same = |record: &Record| record.tokens == prompt.shared;
+    let methods = reader.left_by();
+    let same =
+        |record: &Record| record.tokens == prompt.shared && record.summary.methods == methods;
     let before = session.claim(&reader.context, args.label.as_deref(), same)?;
     session
         .notices
@@ -91,7 +102,9 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         ..Entry::default()
     };
     let id = before.as_ref().map(|record| record.summary.id.as_str());
-    session.save(&reader.context, id, entry);
+    if !restored || args.label.is_some() {
+        session.save(&reader.context, id, entry);
+    }
     match questions {
         Questions::Given(list) => answer_all(args, &mut session, &prompt, reader, &list, format),
         Questions::Terminal => converse(args, &mut session, &prompt, reader),
@@ -135,6 +148,28 @@ fn kept_documents(session: &Session, name: &str) -> Result<Box<Record>, Failure>
     let record = session.find_saved(name)?;
     Kind::Documents.check(name, &record)?;
     Ok(Box::new(record))
+}
+
+/// What a keep method has left of a saved context.
+struct Left<'a> {
+    record: &'a Record,
+    bytes: &'a [u8],
+}
+
+impl<'a> Left<'a> {
+    /// Nothing of a context that was saved whole.
+    fn of(record: &'a Record) -> Option<Left<'a>> {
+        saved::left(record).map(|bytes| Left { record, bytes })
+    }
+
+    /// Makes `context` that again, if it is of the same model and settings.
+    fn restore(self, context: &mut Context, shared: &[u32]) -> Result<TakenOver, Failure> {
+        if let Some(origin) = context.origin() {
+            let same = self.record.summary.check_origin(origin);
+            same.map_err(saved::failure)?;
+        }
+        TakenOver::restored(context, shared, self.bytes)
+    }
 }
 
 /// Where the questions come from.
@@ -218,25 +253,38 @@ struct Reader {
 }
 
 impl Reader {
-    /// A context that holds what is known of `shared`; a prompt will have `asked` tokens.
+    /// A context that holds what is known of `shared`, or what a keep method has `left` of it; a prompt will
+    /// have `asked` tokens.
     fn open(
         session: &mut Session,
         asked: usize,
         planned: usize,
         shared: &[u32],
+        left: Option<Left<'_>>,
     ) -> Result<Reader, Failure> {
         let start = Instant::now();
         let mut context = session.new_context(asked, planned)?;
         // Questions attend to all of the documents.
         context.attend_until(shared.len());
         // Nothing is predicted from it, so it may be held to its last token.
-        let found = TakenOver::take_over(&mut context, session.usable(shared))?;
+        let found = match left {
+            Some(left) => left.restore(&mut context, shared)?,
+            None => TakenOver::take_over(&mut context, session.usable(shared))?,
+        };
         Ok(Reader {
             context,
             found,
             seconds: start.elapsed().as_secs_f64(),
             read_bytes: 0,
         })
+    }
+
+    /// The keep method that will have dropped pairs of it when the documents have been read, if one does that
+    /// then.
+    fn left_by(&self) -> String {
+        let keep = self.context.keep_method();
+        let decides = keep.filter(|keep| keep.question == Question::Unseen);
+        decides.map_or_else(String::new, |keep| keep.text.clone())
     }
 
     /// Reads the rest of `shared`, and lets a keep method that needs no question decide.

@@ -15,6 +15,7 @@ mod pairs;
 mod repeat;
 mod scored;
 mod seen;
+mod snapshot;
 pub(crate) mod stream;
 mod view;
 

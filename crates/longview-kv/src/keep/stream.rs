@@ -209,6 +209,21 @@ impl Stream {
         self.heads[head].tokens = tokens;
     }
 
+    /// Of how many tokens each pair of a head is; nothing where that is not counted.
+    pub(crate) fn counts(&self, head: usize) -> &[u32] {
+        &self.heads[head].tokens
+    }
+
+    /// All pages.
+    pub(crate) fn page_bytes(&self) -> &[u8] {
+        self.pages.bytes()
+    }
+
+    /// Fills all pages with `bytes`, which are as many.
+    pub(crate) fn fill_pages(&mut self, bytes: &[u8]) {
+        self.pages.bytes_mut().copy_from_slice(bytes);
+    }
+
     /// Where the pairs of a head lie.
     pub(crate) fn slots(&self, head: usize) -> Slots {
         let Head {

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use longview_kernels::Exec;
-use longview_kv::keep::{Keep, LayerView, Needs, PlainRows, Score, Scores};
+use longview_kv::keep::{Keep, LayerView, Needs, PlainRows, Score, Scores, When};
 use longview_kv::{KvError, KvType, Ledger};
 use longview_methods::{Domain, Methods, Role, Stage, registry};
 use world::*;
@@ -405,6 +405,103 @@ impl Score for Counting {
     fn own(&self, exec: &Exec, rows: &PlainRows<'_>, out: &mut [Vec<f32>]) {
         self.score.own(exec, rows, out);
     }
+}
+
+#[test]
+fn what_is_left_goes_on_elsewhere_to_the_bit() {
+    let cases = |kv_type| texts("70").into_iter().map(move |text| (text, kv_type));
+    let mut saved = 0;
+    for (text, kv_type) in cases(KvType::F16).chain(cases(KvType::WHOLE[0])) {
+        let keep = method(&text);
+        let mut world = World::new(kv_type, Ledger::unlimited());
+        world.keep(&keep, PROMPT).unwrap();
+        world.read(PROMPT, 128);
+        world.end_of_prompt().unwrap();
+        world.context.settle();
+        let goes_on = keep.when != When::default() && !keep.score.needs().is_nothing();
+        let bytes = match world.context.save_kept() {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                assert!(
+                    goes_on && error.to_string().contains("decode=never"),
+                    "{error}"
+                );
+                continue;
+            }
+        };
+        assert!(!goes_on, "{text}");
+        saved += 1;
+        let tokens = world.context.tokens().to_vec();
+        let ledger = Ledger::unlimited();
+        let mut other = World::new(kv_type, ledger.clone());
+        other.keep(&keep, PROMPT).unwrap();
+        other.context.restore_kept(&tokens, &bytes).unwrap();
+        assert_eq!(ledger.usage().kv, other.context.kv_bytes(), "{text}");
+        assert_eq!(other.context.kv_bytes(), world.context.kv_bytes(), "{text}");
+        assert!(
+            other.context.save_kept().unwrap() == bytes,
+            "{text} {kv_type}"
+        );
+        for world in [&mut world, &mut other] {
+            world.read(20, 3);
+            world.end_of_step().unwrap();
+        }
+        for layer in FULL_LAYERS {
+            let kept = |world: &World| world.context.kept_positions(layer, 1);
+            assert_eq!(kept(&other), kept(&world), "{text}");
+        }
+        assert!(other.read(9, 9) == world.read(9, 9), "{text} {kv_type}");
+    }
+    assert!(saved > 40, "{saved}");
+}
+
+#[test]
+fn what_is_left_of_another_context_is_refused() {
+    let keep = method("knorm(budget=70)");
+    let mut world = World::new(KvType::F16, Ledger::unlimited());
+    world.keep(&keep, PROMPT).unwrap();
+    world.read(PROMPT, 128);
+    let whole = world.context.save_kept().unwrap_err().to_string();
+    assert!(whole.contains("dropped nothing"), "{whole}");
+    world.end_of_prompt().unwrap();
+    let bytes = world.context.save_kept().unwrap();
+    let tokens = world.context.tokens().to_vec();
+    let refused = |text: &str, kv_type: KvType, tokens: &[u32], bytes: &[u8]| {
+        let ledger = Ledger::unlimited();
+        let mut other = World::new(kv_type, ledger.clone());
+        other.keep(&method(text), PROMPT).unwrap();
+        let error = other.context.restore_kept(tokens, bytes).unwrap_err();
+        assert!(
+            other.context.is_empty() && ledger.usage().kv == 0,
+            "{error}"
+        );
+        error.to_string()
+    };
+    let same = "knorm(budget=70)";
+    assert!(refused("knorm(budget=80)", KvType::F16, &tokens, &bytes).contains("budget=70"));
+    assert!(refused(same, KvType::Q8, &tokens, &bytes).contains("damaged"));
+    assert!(refused(same, KvType::F16, &tokens[1..], &bytes).contains("another text"));
+    // Every cut, and a flipped bit in every place of what says how much follows.
+    for end in (0..bytes.len()).step_by(997).chain([bytes.len() - 1]) {
+        refused(same, KvType::F16, &tokens, &bytes[..end]);
+    }
+    refused(same, KvType::F16, &tokens, &[&bytes[..], &[0]].concat());
+    let head = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    for at in 0..head {
+        let mut wrong = bytes.clone();
+        wrong[at] ^= 1;
+        let mut other = World::new(KvType::F16, Ledger::unlimited());
+        other.keep(&keep, PROMPT).unwrap();
+        // A number may have become another that is as good; nothing panics.
+        let _ = other.context.restore_kept(&tokens, &wrong);
+    }
+    let mut plain = World::new(KvType::F16, Ledger::unlimited());
+    let error = plain
+        .context
+        .restore_kept(&tokens, &bytes)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("its own keep method"), "{error}");
 }
 
 #[test]
