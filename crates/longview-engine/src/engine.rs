@@ -32,6 +32,10 @@ const TOKENIZING_BYTES_A_BYTE: u64 = 128;
 /// Bytes of weights that the disk is asked for before anything else.
 const FIRST_READ: usize = 128 << 20;
 
+/// The most bytes that what is known of one block takes: its tokens, a checksum for each of a hundred
+/// layers, and its places in tables.
+const MOST_INDEX_BYTES: u64 = 4 << 10;
+
 /// Where a model comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ModelSource {
@@ -221,7 +225,11 @@ impl Engine {
         };
         // All that a folder holds is in the index, whoever has put it there: it may be as large as a
         // small model.
-        let index = ProcessMemory::now().resident_bytes.saturating_sub(before);
+        let measured = ProcessMemory::now().resident_bytes.saturating_sub(before);
+        let tiers = store.iter().flat_map(|kept| kept.store.tiers());
+        let blocks: u64 = tiers.map(|tier| tier.usage().blocks).sum();
+        // Others of this process may have taken memory meanwhile.
+        let index = measured.min(blocks.saturating_mul(MOST_INDEX_BYTES));
         let circumstances = Circumstances {
             index,
             ..circumstances
