@@ -219,7 +219,9 @@ fn contexts_are_listed_named_checked_moved_and_removed() {
     );
 
     let bundle = folder.path("kettle.bundle");
+    let neighbour = folder.write("kettle.bundle.part", "mine");
     contexts(&["export", "the kettle", &bundle]).done();
+    assert_eq!(std::fs::read(neighbour).unwrap(), b"mine");
     contexts(&["export", "the kettle", &bundle]).refused(2, &["--force"]);
     keeping(&other, &["contexts", "import", &bundle]).done();
     let there = ask(&other);

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use longview::bundle::{self, BundleError};
@@ -36,24 +36,23 @@ pub(super) fn export(
             presence.words()
         )));
     }
-    let mut part = file.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
     let io = |error: &std::io::Error| Failure::io(file.display(), error);
-    let written = (|| {
-        let mut out = BufWriter::new(File::create(&part).map_err(|error| io(&error))?);
-        let tiers: Vec<Arc<dyn Tier>> = vec![Arc::clone(&kept.tier) as Arc<dyn Tier>];
-        bundle::export(&record, &tiers, &mut out).map_err(|error| refused(file, error))?;
-        out.flush().map_err(|error| io(&error))?;
-        let out = out.into_inner().map_err(|error| io(error.error()))?;
-        out.sync_all().map_err(|error| io(&error))?;
-        fs::rename(&part, file).map_err(|error| io(&error))
-    })();
-    if let Err(failure) = written {
-        // It may never have been made.
-        let _ = fs::remove_file(&part);
-        return Err(failure);
-    }
+    // Beside it, under a name that is nobody's, and gone if writing fails.
+    let folder = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let mut beside = tempfile::Builder::new();
+    #[cfg(unix)]
+    beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let part = beside.tempfile_in(folder.unwrap_or(Path::new(".")));
+    let mut part = part.map_err(|error| io(&error))?;
+    let tiers: Vec<Arc<dyn Tier>> = vec![Arc::clone(&kept.tier) as Arc<dyn Tier>];
+    let mut out = BufWriter::new(&mut part);
+    bundle::export(&record, &tiers, &mut out).map_err(|error| refused(file, error))?;
+    out.flush().map_err(|error| io(&error))?;
+    drop(out);
+    part.as_file().sync_all().map_err(|error| io(&error))?;
+    part.persist(file).map_err(|error| io(&error.error))?;
     let bytes = fs::metadata(file).map_or(0, |about| about.len());
     match format {
         Format::Json => output::print_json(&json!({
