@@ -6,11 +6,17 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::{Folder, Ran, command, longview, ran, story};
 #[cfg(target_os = "linux")]
 use common::{as_reader, set_mode};
+use longview::tier::{
+    BlockInfo, BlockKey, BlockShape, DiskOptions, DiskTier, Origin, StoreFolder, Syncing, Tier,
+};
+use longview::{BlockHash, Ledger};
+use longview_kv::Block;
 use serde_json::Value;
 
 const FALCON: &str = "What is the special magic number for amber falcon?";
@@ -436,4 +442,87 @@ fn a_conversation_whose_beginning_changes_is_moved_only_when_asked_for() {
         later["notices"].to_string().contains("read anew, exactly"),
         "{later}"
     );
+}
+
+/// Fills a folder with `count` small blocks of another model.
+fn fill(store: &str, count: u32) {
+    let folder = StoreFolder::open(Path::new(store)).unwrap();
+    let options = DiskOptions {
+        sync: Syncing::Never,
+        ..DiskOptions::default()
+    };
+    let tier = DiskTier::open(&folder, options).unwrap();
+    let block = Arc::new(Block::zeroed(64, &Ledger::unlimited()).unwrap());
+    let mut parent = BlockHash::seed(&[("model", b"another")]);
+    let origin = Arc::new(Origin {
+        seed: parent,
+        model: "another".to_owned(),
+        identity: String::new(),
+    });
+    for index in 0..count {
+        let tokens = [index; 64];
+        let hash = parent.then(&tokens);
+        let info = BlockInfo {
+            key: BlockKey { hash, group: 0 },
+            parent,
+            index,
+            tokens: tokens.into(),
+            shape: BlockShape {
+                layers: 1,
+                layer_bytes: 64,
+            },
+            seconds: 1.0,
+            origin: Arc::clone(&origin),
+        };
+        tier.put(&info, &block).unwrap();
+        parent = hash;
+    }
+    drop(tier);
+    // Long ago, so that no process syncs what others may have left.
+    let then = SystemTime::now() - Duration::from_secs(3600);
+    for file in files(&Path::new(store).join("extents")) {
+        let file = fs::File::options().write(true).open(file).unwrap();
+        file.set_modified(then).unwrap();
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_holds_beside_a_folder_that_is_full_of_other_contexts() {
+    let folder = Folder::new();
+    let (full, empty) = (folder.path("full"), folder.path("empty"));
+    fill(&full, 10_000);
+    let book = folder.write("book.txt", story(3000));
+    let ask = |store: &str, memory: u64, salt: &str| {
+        let memory = memory.to_string();
+        let arguments = ["ask", "--json", "--file", &book, "-n", "4", FALCON];
+        let flags = ["--memory", &memory, "--salt", salt];
+        run(keeping(store, &[&arguments[..], &flags].concat()))
+    };
+    const STEP: u64 = 2 << 20;
+    let least = |store: &str| {
+        let limits = (15..80).map(|step| step * STEP);
+        let mut refused = String::new();
+        for limit in limits {
+            let ran = ask(store, limit, "first");
+            match ran.code {
+                Some(2) => refused = ran.stderr,
+                _ => return (limit, ran.done().json(), refused),
+            }
+        }
+        panic!("nothing is enough: {refused}")
+    };
+    let (small, free, _) = least(&empty);
+    let (limit, first, refused) = least(&full);
+    // What is known of each block takes most of a kilobyte.
+    assert!(limit >= small + 2 * STEP, "{limit} beside {small}");
+    assert!(refused.contains("index of the store"), "{refused}");
+    let more = [limit + STEP, limit + 2 * STEP];
+    let more = more.map(|limit| (limit, ask(&full, limit, "more").done().json()));
+    let spilled = [&free, &first].map(|ran| number(ran, "store_read_bytes"));
+    assert!(spilled.iter().all(|&bytes| bytes > 0), "{free} {first}");
+    for (limit, ran) in [(small, free), (limit, first)].into_iter().chain(more) {
+        let peak = number(&ran, "peak_memory_bytes");
+        assert!(peak <= limit, "{peak} of {limit}: {ran}");
+    }
 }
