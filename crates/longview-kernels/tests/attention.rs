@@ -325,8 +325,11 @@ fn a_row_has_the_same_bits_alone_and_among_others_and_whatever_invisible_slots_h
             .into_iter()
             .filter(|isa| !same.contains(isa))
         {
+            // The plain version is the same loop for every row: a few show it.
+            let count = if isa == Isa::Scalar { 64 } else { count };
+            let (q, visible) = (&q[..count * head_dim], &visible[..count]);
             for softcap in [0.0, 5.0] {
-                let whole = cache.attend(isa, &q, &visible, softcap);
+                let whole = cache.attend(isa, q, visible, softcap);
                 for row in 0..count {
                     assert!(
                         bits(&whole, row)
