@@ -223,7 +223,7 @@ fn a_killed_server_loses_at_most_the_unfinished_block() {
         "1GiB",
     ];
     let mut server = Served::start(&arguments);
-    let prompt = "Once upon a time there was a king who had three daughters. ".repeat(600);
+    let prompt = "Once upon a time there was a king who had three daughters. ".repeat(300);
     let mut body = json!({
         "prompt": prompt, "max_tokens": 2, "temperature": 0, "stream": true, "longview": { "progress": true }
     });

@@ -1,5 +1,6 @@
 //! Connections: accepted, served, and let go.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use longview::Engine;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 
@@ -25,6 +26,9 @@ use crate::tls::Tls;
 
 /// Connections at once; more wait to be accepted.
 const MOST_CONNECTIONS: usize = 16_384;
+
+/// Connections that may wait to be accepted, as far as the system allows.
+const WAITING_CONNECTIONS: u32 = 4096;
 
 /// Files that may be open beside connections: the store's, those being sent and taken in.
 const OTHER_FILES: u64 = 512;
@@ -82,7 +86,7 @@ impl Server {
             .map_err(system("the server's threads cannot be started"))?;
         let mut listeners = Vec::new();
         for address in &options.addresses {
-            let listener = runtime.block_on(TcpListener::bind(address));
+            let listener = runtime.block_on(async { listen(*address) });
             listeners.push(listener.map_err(|source| ServerError::Bind {
                 address: address.to_string(),
                 source,
@@ -252,6 +256,20 @@ impl Stopper {
             };
         });
     }
+}
+
+/// Listens as [`TcpListener::bind`] does, but for the connections that may wait: it lets 128, and a burst of
+/// more would be told to try again in a second.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // On Windows it means something else.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_CONNECTIONS)
 }
 
 async fn accept(
