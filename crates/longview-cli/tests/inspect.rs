@@ -117,9 +117,9 @@ fn the_doctor_says_what_fits() {
 fn the_doctor_and_ask_agree() {
     let folder = Folder::new();
     // More than memory has room for, and read all the same; and memory in which no model runs.
-    let book = folder.write("book.txt", common::story(9000));
+    let book = folder.write("book.txt", story(6000));
     for (memory, fits) in [("56MiB", true), ("24MiB", false)] {
-        let told = ["doctor", "--json", "--memory", memory, "--tokens", "9000"];
+        let told = ["doctor", "--json", "--memory", memory, "--tokens", "6000"];
         let told = longview(&told).done().json();
         assert_eq!(told["model"]["plan"]["fits"], fits, "{memory}: {told}");
         let ask = [
@@ -158,6 +158,25 @@ fn tokens_are_printed_with_and_without_what_surrounds_them() {
     assert_eq!(ran.stdout, format!("{}\n", words.join(" ")));
 }
 
+/// A share of a limit is at most 1; two measurements of one machine differ by a little.
+const MOST_SHARE: f64 = 1.05;
+
+/// What a bench reports. A machine that is busy while it measures its limits finds them low, so a share
+/// above 1 is measured again, five times at most.
+fn bench_within_limits(arguments: &[&str]) -> serde_json::Value {
+    let is_possible = |json: &serde_json::Value| {
+        let runs = json["runs"].as_array().unwrap().iter();
+        let mut shares = runs.map(|run| run["share_of_limit"].as_f64().unwrap());
+        shares.all(|share| share <= MOST_SHARE)
+    };
+    let measured = || longview(arguments).done().json();
+    let first = measured();
+    (1..5).fold(first, |json, _| match is_possible(&json) {
+        true => json,
+        false => measured(),
+    })
+}
+
 #[test]
 fn the_bench_reports_shares_of_measured_limits() {
     let arguments = [
@@ -174,9 +193,7 @@ fn the_bench_reports_shares_of_measured_limits() {
         "1",
     ];
     for synthetic in [&[][..], &["--synthetic-kv"]] {
-        let json = longview(&[&arguments, synthetic, &["--json"]].concat())
-            .done()
-            .json();
+        let json = bench_within_limits(&[&arguments, synthetic, &["--json"]].concat());
         for key in ["memory_gb_per_s", "int8_tops", "f32_gflops"] {
             assert!(json["limits"][key].as_f64().unwrap() > 0.0, "{json}");
         }
@@ -207,9 +224,8 @@ fn the_bench_reports_shares_of_measured_limits() {
         );
         for run in runs {
             assert!(run["tokens_per_second"].as_f64().unwrap() > 0.0, "{run}");
-            // At most 1, but a machine that is busy while it measures its limits finds them low.
             let share = run["share_of_limit"].as_f64().unwrap();
-            assert!(share > 0.0 && share < 2.0, "{run}");
+            assert!(share > 0.0 && share <= MOST_SHARE, "{run}");
         }
         let said = json["notices"]
             .to_string()
