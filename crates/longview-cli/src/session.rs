@@ -259,8 +259,9 @@ impl Session {
         date: Option<Moment>,
     ) -> Result<DocumentPrompt, Failure> {
         self.notices.extend(documents.notices.iter().cloned());
-        let sizes = documents.list.iter().map(|document| document.text.len());
-        self.engine.check_text(sizes.sum())?;
+        let texts = documents.list.iter();
+        self.engine
+            .check_texts(texts.map(|document| document.text.as_str()))?;
         let text = self.engine.text();
         self.notices.extend(template_notice(text));
         if let Some(date) = date {

@@ -25,10 +25,6 @@ use crate::plan::MemoryPlan;
 use crate::store::{self, StoreOptions};
 use crate::text_side::TextSide;
 
-/// Bytes a tokenizer takes for each byte of a text while it reads it, rounded up from what was
-/// measured on English prose (BENCHMARKS.md).
-const TOKENIZING_BYTES_A_BYTE: u64 = 128;
-
 /// Bytes of weights that the disk is asked for before anything else.
 const FIRST_READ: usize = 128 << 20;
 
@@ -346,19 +342,38 @@ impl Engine {
     }
 
     /// Refuses a text that cannot be turned into ids within the memory allowed. While it is, it
-    /// takes many times its own size; what it takes afterwards is in [`Engine::plan`].
+    /// takes many times its own size, by what it consists of; what it takes afterwards is in
+    /// [`Engine::plan`].
     ///
     /// # Errors
     /// [`EngineError::TextTooLarge`] with both numbers.
-    pub fn check_text(&self, text_bytes: usize) -> Result<(), EngineError> {
-        let needed = (text_bytes as u64).saturating_mul(TOKENIZING_BYTES_A_BYTE);
+    pub fn check_text(&self, text: &str) -> Result<(), EngineError> {
+        self.check_texts([text])
+    }
+
+    /// The same for texts that are turned into ids as one.
+    ///
+    /// # Errors
+    /// [`EngineError::TextTooLarge`] with both numbers.
+    pub fn check_texts<'t>(
+        &self,
+        texts: impl IntoIterator<Item = &'t str>,
+    ) -> Result<(), EngineError> {
+        if self.ledger.limit() == u64::MAX {
+            return Ok(());
+        }
+        let (mut text_bytes, mut needed): (u64, u64) = (0, 0);
+        for text in texts {
+            text_bytes = text_bytes.saturating_add(text.len() as u64);
+            needed = needed.saturating_add(self.tokenizer().encoding_bytes(text));
+        }
         let held = self.ledger.usage().total() + self.program_growth();
         let left = self.ledger.limit().saturating_sub(held);
         if needed <= left {
             return Ok(());
         }
         Err(EngineError::TextTooLarge {
-            text_bytes: text_bytes as u64,
+            text_bytes,
             needed,
             left,
         })

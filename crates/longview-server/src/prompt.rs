@@ -196,8 +196,7 @@ pub(crate) fn chat(
     let mut vars = vars(engine);
     vars.tools.clone_from(&extras.tools);
     vars.extra.clone_from(&extras.variables);
-    let bytes: usize = converted.iter().map(message_bytes).sum();
-    engine.check_text(bytes)?;
+    engine.check_texts(converted.iter().filter_map(message_text))?;
     match context {
         None => {
             let cut = messages.iter().rposition(|message| message.cut.is_some());
@@ -237,7 +236,7 @@ pub(crate) fn chat(
 
 /// The tokens of a document as a context begins with it.
 pub(crate) fn document(engine: &Engine, text: &str) -> Result<Vec<u32>, ApiError> {
-    engine.check_text(text.len())?;
+    engine.check_text(text)?;
     let frame = AskFrame::new(engine.template(), &vars(engine))?;
     let parts = frame.parts(text, "");
     let encoded = engine.tokenizer().encode_parts(&parts[..2])?;
@@ -246,14 +245,14 @@ pub(crate) fn document(engine: &Engine, text: &str) -> Result<Vec<u32>, ApiError
 
 /// The tokens of a plain text as it is.
 pub(crate) fn plain(engine: &Engine, text: &str) -> Result<Vec<u32>, ApiError> {
-    engine.check_text(text.len())?;
+    engine.check_text(text)?;
     let tokens = engine.tokenizer().encode(text, Specials::AsText)?;
     Ok(engine.text().with_prefix(tokens))
 }
 
 /// The tokens of a plain text that goes on from others.
 pub(crate) fn continued(engine: &Engine, text: &str) -> Result<Vec<u32>, ApiError> {
-    engine.check_text(text.len())?;
+    engine.check_text(text)?;
     // The letter stands for what comes before.
     let parts = [("x", Specials::AsText), (text, Specials::AsText)];
     let mut encoded = engine.tokenizer().encode_parts(&parts)?;
@@ -448,11 +447,8 @@ fn with_parsed_arguments(mut call: Value) -> Value {
     call
 }
 
-fn message_bytes(message: &Message) -> usize {
-    match &message.content {
-        Some(Value::String(text)) => text.len(),
-        _ => 0,
-    }
+fn message_text(message: &Message) -> Option<&str> {
+    message.content.as_ref()?.as_str()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 mod bpe;
 mod ends;
 mod error;
+mod footprint;
 mod frame;
 mod huggingface;
 mod moment;

@@ -13,6 +13,7 @@ use tokenizers::models::bpe::{Merges, Vocab};
 use crate::TextError;
 use crate::bpe::{Bpe, BpeParts, Steps};
 use crate::ends::ending_ids;
+use crate::footprint;
 use crate::huggingface;
 use crate::pieces::{ByteAlphabet, Piece, Pieces, byte_level_bytes};
 use crate::presplit;
@@ -141,6 +142,15 @@ impl Tokenizer {
         match &self.encoder {
             Encoder::Bpe(bpe) => bpe.encode(text, specials, position),
             Encoder::Spm(spm) => spm.encode(text, specials, position),
+        }
+    }
+
+    /// A bound on the bytes that [`Tokenizer::encode`] takes for `text` while it works, far more than the
+    /// ids take afterwards.
+    pub fn encoding_bytes(&self, text: &str) -> u64 {
+        match &self.encoder {
+            Encoder::Bpe(_) => footprint::of_bpe(text),
+            Encoder::Spm(_) => footprint::of_sentence_piece(text),
         }
     }
 

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     } else {
         Specials::AsText
     };
-    session.engine.check_text(prompt.len())?;
+    session.engine.check_text(&prompt)?;
     let loaded = args
         .load
         .as_deref()

@@ -80,7 +80,7 @@ fn tokens(app: &App, request: &TokenizeRequest) -> Result<TokenizeResponse, ApiE
     let text = request.content.as_ref().or(request.prompt.as_ref());
     let tokens = match (text, &request.messages) {
         (Some(text), None) => {
-            engine.check_text(text.len())?;
+            engine.check_text(text)?;
             let specials = match request.parse_special.unwrap_or(false) {
                 true => Specials::Parse,
                 false => Specials::AsText,

@@ -47,7 +47,7 @@ pub(super) fn save(args: &SaveArgs, store: &StoreArgs, format: Format) -> Result
         }
         (None, text) => {
             let text = text.as_deref().unwrap_or_default();
-            session.engine.check_text(text.len())?;
+            session.engine.check_text(text)?;
             let side = session.engine.text();
             let ids = side
                 .tokenizer()
@@ -72,7 +72,7 @@ pub(super) fn append(args: &AppendArgs, store: &StoreArgs, format: Format) -> Re
     let mut work = Work::open(&args.engine, &args.methods, store)?;
     let record = work.records()?.find(&args.context)?;
     Kind::Text.check(&args.context, &record)?;
-    work.session.engine.check_text(more.len())?;
+    work.session.engine.check_text(&more)?;
     let side = work.session.engine.text();
     let more = continuation(side, &more, specials(args.special_tokens))?;
     let tokens = [&record.tokens[..], &more].concat();

@@ -86,7 +86,7 @@ fn open(args: &EvalTextArgs) -> Result<(Session, Vec<u32>), Failure> {
     let text = read_text(&args.file)?;
     let session = Session::open(&args.engine, &args.methods)?;
     session.refuse_acting("eval of a text")?;
-    session.engine.check_text(text.len())?;
+    session.engine.check_text(&text)?;
     let mut tokens = session.engine.tokenizer().encode(&text, Specials::AsText)?;
     if let Some(count) = args.tokens {
         tokens.truncate(count);
