@@ -422,7 +422,7 @@ proptest! {
         // A block's largest is 127, so its scale is one and its codes are the numbers themselves.
         let mut x: Vec<f32> = (0..rows * k).map(|_| (random.next() % 7) as f32 - 3.0).collect();
         for block in x.chunks_exact_mut(32) {
-            let sign = if random.next() % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = if random.next().is_multiple_of(2) { 1.0 } else { -1.0 };
             block[random.next() as usize % 32] = 127.0 * sign;
         }
         for isa in Isa::available() {
