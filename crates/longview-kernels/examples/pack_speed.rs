@@ -14,7 +14,7 @@ fn main() {
     let (n, k) = (8192, 2048);
     for format in Format::ALL {
         let bytes: Vec<u8> = (0..n * format.bytes_for(k).expect("whole blocks"))
-            .map(|i| (i * 7919 >> 5) as u8)
+            .map(|i| ((i * 7919) >> 5) as u8)
             .collect();
         let mut best = f64::INFINITY;
         for _ in 0..12 {
