@@ -94,6 +94,26 @@ impl ScoreCodes<'_> {
     }
 }
 
+/// Does `$put` for each of at most six rows and four vectors. Where factors have one byte all sums fit the
+/// registers, and stay there if what is done with them is written out; with two bytes that is slower.
+macro_rules! each_sum {
+    ($bytes:expr, $r:ident < $rows:expr, $c:ident < $vectors:expr, $put:block) => {
+        if $bytes == 1 {
+            each_sum!(@ $r, $rows, { each_sum!(@ $c, $vectors, $put, 0 1 2 3) }, 0 1 2 3 4 5)
+        } else {
+            for $r in 0..$rows {
+                for $c in 0..$vectors $put
+            }
+        }
+    };
+    (@ $i:ident, $count:expr, $body:block, $($at:literal)*) => {{
+        $({
+            let $i: usize = $at;
+            if $i < $count $body
+        })*
+    }};
+}
+
 struct DotTile<'a, const B: usize, const R: usize>(DotCodes<'a>);
 
 impl<const B: usize, const R: usize> Kernel for DotTile<'_, B, R> {
@@ -158,19 +178,18 @@ impl<const B: usize, const R: usize> DotTile<'_, B, R> {
         // checked by the caller.
         let sums =
             unsafe { products::<L, BITS, C, S, B, R>(l, &mut codes, &sets, it.summed, &mut next) };
-        for r in 0..R {
-            for c in 0..C {
-                let set = c / (C / S);
-                let step = l.splat(sets.step[set * R + r]);
-                let base = l.splat(sets.base[set * R + r]);
-                let out = &mut it.out[r * stride + first + c * L::WIDTH..];
-                let begin = match it.into {
-                    Into::Over => base,
-                    Into::Onto(scale) => l.fma(l.load(out), l.splat(scale[r]), base),
-                };
-                l.store(out, l.fma(joined(l, &sums[r], c), step, begin));
-            }
-        }
+        let out = &mut it.out[first..];
+        each_sum!(B, r < R, c < C, {
+            let set = c / (C / S);
+            let step = l.splat(sets.step[set * R + r]);
+            let base = l.splat(sets.base[set * R + r]);
+            let out = &mut out[r * stride + c * L::WIDTH..];
+            let begin = match it.into {
+                Into::Over => base,
+                Into::Onto(scale) => l.fma(l.load(out), l.splat(scale[r]), base),
+            };
+            l.store(out, l.fma(joined(l, &sums[r], c), step, begin));
+        });
         C * L::WIDTH
     }
 }
@@ -220,10 +239,6 @@ impl<const B: usize, const R: usize> DottedScores<'_, B, R> {
     }
 
     /// The `C` vectors of tokens from `first` on.
-    #[expect(
-        clippy::needless_range_loop,
-        reason = "iterators over the nested arrays leave sums in memory"
-    )]
     #[inline(always)]
     fn tokens<L: Lanes, const BITS: usize, const C: usize>(&mut self, l: L, first: usize) {
         let it = &mut self.0;
@@ -237,22 +252,20 @@ impl<const B: usize, const R: usize> DottedScores<'_, B, R> {
             // block, checked by the caller.
             let sums =
                 unsafe { products::<L, BITS, C, 1, B, R>(l, &mut codes, &sets, summed, &mut next) };
-            for c in 0..C {
+            each_sum!(B, r < R, c < C, {
                 let column = first + c * L::WIDTH;
                 let at = (block * PAGE_TOKENS + column) * 2;
                 // SAFETY: there are 64 scales for every block, checked by the caller.
                 let scale = unsafe { l.load_f16_ptr(it.groups.scales.as_ptr().add(at)) };
-                for r in 0..R {
-                    let whole = l.add(joined(l, &sums[r], c), l.splat(sets.base[r]));
-                    let scale = l.mul(scale, l.splat(sets.step[r]));
-                    let out = &mut it.scores[r * PAGE_TOKENS + column..];
-                    let score = match block {
-                        0 => l.mul(whole, scale),
-                        _ => l.fma(whole, scale, l.load(out)),
-                    };
-                    l.store(out, score);
-                }
-            }
+                let whole = l.add(joined(l, &sums[r], c), l.splat(sets.base[r]));
+                let scale = l.mul(scale, l.splat(sets.step[r]));
+                let out = &mut it.scores[r * PAGE_TOKENS + column..];
+                let score = match block {
+                    0 => l.mul(whole, scale),
+                    _ => l.fma(whole, scale, l.load(out)),
+                };
+                l.store(out, score);
+            });
         }
     }
 }
