@@ -62,6 +62,10 @@ def with_openai(url):
     check("openai schema", list(json.loads(answer.choices[0].message.content)), ["n"])
     check("openai completions", len(client.completions.create(
         model=model, prompt=["a", "b"], max_tokens=3, n=2).choices), 4)
+    # As evaluation harnesses ask for the probabilities of a text.
+    scored = client.completions.create(model=model, prompt=DOCUMENT, echo=True, logprobs=1, max_tokens=0).choices[0]
+    told = scored.logprobs.token_logprobs
+    check("openai echo", (scored.text, told[0], len(told) > 4, max(told[1:]) <= 0), (DOCUMENT, None, True, True))
     vector = client.embeddings.create(model=model, input=["the sea", "grey"]).data[0].embedding
     check("openai embeddings", abs(sum(x * x for x in vector) - 1) < 1e-3, True)
     response = client.responses.create(model=model, instructions=DOCUMENT, input=QUESTION, max_output_tokens=24, temperature=0)

@@ -31,6 +31,7 @@ mod page;
 mod prompt;
 mod queue;
 mod reading;
+mod report;
 mod run;
 mod settings;
 mod specials;

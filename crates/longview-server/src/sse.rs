@@ -16,7 +16,8 @@ use crate::error::ApiError;
 use crate::input::Ignored;
 use crate::outbox::{Inbox, MOST_TOKENS, News};
 use crate::reading::Reading;
-use crate::run::{Meta, Running, Total, timed_out};
+use crate::report::{Meta, Total};
+use crate::run::{Running, timed_out};
 use crate::tools::Piece;
 
 /// One message of a stream.

@@ -19,7 +19,8 @@ use crate::input::Input;
 use crate::outbox::Text;
 use crate::prompt::{ChatMessage, Truncate};
 use crate::reading::Reading;
-use crate::run::{self, Begun, Finished, Meta, Total, Usage, finish_reason};
+use crate::report::{Meta, Report, Total, Usage};
+use crate::run::{self, Begun, Finished, finish_reason};
 use crate::settings::{Extras, Stop, Wishes};
 use crate::sse::{self, End, Message, Protocol};
 use crate::tools::{Piece, Toolbox};
@@ -89,7 +90,7 @@ pub(crate) struct ChatResponse {
     choices: Vec<Choice>,
     usage: Usage,
     /// What was measured.
-    longview: Value,
+    longview: Report,
 }
 
 /// One of the texts wanted.

@@ -18,7 +18,8 @@ use crate::error::ApiError;
 use crate::input::Input;
 use crate::prompt::{self, Truncate};
 use crate::reading::Reading;
-use crate::run::{self, Begun, Finished, Meta, Prepared, Prompt, Total, Usage, finish_reason};
+use crate::report::{Meta, Report, Total, Usage};
+use crate::run::{self, Begun, Finished, Prepared, Prompt, finish_reason};
 use crate::settings::{Extras, Stop, Wishes};
 use crate::sse::{self, End, Message, Protocol};
 use crate::tools::Piece;
@@ -100,7 +101,7 @@ pub(crate) struct CompletionResponse {
     choices: Vec<CompletionChoice>,
     usage: Usage,
     /// What was measured.
-    longview: Value,
+    longview: Report,
 }
 
 /// One text.

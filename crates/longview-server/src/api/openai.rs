@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::app::{App, new_id};
 use crate::error::ApiError;
-use crate::run::{Meta, Total};
+use crate::report::{Meta, Total};
 use crate::settings::Extras;
 use crate::sse::{Message, progress};
 
@@ -117,7 +117,7 @@ impl Frame {
         if self.include_usage || self.report {
             let mut chunk = self.chunk(json!([]));
             chunk["usage"] = json!(total.usage(meta));
-            chunk["longview"] = total.report(meta);
+            chunk["longview"] = json!(total.report(meta));
             out.push(Message::data(&chunk));
         }
         out.push(done());

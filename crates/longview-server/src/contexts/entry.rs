@@ -14,7 +14,7 @@ use super::job::Job;
 use super::{Draft, Form, Shown, Status};
 use crate::app::App;
 use crate::clock::{Times, seconds_since_1970};
-use crate::run::Kept;
+use crate::report::Kept;
 use crate::settings::CONTEXT_STAGES;
 
 /// A context and what is going on with it.

@@ -32,7 +32,7 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::clock::Times;
 use crate::error::ApiError;
-use crate::run::Kept;
+use crate::report::Kept;
 
 use entry::Entry;
 pub(crate) use limits::MOST_CONTEXTS;

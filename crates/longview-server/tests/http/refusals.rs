@@ -53,6 +53,20 @@ fn wrong_requests_are_told_what_to_do() {
             Some("messages[0].content[0].type"),
         ),
         (
+            "/v1/responses",
+            json!({ "input": [{ "role": "user", "content": [{ "type": "input_image", "image_url": "x" }] }] }),
+            400,
+            "reads text only",
+            None,
+        ),
+        (
+            "/v1/messages",
+            json!({ "max_tokens": 1, "messages": [{ "role": "user", "content": [{ "type": "image", "source": {} }] }] }),
+            400,
+            "reads text only",
+            None,
+        ),
+        (
             "/v1/chat/completions",
             json!({ "messages": hello, "model": "gpt-9" }),
             404,

@@ -5,7 +5,7 @@ use longview::schedule::Token;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::run::{Meta, Total};
+use crate::report::{Meta, Total};
 use crate::sse::{End, Message, Protocol, progress};
 use crate::tools::Piece;
 

@@ -19,6 +19,7 @@ use crate::error::ApiError;
 use crate::input::Input;
 use crate::prompt::{ChatMessage, Content};
 use crate::reading::Reading;
+use crate::report::Report;
 use crate::run::{self, Begun, Finished};
 use crate::settings::{Extras, Stop, Wishes};
 use crate::sse;
@@ -67,7 +68,7 @@ pub(crate) struct MessagesResponse {
     stop_sequence: Option<String>,
     usage: Value,
     /// What was measured.
-    longview: Value,
+    longview: Report,
 }
 
 /// How many tokens a conversation has.

@@ -12,7 +12,7 @@ use crate::app::{App, Tenancy, new_id};
 use crate::error::ApiError;
 use crate::outbox::Text;
 use crate::reading::Reading;
-use crate::run::{Meta, Total};
+use crate::report::{Meta, Total};
 use crate::sse::{End, Message, Protocol};
 use crate::tools::{Call, Piece};
 
@@ -171,7 +171,7 @@ impl Output {
                     "truncated_tokens": meta.truncated,
                 }),
             );
-            put("longview", total.report(meta));
+            put("longview", json!(total.report(meta)));
         }
         fields.extend(self.frame.echoed.clone());
         fields
