@@ -265,8 +265,12 @@ pub(crate) fn processor_cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
-/// Bytes of the program with the vocabulary of `file` read: what the process holds now, and what will
-/// stay in memory of a model inside the program.
+/// What the program itself grows by when it begins to work: code that is touched first, stacks, and what the
+/// allocator keeps. Without it a context that just fits is admitted and fails in the middle.
+pub(crate) const FIRST_GROWTH: u64 = 1 << 20;
+
+/// Bytes of the program with the vocabulary of `file` read: what the process holds now, what will stay in
+/// memory of a model inside the program, and [`FIRST_GROWTH`].
 pub(crate) fn program_bytes(file: &WeightFile) -> u64 {
-    ProcessMemory::now().resident_bytes + file.staying_bytes() as u64
+    ProcessMemory::now().resident_bytes + file.staying_bytes() as u64 + FIRST_GROWTH
 }

@@ -109,15 +109,15 @@ fn what_was_read_is_found_after_a_restart_with_the_same_logits() {
 #[test]
 fn a_limit_far_below_the_keys_and_values_gives_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    let tokens = text(6000);
+    let tokens = text(5000);
     let expected = {
         let engine = open(&EngineOptions {
             store: None,
             ..options(folder.path())
         });
-        let mut context = engine.new_context(6010).unwrap();
-        read(&engine, &mut context, &tokens[..5999]);
-        logits(&engine, &mut context, &tokens[5999..])
+        let mut context = engine.new_context(5010).unwrap();
+        read(&engine, &mut context, &tokens[..4999]);
+        logits(&engine, &mut context, &tokens[4999..])
     };
     // What the engine takes without any context, and a third of what the context takes.
     let limit = || {
@@ -125,7 +125,7 @@ fn a_limit_far_below_the_keys_and_values_gives_the_same_bits() {
             store: None,
             ..options(folder.path())
         });
-        let plan = unlimited.plan(6010);
+        let plan = unlimited.plan(5010);
         plan.total() - plan.kv + plan.kv / 3
     };
     let refused = open(&EngineOptions {
@@ -133,7 +133,7 @@ fn a_limit_far_below_the_keys_and_values_gives_the_same_bits() {
         memory_bytes: Some(limit()),
         ..options(folder.path())
     });
-    assert!(refused.new_context(6010).is_err());
+    assert!(refused.new_context(5010).is_err());
     drop(refused);
     // With a folder that has room for it, and with one that has room for a block: the rest goes to a
     // temporary folder then.
@@ -145,10 +145,10 @@ fn a_limit_far_below_the_keys_and_values_gives_the_same_bits() {
         };
         limited.store.as_mut().unwrap().max_bytes = max_bytes;
         let engine = open(&limited);
-        let mut context = engine.new_context(6010).unwrap();
-        read(&engine, &mut context, &tokens[..5999]);
+        let mut context = engine.new_context(5010).unwrap();
+        read(&engine, &mut context, &tokens[..4999]);
         assert!(context.away_bytes() > context.kv_bytes() / 4);
-        assert_eq!(logits(&engine, &mut context, &tokens[5999..]), expected);
+        assert_eq!(logits(&engine, &mut context, &tokens[4999..]), expected);
         let store = engine.store().unwrap();
         assert!(store.counts().read_bytes > 0);
         let told = store.take_warnings().join("\n");
