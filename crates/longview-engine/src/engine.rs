@@ -17,8 +17,8 @@ use serde_json::Value;
 use crate::cost::{Operations, Speed};
 use crate::error::EngineError;
 use crate::inspect::{
-    Circumstances, FIRST_GROWTH, ModelDescription, Overflow, describe, open_file, plan_for,
-    processor_cores, program_bytes, text_side,
+    Circumstances, ModelDescription, Overflow, describe, open_file, plan_for, processor_cores,
+    program_bytes, text_side,
 };
 use crate::memory::ProcessMemory;
 use crate::plan::MemoryPlan;
@@ -526,8 +526,7 @@ impl Engine {
         self.store.as_ref().map(|kept| &kept.store)
     }
 
-    /// Bytes the process has taken since the model was ready, beside what the ledger knows of and more than was
-    /// counted for that from the start.
+    /// Bytes the process has taken since the model was ready, beside what the ledger knows of.
     pub(crate) fn program_growth(&self) -> u64 {
         let usage = self.ledger.usage();
         let scratch = if self.has_run.load(Ordering::Relaxed) {
@@ -536,7 +535,7 @@ impl Engine {
             0
         };
         let resident = ProcessMemory::now().resident_bytes;
-        resident.saturating_sub(self.resident_when_ready + usage.kv + scratch + FIRST_GROWTH)
+        resident.saturating_sub(self.resident_when_ready + usage.kv + scratch)
     }
 
     /// Operations of a pass of `rows` rows after `depth` tokens.

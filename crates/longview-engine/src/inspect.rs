@@ -265,12 +265,13 @@ pub(crate) fn processor_cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
-/// What the program itself grows by when it begins to work: code that is touched first, stacks, and what the
-/// allocator keeps. Without it a context that just fits is admitted and fails in the middle.
-pub(crate) const FIRST_GROWTH: u64 = 1 << 20;
+/// What a pass may take beside what is known before it begins: code that is touched first, stacks, what the
+/// allocator keeps, and of the memory that blocks leave what cannot be given back at once. Without it a context that
+/// just fits is admitted and fails in the middle, or goes beyond what is allowed.
+pub(crate) const PASS_GROWTH: u64 = 3 << 20;
 
 /// Bytes of the program with the vocabulary of `file` read: what the process holds now, what will stay in
-/// memory of a model inside the program, and [`FIRST_GROWTH`].
+/// memory of a model inside the program, and [`PASS_GROWTH`].
 pub(crate) fn program_bytes(file: &WeightFile) -> u64 {
-    ProcessMemory::now().resident_bytes + file.staying_bytes() as u64 + FIRST_GROWTH
+    ProcessMemory::now().resident_bytes + file.staying_bytes() as u64 + PASS_GROWTH
 }

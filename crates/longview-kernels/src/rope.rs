@@ -239,6 +239,11 @@ impl RotaryRows {
         );
         self.half = half;
         let factor = f64::from(table.attention_factor);
+        let positions = positions.into_iter();
+        // No more than that: long prompts count what their rows take.
+        let room = positions.size_hint().0 * half;
+        self.cos.reserve_exact(room);
+        self.sin.reserve_exact(room);
         for position in positions {
             self.rows += 1;
             for &f in &table.inverse_frequencies {

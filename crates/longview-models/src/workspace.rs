@@ -130,12 +130,15 @@ impl Workspace {
             MlpBlueprint::Gated { .. } => 0,
             MlpBlueprint::Experts { experts, .. } => experts + 2 * blueprint.hidden,
         });
+        // A cosine and a sine for every two channels that turn.
+        let turns: usize = blueprint.ropes.iter().map(|rope| rope.rotary_dim).sum();
         // Inputs of products are held once as they are and once as int8 blocks with scales;
         // attention holds queries and accumulators of all its tasks, and each thread its tile and
         // four rows of an input.
         let block = rows.min(ROWS_PER_BLOCK);
         let inputs = (rows * q.max(blueprint.hidden)).max(block * ffn);
-        let per_row = blueprint.hidden + q.max(blueprint.hidden) + 3 * q + heads + 2 * kv + mixture;
+        let per_row =
+            blueprint.hidden + q.max(blueprint.hidden) + 3 * q + heads + 2 * kv + mixture + turns;
         let per_thread = (1 << 20) + 16 * q.max(ffn).max(blueprint.hidden);
         let logits = wanted * (blueprint.hidden + blueprint.vocab);
         let floats = rows * per_row + block * 2 * ffn + 2 * inputs + logits;
