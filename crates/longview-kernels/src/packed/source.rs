@@ -43,13 +43,13 @@ pub(super) fn pack_blocks(format: Format, blocks: usize, rows: &[&[u8]; LANES], 
         Format::Q5_0 => pack::<22, Q5_0>,
         Format::Q5_1 => pack::<24, Q5_1>,
         Format::Q8_0 => pack::<34, Q8_0>,
-        Format::IQ4_NL => pack::<18, Iq4Nl>,
-        Format::Q2_K => pack::<84, Q2K>,
-        Format::Q3_K => pack::<110, Q3K>,
-        Format::Q4_K => pack::<144, Q4K>,
-        Format::Q5_K => pack::<176, Q5K>,
-        Format::Q6_K => pack::<210, Q6K>,
-        Format::IQ4_XS => pack::<136, Iq4Xs>,
+        Format::IQ4_NL => pack::<18, IQ4_NL>,
+        Format::Q2_K => pack::<84, Q2_K>,
+        Format::Q3_K => pack::<110, Q3_K>,
+        Format::Q4_K => pack::<144, Q4_K>,
+        Format::Q5_K => pack::<176, Q5_K>,
+        Format::Q6_K => pack::<210, Q6_K>,
+        Format::IQ4_XS => pack::<136, IQ4_XS>,
     };
     pack(blocks, rows, out);
 }
@@ -230,234 +230,107 @@ fn half<const BYTES: usize>(block: &[u8; BYTES], at: usize) -> [u8; 2] {
     [block[at], block[at + 1]]
 }
 
-#[allow(non_camel_case_types)]
-struct Q4_0;
+/// How a format's block is read, in one line each: its bytes, the codes of the 32 elements `b`, the scales, and the
+/// factors where it has some.
+macro_rules! source {
+    ($name:ident, $bytes:literal, |$block:ident, $b:pat_param| $words:expr, $scales:expr $(, $factors:expr)?) => {
+        #[allow(non_camel_case_types)] // The names that everyone knows them by.
+        struct $name;
 
-impl Source<18> for Q4_0 {
-    const FORMAT: Format = Format::Q4_0;
+        impl Source<$bytes> for $name {
+            const FORMAT: Format = Format::$name;
 
-    #[inline(always)]
-    fn words(block: &[u8; 18], _: usize) -> Words {
-        nibbles(block, 2)
-    }
+            #[inline(always)]
+            fn words($block: &[u8; $bytes], $b: usize) -> Words {
+                $words
+            }
 
-    #[inline(always)]
-    fn scales(block: &[u8; 18]) -> Scales {
-        leading::<18, 2>(block)
-    }
+            #[inline(always)]
+            fn scales(block: &[u8; $bytes]) -> Scales {
+                $scales(block)
+            }
+
+            $(
+                #[inline(always)]
+                fn factors(block: &[u8; $bytes]) -> [[u8; 2]; 2] {
+                    $factors(block)
+                }
+            )?
+        }
+    };
 }
 
-#[allow(non_camel_case_types)]
-struct Q4_1;
-
-impl Source<20> for Q4_1 {
-    const FORMAT: Format = Format::Q4_1;
-
-    #[inline(always)]
-    fn words(block: &[u8; 20], _: usize) -> Words {
-        nibbles(block, 4)
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 20]) -> Scales {
-        leading::<20, 4>(block)
-    }
-}
-
-#[allow(non_camel_case_types)]
-struct Q5_0;
-
-impl Source<22> for Q5_0 {
-    const FORMAT: Format = Format::Q5_0;
-
-    #[inline(always)]
-    fn words(block: &[u8; 22], _: usize) -> Words {
-        with_fifth_bits(block, 2, nibbles(block, 6))
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 22]) -> Scales {
-        leading::<22, 2>(block)
-    }
-}
-
-#[allow(non_camel_case_types)]
-struct Q5_1;
-
-impl Source<24> for Q5_1 {
-    const FORMAT: Format = Format::Q5_1;
-
-    #[inline(always)]
-    fn words(block: &[u8; 24], _: usize) -> Words {
-        with_fifth_bits(block, 4, nibbles(block, 8))
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 24]) -> Scales {
-        leading::<24, 4>(block)
-    }
-}
-
-#[allow(non_camel_case_types)]
-struct Q8_0;
-
-impl Source<34> for Q8_0 {
-    const FORMAT: Format = Format::Q8_0;
-
-    #[inline(always)]
-    fn words(block: &[u8; 34], _: usize) -> Words {
-        each_pair(|pair| word(block, 2 + 8 * pair) ^ eight(0x80))
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 34]) -> Scales {
-        leading::<34, 2>(block)
-    }
-}
-
-struct Iq4Nl;
-
-impl Source<18> for Iq4Nl {
-    const FORMAT: Format = Format::IQ4_NL;
-
-    #[inline(always)]
-    fn words(block: &[u8; 18], _: usize) -> Words {
-        nibbles(block, 2)
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 18]) -> Scales {
-        leading::<18, 2>(block)
-    }
-}
-
-struct Q2K;
-
-impl Source<84> for Q2K {
-    const FORMAT: Format = Format::Q2_K;
-
-    #[inline(always)]
-    fn words(block: &[u8; 84], b: usize) -> Words {
-        each_pair(|pair| two_bits(block, 16, b, pair))
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 84]) -> Scales {
-        std::array::from_fn(|b| [block[2 * b], block[2 * b + 1], 0, 0])
-    }
-
-    #[inline(always)]
-    fn factors(block: &[u8; 84]) -> [[u8; 2]; 2] {
-        [half(block, 80), half(block, 82)]
-    }
-}
-
-struct Q3K;
-
-impl Source<110> for Q3K {
-    const FORMAT: Format = Format::Q3_K;
-
-    #[inline(always)]
-    fn words(block: &[u8; 110], b: usize) -> Words {
-        each_pair(|pair| two_bits(block, 32, b, pair) | one_bit(block, 0, b, pair) << 2)
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 110]) -> Scales {
+source!(Q4_0, 18, |block, _| nibbles(block, 2), leading::<18, 2>);
+source!(Q4_1, 20, |block, _| nibbles(block, 4), leading::<20, 4>);
+source!(
+    Q5_0,
+    22,
+    |block, _| with_fifth_bits(block, 2, nibbles(block, 6)),
+    leading::<22, 2>
+);
+source!(
+    Q5_1,
+    24,
+    |block, _| with_fifth_bits(block, 4, nibbles(block, 8)),
+    leading::<24, 4>
+);
+source!(
+    Q8_0,
+    34,
+    |block, _| each_pair(|pair| word(block, 2 + 8 * pair) ^ eight(0x80)),
+    leading::<34, 2>
+);
+source!(IQ4_NL, 18, |block, _| nibbles(block, 2), leading::<18, 2>);
+source!(
+    Q2_K,
+    84,
+    |block, b| each_pair(|pair| two_bits(block, 16, b, pair)),
+    |block: &[u8; 84]| std::array::from_fn(|b| [block[2 * b], block[2 * b + 1], 0, 0]),
+    |block| [half(block, 80), half(block, 82)]
+);
+source!(
+    Q3_K,
+    110,
+    |block, b| each_pair(|pair| two_bits(block, 32, b, pair) | one_bit(block, 0, b, pair) << 2),
+    |block: &[u8; 110]| {
         let small = q3_k_scales(&block[96..108]);
         std::array::from_fn(|b| [small[2 * b] as u8, small[2 * b + 1] as u8, 0, 0])
-    }
-
-    #[inline(always)]
-    fn factors(block: &[u8; 110]) -> [[u8; 2]; 2] {
-        [half(block, 108), [0; 2]]
-    }
-}
-
-struct Q4K;
-
-impl Source<144> for Q4K {
-    const FORMAT: Format = Format::Q4_K;
-
-    #[inline(always)]
-    fn words(block: &[u8; 144], b: usize) -> Words {
-        each_pair(|pair| paired_nibbles(block, 16, b, pair))
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 144]) -> Scales {
-        scales_and_mins(&block[4..16]).map(|(scale, min)| [scale, min, 0, 0])
-    }
-
-    #[inline(always)]
-    fn factors(block: &[u8; 144]) -> [[u8; 2]; 2] {
-        [half(block, 0), half(block, 2)]
-    }
-}
-
-struct Q5K;
-
-impl Source<176> for Q5K {
-    const FORMAT: Format = Format::Q5_K;
-
-    #[inline(always)]
-    fn words(block: &[u8; 176], b: usize) -> Words {
-        each_pair(|pair| paired_nibbles(block, 48, b, pair) | one_bit(block, 16, b, pair) << 4)
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 176]) -> Scales {
-        scales_and_mins(&block[4..16]).map(|(scale, min)| [scale, min, 0, 0])
-    }
-
-    #[inline(always)]
-    fn factors(block: &[u8; 176]) -> [[u8; 2]; 2] {
-        [half(block, 0), half(block, 2)]
-    }
-}
-
-struct Q6K;
-
-impl Source<210> for Q6K {
-    const FORMAT: Format = Format::Q6_K;
-
-    #[inline(always)]
-    fn words(block: &[u8; 210], b: usize) -> Words {
+    },
+    |block| [half(block, 108), [0; 2]]
+);
+source!(
+    Q4_K,
+    144,
+    |block, b| each_pair(|pair| paired_nibbles(block, 16, b, pair)),
+    |block: &[u8; 144]| scales_and_mins(&block[4..16]).map(|(scale, min)| [scale, min, 0, 0]),
+    |block| [half(block, 0), half(block, 2)]
+);
+source!(
+    Q5_K,
+    176,
+    |block, b| each_pair(|pair| {
+        paired_nibbles(block, 48, b, pair) | one_bit(block, 16, b, pair) << 4
+    }),
+    |block: &[u8; 176]| scales_and_mins(&block[4..16]).map(|(scale, min)| [scale, min, 0, 0]),
+    |block| [half(block, 0), half(block, 2)]
+);
+source!(
+    Q6_K,
+    210,
+    |block, b| {
         let (half, j) = (b / 4, b % 4);
         each_pair(|pair| {
             let low = word(block, 64 * half + 32 * (j % 2) + 8 * pair) >> (4 * (j / 2));
             low & eight(15) | two_bits(block, 128, b, pair) << 4
         })
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 210]) -> Scales {
-        std::array::from_fn(|b| [block[192 + 2 * b], block[193 + 2 * b], 0, 0])
-    }
-
-    #[inline(always)]
-    fn factors(block: &[u8; 210]) -> [[u8; 2]; 2] {
-        [half(block, 208), [0; 2]]
-    }
-}
-
-struct Iq4Xs;
-
-impl Source<136> for Iq4Xs {
-    const FORMAT: Format = Format::IQ4_XS;
-
-    #[inline(always)]
-    fn words(block: &[u8; 136], b: usize) -> Words {
-        nibbles(block, 8 + 16 * b)
-    }
-
-    #[inline(always)]
-    fn scales(block: &[u8; 136]) -> Scales {
-        iq4_xs_scales(&block[2..8]).map(|scale| [scale as u8, 0, 0, 0])
-    }
-
-    #[inline(always)]
-    fn factors(block: &[u8; 136]) -> [[u8; 2]; 2] {
-        [half(block, 0), [0; 2]]
-    }
-}
+    },
+    |block: &[u8; 210]| { std::array::from_fn(|b| [block[192 + 2 * b], block[193 + 2 * b], 0, 0]) },
+    |block| [half(block, 208), [0; 2]]
+);
+source!(
+    IQ4_XS,
+    136,
+    |block, b| nibbles(block, 8 + 16 * b),
+    |block: &[u8; 136]| iq4_xs_scales(&block[2..8]).map(|scale| [scale as u8, 0, 0, 0]),
+    |block| [half(block, 0), [0; 2]]
+);
