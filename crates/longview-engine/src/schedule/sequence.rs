@@ -415,9 +415,9 @@ impl Sequence {
         }
     }
 
-    /// Rows of the next pass, when it may be of `part` rows.
-    pub(super) fn next_rows(&self, part: usize) -> usize {
-        let (context, left) = (self.context(), self.left_to_read());
+    /// Rows of the next pass, when it may be of `part` rows and `left` are to be read at most.
+    pub(super) fn next_rows(&self, part: usize, left: usize) -> usize {
+        let context = self.context();
         let by_blocks = |keep: &Arc<Keep>| keep.when.block.is_some();
         let left = match context.keep_method().is_some_and(by_blocks) {
             // A method that decides on the way does so before the last token.

@@ -303,6 +303,37 @@ fn a_shared_beginning_is_computed_once() {
 }
 
 #[test]
+fn prompts_that_part_in_one_place_are_read_on_side_by_side() {
+    let _turn = turn();
+    let engine = engine(None);
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let shared = text(4, 100);
+    let ears: [Ear; 4] = Default::default();
+    for (at, ear) in (0..).zip(&ears) {
+        let prompt = [shared.clone(), text(50 + at, 25)].concat();
+        scheduler.submit(request(&tenant, &prompt, vec![drawn(1, 8)], ear));
+    }
+    let written = || {
+        let ids = ears
+            .iter()
+            .map(|ear| ear.heard.lock().unwrap().ids.concat().len());
+        ids.collect::<Vec<_>>()
+    };
+    // What they share, though the first of them has room for all of its prompt.
+    scheduler.step();
+    assert_eq!(ears[0].heard.lock().unwrap().read, [100]);
+    assert_eq!(scheduler.counts().running, 1);
+    // 4 × 25 tokens.
+    scheduler.step();
+    assert_eq!(written(), [1; 4]);
+    scheduler.step();
+    assert_eq!(written(), [2; 4]);
+    finish(&mut scheduler);
+    assert_eq!(scheduler.counts().prompt_tokens, 100 + 4 * 25);
+}
+
+#[test]
 fn memory_that_runs_out_makes_some_wait_and_changes_no_text() {
     let _turn = turn();
     // Found out first what the engine holds without contexts.
