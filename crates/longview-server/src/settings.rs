@@ -29,7 +29,7 @@ const MOST_ANSWERS: usize = 16;
 const MOST_STOPS: usize = 16;
 
 /// The most alternatives reported with each token.
-const MOST_TOP_LOGPROBS: usize = 20;
+const MOST_ALTERNATIVES: usize = 20;
 
 /// What only this server understands; every field may be left out.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
@@ -122,6 +122,7 @@ pub(crate) struct Wishes {
     pub(crate) logit_bias: Option<BTreeMap<String, f64>>,
     pub(crate) ignore_eos: bool,
     pub(crate) logprobs: bool,
+    /// As [`alternatives`] gives them.
     pub(crate) top_logprobs: usize,
     pub(crate) specials: Option<ShowSpecials>,
     /// Whether the prompt stands before the text, so that a text of no tokens says something.
@@ -150,6 +151,22 @@ pub(crate) struct Settings {
     pub(crate) methods: Methods,
     /// Whether the methods are those that the request's context was made under.
     pub(crate) goes_on: bool,
+}
+
+/// How many alternatives are reported with each token, where `field` of a request asks for `count`.
+///
+/// # Errors
+/// When that is too many, naming the field: protocols call it otherwise.
+pub(crate) fn alternatives(field: &str, count: Option<usize>) -> Result<usize, ApiError> {
+    match count.unwrap_or(0) {
+        count if count > MOST_ALTERNATIVES => Err(ApiError::field(
+            field,
+            format!(
+                "{field} is {count}, but at most {MOST_ALTERNATIVES} alternatives are reported with each token"
+            ),
+        )),
+        count => Ok(count),
+    }
 }
 
 impl Wishes {
@@ -186,15 +203,6 @@ impl Wishes {
                 format!(
                     "there are {} stop strings, but at most {MOST_STOPS} may be",
                     stop.len()
-                ),
-            ));
-        }
-        if self.top_logprobs > MOST_TOP_LOGPROBS {
-            return Err(ApiError::field(
-                "top_logprobs",
-                format!(
-                    "top_logprobs is {}, but at most {MOST_TOP_LOGPROBS}",
-                    self.top_logprobs
                 ),
             ));
         }

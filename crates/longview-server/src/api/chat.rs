@@ -21,7 +21,7 @@ use crate::prompt::{ChatMessage, Truncate};
 use crate::reading::Reading;
 use crate::report::{Meta, Report, Total, Usage};
 use crate::run::{self, Begun, Finished, finish_reason};
-use crate::settings::{Extras, Stop, Wishes};
+use crate::settings::{Extras, Stop, Wishes, alternatives};
 use crate::sse::{self, End, Message, Protocol};
 use crate::tools::{Piece, Toolbox};
 
@@ -160,7 +160,7 @@ impl ChatRequest {
     /// The same in the words that all protocols share.
     fn conversation(self) -> Result<Conversation, ApiError> {
         let logprobs = self.logprobs.unwrap_or(false);
-        let top_logprobs = self.top_logprobs.unwrap_or(0);
+        let top_logprobs = alternatives("top_logprobs", self.top_logprobs)?;
         if top_logprobs > 0 && !logprobs {
             return Err(ApiError::field(
                 "top_logprobs",

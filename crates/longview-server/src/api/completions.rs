@@ -20,7 +20,7 @@ use crate::prompt::{self, Truncate};
 use crate::reading::Reading;
 use crate::report::{Meta, Report, Total, Usage};
 use crate::run::{self, Begun, Finished, Prepared, Prompt, finish_reason};
-use crate::settings::{Extras, Stop, Wishes};
+use crate::settings::{Extras, Stop, Wishes, alternatives};
 use crate::sse::{self, End, Message, Protocol};
 use crate::tools::Piece;
 
@@ -234,7 +234,7 @@ fn prepare(
         logit_bias: request.logit_bias.clone(),
         ignore_eos: request.ignore_eos.unwrap_or(false),
         logprobs: request.logprobs.is_some(),
-        top_logprobs: request.logprobs.unwrap_or(0),
+        top_logprobs: alternatives("logprobs", request.logprobs)?,
         specials: None,
         echo: request.echo.unwrap_or(false),
     }

@@ -84,7 +84,14 @@ fn wrong_requests_are_told_what_to_do() {
             "/v1/completions",
             json!({ "prompt": "x", "echo": true, "logprobs": 21 }),
             400,
-            "at most 20",
+            "logprobs is 21, but at most 20",
+            Some("logprobs"),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({ "messages": hello, "logprobs": true, "top_logprobs": 21 }),
+            400,
+            "top_logprobs is 21, but at most 20",
             Some("top_logprobs"),
         ),
         (
