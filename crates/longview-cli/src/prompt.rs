@@ -1,7 +1,7 @@
 //! Texts and questions as the token ids that a model reads.
 
 use longview::text::{AskFrame, Moment, Start};
-use longview::{ShowSpecials, TemplateOrigin, TextSide, Tokenizer};
+use longview::{ShowSpecials, TemplateOrigin, TextSide, Tokenizer, dates};
 
 use crate::date;
 use crate::documents::Documents;
@@ -47,7 +47,7 @@ impl DocumentPrompt {
         earlier: &Earlier<'_>,
     ) -> Result<DocumentPrompt, Failure> {
         let (mut best, read) = DocumentPrompt::tokenised(text, today, documents)?;
-        if !is_dated(text, &best.frame)? {
+        if !dates::is_dated(text)? {
             return Ok(best);
         }
         let mut most = (earlier.reused)(&best.shared);
@@ -63,7 +63,7 @@ impl DocumentPrompt {
                 .encode_parts(&frame.parts(&best.opening, ""))?;
             let shared = text.with_prefix([&around[0][..], &read, &around[2]].concat());
             let reused = (earlier.reused)(&shared);
-            if reused >= most + date::worth(shared.len()) {
+            if reused >= most + dates::worth(shared.len()) {
                 most = reused;
                 best = DocumentPrompt {
                     frame,
@@ -141,15 +141,4 @@ pub(crate) fn template_notice(text: &TextSide) -> Option<String> {
 
 fn frame(text: &TextSide, now: Moment) -> Result<AskFrame, Failure> {
     Ok(AskFrame::new(text.template(), &text.template_vars(now))?)
-}
-
-/// Whether the model's template writes a date around documents; `frame` is how it looks today.
-fn is_dated(text: &TextSide, frame: &AskFrame) -> Result<bool, Failure> {
-    // Two that have no part in common: neither a day's name nor its number, nor month, year or time.
-    for seconds in [0, 989_415_462] {
-        if self::frame(text, Moment::from_unix(seconds))? != *frame {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

@@ -7,6 +7,7 @@
 
 mod acting;
 mod cost;
+pub mod dates;
 mod engine;
 mod error;
 mod generate;

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use longview::schedule::Priority;
+use longview::text::Moment;
 use longview::tier::StoreFolder;
 use longview::{Engine, Tenant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::responses::Responses;
-use crate::clock::Times;
+use crate::clock::{Times, seconds_since_1970};
 use crate::contexts::Contexts;
 use crate::error::{ApiError, ServerError};
 use crate::folder::Folder;
@@ -40,6 +41,7 @@ struct Inner {
     specials: SpecialTexts,
     /// Whether the chat template shows tools to the model.
     takes_tools: bool,
+    is_dated: bool,
     times: Times,
     stopping: AtomicBool,
     /// How many texts may be turned into tokens at once.
@@ -139,6 +141,8 @@ impl App {
             queue: Arc::new(Queue::new(options.queue)),
             specials: SpecialTexts::of(&engine),
             takes_tools: prompt::template_takes_tools(&engine),
+            // One that cannot show a question at all says so when it is asked to.
+            is_dated: longview::dates::is_dated(engine.text()).unwrap_or(false),
             worker,
             engine,
             options,
@@ -181,6 +185,18 @@ impl App {
     /// Whether the chat template shows tools to the model.
     pub(crate) fn takes_tools(&self) -> bool {
         self.0.takes_tools
+    }
+
+    /// Whether the chat template writes the date.
+    pub(crate) fn is_dated(&self) -> bool {
+        self.0.is_dated
+    }
+
+    /// What a prompt that is begun now has for a date: the day alone, so that what was read an hour ago is
+    /// found also under a template that writes the time.
+    pub(crate) fn today(&self) -> Moment {
+        let now = seconds_since_1970(self.options().clock.wall());
+        Moment::from_unix(i64::try_from(now).unwrap_or(i64::MAX)).days_before(0)
     }
 
     /// The vocabulary as grammars need it.

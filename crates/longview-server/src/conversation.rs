@@ -5,6 +5,7 @@ use longview::schedule::Start;
 use serde_json::{Map, Value};
 
 use crate::app::{App, Tenancy};
+use crate::dates::{self, Written};
 use crate::error::ApiError;
 use crate::grammar;
 use crate::prompt::{ChatMessage, Conversed, TemplateExtras, Truncate, chat};
@@ -57,13 +58,23 @@ impl Conversation {
         };
         let made = held.as_ref().and_then(|held| held.methods.as_deref());
         let settings = settings.going_on(app, made, extras)?;
-        let Conversed { tokens, cached } = chat(
-            app.engine(),
-            app.specials(),
-            &self.messages,
-            &template,
-            held.as_ref().map(|held| held.tokens.as_slice()),
-        )?;
+        let under = |now| {
+            let held = held.as_ref().map(|held| held.tokens.as_slice());
+            let engine = app.engine();
+            chat(engine, app.specials(), &self.messages, &template, held, now)
+        };
+        let (conversed, older) = match (extras.date()?, &held) {
+            (Some(date), _) => (under(date)?, None),
+            (None, Some(_)) => (under(app.today())?, None),
+            (None, None) => Written {
+                app,
+                tenancy,
+                messages: &self.messages,
+                template: &template,
+            }
+            .as_begun()?,
+        };
+        let Conversed { tokens, cached } = conversed;
         let start = held.map_or(Start::Nothing, |held| held.start());
         let truncate = self.truncate.or(extras.truncate);
         let prompt = run::fitted(app, tokens, start, truncate, &settings)?;
@@ -77,6 +88,7 @@ impl Conversation {
             settings,
             toolbox,
             grammar,
+            notices: older.map(dates::notice).into_iter().collect(),
         })
     }
 }

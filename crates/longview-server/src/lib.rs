@@ -14,6 +14,7 @@ mod batch;
 mod clock;
 mod contexts;
 mod conversation;
+mod dates;
 mod edges;
 mod error;
 mod folder;

@@ -49,6 +49,7 @@ use crate::api;
         api::batches::cancel,
         api::tokens::tokenize,
         api::tokens::detokenize,
+        api::tokens::info,
         api::status::drop_cache,
         api::status::health,
         api::status::ready,

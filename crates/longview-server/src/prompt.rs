@@ -1,7 +1,6 @@
 //! From what a client sends to the tokens of a prompt.
 
 use std::borrow::Cow;
-use std::time::SystemTime;
 
 use longview::text::{AskFrame, Message, Moment, Start, TemplateVars};
 use longview::{Engine, ShowSpecials, Specials};
@@ -9,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::clock::seconds_since_1970;
 use crate::error::ApiError;
 use crate::specials::{CUT, Shown, SpecialTexts, shown};
 
@@ -175,13 +173,15 @@ impl ChatMessage {
 }
 
 /// The tokens of a conversation, up to where the model is to answer. With `context`, they follow
-/// the text of a context, which stands before the first question, and cuts are not looked for.
+/// the text of a context, which stands before the first question, and cuts are not looked for. The template
+/// may write the date `now`.
 pub(crate) fn chat(
     engine: &Engine,
     specials: &SpecialTexts,
     messages: &[ChatMessage],
     extras: &TemplateExtras,
     context: Option<&[u32]>,
+    now: Moment,
 ) -> Result<Conversed, ApiError> {
     if messages.is_empty() {
         return Err(
@@ -193,7 +193,7 @@ pub(crate) fn chat(
     for (at, message) in messages.iter().enumerate() {
         converted.push(message.to_message(at)?);
     }
-    let mut vars = vars(engine);
+    let mut vars = engine.text().template_vars(now);
     vars.tools.clone_from(&extras.tools);
     vars.extra.clone_from(&extras.variables);
     engine.check_texts(converted.iter().filter_map(message_text))?;
@@ -234,10 +234,11 @@ pub(crate) fn chat(
     }
 }
 
-/// The tokens of a document as a context begins with it.
-pub(crate) fn document(engine: &Engine, text: &str) -> Result<Vec<u32>, ApiError> {
+/// The tokens of a document as a context begins with it, under the date `now`.
+pub(crate) fn document(engine: &Engine, text: &str, now: Moment) -> Result<Vec<u32>, ApiError> {
     engine.check_text(text)?;
-    let frame = AskFrame::new(engine.template(), &vars(engine))?;
+    let vars = engine.text().template_vars(now);
+    let frame = AskFrame::new(engine.template(), &vars)?;
     let parts = frame.parts(text, "");
     let encoded = engine.tokenizer().encode_parts(&parts[..2])?;
     Ok(engine.text().with_prefix(encoded.concat()))
@@ -287,19 +288,10 @@ pub(crate) fn fit(
     }
 }
 
-/// What a template sees beside messages.
-pub(crate) fn vars(engine: &Engine) -> TemplateVars {
-    // A prompt depends on the date where a template writes it. The day alone is written, so that what
-    // was read an hour ago is found also under a template that writes the time.
-    let now = i64::try_from(seconds_since_1970(SystemTime::now())).unwrap_or(i64::MAX);
-    let today = Moment::from_unix(now).days_before(0);
-    engine.text().template_vars(today)
-}
-
 /// Whether the model's template shows tools to the model.
 pub(crate) fn template_takes_tools(engine: &Engine) -> bool {
     let messages = [Message::new("user", "x")];
-    let mut vars = vars(engine);
+    let mut vars = engine.text().template_vars(Moment::from_unix(0));
     let without = engine.template().render(&messages, &vars);
     vars.tools = Some(serde_json::json!([{
         "type": "function",
@@ -467,6 +459,7 @@ mod tests {
                 &messages,
                 &TemplateExtras::default(),
                 None,
+                Moment::from_unix(0),
             )
             .unwrap()
             .tokens
@@ -487,7 +480,7 @@ mod tests {
     fn a_question_to_a_context_follows_its_tokens() {
         let engine = Engine::open(&EngineOptions::default()).unwrap();
         let text = "The code of the harbor is 4711. The sea was grey.";
-        let held = document(&engine, text).unwrap();
+        let held = document(&engine, text, Moment::from_unix(0)).unwrap();
         let messages = [ChatMessage::new("user", "What is the code of the harbor?")];
         let tokens = chat(
             &engine,
@@ -495,11 +488,16 @@ mod tests {
             &messages,
             &TemplateExtras::default(),
             Some(&held),
+            Moment::from_unix(0),
         )
         .unwrap()
         .tokens;
         assert!(tokens.starts_with(&held) && tokens.len() > held.len());
-        let frame = AskFrame::new(engine.template(), &vars(&engine)).unwrap();
+        let frame = AskFrame::new(
+            engine.template(),
+            &engine.text().template_vars(Moment::from_unix(0)),
+        )
+        .unwrap();
         let parts = frame.parts(text, "What is the code of the harbor?");
         let wanted = engine.tokenizer().encode_parts(&parts).unwrap().concat();
         assert_eq!(tokens, engine.text().with_prefix(wanted));

@@ -86,6 +86,8 @@ pub(crate) struct Prepared {
     pub(crate) toolbox: Option<Toolbox>,
     /// What the texts must look like.
     pub(crate) grammar: Option<Grammar>,
+    /// What is to be said of how the prompts were made.
+    pub(crate) notices: Vec<String>,
 }
 
 impl Prepared {
@@ -115,15 +117,17 @@ pub(crate) async fn begin<T: Send + 'static>(
     app.prepare(move || {
         let app = own;
         let (prepared, more) = prepare(&app, &tenancy, &extras)?;
+        let mut running = start(
+            &app,
+            &tenancy,
+            prepared.prompts,
+            &prepared.settings,
+            &extras,
+            prepared.grammar.as_ref(),
+        )?;
+        running.meta.notices.extend(prepared.notices);
         Ok(Begun {
-            running: start(
-                &app,
-                &tenancy,
-                prepared.prompts,
-                &prepared.settings,
-                &extras,
-                prepared.grammar.as_ref(),
-            )?,
+            running,
             toolbox: prepared.toolbox,
             more,
         })

@@ -7,6 +7,7 @@ use longview::methods::{
     Arguments, Decode, MethodError, Methods, Sampling, Stage, fresh_seed, nearest, registry,
 };
 use longview::schedule::{AnswerOptions, Priority};
+use longview::text::Moment;
 use longview::{EndOfText, GenerateOptions, ShowSpecials};
 use serde::Deserialize;
 use utoipa::openapi::{RefOr, Schema};
@@ -38,6 +39,10 @@ pub(crate) struct Extras {
     pub(crate) context: Option<String>,
     /// Which of several requests goes first.
     pub(crate) priority: Option<Rank>,
+    /// The date that the model's chat template writes, if it writes one, such as 2026-11-26 or
+    /// 2026-11-26T14:30. Left out, a conversation that goes on has the day on which it began, as long as what
+    /// was read of it then is known, and any other today's.
+    pub(crate) date: Option<String>,
     /// Cut a prompt that is too long instead of refusing it.
     pub(crate) truncate: Option<Truncate>,
     /// Say what was taken over from work done before, and why not more.
@@ -151,6 +156,15 @@ pub(crate) struct Settings {
     pub(crate) methods: Methods,
     /// Whether the methods are those that the request's context was made under.
     pub(crate) goes_on: bool,
+}
+
+impl Extras {
+    /// The date that was asked for.
+    pub(crate) fn date(&self) -> Result<Option<Moment>, ApiError> {
+        let date = self.date.as_ref().map(|date| date.parse());
+        date.transpose()
+            .map_err(|error: String| ApiError::field("longview.date", error))
+    }
 }
 
 /// How many alternatives are reported with each token, where `field` of a request asks for `count`.

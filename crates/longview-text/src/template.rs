@@ -61,6 +61,7 @@ pub struct TemplateVars {
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
+    source: String,
     environment: Environment<'static>,
 }
 
@@ -148,7 +149,15 @@ impl ChatTemplate {
         environment
             .add_template_owned("chat", without_generation_tags(source))
             .map_err(syntax_error)?;
-        Ok(Self { environment })
+        Ok(Self {
+            source: source.to_owned(),
+            environment,
+        })
+    }
+
+    /// The template as it was written.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The prompt for `messages`.

@@ -65,7 +65,7 @@ pub use longview_engine::{
     EngineOptions, Event, FinishReason, GenerateOptions, Generated, Lookup, MemoryPlan,
     ModelDescription, ModelSource, PicturePart, PrefillProgress, ProcessMemory, Prune, Pruned,
     Realigned, Reuse, StoreOptions, StorePlace, SystemMemory, Tail, TemplateOrigin, Tenant,
-    TextSide, finished_work, inspect, open_tokenizer, plan, sampling, schedule,
+    TextSide, dates, finished_work, inspect, open_tokenizer, plan, sampling, schedule,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};
 pub use longview_kv::{

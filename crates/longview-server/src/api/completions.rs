@@ -317,6 +317,7 @@ fn prepare(
         settings,
         toolbox: None,
         grammar: None,
+        notices: Vec::new(),
     };
     Ok((prepared, layout))
 }

@@ -499,7 +499,7 @@ fn draft(app: &App, request: CreateRequest) -> Result<Draft, ApiError> {
     };
     let form = request.form.unwrap_or_default();
     let tokens = match form {
-        Form::Document => prompt::document(app.engine(), &text)?,
+        Form::Document => prompt::document(app.engine(), &text, app.today())?,
         Form::Plain => prompt::plain(app.engine(), &text)?,
     };
     Ok(Draft {

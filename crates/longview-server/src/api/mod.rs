@@ -77,6 +77,7 @@ pub(crate) fn routes(app: &App) -> Router {
         .route("/v1/cache/drop", post(status::drop_cache))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::info))
         .route("/", get(page::index))
         .route("/page.css", get(page::style))
         .route("/page.js", get(page::script))

@@ -1,4 +1,4 @@
-//! `POST /tokenize` and `POST /detokenize`.
+//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`.
 
 use axum::Json;
 use axum::extract::State;
@@ -27,6 +27,10 @@ pub(crate) struct TokenizeRequest {
     /// Whether the tokens in front that the model expects before every text are added.
     #[serde(default)]
     add_special: Option<bool>,
+    /// The same by the name that others use, for whom special tokens written out are always meant as such: so
+    /// they are where this is said, unless `parse_special` says otherwise.
+    #[serde(default)]
+    add_special_tokens: Option<bool>,
     /// Whether the tokens come with their texts.
     #[serde(default)]
     with_pieces: Option<bool>,
@@ -58,6 +62,21 @@ pub(crate) struct DetokenizeResponse {
     prompt: String,
 }
 
+/// What clients that turn text into tokens by this server need to know beside.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct TokenizerInfo {
+    /// The text of the token that begins a text, if there is one.
+    bos_token: Option<String>,
+    /// The text of the token that ends one.
+    eos_token: Option<String>,
+    /// Token ids; special ones among them.
+    vocab_size: usize,
+    /// The most tokens that the model reads.
+    model_max_length: usize,
+    /// How the model shows a conversation, in Jinja.
+    chat_template: String,
+}
+
 /// Turns a text into token ids.
 #[utoipa::path(
     post, path = "/tokenize", tag = "Tokens", request_body = TokenizeRequest,
@@ -81,19 +100,20 @@ fn tokens(app: &App, request: &TokenizeRequest) -> Result<TokenizeResponse, ApiE
     let tokens = match (text, &request.messages) {
         (Some(text), None) => {
             engine.check_text(text)?;
-            let specials = match request.parse_special.unwrap_or(false) {
+            let theirs = request.add_special_tokens;
+            let specials = match request.parse_special.unwrap_or(theirs.is_some()) {
                 true => Specials::Parse,
                 false => Specials::AsText,
             };
             let tokens = engine.tokenizer().encode(text, specials)?;
-            match request.add_special.unwrap_or(false) {
+            match request.add_special.or(theirs).unwrap_or(false) {
                 true => engine.text().with_prefix(tokens),
                 false => tokens,
             }
         }
         (None, Some(messages)) => {
             let extras = TemplateExtras::default();
-            prompt::chat(engine, app.specials(), messages, &extras, None)?.tokens
+            prompt::chat(engine, app.specials(), messages, &extras, None, app.today())?.tokens
         }
         _ => {
             return Err(ApiError::wrong(
@@ -134,4 +154,22 @@ pub(crate) async fn detokenize(
         prompt: content.clone(),
         content,
     })))
+}
+
+/// Tells of the tokenizer.
+#[utoipa::path(
+    get, path = "/tokenizer_info", tag = "Tokens",
+    responses((status = 200, description = "The tokenizer", body = TokenizerInfo))
+)]
+pub(crate) async fn info(State(app): State<App>) -> Json<TokenizerInfo> {
+    let engine = app.engine();
+    let vars = engine.text().template_vars(app.today());
+    let written = |token: String| (!token.is_empty()).then_some(token);
+    Json(TokenizerInfo {
+        bos_token: written(vars.bos_token),
+        eos_token: written(vars.eos_token),
+        vocab_size: engine.vocabulary(),
+        model_max_length: engine.model().blueprint().max_positions,
+        chat_template: engine.template().source().to_owned(),
+    })
 }

@@ -1,13 +1,17 @@
 //! A clock that jumps ends nothing early, and lets nothing go on for ever.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use longview::Engine;
 use longview_server::{Clock, ServerOptions};
 use serde_json::{Value, json};
 
 use crate::contexts::settled;
-use crate::support::{ANSWER, DOCUMENT, QUESTION, Running, ask, engine, options, text};
+use crate::support::{
+    ANSWER, DOCUMENT, QUESTION, Running, ask, engine, open, options, text, with, words,
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -42,6 +46,76 @@ impl Clock for Set {
     fn steady(&self) -> Duration {
         self.0.lock().unwrap().1
     }
+}
+
+/// The reference model in `model`, with a chat template that writes the date and the time.
+fn dated(model: &Path, folder: &Path) -> Engine {
+    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    for name in ["tokenizer.json", "config.json", "model.safetensors"] {
+        std::fs::copy(needle.join(name), model.join(name)).unwrap();
+    }
+    let config = std::fs::read(needle.join("tokenizer_config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["chat_template"] = concat!(
+        "{{ bos_token }}Today is {{ strftime_now('%d %B %Y, %H:%M') }}.",
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|> {{ m['content'] }}",
+        "{{ eos_token }}{% else %}<|user|> {{ m['content'] }}{% endif %}{% endfor %}",
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    .into();
+    std::fs::write(model.join("tokenizer_config.json"), config.to_string()).unwrap();
+    open(model, folder)
+}
+
+#[test]
+fn a_conversation_keeps_the_day_on_which_it_began() {
+    let (model, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let clock = Set::new(SystemTime::now());
+    let options = ServerOptions {
+        clock: clock.clone(),
+        ..options(folder.path())
+    };
+    let server = Running::start(dated(model.path(), folder.path()), options);
+    let mut messages = vec![json!({ "role": "user", "content": words(5, 900) })];
+    let ask = |messages: &[Value], more: Value| {
+        let request = with(json!({ "messages": messages, "max_tokens": 8 }), more);
+        let answer = server.post("/v1/chat/completions", &request).good();
+        let reused = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+        let notices = answer["longview"]["notices"].to_string();
+        (text(&answer).to_owned(), reused.unwrap(), notices)
+    };
+    let nothing = || json!({});
+    let (said, _, _) = ask(&messages, nothing());
+    let first = messages.clone();
+    messages.push(json!({ "role": "assistant", "content": said }));
+    messages.push(json!({ "role": "user", "content": QUESTION }));
+    // Midnight, and the night after the next.
+    for days in [1, 2] {
+        clock.pass(DAY * days);
+        let (said, reused, notices) = ask(&messages, nothing());
+        assert!(
+            reused > 1000 && notices.contains("began on"),
+            "{reused} {notices}"
+        );
+        messages.push(json!({ "role": "assistant", "content": said }));
+        messages.push(json!({ "role": "user", "content": QUESTION }));
+    }
+    // What begins is of its own day, whatever is known of the same words, and so is what asks for it.
+    let (_, reused, notices) = ask(&first, nothing());
+    assert!(
+        reused < 64 && !notices.contains("began on"),
+        "{reused} {notices}"
+    );
+    let other_day = json!({ "longview": { "date": "2020-02-29" } });
+    let (_, reused, notices) = ask(&messages, other_day);
+    assert!(
+        reused < 64 && !notices.contains("began on"),
+        "{reused} {notices}"
+    );
+    let wrong = json!({ "messages": messages, "longview": { "date": "soon" } });
+    let refused = server.post("/v1/chat/completions", &wrong);
+    assert_eq!(refused.status, 400);
+    assert_eq!(refused.json()["error"]["param"], "longview.date");
 }
 
 fn names(server: &Running) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! OpenAI's protocol over a real socket.
 
 use longview::{Control, GenerateOptions, Specials};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{ANSWER, QUESTION, Running, ask, engine, text, with, words};
 
@@ -208,4 +208,24 @@ fn stops_probabilities_and_biases_do_what_they_say() {
         .post("/detokenize", &json!({ "tokens": first["tokens"] }))
         .good();
     assert_eq!(back["content"], " The");
+}
+
+#[test]
+fn whoever_has_no_tokenizer_uses_the_servers() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::usual(folder.path());
+    let info = server.get("/tokenizer_info").good();
+    let end = info["eos_token"].as_str().unwrap();
+    let ids = |body: Value| server.post("/tokenize", &body).good()["tokens"].clone();
+    // Written out it is text here, and one token for clients of the protocol that says it so.
+    assert!(ids(json!({ "prompt": end })).as_array().unwrap().len() > 1);
+    let theirs = ids(json!({ "prompt": end, "add_special_tokens": false }));
+    assert_eq!(theirs.as_array().unwrap().len(), 1, "{theirs}");
+    let as_text = json!({ "prompt": end, "add_special_tokens": false, "parse_special": false });
+    assert!(ids(as_text).as_array().unwrap().len() > 1);
+    let begun = ids(json!({ "prompt": "x", "add_special_tokens": true }));
+    let by_our_name = ids(json!({ "prompt": "x", "add_special": true }));
+    assert_eq!(begun, by_our_name);
+    let template = info["chat_template"].as_str().unwrap();
+    assert!(template.contains("messages"), "{template}");
 }

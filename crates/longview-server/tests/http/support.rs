@@ -125,6 +125,11 @@ pub(crate) fn longrope(model: &Path, folder: &Path) -> Engine {
         "short_factor": vec![1.0; 32], "long_factor": vec![1.25; 32],
     });
     std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+    open(model, folder)
+}
+
+/// An engine on the model in `model`.
+pub(crate) fn open(model: &Path, folder: &Path) -> Engine {
     Engine::open(&EngineOptions {
         model: ModelSource::Path(model.to_owned()),
         ..engine_options(folder)
