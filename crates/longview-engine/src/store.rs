@@ -41,6 +41,18 @@ pub struct StoreOptions {
     pub salt: String,
 }
 
+impl StoreOptions {
+    /// At `place` alone, of at most `max_bytes` on disk, without a salt.
+    pub fn new(place: StorePlace, max_bytes: u64) -> StoreOptions {
+        StoreOptions {
+            place,
+            remote: None,
+            max_bytes,
+            salt: String::new(),
+        }
+    }
+}
+
 /// The place of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StorePlace {

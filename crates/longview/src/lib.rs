@@ -33,12 +33,7 @@
 //!     model: ModelSource::Path("llama.gguf".into()),
 //!     memory_bytes: Some(4 << 30),
 //!     kv_forms: methods.kv_forms(),
-//!     store: Some(StoreOptions {
-//!         place: StorePlace::Folder("contexts".into()),
-//!         remote: None,
-//!         max_bytes: 10 << 30,
-//!         salt: String::new(),
-//!     }),
+//!     store: Some(StoreOptions::new(StorePlace::Folder("contexts".into()), 10 << 30)),
 //!     ..EngineOptions::default()
 //! })?;
 //! let acting = methods.acting();

@@ -37,12 +37,7 @@ fn what_a_read_method_has_written_is_not_taken_over_from_others() {
     let options = EngineOptions {
         chunk_tokens: 128,
         threads: Some(2),
-        store: Some(StoreOptions {
-            place: StorePlace::Temporary,
-            remote: None,
-            max_bytes: 1 << 30,
-            salt: String::new(),
-        }),
+        store: Some(StoreOptions::new(StorePlace::Temporary, 1 << 30)),
         ..EngineOptions::default()
     };
     let engine = Engine::open(&options).unwrap();

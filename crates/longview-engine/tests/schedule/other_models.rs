@@ -23,12 +23,7 @@ fn longrope() -> (tempfile::TempDir, Arc<Engine>) {
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let options = EngineOptions {
         model: ModelSource::Path(folder.path().to_owned()),
-        store: Some(StoreOptions {
-            place: StorePlace::Temporary,
-            remote: None,
-            max_bytes: 1 << 30,
-            salt: String::new(),
-        }),
+        store: Some(StoreOptions::new(StorePlace::Temporary, 1 << 30)),
         ..EngineOptions::default()
     };
     let engine = Arc::new(Engine::open(&options).unwrap());

@@ -36,12 +36,7 @@ fn open(model: &Path, memory_bytes: Option<u64>) -> Arc<Engine> {
         chunk_tokens: 64,
         threads: Some(1),
         memory_bytes,
-        store: Some(StoreOptions {
-            place: StorePlace::Temporary,
-            remote: None,
-            max_bytes: 1 << 30,
-            salt: String::new(),
-        }),
+        store: Some(StoreOptions::new(StorePlace::Temporary, 1 << 30)),
         ..EngineOptions::default()
     };
     Arc::new(Engine::open(&options).unwrap())

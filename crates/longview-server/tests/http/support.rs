@@ -96,12 +96,10 @@ fn engine_options(folder: &Path) -> EngineOptions {
     EngineOptions {
         chunk_tokens: 256,
         threads: Some(2),
-        store: Some(StoreOptions {
-            place: StorePlace::Folder(folder.to_owned()),
-            remote: None,
-            max_bytes: 1 << 30,
-            salt: String::new(),
-        }),
+        store: Some(StoreOptions::new(
+            StorePlace::Folder(folder.to_owned()),
+            1 << 30,
+        )),
         ..EngineOptions::default()
     }
 }
