@@ -4,6 +4,7 @@ use std::fs;
 use std::iter;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 use longview_engine::{
     Control, Engine, EngineOptions, GenerateOptions, ModelSource, Reuse, StoreOptions, StorePlace,
@@ -14,16 +15,20 @@ use longview_kv::{Context, ReuseEnd, Segment, Wanted};
 use longview_models::shapes::make_from;
 use longview_models::{Config, Recipe};
 
+/// Memory is measured for the whole process, so tests take turns.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|failed| failed.into_inner())
+}
+
 fn options(folder: &Path) -> EngineOptions {
     EngineOptions {
         chunk_tokens: 128,
         threads: Some(2),
-        store: Some(StoreOptions {
-            place: StorePlace::Folder(folder.to_owned()),
-            remote: None,
-            max_bytes: 1 << 30,
-            salt: String::new(),
-        }),
+        store: Some(StoreOptions::new(
+            StorePlace::Folder(folder.to_owned()),
+            1 << 30,
+        )),
         ..EngineOptions::default()
     }
 }
@@ -66,6 +71,7 @@ fn logits(engine: &Engine, context: &mut Context, tokens: &[u32]) -> Vec<u32> {
 
 #[test]
 fn what_was_read_is_found_after_a_restart_with_the_same_logits() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let tokens = text(700);
     let expected = {
@@ -108,6 +114,7 @@ fn what_was_read_is_found_after_a_restart_with_the_same_logits() {
 
 #[test]
 fn a_limit_far_below_the_keys_and_values_gives_the_same_bits() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let tokens = text(5000);
     let expected = {
@@ -160,6 +167,7 @@ fn a_limit_far_below_the_keys_and_values_gives_the_same_bits() {
 
 #[test]
 fn damaged_blocks_are_computed_again_and_told_of() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let tokens = text(1500);
     let expected = {
@@ -188,6 +196,7 @@ fn damaged_blocks_are_computed_again_and_told_of() {
 
 #[test]
 fn what_is_computed_again_leaves_places_to_go_back_to() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("hybrid.gguf");
     let config = Config::new(
@@ -230,6 +239,7 @@ fn what_is_computed_again_leaves_places_to_go_back_to() {
 
 #[test]
 fn a_text_that_changed_is_followed() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let engine = open(&options(folder.path()));
     let old = text(900);
@@ -273,6 +283,7 @@ fn a_text_that_changed_is_followed() {
 
 #[test]
 fn moved_text_that_fills_no_block_is_not_taken_for_what_its_tokens_say() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let engine = open(&options(folder.path()));
     let tokens = text(400);
@@ -297,6 +308,7 @@ fn moved_text_that_fills_no_block_is_not_taken_for_what_its_tokens_say() {
 
 #[test]
 fn a_few_tokens_between_two_gaps_are_read_again_and_take_no_block_of_their_own() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let engine = open(&options(folder.path()));
     let tokens = text(500);
