@@ -1,5 +1,6 @@
 //! The records of contexts in a store's folder.
 
+use std::cmp::Reverse;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,7 +76,13 @@ impl Records {
     /// When the folder cannot be read.
     pub fn list(&self) -> Result<Vec<Listed>, TierError> {
         let mut summaries = self.summaries()?;
-        summaries.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.id.cmp(&b.id)));
+        // Within a second the times of the files tell.
+        summaries.sort_by_cached_key(|one| {
+            let path = self.path_of(&one.id);
+            let noted = path.and_then(|path| self.files.stat(&path).ok());
+            let noted = noted.map(|stat| stat.modified);
+            (Reverse((one.used, noted)), one.id.clone())
+        });
         let listed = summaries.into_iter().map(|summary| {
             if summary.salt == self.salt {
                 Listed::Open(Box::new(summary))

@@ -176,6 +176,26 @@ fn using_one_is_noted() {
 }
 
 #[test]
+fn the_last_used_comes_first_within_a_second() {
+    let files = SimulatedFiles::default();
+    let records = Records::open(&folder(&files), b"");
+    let ids: Vec<String> = (0..6)
+        .map(|_| {
+            let one = record(None);
+            records.save(&one).unwrap();
+            one.summary.id
+        })
+        .collect();
+    let second = UNIX_EPOCH + Duration::from_millis(4_000_000_000_900);
+    for order in [[3, 0, 5, 1, 4, 2], [2, 4, 0, 3, 1, 5]] {
+        for (place, one) in order.into_iter().enumerate() {
+            records.touch(&ids[one], second - Duration::from_millis(place as u64));
+        }
+        assert_eq!(open_ids(&records), order.map(|one| ids[one].clone()));
+    }
+}
+
+#[test]
 fn other_models_are_refused_by_name() {
     let one = record(None);
     one.summary.check_origin(&Chain::new("m").origin).unwrap();
