@@ -147,7 +147,10 @@ impl Context {
                 state.begin(group.block_bytes(), &self.ledger, store)?;
                 continue;
             }
-            let first = first_visible(group, len).max(group.edge(edge));
+            // What the token after the last full block sees stays: where contexts are gone on from that
+            // are saved or taken elsewhere.
+            let last_edge = len - len % BLOCK_TOKENS;
+            let first = first_visible(group, last_edge).max(group.edge(edge));
             let visible = self.places.slot(first);
             run.drop_before(visible / BLOCK_TOKENS, store);
             let bytes = group.block_bytes();

@@ -49,7 +49,9 @@ impl Context {
         places.remove(span.clone());
         self.check_windows(&places, self.len() - span.len())?;
 
-        let first = self.places.slot(span.start).div_ceil(BLOCK_TOKENS);
+        // Blocks between the last token that stays before it and the first after it have none.
+        let last = span.start.checked_sub(1);
+        let first = last.map_or(0, |last| self.places.slot(last) / BLOCK_TOKENS + 1);
         let end = self.places.slot(span.end) / BLOCK_TOKENS;
         for run in &mut self.groups {
             run.remove(first..end);
@@ -111,7 +113,7 @@ impl Context {
         // What later tokens see of the span in each group, in blocks of `from`.
         let first = from.places.slot(span.start) / BLOCK_TOKENS;
         let end = from.places.slot(span.end - 1) / BLOCK_TOKENS + 1;
-        let mut taken: Vec<Vec<Slot>> = Vec::new();
+        let mut taken: Vec<(usize, Vec<Slot>)> = Vec::new();
         for (run, group) in from.groups.iter().zip(&self.layout.groups) {
             let seen = match group.kind.state {
                 LayerState::Window { tokens } => span.end.saturating_sub(tokens).max(span.start),
@@ -121,16 +123,23 @@ impl Context {
             if from.places.slot(seen) < kept {
                 return Err(KvError::WindowPassed { wanted: seen, kept });
             }
+            // What a window has passed is missing here as it is there.
+            let held = first.max(run.first).min(end);
             let slot = |index: usize| run.slot(index).cloned().unwrap_or(Slot::Removed);
-            taken.push((first..end).map(slot).collect());
+            taken.push((held - first, (held..end).map(slot).collect()));
         }
 
         let what = format!("and {}..{} of {}", span.start, span.end, from.name());
         let now = self.name().derived(&what);
         // They follow from the next block on; the slots left in the last one stay empty.
         for ((run, group), taken) in self.groups.iter_mut().zip(&self.layout.groups).zip(taken) {
+            let (passed, taken) = taken;
+            let gap = match passed {
+                0 => Gap::Empty,
+                _ => Gap::Dropped,
+            };
             if group.most_blocks == usize::MAX {
-                run.append(place, Gap::Empty, taken);
+                run.append(place + passed, gap, taken);
             }
         }
         let len = self.len();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use common::{IDENTITY, noise};
 use longview_kernels::recurrent::{DeltaRows, DeltaShape, GatedDelta, HeadOrder};
 use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::records::{Record, Records};
 use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder};
 use longview_kv::{
     AttendWorkspace, Attention, BLOCK_TOKENS, Batch, BlockHash, CHECKPOINT_TOKENS, Context,
@@ -144,16 +145,26 @@ impl World {
         Ok(last)
     }
 
-    /// Reads `ids` as a prefill does: passes end where states can be kept.
+    /// Reads `ids` as a prefill does: passes end where states can be kept. What turns out to be lost is
+    /// read again before.
     fn prefill(&mut self, context: &mut Context, ids: &[u32]) -> Vec<f32> {
-        let (mut done, mut last) = (0, Vec::new());
-        while done < ids.len() {
-            let left = ids.len() - done;
-            let count = context.next_pass(left, 96);
-            last = self.read(context, &ids[done..done + count]);
-            done += count;
-            if ids.len() - done < BLOCK_TOKENS {
-                context.checkpoint();
+        let (mut rest, mut last) = (ids.to_vec(), Vec::new());
+        while !rest.is_empty() {
+            let count = context.next_pass(rest.len(), 96);
+            match self.pass(context, &rest[..count], Control::Commit) {
+                Ok(given) => {
+                    last = given;
+                    rest.drain(..count);
+                    if rest.len() < BLOCK_TOKENS {
+                        context.checkpoint();
+                    }
+                }
+                Err(KvError::Lost(error)) => {
+                    let again = context.lose(&error.key().unwrap());
+                    assert!(!again.is_empty(), "{error} is none of its blocks");
+                    rest.splice(..0, again);
+                }
+                Err(error) => panic!("{error}"),
             }
         }
         last
@@ -396,9 +407,19 @@ enum Operation {
     Truncate {
         most: usize,
     },
+    /// Reads to a block edge, as the end of a message, where the state is kept.
+    Message {
+        text: usize,
+    },
+    /// Finds that a block or a state on disk cannot be read.
+    Lose {
+        block: usize,
+    },
     Drop,
     /// Opens a context for what another one has read.
     Open,
+    /// Saves all, ends the process, and opens them in another by their records.
+    Restart,
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -406,33 +427,58 @@ fn operation() -> impl Strategy<Value = Operation> {
         4 => (1usize..200, 0usize..2).prop_map(|(count, text)| Operation::Read { count, text }),
         2 => Just(Operation::Fork),
         2 => (0usize..500).prop_map(|most| Operation::Truncate { most }),
+        1 => (0usize..2).prop_map(|text| Operation::Message { text }),
+        1 => (0usize..40).prop_map(|block| Operation::Lose { block }),
         1 => Just(Operation::Drop),
         2 => Just(Operation::Open),
+        1 => Just(Operation::Restart),
     ]
+}
+
+/// The tokens of text number `text` from token `start` on.
+fn text_from(start: usize, count: usize, text: usize) -> Vec<u32> {
+    let ids = (start..start + count).map(|at| ((at * at + 3 * text) % 11) as u32);
+    ids.collect()
+}
+
+fn on_disk(ledger: &Ledger, folder: &StoreFolder) -> Arc<Store> {
+    let disk = DiskTier::open(folder, DiskOptions::default()).unwrap();
+    Arc::new(Store::new(ledger.clone(), vec![Arc::new(disk)]))
+}
+
+/// A context with what the store has of `tokens`.
+fn opened(store: &Arc<Store>, tokens: &[u32]) -> (Context, Vec<u32>) {
+    let mut context = in_store(store);
+    let held = context.attach(tokens).unwrap();
+    (context, tokens[..held].to_vec())
 }
 
 /// Does `operations` on contexts in a store with little memory, and compares what each gives with an
 /// undisturbed one.
 fn run(operations: &[Operation]) {
     let mut world = World::new();
-    let folder = tempfile::tempdir().unwrap();
-    let disk = StoreFolder::open(folder.path()).unwrap();
-    let disk = DiskTier::open(&disk, DiskOptions::default()).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let folder = StoreFolder::open(root.path()).unwrap();
     let limit = 2 * layout(WINDOW).least_bytes(96);
     let ledger = Ledger::with_limit(limit);
-    let store = Arc::new(Store::new(ledger.clone(), vec![Arc::new(disk)]));
+    let mut store = on_disk(&ledger, &folder);
     let mut contexts = vec![(in_store(&store), Vec::<u32>::new())];
     for (step, operation) in operations.iter().enumerate() {
         let (count_before, chosen) = (contexts.len(), step * 5 % contexts.len());
         let (context, tokens) = &mut contexts[chosen];
         match *operation {
             Operation::Read { count, text } => {
-                let start = tokens.len();
-                let new: Vec<u32> = (start..start + count)
-                    .map(|at| ((at * at + 3 * text) % 11) as u32)
-                    .collect();
+                let new = text_from(tokens.len(), count, text);
                 world.prefill(context, &new);
                 tokens.extend(new);
+            }
+            Operation::Message { text } => {
+                let count = BLOCK_TOKENS - tokens.len() % BLOCK_TOKENS;
+                let new = text_from(tokens.len(), count, text);
+                world.prefill(context, &new);
+                tokens.extend(new);
+                assert!(context.checkpoint());
+                assert_eq!(context.resumable(tokens.len()), Some(tokens.len()));
             }
             Operation::Fork => {
                 let fork = (context.fork(), tokens.clone());
@@ -444,13 +490,36 @@ fn run(operations: &[Operation]) {
                     tokens.truncate(len);
                 }
             }
+            Operation::Lose { block } => {
+                let mut away = context.keys();
+                away.retain(|key| store.place_of(key) == Some("disk"));
+                if let Some(key) = away.get(block % away.len().max(1)) {
+                    let again = context.lose(key);
+                    assert!(tokens.ends_with(&again));
+                    assert_eq!(store.place_of(key), None);
+                    world.prefill(context, &again);
+                }
+            }
             Operation::Drop if count_before > 1 => drop(contexts.swap_remove(chosen)),
             Operation::Drop => {}
             Operation::Open => {
-                let wanted = tokens.clone();
-                let mut opened = in_store(&store);
-                let held = opened.attach(&wanted).unwrap();
-                contexts.push((opened, wanted[..held].to_vec()));
+                let other = opened(&store, tokens);
+                contexts.push(other);
+            }
+            Operation::Restart => {
+                let records = Records::open(&folder, &[]);
+                let origin = contexts[0].0.origin().unwrap().clone();
+                let save = |(context, tokens): (Context, Vec<u32>)| {
+                    let record = Record::new(&origin, tokens, context.keys());
+                    records.save(&record).unwrap();
+                    record.summary.id
+                };
+                let saved: Vec<String> = contexts.into_iter().map(save).collect();
+                drop(store);
+                assert_eq!(ledger.usage().total(), 0, "nothing of before is left");
+                store = on_disk(&ledger, &folder);
+                let open = |id: String| opened(&store, &records.load(&id).unwrap().tokens);
+                contexts = saved.into_iter().map(open).collect();
             }
         }
         if contexts.len() > 3 {
@@ -460,7 +529,7 @@ fn run(operations: &[Operation]) {
         let (asked, tokens) = &contexts[step % contexts.len()];
         assert_eq!(asked.tokens(), *tokens);
         let mut fork = asked.fork();
-        let got = world.read(&mut fork, &[7]);
+        let got = world.prefill(&mut fork, &[7]);
         let mut undisturbed = fresh();
         if !tokens.is_empty() {
             world.read(&mut undisturbed, tokens);
