@@ -64,6 +64,12 @@ impl<T: DeserializeOwned> Input<T> {
             ))
             .code("invalid_utf8"));
         }
+        // A list would be taken for the fields in their order.
+        if bytes.trim_ascii_start().starts_with(b"[") {
+            return Err(ApiError::wrong(
+                "the body is a JSON list; send an object with the fields by their names",
+            ));
+        }
         let mut names: Vec<String> = Vec::new();
         let mut json = serde_json::Deserializer::from_slice(bytes);
         let mut track = serde_path_to_error::Track::new();
@@ -188,8 +194,16 @@ pub(crate) async fn in_time<T>(arriving: impl Future<Output = T>) -> Result<T, A
     })
 }
 
-/// Refuses a body that says it is something else.
+/// Refuses a body that says it is something else, or packed.
 fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let packed = headers.get(header::CONTENT_ENCODING);
+    let packed = packed.map(|how| how.to_str().unwrap_or("unreadable"));
+    if let Some(how) = packed.filter(|how| !how.eq_ignore_ascii_case("identity")) {
+        return Err(ApiError::wrong(format!(
+            "the body is packed ({how:?}); send it as it is, without the header `Content-Encoding`"
+        ))
+        .status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+    }
     let Some(found) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());
     };
@@ -242,6 +256,8 @@ mod tests {
         assert_eq!(refused(b"{\"a\": 1").code, Some("invalid_json"));
         assert_eq!(refused(b"{\"a\": 1} x").code, Some("invalid_json"));
         assert_eq!(refused(b"{\"a\": \"\xff\"}").code, Some("invalid_utf8"));
+        let list = refused(br#" [1, {"c": "d"}]"#);
+        assert!(list.message.contains("a JSON list"), "{list:?}");
         assert_eq!(refused(b"").code, Some("invalid_json"));
         let deep = format!("{{\"a\": 1, \"x\": {}", "[".repeat(100_000));
         assert_eq!(refused(deep.as_bytes()).code, Some("invalid_json"));

@@ -261,7 +261,7 @@ impl Wishes {
                 .map_err(|error| refused("longview.decode", &error))?,
             None => {
                 let settled = self.sampling(app)?.decode();
-                settled.map_err(|error| refused("temperature", &error))?
+                settled.map_err(|error| refused(self.at_fault(), &error))?
             }
         };
         let vocabulary = app.engine().vocabulary();
@@ -275,6 +275,28 @@ impl Wishes {
             )),
             _ => Ok(decode),
         }
+    }
+
+    /// The field that cannot be followed: the first that is refused alone.
+    fn at_fault(&self) -> &'static str {
+        let usual = Sampling::default;
+        let (temperature, top_k, top_p) = (self.temperature, self.top_k, self.top_p);
+        let (min_p, repeat_penalty) = (self.min_p, self.repetition_penalty);
+        let (presence_penalty, frequency_penalty) = (self.presence_penalty, self.frequency_penalty);
+        #[rustfmt::skip]
+        let alone = [
+            ("temperature", Sampling { temperature, ..usual() }),
+            ("top_k", Sampling { top_k, ..usual() }),
+            ("top_p", Sampling { top_p, ..usual() }),
+            ("min_p", Sampling { min_p, ..usual() }),
+            ("repetition_penalty", Sampling { repeat_penalty, ..usual() }),
+            ("presence_penalty", Sampling { presence_penalty, ..usual() }),
+            ("frequency_penalty", Sampling { frequency_penalty, ..usual() }),
+        ];
+        let mut wrong = alone
+            .into_iter()
+            .filter(|(_, one)| one.clone().decode().is_err());
+        wrong.next().map_or("temperature", |(field, _)| field)
     }
 
     fn sampling(&self, app: &App) -> Result<Sampling, ApiError> {

@@ -124,6 +124,27 @@ fn wrong_requests_are_told_what_to_do() {
         ),
         (
             "/v1/chat/completions",
+            json!({ "messages": hello, "top_p": 2 }),
+            400,
+            "not a share",
+            Some("top_p"),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({ "messages": hello, "min_p": -1 }),
+            400,
+            "min-p",
+            Some("min_p"),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({ "messages": hello, "repetition_penalty": 0 }),
+            400,
+            "penalt",
+            Some("repetition_penalty"),
+        ),
+        (
+            "/v1/chat/completions",
             json!({ "messages": hello, "temperature": "hot" }),
             400,
             "expected f64",
@@ -321,6 +342,8 @@ fn wrong_requests_are_told_what_to_do() {
     assert_eq!(send(&[], b"\xff\xfe").0, 400);
     assert_eq!(send(&[], &vec![b' '; 200_000]).0, 413);
     assert_eq!(send(&[("content-type", "text/plain")], b"{}").0, 415);
+    assert_eq!(send(&[("content-encoding", "gzip")], b"\x1f\x8b").0, 415);
+    assert!(send(&[], b"[null, []]").1.contains("a JSON list"));
     assert_eq!(
         server
             .send("PUT", "/v1/chat/completions", &[], b"")
