@@ -353,17 +353,15 @@ fn memory_that_runs_out_makes_some_wait_and_changes_no_text() {
         peak = peak.max(engine.ledger().usage().total());
     }
     assert!(peak <= engine.ledger().limit(), "{peak}");
-    let wanted: Vec<Vec<u32>> = {
-        let roomy = self::engine(None);
-        prompts
-            .iter()
-            .map(|prompt| alone(&roomy, prompt, 5, 30))
-            .collect()
-    };
-    for (ear, wanted) in ears.iter().zip(wanted) {
+    for ear in &ears {
         let heard = ear.heard.lock().unwrap();
-        assert_eq!(heard.error, None);
-        assert_eq!(heard.ids[0], wanted);
+        assert_eq!((&heard.error, heard.ids[0].len()), (&None, 30));
+    }
+    // Of one that was admitted at once, and of the one that waited longest.
+    let roomy = self::engine(None);
+    for at in [0, 7] {
+        let wanted = alone(&roomy, &prompts[at], 5, 30);
+        assert_eq!(ears[at].heard.lock().unwrap().ids[0], wanted);
     }
     drop(scheduler);
     let store = engine.store().unwrap();
