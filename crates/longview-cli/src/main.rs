@@ -26,6 +26,7 @@ use crate::args::Cli;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    longview::tier::show_at_once(output::tell_at_once);
     let result = interrupt::install().and_then(|()| commands::execute(&cli));
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,8 @@
 //! What goes to standard output and standard error.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -30,6 +31,31 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 /// Writes a line to standard error. That nobody reads it is no reason to fail.
 pub(crate) fn note(line: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// What was told while it could not wait.
+static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Tells a notice, unless it was told at once.
+pub(crate) fn tell(notice: &str) {
+    if !told().iter().any(|known| known == notice) {
+        note(format!("note: {notice}"));
+    }
+}
+
+/// Tells a notice that says why nothing goes on, before the command is over. A bar on the line gives way.
+pub(crate) fn tell_at_once(notice: &str) {
+    let clear = match io::stderr().is_terminal() {
+        true => "\r\x1b[K",
+        false => "",
+    };
+    note(format!("{clear}note: {notice}"));
+    told().push(notice.to_owned());
+}
+
+fn told() -> std::sync::MutexGuard<'static, Vec<String>> {
+    // A list is whole at every unlock.
+    TOLD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A table with columns as wide as their widest cell; the first row is the heading. Columns in

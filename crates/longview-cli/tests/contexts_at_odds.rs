@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -180,6 +180,53 @@ fn a_folder_that_may_only_be_read_is_read_and_one_that_may_not_is_refused() {
         number(&whole["reuse"], "disk") > 3000,
         "nothing was lost: {whole}"
     );
+}
+
+#[test]
+fn what_another_process_is_waited_for_is_told_while_it_is_waited_for() {
+    let folder = Folder::new();
+    let store = folder.path("store");
+    let prompt = story(80);
+    let asked = ["run", "--json", "--prompt", &prompt, "-n", "2"];
+    let first = run(keeping(&store, &asked)).done().json();
+    let lock = fs::File::open(Path::new(&store).join("LOCK")).or_else(|_| {
+        // Nobody has needed it yet.
+        fs::File::create(Path::new(&store).join("LOCK"))
+    });
+    let stopped = lock.unwrap();
+    stopped.lock().unwrap();
+    // One that computes, and one that does not.
+    let started = [&asked[..], &["contexts", "gc", "--max", "1KiB"]].map(|arguments| {
+        let mut child = keeping(&store, arguments).spawn().unwrap();
+        let said = BufReader::new(child.stderr.take().unwrap());
+        (child, said)
+    });
+    let told = started.map(|(mut child, mut said)| {
+        let mut line = String::new();
+        while !line.contains("waiting for another process") {
+            line.clear();
+            assert!(said.read_line(&mut line).unwrap() > 0, "nothing was told");
+        }
+        assert!(line.contains("LOCK"), "{line}");
+        assert!(child.try_wait().unwrap().is_none(), "it still waits");
+        (child, said)
+    });
+    drop(stopped);
+    let [computed, collected] = told.map(|(child, mut said)| {
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        assert!(!rest.contains("waiting"), "told twice: {rest}");
+        ran(child.wait_with_output().unwrap()).done()
+    });
+    let computed = computed.json();
+    assert_eq!(computed["generated_ids"], first["generated_ids"]);
+    assert!(
+        computed["notices"]
+            .to_string()
+            .contains("waiting for another process"),
+        "{computed}"
+    );
+    assert!(collected.stdout.contains("freed") || !collected.stdout.is_empty());
 }
 
 #[test]

@@ -92,7 +92,7 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         session
             .notices
             .drain(..)
-            .for_each(|notice| note(format!("note: {notice}")));
+            .for_each(|notice| output::tell(&notice));
     }
     reader.read(&session, &prompt.shared)?;
     let entry = Entry {
@@ -451,7 +451,7 @@ fn converse(
         session.hear_store();
         answer.attention_lines().into_iter().for_each(note);
         for notice in session.notices.drain(..) {
-            note(format!("note: {notice}"));
+            output::tell(&notice);
         }
         note(answer.line(session));
         // Ctrl-C stopped the answer, not the conversation.
@@ -474,7 +474,7 @@ pub(super) fn fields(answer: &Answer) -> Result<Map<String, Value>, Failure> {
 pub(super) fn show_notices(session: &Session, answer: &Answer) {
     answer.attention_lines().into_iter().for_each(note);
     for notice in &session.notices {
-        note(format!("note: {notice}"));
+        output::tell(notice);
     }
     if io::stderr().is_terminal() {
         note(answer.line(session));

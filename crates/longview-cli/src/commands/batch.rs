@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::input;
 use crate::interrupt;
 use crate::machine::peak_memory_bytes;
-use crate::output::{note, print_json};
+use crate::output::{note, print_json, tell};
 use crate::progress::Progress;
 use crate::session::Session;
 
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &BatchArgs, format: Format) -> Result<(), Failure> {
         engine, notices, ..
     } = session;
     for notice in notices {
-        note(format!("note: {notice}"));
+        tell(&notice);
     }
     let progress = Progress::spinner("answering".to_owned());
     let summary = run_batch(engine, options, requests, answers, &mut |summary| {

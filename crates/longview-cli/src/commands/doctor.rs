@@ -81,7 +81,7 @@ pub(crate) fn run(args: &DoctorArgs, format: Format) -> Result<(), Failure> {
             }
             text.push_str(&model.text());
             for notice in &notices {
-                output::note(format!("note: {notice}"));
+                output::tell(notice);
             }
             output::print(&text)
         }

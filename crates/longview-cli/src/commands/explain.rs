@@ -8,7 +8,7 @@ use crate::args::{ExplainArgs, Format};
 use crate::date;
 use crate::documents::Documents;
 use crate::failure::Failure;
-use crate::output::{self, note};
+use crate::output;
 use crate::prompt::{DocumentPrompt, Earlier, shown, template_notice};
 use crate::saved::Saved;
 use crate::session::refused;
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &ExplainArgs, format: Format) -> Result<(), Failure> {
         }
         Format::Text => {
             for notice in &notices {
-                note(format!("note: {notice}"));
+                output::tell(notice);
             }
             output::print(&view.text()?)
         }

@@ -165,7 +165,7 @@ pub(crate) fn print_prompt(
         })),
         Format::Text => {
             for notice in &session.notices {
-                output::note(format!("note: {notice}"));
+                output::tell(notice);
             }
             output::print(&format!("{text}\n"))
         }

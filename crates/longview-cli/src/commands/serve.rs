@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::args::{Format, ServeArgs};
 use crate::failure::Failure;
 use crate::input::variable;
-use crate::output::{note, print_json};
+use crate::output::{note, print_json, tell};
 use crate::session::Session;
 
 /// Names keys, beside `--api-keys`.
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
     let server = Server::bind(engine, options)?;
     server.stop_on_signals()?;
     for notice in notices.iter().chain(server.notices()) {
-        note(format!("note: {notice}"));
+        tell(notice);
     }
     let urls: Vec<String> = server
         .addresses()?
@@ -101,7 +101,7 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
         // For programs that start it: where it is, once it answers.
         print_json(&json!({ "model": name, "urls": urls, "longest_context": tokens }))?;
     }
-    server.run(|warning| note(format!("note: {warning}")))?;
+    server.run(tell)?;
     note("longview has stopped; what was read is kept");
     Ok(())
 }

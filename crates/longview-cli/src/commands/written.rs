@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::args::{Format, Taken};
 use crate::failure::Failure;
 use crate::interrupt;
-use crate::output::{self, note};
+use crate::output;
 use crate::progress::Progress;
 use longview::human_bytes;
 
@@ -126,7 +126,7 @@ impl Output {
                 report
                     .notices
                     .iter()
-                    .for_each(|notice| note(format!("note: {notice}")));
+                    .for_each(|notice| output::tell(notice));
                 let formats: Vec<String> = report
                     .formats
                     .iter()

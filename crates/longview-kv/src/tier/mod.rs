@@ -27,7 +27,7 @@ pub(crate) mod testing;
 
 pub use disk::{DiskOptions, DiskTier, Fate, Fsck, Problem, Repair, Syncing};
 pub use folder::StoreFolder;
-pub use notices::Notices;
+pub use notices::{Notices, show_at_once};
 pub(crate) use ram::RamTier;
 #[cfg(feature = "remote")]
 pub use remote::RemoteTier;

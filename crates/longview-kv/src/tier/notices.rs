@@ -1,7 +1,18 @@
 //! What people should be told, collected until someone shows it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// How this process shows what cannot wait until someone asks.
+static SHOW: OnceLock<fn(&str)> = OnceLock::new();
+
+/// Has messages that say why nothing goes on shown by `show` as soon as they are known, as well as listed
+/// with the others: whoever waits with the program must see what for. For the whole process, like its
+/// standard error; the first call counts.
+pub fn show_at_once(show: fn(&str)) {
+    // Whoever came first has settled it.
+    let _ = SHOW.set(show);
+}
 
 /// A list of messages for people. Cloning gives another handle on the same list.
 #[derive(Clone, Default)]
@@ -23,6 +34,14 @@ impl Notices {
             waiting.pop_front();
         }
         waiting.push_back(message);
+    }
+
+    /// Adds a message that says why nothing goes on, and shows it where the process has said how.
+    pub(super) fn push_urgent(&self, message: String) {
+        if let Some(show) = SHOW.get() {
+            show(&message);
+        }
+        self.push(message);
     }
 
     /// The messages since the last call, oldest first.

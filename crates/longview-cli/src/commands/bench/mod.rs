@@ -127,7 +127,7 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
             session
                 .notices
                 .iter()
-                .for_each(|notice| output::note(format!("note: {notice}")));
+                .for_each(|notice| output::tell(notice));
             output::print(&text(&session, limits.as_ref(), &runs, &kept))
         }
     }

@@ -46,7 +46,7 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
         session
             .notices
             .drain(..)
-            .for_each(|notice| note(format!("note: {notice}")));
+            .for_each(|notice| output::tell(&notice));
     }
     let mut answers = Vec::new();
     let mut stopped = false;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::args::{ContextsAction, ContextsArgs, Format, Life};
 use crate::failure::Failure;
-use crate::output::{self, note};
+use crate::output;
 use crate::saved::failure;
 
 /// Does what was asked for.
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &ContextsArgs, format: Format) -> Result<(), Failure> {
         }),
     };
     for notice in kept.tier.take_notices() {
-        note(format!("note: {notice}"));
+        output::tell(&notice);
     }
     result
 }

@@ -15,7 +15,7 @@ use crate::commands::read_text;
 use crate::commands::run::continuation;
 use crate::documents::Documents;
 use crate::failure::Failure;
-use crate::output::{self, note};
+use crate::output;
 use crate::saved::{Entry, Kind, document_pieces, failure};
 use crate::session::{Session, refused};
 use crate::taken_over::TakenOver;
@@ -286,7 +286,7 @@ impl Work {
                     .cloned()
                     .chain(found.sentence(all))
                 {
-                    note(format!("note: {notice}"));
+                    output::tell(&notice);
                 }
                 output::print(&format!("{}\n", line(&record.summary)))
             }

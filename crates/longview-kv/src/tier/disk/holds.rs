@@ -99,6 +99,7 @@ impl Disk {
             other => other?,
         };
         let (begun, patience) = (Instant::now(), self.options.patience);
+        let mut is_told = false;
         while !file.try_lock()? {
             let waited = begun.elapsed();
             if waited >= patience || self.is_stuck.load(Ordering::Relaxed) {
@@ -112,8 +113,9 @@ impl Disk {
                     ),
                 ));
             }
-            if waited >= patience / NOTICED_PART {
-                self.notices.push(format!(
+            if waited >= patience / NOTICED_PART && !is_told {
+                is_told = true;
+                self.notices.push_urgent(format!(
                     "waiting for another process that has locked {}",
                     path.display()
                 ));
