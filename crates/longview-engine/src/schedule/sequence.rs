@@ -419,9 +419,10 @@ impl Sequence {
     pub(super) fn next_rows(&self, part: usize, left: usize) -> usize {
         let context = self.context();
         let by_blocks = |keep: &Arc<Keep>| keep.when.block.is_some();
+        let before_last = self.left_to_read().saturating_sub(1);
         let left = match context.keep_method().is_some_and(by_blocks) {
             // A method that decides on the way does so before the last token.
-            true if left > 1 => left - 1,
+            true if before_last > 0 => left.min(before_last),
             _ => left,
         };
         let left = match self.moves.next() {

@@ -1,5 +1,11 @@
-//! Models that differ from the reference model: two sets of rotary frequencies, and rows of logits that no
-//! token belongs to.
+//! Models that differ from the reference model: two sets of rotary frequencies, rows of logits that no
+//! token belongs to, and recurrent layers.
+
+use std::ops::ControlFlow;
+
+use longview_kernels::Pool;
+use longview_models::shapes::make_from;
+use longview_models::{Config, Recipe};
 
 use super::*;
 
@@ -141,4 +147,54 @@ fn rows_of_logits_that_no_token_belongs_to_are_never_chosen() {
     let heard = ear.heard.lock().unwrap();
     assert_eq!(heard.error, None);
     assert_eq!(heard.ids, [wanted]);
+}
+
+/// Random weights of a model whose layers are recurrent but for every second.
+fn recurrent() -> (tempfile::TempDir, Arc<Engine>) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::new(
+        "recurrent",
+        serde_json::json!({"model_type": "qwen3_5_text", "hidden_size": 32, "intermediate_size": 32,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+            "vocab_size": 4000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+            "rope_theta": 1e4, "tie_word_embeddings": true, "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 1,
+            "linear_num_value_heads": 2, "full_attention_interval": 2, "partial_rotary_factor": 0.5}),
+    );
+    let path = folder.path().join("model.gguf");
+    make_from(&config, Recipe::F16, 7, &path, &Pool::new(1), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let options = EngineOptions {
+        model: ModelSource::Path(path),
+        chunk_tokens: 256,
+        threads: Some(1),
+        store: Some(StoreOptions::new(StorePlace::Temporary, 1 << 30)),
+        ..EngineOptions::default()
+    };
+    let engine = Engine::open(&options).unwrap();
+    (folder, Arc::new(engine))
+}
+
+#[test]
+fn layers_that_cannot_go_back_share_to_where_prompts_part() {
+    let _turn = turn();
+    let (_folder, engine) = recurrent();
+    let tenant = Arc::new(engine.tenant(""));
+    let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
+    let shared = text(4, 100);
+    let prompts: Vec<Vec<u32>> = (0..4)
+        .map(|at| [shared.clone(), text(50 + at, 25)].concat())
+        .collect();
+    let ears: Vec<Ear> = prompts.iter().map(|_| Ear::default()).collect();
+    for (prompt, ear) in prompts.iter().zip(&ears) {
+        scheduler.submit(request(&tenant, prompt, vec![drawn(1, 3)], ear));
+    }
+    finish(&mut scheduler);
+    assert_eq!(scheduler.counts().prompt_tokens, 100 + 4 * 25);
+    for (prompt, ear) in prompts.iter().zip(&ears) {
+        let wanted = alone(&engine, prompt, 1, 3);
+        assert_eq!(ear.heard.lock().unwrap().ids[0], wanted);
+    }
 }
