@@ -281,8 +281,15 @@ fn prepare(
         PromptField::Texts(texts) => texts.iter().map(of_text).collect(),
         PromptField::Lists(lists) => lists.iter().map(of_tokens).collect(),
     };
+    let lists = lists?;
+    if lists.iter().any(Vec::is_empty) {
+        return Err(ApiError::field(
+            "prompt",
+            "the prompt is empty; give some text to continue",
+        ));
+    }
     let truncate = request.truncate.or(extras.truncate);
-    let prompts = lists?.into_iter().map(|tokens| {
+    let prompts = lists.into_iter().map(|tokens| {
         let start = held.as_ref().map_or(Start::Nothing, Held::start);
         run::fitted(app, tokens, start, truncate, &settings)
     });

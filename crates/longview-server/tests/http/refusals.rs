@@ -96,6 +96,13 @@ fn wrong_requests_are_told_what_to_do() {
         ),
         (
             "/v1/completions",
+            json!({ "prompt": [] }),
+            400,
+            "prompt is empty",
+            Some("prompt"),
+        ),
+        (
+            "/v1/completions",
             json!({ "prompt": vec!["x"; 20], "n": 7 }),
             400,
             "140 texts",
