@@ -7,8 +7,10 @@ Two Markdown tables for docs/contexts.md. The first: seconds to the first token 
 a text, of a second question in the same process, and of the second question after a restart, each beside
 what it could be at best. Before the restart the store's files are dropped from the system's cache, and the
 disk's own sequential rate is measured on the same files in the same way. The second: the most memory the
-process held, as the operating system counts it, against the number given with --memory. A minute for a text
-of 15,000 tokens on the reference model, half an hour for a whole book.
+process held, as the operating system counts it, against the number given with --memory; the bytes that were
+read back, beside the fewest that had to be. With --others N the second table is made a second time in a folder
+that holds N blocks of other texts already: what is known of them takes memory too. A minute for a text of
+15,000 tokens on the reference model, half an hour for a whole book, three minutes more for 10,000 other blocks.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import tempfile
 import time
@@ -24,6 +27,12 @@ from pathlib import Path
 from typing import Any
 
 READ_BYTES = 8 << 20
+
+BLOCK_TOKENS = 64
+
+# Other texts have so many words of these letters, about 13,000 tokens.
+OTHER_WORDS = 3_000
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass
@@ -47,13 +56,20 @@ def main() -> None:
         "--memory", nargs="*", default=["48MiB", "64MiB", "72MiB", "80MiB", "96MiB"], help="limits to hold"
     )
     parser.add_argument("--memory-text", type=Path, help="the text to read under the limits; without, the same")
+    parser.add_argument("--others", type=int, default=0, help="blocks of other texts, for a second table of limits")
     parser.add_argument("--max-tokens", type=int, default=16)
     arguments = parser.parse_args()
     program = Program(arguments.longview, arguments.model, arguments.max_tokens)
     questions(program, arguments.text, arguments.first, arguments.second)
     if arguments.memory:
         print()
-        limits(program, arguments.memory_text or arguments.text, arguments.second, arguments.memory)
+        text = arguments.memory_text or arguments.text
+        limits(program, text, arguments.second, arguments.memory)
+        if arguments.others:
+            with tempfile.TemporaryDirectory() as cache:
+                blocks = fill(program, cache, arguments.others)
+                print(f"\nBeside {blocks:,} blocks of other texts in the folder:\n", flush=True)
+                limits(program, text, arguments.second, arguments.memory, cache)
 
 
 class Program:
@@ -126,25 +142,42 @@ def least_seconds(program: Program, answer: dict[str, Any]) -> float:
     return read / speed["prefill"] + 1 / speed["decode"]
 
 
-def limits(program: Program, text: Path, question: str, memory: list[str]) -> None:
-    """The second table."""
-    print("| --memory | peak resident | of the limit | keys and values | on disk | read back |")
-    print("|---|---|---|---|---|---|")
+def limits(program: Program, text: Path, question: str, memory: list[str], full: str | None = None) -> None:
+    """The second table: with an empty folder for each row, or in a `full` one, where no row finds what another read."""
+    print("| --memory | peak resident | of the limit | keys and values | on disk | read back | least possible | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
     for limit in memory:
-        with tempfile.TemporaryDirectory() as cache:
-            ran = program.ask(text, [question], cache, ["--memory", limit])
+        with tempfile.TemporaryDirectory() as empty:
+            ran = program.ask(text, [question], full or empty, ["--memory", limit, "--salt", f"under {limit}"])
         if ran.code != 0:
             last = ran.said.strip().splitlines()[0] if ran.said.strip() else f"exit code {ran.code}"
-            print(f"| {limit} | refused: {last} | | | | |", flush=True)
+            print(f"| {limit} | refused: {last} | | | | | | |", flush=True)
             continue
         answer = ran.result
         share = ran.peak_bytes / size(limit)
+        read, least = answer["store_read_bytes"], answer["least_bytes_read"]
+        ratio = f"{read / least:.2f}" if least else "–"
         print(
             f"| {limit} | {mebibytes(ran.peak_bytes)} | {share:.0%} | "
             f"{mebibytes(answer['kv_bytes'])} | {mebibytes(answer['kv_bytes_on_disk'])} | "
-            f"{mebibytes(answer['store_read_bytes'])} |",
+            f"{mebibytes(read)} | {mebibytes(least)} | {ratio} |",
             flush=True,
         )
+
+
+def fill(program: Program, cache: str, wanted: int) -> int:
+    """Reads texts of random words into a folder until it has the blocks wanted; how many it has then."""
+    blocks = 0
+    draw = random.Random(1)
+    with tempfile.TemporaryDirectory() as folder:
+        while blocks < wanted:
+            words = ("".join(draw.choices(LETTERS, k=draw.randint(2, 8))) for _ in range(OTHER_WORDS))
+            text = Path(folder) / "other.txt"
+            text.write_text(" ".join(words))
+            save = ["contexts", "save", f"other {blocks}", "--prompt-file", str(text), "--cache-dir", cache]
+            saved = done(program.run([*save, *program.model])).result
+            blocks += saved["tokens"] // BLOCK_TOKENS
+    return blocks
 
 
 def done(ran: Ran) -> Ran:

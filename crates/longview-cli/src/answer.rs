@@ -5,8 +5,8 @@ use std::time::Instant;
 use longview::keep::KeepReport;
 use longview::read::ReadReport;
 use longview::{
-    AttentionPicture, Context, Control, EndOfText, Event, FinishReason, GenerateOptions, Generated,
-    PicturePart, Prune, Pruned, ShowSpecials,
+    AttentionPicture, Context, ContextWork, Control, EndOfText, Event, FinishReason,
+    GenerateOptions, Generated, PicturePart, Prune, Pruned, ShowSpecials,
 };
 use serde::Serialize;
 
@@ -81,6 +81,8 @@ pub(crate) struct Answer {
     pub(crate) kv_bytes_on_disk: u64,
     /// Bytes read back from disk for this answer.
     pub(crate) store_read_bytes: u64,
+    /// The fewest that had to be, in the memory there was; not known where a method leaves pairs out.
+    pub(crate) least_bytes_read: Option<u64>,
     /// What the keep method has done to the context, where one was chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) keep: Option<KeepCounts>,
@@ -330,6 +332,13 @@ impl Answer {
             generated.time_to_first_token
         };
         let seconds = request.seconds_before + until_first.as_secs_f64();
+        let work = ContextWork {
+            held: reused,
+            below: request.reuse.below_memory(),
+            prompt: before + read,
+            answer: generated.ids.len(),
+        };
+        let least = session.engine.least_bytes_read(context, &work);
         Ok(Answer {
             question: None,
             answer: request.edges.apply(&generated.text).to_owned(),
@@ -355,6 +364,7 @@ impl Answer {
                     .picture(&map, &tokens, prompt.min(tokens.len()))
             }),
             store_read_bytes: request.read_bytes_before + session.store_read_bytes() - store_bytes,
+            least_bytes_read: least.filter(|_| generated.pruned.is_empty()),
             max_tokens,
             generated: Some(generated),
         })

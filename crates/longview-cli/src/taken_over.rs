@@ -104,6 +104,16 @@ impl TakenOver {
         self.0.values().sum()
     }
 
+    /// Those that were in a tier below memory.
+    pub(crate) fn below_memory(&self) -> usize {
+        let elsewhere = [CONTEXT, MEMORY, MOVED, KEPT];
+        let below = self
+            .0
+            .iter()
+            .filter(|(place, _)| !elsewhere.contains(&place.as_str()));
+        below.map(|(_, tokens)| tokens).sum()
+    }
+
     /// Both together.
     pub(crate) fn and(mut self, other: &TakenOver) -> TakenOver {
         for (place, &tokens) in &other.0 {

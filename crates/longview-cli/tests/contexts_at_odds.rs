@@ -571,5 +571,11 @@ fn memory_holds_beside_a_folder_that_is_full_of_other_contexts() {
     for (limit, ran) in [(small, free), (limit, first)].into_iter().chain(more) {
         let peak = number(&ran, "peak_memory_bytes");
         assert!(peak <= limit, "{peak} of {limit}: {ran}");
+        // What is read back is near the least that such memory allows.
+        let [read, least] =
+            ["store_read_bytes", "least_bytes_read"].map(|key| number(&ran, key) as f64);
+        println!("{limit} bytes: {read} read, {least} at least");
+        let passes = number(&ran, "prompt_tokens") as f64 / 512.0 + 4.0;
+        assert!(read <= 1.5 * least + passes * 2e6, "{ran}");
     }
 }

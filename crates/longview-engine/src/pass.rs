@@ -114,26 +114,25 @@ impl Engine {
     }
 
     /// Tokens that the next pass of a prefill computes. While blocks of the context are away, every
-    /// pass reads all of them: then as many as half of the memory for keys, values and scratch has
-    /// scratch for, and all of it room for their keys and values beside that.
+    /// pass reads all of them: then as many as make the bytes that are read for each token fewest, of those
+    /// for which memory has room, and half of the room has scratch: buffers stay, and the steps of an answer
+    /// read what they leave no room for.
     pub(crate) fn chunk_for(&self, context: &Context) -> usize {
-        let usage = self.ledger.usage();
         if self.ledger.limit() == u64::MAX || context.away_bytes() == 0 {
             return self.chunk_tokens;
         }
-        let room = self
-            .ledger
-            .limit()
-            .saturating_sub(usage.program + usage.index + usage.weights);
-        let larger = |chunk: &usize| {
-            let scratch = self.scratch_bytes(*chunk, 1);
-            let fits = scratch <= room / 2 && scratch + context.least_bytes(*chunk) <= room;
-            *chunk <= LARGEST_CHUNK && fits
-        };
-        std::iter::successors(Some(self.chunk_tokens), |chunk| Some(2 * chunk))
-            .take_while(larger)
-            .last()
-            .unwrap_or(self.chunk_tokens)
+        let half = self.free_bytes() / 2;
+        let chunks = (self.chunk_tokens..=LARGEST_CHUNK).step_by(BLOCK_TOKENS);
+        let fit_half = chunks.take_while(|&chunk| self.reserved_scratch(chunk, 1) <= half);
+        let largest = fit_half.last().unwrap_or(self.chunk_tokens);
+        self.with_passes(context, |passes| passes.best_chunk(context.len(), largest))
+    }
+
+    /// Bytes of the memory allowed for keys, values and scratch.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        let usage = self.ledger.usage();
+        let others = usage.program + usage.index + usage.weights;
+        self.ledger.limit().saturating_sub(others)
     }
 
     /// After a pass that read `rows` tokens of a prompt failed: the tokens that the next one reads at
@@ -165,6 +164,14 @@ impl Engine {
         Workspace::predicted_bytes(self.model.blueprint(), rows, wanted, threads)
     }
 
+    /// What the account of buffers has for such a pass: for one much larger than those that every plan counts
+    /// with, an eighth of the difference more, since what the allocator keeps beside it is not known.
+    pub(crate) fn reserved_scratch(&self, rows: usize, wanted: usize) -> u64 {
+        let planned = self.scratch_bytes(self.chunk_tokens + self.chunk_tokens / 4, wanted);
+        let bytes = self.scratch_bytes(rows, wanted);
+        bytes + bytes.saturating_sub(planned) / 8
+    }
+
     /// Bytes that `texts` texts to one prompt take in every pass beyond what [`Engine::plan`] counts for one.
     pub fn logits_bytes(&self, texts: usize) -> u64 {
         let rows = self.chunk_tokens;
@@ -183,7 +190,7 @@ impl Engine {
         if self.ledger.limit() == u64::MAX {
             return;
         }
-        let scratch = self.scratch_bytes(rows, wanted);
+        let scratch = self.reserved_scratch(rows, wanted);
         let mut account = self
             .account
             .lock()

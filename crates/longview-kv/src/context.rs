@@ -324,7 +324,8 @@ impl Context {
         all
     }
 
-    pub(crate) fn layout(&self) -> &Arc<KvLayout> {
+    /// How its keys and values are laid out.
+    pub fn layout(&self) -> &Arc<KvLayout> {
         &self.layout
     }
 

@@ -270,6 +270,24 @@ impl KvLayout {
         blocks + self.fork_bytes(1) + feed::buffer_bytes(self)
     }
 
+    /// Bytes of the blocks of layers with full attention that `tokens` tokens fill: all of them are read
+    /// in every pass over later tokens, from memory or from below.
+    pub fn filled_bytes(&self, tokens: usize) -> u64 {
+        let blocks = tokens / BLOCK_TOKENS;
+        let groups = self.groups.iter();
+        let full = groups.filter(|group| group.kind.state == LayerState::Full);
+        full.map(|group| (blocks.min(group.most_blocks) * group.block_bytes()) as u64)
+            .sum()
+    }
+
+    /// Bytes of keys, values and states that a pass over `chunk_tokens` tokens cannot do without, deep in a
+    /// context: those that it writes, windows, and the buffers that other blocks are read back into.
+    pub fn pass_bytes(&self, chunk_tokens: usize) -> u64 {
+        let chunk = chunk_tokens.div_ceil(BLOCK_TOKENS);
+        let blocks = self.bytes_of(|window| chunk + window.map_or(0, |w| w / BLOCK_TOKENS));
+        blocks + self.state_bytes(PASS_STATES) + feed::buffer_bytes(self)
+    }
+
     /// Bytes of the blocks that `blocks` counts for a group, given the length of its window.
     fn bytes_of(&self, blocks: impl Fn(Option<usize>) -> usize) -> u64 {
         let of_group = |group: &Group| {

@@ -56,10 +56,10 @@
 //! | [`models`], [`weights`], [`text`] | architectures, files of weights, tokenizers and chat templates |
 
 pub use longview_engine::{
-    AttentionPicture, ContextMethods, Continuation, Control, EndOfText, Engine, EngineError,
-    EngineOptions, Event, FinishReason, GenerateOptions, Generated, Lookup, MemoryPlan,
-    ModelDescription, ModelSource, PicturePart, PrefillProgress, ProcessMemory, Prune, Pruned,
-    Realigned, Reuse, StoreOptions, StorePlace, SystemMemory, Tail, TemplateOrigin, Tenant,
+    AttentionPicture, ContextMethods, ContextWork, Continuation, Control, EndOfText, Engine,
+    EngineError, EngineOptions, Event, FinishReason, GenerateOptions, Generated, Lookup,
+    MemoryPlan, ModelDescription, ModelSource, PicturePart, PrefillProgress, ProcessMemory, Prune,
+    Pruned, Realigned, Reuse, StoreOptions, StorePlace, SystemMemory, Tail, TemplateOrigin, Tenant,
     TextSide, dates, finished_work, inspect, open_tokenizer, plan, sampling, schedule,
 };
 pub use longview_kernels::{Exec, Format, Isa, Numerics, Pool, isa, limits};

@@ -502,6 +502,10 @@ fn object(session: &Session, answers: &[Answer]) -> Result<Map<String, Value>, F
             total.kv_bytes = total.kv_bytes.max(answer.kv_bytes);
             total.kv_bytes_on_disk = total.kv_bytes_on_disk.max(answer.kv_bytes_on_disk);
             total.store_read_bytes += answer.store_read_bytes;
+            total.least_bytes_read = total
+                .least_bytes_read
+                .zip(answer.least_bytes_read)
+                .map(|(all, least)| all + least);
             if let (Some(all), Some(read)) = (&mut total.read, &answer.read) {
                 all.add(read);
             }
