@@ -122,9 +122,12 @@ impl Engine {
             return self.chunk_tokens;
         }
         let half = self.free_bytes() / 2;
-        let chunks = (self.chunk_tokens..=LARGEST_CHUNK).step_by(BLOCK_TOKENS);
-        let fit_half = chunks.take_while(|&chunk| self.reserved_scratch(chunk, 1) <= half);
-        let largest = fit_half.last().unwrap_or(self.chunk_tokens);
+        // A pass takes more than its buffers, which is only found when it is over, and the more the larger it
+        // is: with chunks up to the last block that has room a book went 2.4 MiB over a limit of 160.
+        let largest = std::iter::successors(Some(self.chunk_tokens), |chunk| Some(2 * chunk))
+            .take_while(|&chunk| chunk <= LARGEST_CHUNK && self.reserved_scratch(chunk, 1) <= half)
+            .last()
+            .unwrap_or(self.chunk_tokens);
         self.with_passes(context, |passes| passes.best_chunk(context.len(), largest))
     }
 
