@@ -90,13 +90,18 @@ impl Passes<'_> {
     fn of_prompt(&self, work: &ContextWork) -> u64 {
         let first = work.held / BLOCK_TOKENS;
         let count = work.prompt.div_ceil(BLOCK_TOKENS).saturating_sub(first);
+        let below = (self.full)(work.below / BLOCK_TOKENS);
+        // Where the smallest chunks read nothing, and the last reads most, there is nothing to choose: of a
+        // long text that has room every way to cut it would be tried otherwise.
+        if count > 0 && self.read(first + count - 1, (self.room)(self.smallest)) == 0 {
+            return below;
+        }
         let smallest = self.smallest.div_ceil(BLOCK_TOKENS).max(1);
         let fits = |blocks: &usize| (self.fits)(blocks * BLOCK_TOKENS);
         let largest = smallest + (smallest + 1..=count).take_while(fits).count();
         let rooms: Vec<u64> = (0..=largest)
             .map(|blocks| (self.room)(blocks * BLOCK_TOKENS))
             .collect();
-        let below = (self.full)(work.below / BLOCK_TOKENS);
         // The fewest bytes from each block to the end, from the last to the first.
         let mut least = vec![0; count + 1];
         for at in (0..count).rev() {
@@ -158,6 +163,22 @@ mod tests {
             };
             assert_eq!(passes().least(&work), tried(held, end), "{held} to {end}");
         }
+    }
+
+    #[test]
+    fn a_text_of_any_length_that_has_room_is_judged_at_once() {
+        let roomy = Passes {
+            room: &|_| u64::MAX,
+            fits: &|_| true,
+            ..passes()
+        };
+        let mut work = ContextWork {
+            prompt: 1 << 30,
+            ..ContextWork::default()
+        };
+        assert_eq!(roomy.least(&work), 0);
+        (work.held, work.below) = (6 * BLOCK_TOKENS, 4 * BLOCK_TOKENS);
+        assert_eq!(roomy.least(&work), 40);
     }
 
     #[test]
