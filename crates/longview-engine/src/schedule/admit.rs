@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use longview_kv::BLOCK_TOKENS;
 
+use super::job::Job;
 use super::request::{Priority, Start, Update};
-use super::sequence::{Job, Sequence};
+use super::sequence::Sequence;
 use super::{RequestId, Scheduler};
 use crate::error::EngineError;
 

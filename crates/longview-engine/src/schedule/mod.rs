@@ -22,6 +22,7 @@
 //! Nothing here depends on time but the size of a slice, and results do not depend on that.
 
 mod admit;
+mod job;
 mod moved;
 mod pace;
 mod request;
@@ -47,10 +48,11 @@ pub use request::{
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::generate::FinishReason;
+use job::{Job, Kind};
 use moved::Remembered;
 use pace::Pace;
 use scores::Scoring;
-use sequence::{Job, Kind, NextChoice, Sequence};
+use sequence::{NextChoice, Sequence};
 use shares::{Reader, Shares, cut};
 
 /// A request's name in its scheduler.

@@ -10,8 +10,9 @@ use std::ops::Range;
 use longview_kv::Context;
 
 use super::Scheduler;
+use super::job::Kind;
 use super::request::MovedText;
-use super::sequence::{Kind, Sequence};
+use super::sequence::Sequence;
 use crate::error::EngineError;
 use crate::realign::{Span, common_spans};
 

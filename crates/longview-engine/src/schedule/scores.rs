@@ -1,8 +1,9 @@
 //! How likely the model held the tokens of a prompt: taken from the logits of each pass, which never stay.
 
 use super::RequestId;
+use super::job::Job;
 use super::request::Scored;
-use super::sequence::{Job, Sequence};
+use super::sequence::Sequence;
 use crate::error::EngineError;
 use crate::sampling::{SamplingError, logprobs};
 
