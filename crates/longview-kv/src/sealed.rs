@@ -1,7 +1,7 @@
 //! Sealed blocks as contexts share them: in memory, or away in a tier and read when needed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::block::Block;
 use crate::tier::{BlockInfo, BlockKey, Hold};
@@ -13,7 +13,7 @@ pub(crate) struct Handle {
     /// The clock of the memory when it was used last.
     used: AtomicU64,
     /// Keeps it from being evicted where it is read back from, once its memory was let go.
-    relied_on: OnceLock<Hold>,
+    relied_on: Mutex<Option<Hold>>,
 }
 
 impl Handle {
@@ -23,7 +23,7 @@ impl Handle {
             info,
             block: Mutex::default(),
             used: AtomicU64::new(0),
-            relied_on: OnceLock::new(),
+            relied_on: Mutex::default(),
         }
     }
 
@@ -53,12 +53,18 @@ impl Handle {
     /// Relies on a tier that holds the block, for as long as a context refers to it.
     pub(crate) fn rely(&self, hold: Hold) {
         // One hold is as good as another.
-        let _ = self.relied_on.set(hold);
+        lock(&self.relied_on).get_or_insert(hold);
     }
 
     /// Whether a tier holds the block for it.
     pub(crate) fn relies(&self) -> bool {
-        self.relied_on.get().is_some()
+        lock(&self.relied_on).is_some()
+    }
+
+    /// Relies on no tier any more: the block was not there.
+    pub(crate) fn rely_no_longer(&self) {
+        let hold = lock(&self.relied_on).take();
+        drop(hold);
     }
 
     /// Whether letting go would free memory: not while a pass holds the block.
@@ -90,9 +96,11 @@ impl Handle {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Block>>> {
-        // An `Option` is whole at every unlock, so a panic elsewhere does not spoil it.
-        self.block
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.block)
     }
+}
+
+/// An `Option` is whole at every unlock, so a panic elsewhere does not spoil it.
+fn lock<T>(option: &Mutex<Option<T>>) -> MutexGuard<'_, Option<T>> {
+    option.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -273,7 +273,7 @@ impl Store {
         Ok(block)
     }
 
-    /// Takes back that blocks are held anywhere, after they turned out not to be readable. A tier that
+    /// Takes back that a tier holds a block, after it turned out not to be readable. A tier that
     /// could not read one has forgotten it; what is on its disk may be whole, and stays.
     pub(crate) fn forget(&self, key: &BlockKey) {
         for tier in self.tiers.iter().filter(|tier| tier.knows(key)) {
@@ -281,8 +281,7 @@ impl Store {
                 self.note(error.to_string());
             }
         }
-        // A place in memory always lets go.
-        let _ = self.memory.remove(key);
+        self.memory.forget(key);
     }
 
     /// Notes that blocks are taken over by a context, and keeps them from being evicted while what

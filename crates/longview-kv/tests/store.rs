@@ -455,6 +455,40 @@ fn a_block_that_cannot_be_read_is_computed_again() {
 }
 
 #[test]
+fn a_block_that_one_context_computes_again_is_held_once_for_all() {
+    let mut world = World::new(&[FULL, FULL]);
+    let ids = ids(641);
+    let mut free = world.context(&world.store(u64::MAX));
+    world.read(&mut free, &ids[..640], 640).unwrap();
+    let block = free.kv_bytes() / 10;
+    let expected = world.read(&mut free, &ids[640..], 1).unwrap();
+
+    let store = world.store(u64::MAX);
+    let mut one = world.context(&store);
+    assert_eq!(one.attach(&ids).unwrap(), 640);
+    let mut fork = one.fork();
+    let mut other = world.context(&store);
+    assert_eq!(other.attach(&ids).unwrap(), 640);
+    let key = one.keys()[2];
+    world.tier.remove(&key).unwrap();
+    let error = world.read(&mut one, &ids[640..], 1).unwrap_err();
+    assert!(
+        matches!(error, KvError::Lost(TierError::Missing(lost)) if lost == key),
+        "{error}"
+    );
+    one.lose(&key);
+    let held = one.len();
+    assert_eq!(held, 128);
+    let got = world.read(&mut one, &ids[held..], 64).unwrap();
+    assert_eq!(row(&got, 640 - held), expected);
+    // The others have it from there, in memory, and nobody a second time.
+    for context in [&mut fork, &mut other] {
+        assert_eq!(world.read(context, &ids[640..], 1).unwrap(), expected);
+    }
+    assert_eq!(store.ledger().usage().kv, (10 + 3) * block);
+}
+
+#[test]
 fn several_contexts_in_one_pass_are_read_back_each_in_its_place() {
     let mut world = World::new(&[FULL, WINDOW]);
     let store = world.store(u64::MAX);

@@ -103,6 +103,24 @@ fn what_could_not_be_read_for_a_while_stays_on_the_disk() {
     assert_held(&*disk(&files), &infos);
 }
 
+#[test]
+fn what_was_lost_and_is_computed_again_is_put_below_again_before_it_leaves_memory() {
+    let home = tempfile::tempdir().unwrap();
+    let spill: Arc<dyn Tier> = Arc::new(SpillTier::new(home.path().to_owned()));
+    let infos = Chain::new("m").blocks(4, 1);
+    let bytes = block_bytes(infos[0].shape);
+    let store = Store::new(Ledger::with_limit(4 * bytes), vec![spill]);
+    let handles = seal(&store, &infos);
+    assert!(store.make_space(4 * bytes));
+    store.tiers()[0].remove(&infos[1].key).unwrap();
+    store.forget(&infos[1].key);
+    assert_eq!(store.place_of(&infos[1].key), None);
+    let again = seal(&store, &infos[1..2]);
+    assert!(Arc::ptr_eq(&again[0], &handles[1]), "all share it again");
+    assert!(store.make_space(4 * bytes));
+    assert_read(&store, &infos);
+}
+
 /// A place that takes blocks, and loses those that wait in memory when that is needed.
 #[derive(Default)]
 struct Waiting(Mutex<Vec<(BlockInfo, Arc<Block>)>>);

@@ -111,6 +111,15 @@ impl RamTier {
         forget_unused(&mut handles, &key);
     }
 
+    /// Takes back that a block can be had from below. Contexts that refer to it keep the handle they share,
+    /// so that all of them have it again when one has computed it.
+    pub(crate) fn forget(&self, key: &BlockKey) {
+        if let Some(handle) = self.handle(key) {
+            handle.rely_no_longer();
+        }
+        forget_absent(&mut self.lock(), key);
+    }
+
     /// Lets go of a block that no context needs at hand, unless one refers to it.
     pub(crate) fn let_go(&self, key: &BlockKey) {
         forget_unused(&mut self.lock(), key);
@@ -152,6 +161,14 @@ fn forget_unused(handles: &mut HashMap<BlockKey, Arc<Handle>>, key: &BlockKey) {
         .get(key)
         .is_some_and(|handle| is_unused(handle) && handle.let_go())
     {
+        handles.remove(key);
+    }
+}
+
+/// Removes a handle that nobody refers to and whose block is not in memory.
+fn forget_absent(handles: &mut HashMap<BlockKey, Arc<Handle>>, key: &BlockKey) {
+    let is_absent = |handle: &Arc<Handle>| is_unused(handle) && !handle.is_resident();
+    if handles.get(key).is_some_and(is_absent) {
         handles.remove(key);
     }
 }
