@@ -294,7 +294,7 @@ impl Records {
                 Ok(summary) => summaries.push(summary),
                 // Removed by another process since the folder was listed.
                 Err(TierError::NoContext { .. }) => {}
-                Err(error) => self.notices.push(error.to_string()),
+                Err(error) => self.notices.push_about(&path, error.to_string()),
             }
         }
         Ok(summaries)

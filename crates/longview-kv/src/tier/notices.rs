@@ -1,6 +1,7 @@
 //! What people should be told, collected until someone shows it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// How this process shows what cannot wait until someone asks.
@@ -18,6 +19,8 @@ pub fn show_at_once(show: fn(&str)) {
 #[derive(Clone, Default)]
 pub struct Notices {
     waiting: Arc<Mutex<VecDeque<String>>>,
+    /// Files that something was said about.
+    known: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 /// Messages kept for a reader who never comes; the oldest go first.
@@ -34,6 +37,15 @@ impl Notices {
             waiting.pop_front();
         }
         waiting.push_back(message);
+    }
+
+    /// Adds what is wrong with a file, the first time only: it may be met again and again.
+    pub fn push_about(&self, file: &Path, message: String) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.insert(file.to_owned()) {
+            drop(known);
+            self.push(message);
+        }
     }
 
     /// Adds a message that says why nothing goes on, and shows it where the process has said how.

@@ -217,7 +217,7 @@ impl Disk {
             key,
             what,
         };
-        self.notices.push(error.to_string());
+        self.notices.push_about(&path, error.to_string());
         Err(error)
     }
 

@@ -49,11 +49,10 @@ impl Disk {
                     there.insert(key);
                     self.reload_if_changed(&key);
                 }
-                None => self.notices.push(format!(
-                    "{}: skipped: {}",
-                    path.display(),
-                    Unreadable::Foreign
-                )),
+                None => {
+                    let what = format!("{}: skipped: {}", path.display(), Unreadable::Foreign);
+                    self.notices.push_about(&path, what);
+                }
             }
         }
         let mut state = self.state();
@@ -178,11 +177,12 @@ impl Disk {
                 // A record that another process is writing now is not torn.
                 let torn = contents.table.contains(&SlotState::Torn);
                 if torn && file.try_lock().unwrap_or(false) {
-                    self.notices.push(format!(
+                    let what = format!(
                         "{}: a block that was being written when the power went is left out and \
                          computed again",
                         path.display()
-                    ));
+                    );
+                    self.notices.push_about(&path, what);
                 }
                 Ok(contents)
             });
@@ -205,7 +205,8 @@ impl Disk {
                 state.handles.close(extent);
                 if !matches!(&error, Unknown::Io(error) if error.kind() == io::ErrorKind::NotFound)
                 {
-                    self.notices.push(format!("{}: {error}", path.display()));
+                    self.notices
+                        .push_about(&path, format!("{}: {error}", path.display()));
                 }
             }
         }

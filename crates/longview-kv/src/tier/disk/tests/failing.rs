@@ -108,6 +108,35 @@ fn flipped_bits_are_never_believed() {
 }
 
 #[test]
+fn what_is_wrong_with_a_file_is_told_once() {
+    let files = SimulatedFiles::default();
+    let infos = Chain::new("m").blocks(32, 1);
+    put(&open(&files, None), &infos);
+    // The payload of one file, and the header of the other.
+    let paths = [0, 16].map(|at: usize| {
+        let hash = infos[at].key.hash.to_string();
+        PathBuf::from(format!("/store/extents/{}/{hash}-0.kv", &hash[..2]))
+    });
+    files.tamper(&paths[0], |bytes| {
+        let end = bytes.len();
+        bytes[end - 40_000..].iter_mut().for_each(|byte| *byte ^= 1);
+    });
+    files.tamper(&paths[1], |bytes| bytes[20] ^= 1);
+    let tier = open(&files, None);
+    let mut told = tier.take_notices();
+    for _ in 0..3 {
+        // Whoever looks has heard what was said before.
+        assert!(nothing_is_wrong(&tier, &infos) < 16);
+        told.extend(tier.take_notices());
+    }
+    for path in paths {
+        let name = path.to_string_lossy();
+        let about = told.iter().filter(|line| line.contains(&*name)).count();
+        assert_eq!(about, 1, "{told:?}");
+    }
+}
+
+#[test]
 fn files_cut_anywhere_give_what_is_left_of_them() {
     let files = SimulatedFiles::default();
     let infos = Chain::new("m").blocks(16, 1);
