@@ -12,6 +12,7 @@ use crate::block::Block;
 use crate::context::{Context, Identity};
 use crate::error::KvError;
 use crate::feed::Feed;
+use crate::layout::Group;
 use crate::sharing::Sharing;
 
 /// Which rows of a segment the caller wants logits for.
@@ -218,6 +219,22 @@ impl Drop for Batch<'_> {
     }
 }
 
+/// Makes the pages of a layer, whose place in its group is `place`, of those that hold them token by token.
+pub(crate) fn pack_layer(
+    place: usize,
+    (from_group, from): (&Group, &Block),
+    (to_group, to): (&Group, &mut Block),
+) {
+    let from = from.layer(from_group, place);
+    let to = to.layer_mut(to_group, place);
+    for (head, to) in to.chunks_exact_mut(to_group.page_bytes()).enumerate() {
+        let from = from_group.page(from, head);
+        let to = to.split_at_mut(to_group.geometry.k_bytes());
+        let from_forms = &from_group.geometry;
+        page::pack_page(from_forms, (from.k, from.v), &to_group.geometry, to);
+    }
+}
+
 /// Stores rows `rows` of the keys `k` and values `v` that layer `layer` made in `context`, whose tokens
 /// they are.
 fn append_rows(
@@ -298,13 +315,7 @@ fn append_rows(
         }
         let mut pairs = context.block_pairs(group_index, to_index, filled);
         exec.pool.for_each(&mut pairs, |_, (from, to), _| {
-            let from = from.layer(group, place);
-            let to = to.layer_mut(older, place);
-            for (head, to) in to.chunks_exact_mut(older.page_bytes()).enumerate() {
-                let from = group.page(from, head);
-                let to = to.split_at_mut(older.geometry.k_bytes());
-                page::pack_page(geometry, (from.k, from.v), &older.geometry, to);
-            }
+            pack_layer(place, (group, from), (older, to));
         });
     }
     context.index_blocks(exec.isa, layer, filled);

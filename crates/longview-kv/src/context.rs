@@ -164,12 +164,24 @@ impl Context {
         let Some(home) = &self.home else {
             return Vec::new();
         };
+        let is_there = |key: &BlockKey| home.store.place_of(key).is_some();
         let mut keys = Vec::new();
-        for (run, state) in self.groups.iter().zip(&self.states) {
+        let groups = self.groups.iter().zip(&self.states);
+        for (place, ((run, state), group)) in groups.zip(&self.layout.groups).enumerate() {
             if let Some(state) = state {
-                let stored = state.stored();
-                keys.extend(stored.filter(|key| home.store.place_of(key).is_some()));
+                keys.extend(state.stored().filter(is_there));
             } else {
+                // A context that was cut may have passed blocks that its last full block sees.
+                let edge = self.len() - self.len() % BLOCK_TOKENS;
+                let first = self.places.slot(self.first_token(group, edge)) / BLOCK_TOKENS;
+                let passed = (first..run.first).filter_map(|index| {
+                    let group = place as u16;
+                    Some(BlockKey {
+                        hash: *home.chain.get(index)?,
+                        group,
+                    })
+                });
+                keys.extend(passed.filter(is_there));
                 keys.extend(run.slots().filter_map(|(_, slot)| match slot {
                     Slot::Sealed(handle) => Some(handle.key()),
                     Slot::Open(_) | Slot::Removed => None,

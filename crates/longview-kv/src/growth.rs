@@ -7,6 +7,7 @@ use crate::BLOCK_TOKENS;
 use crate::block::Block;
 use crate::context::{Context, first_visible};
 use crate::error::KvError;
+use crate::hash::BlockHash;
 use crate::layout::LayerState;
 use crate::recurrent::CHECKPOINT_TOKENS;
 use crate::run::{BlockRun, Slot};
@@ -86,6 +87,11 @@ impl Context {
         self.trim();
         self.trim_reads(self.len());
         self.give_up_watched();
+        self.unpin();
+    }
+
+    /// Lets blocks leave memory again when it is needed elsewhere.
+    fn unpin(&mut self) {
         // Pins cost nothing where nothing is ever asked to leave.
         if self.home.is_some() && self.ledger.limit() != u64::MAX {
             self.groups.iter_mut().for_each(BlockRun::unpin);
@@ -165,47 +171,98 @@ impl Context {
     /// Seals every full block that is not sealed yet. What a keep method has made of the text is not what
     /// its tokens say, and is found by nobody; nor is what was computed from less than everything.
     fn seal(&mut self, seconds: f32) {
-        let derived = self.is_compressed() || self.is_watching();
         let exact = self.approximate_from().unwrap_or(self.tokens.len());
-        let Some(home) = self.home.as_mut().filter(|_| !derived) else {
+        let end = self.places.slot(self.tokens.len().min(exact)) / BLOCK_TOKENS;
+        let named = self.home.as_ref().map_or(end, |home| home.chain.len());
+        if self.is_derived() {
+            return;
+        }
+        for index in named..end {
+            let tokens = self.block_tokens(index);
+            if let Some(home) = &mut self.home {
+                let parent = home.before(index);
+                home.chain.push(parent.then(&tokens));
+                self.seal_block(index, parent, tokens, seconds);
+            }
+        }
+    }
+
+    /// Seals what is open of the blocks from block `first` on that have names: text that was moved here
+    /// begins with a block of its own, so no token comes to those before it any more, full or not. They may
+    /// leave memory then like others.
+    pub(crate) fn close(&mut self, first: usize) {
+        let named = self.home.as_ref().map_or(first, |home| home.chain.len());
+        if self.is_derived() || self.places.is_plain() {
+            return;
+        }
+        for index in first..named {
+            let is_open = |run: &BlockRun| matches!(run.slot(index), Some(Slot::Open(_)));
+            if !self.groups.iter().any(is_open) {
+                continue;
+            }
+            let Some(name) = self.home.as_ref().and_then(|home| home.chain.get(index)) else {
+                return;
+            };
+            // Nobody finds it behind what is exact.
+            let parent = name.derived("what was before");
+            let tokens = self.block_tokens(index);
+            self.seal_block(index, parent, tokens, 0.0);
+        }
+        self.unpin();
+    }
+
+    /// Whether its blocks are not what their names would say, and get none.
+    fn is_derived(&self) -> bool {
+        self.is_compressed() || self.is_watching()
+    }
+
+    /// The tokens in the slots of block `index`, [`NO_TOKEN`] where there is none.
+    fn block_tokens(&self, index: usize) -> [u32; BLOCK_TOKENS] {
+        let slots = index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS;
+        let mut tokens = [NO_TOKEN; BLOCK_TOKENS];
+        for (covered, stretch) in self.places.within(slots.clone(), self.tokens.len()) {
+            let first = covered.start - stretch.slot + stretch.token;
+            let ids = self.tokens.to_vec(first..first + covered.len());
+            tokens[covered.start - slots.start..covered.end - slots.start].copy_from_slice(&ids);
+        }
+        tokens
+    }
+
+    /// Seals what is open of block `index`, which has its name and follows `parent`.
+    fn seal_block(
+        &mut self,
+        index: usize,
+        parent: BlockHash,
+        tokens: [u32; BLOCK_TOKENS],
+        seconds: f32,
+    ) {
+        let Some((home, hash)) = self.home.as_ref().and_then(|home| {
+            let name = home.chain.get(index)?;
+            Some((home, *name))
+        }) else {
             return;
         };
-        let end = self.places.slot(self.tokens.len().min(exact));
-        for index in home.chain.len()..end / BLOCK_TOKENS {
-            let parent = home.before(index);
-            let slots = index * BLOCK_TOKENS..(index + 1) * BLOCK_TOKENS;
-            let mut tokens = [NO_TOKEN; BLOCK_TOKENS];
-            for (covered, stretch) in self.places.within(slots.clone(), self.tokens.len()) {
-                let first = covered.start - stretch.slot + stretch.token;
-                let ids = self.tokens.to_vec(first..first + covered.len());
-                tokens[covered.start - slots.start..covered.end - slots.start]
-                    .copy_from_slice(&ids);
-            }
-            let hash = parent.then(&tokens);
-            home.chain.push(hash);
-            let tokens: Arc<[u32]> = Arc::new(tokens);
-            for (place, (run, group)) in self.groups.iter_mut().zip(&self.layout.groups).enumerate()
-            {
-                let Some(Slot::Open(block)) = run.slot(index) else {
-                    continue;
-                };
-                let info = BlockInfo {
-                    key: BlockKey {
-                        hash,
-                        group: place as u16,
-                    },
-                    parent,
-                    index: index as u32,
-                    tokens: Arc::clone(&tokens),
-                    shape: group.shape(),
-                    seconds,
-                    origin: Arc::clone(&home.origin),
-                };
-                let handle = home.store.seal(info, Arc::clone(block));
-                // Equal blocks are held once: this may be another context's.
-                let pin = handle.pin(home.store.now());
-                run.seal(index, handle, pin);
-            }
+        let tokens: Arc<[u32]> = Arc::new(tokens);
+        for (place, (run, group)) in self.groups.iter_mut().zip(&self.layout.groups).enumerate() {
+            let Some(Slot::Open(block)) = run.slot(index) else {
+                continue;
+            };
+            let info = BlockInfo {
+                key: BlockKey {
+                    hash,
+                    group: place as u16,
+                },
+                parent,
+                index: index as u32,
+                tokens: Arc::clone(&tokens),
+                shape: group.shape(),
+                seconds,
+                origin: Arc::clone(&home.origin),
+            };
+            let handle = home.store.seal(info, Arc::clone(block));
+            // Equal blocks are held once: this may be another context's.
+            let pin = handle.pin(home.store.now());
+            run.seal(index, handle, pin);
         }
     }
 

@@ -4,15 +4,17 @@
 //! moved text is an approximation, and never found by content.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::BLOCK_TOKENS;
+use crate::batch::pack_layer;
 use crate::context::{Context, Home};
 use crate::error::KvError;
 use crate::hash::BlockHash;
 use crate::layout::LayerState;
 use crate::places::{Places, Stretch};
 use crate::records::new_id;
-use crate::run::{Gap, Slot};
+use crate::run::{BlockRun, Gap, Slot};
 use crate::shared::SharedList;
 use crate::tokens::PIECE;
 
@@ -73,15 +75,17 @@ impl Context {
     }
 
     /// Appends the tokens `span` of `from` with the keys and values they have there, moved to their
-    /// new positions. Blocks are shared, not copied. The context is an approximation from here on,
-    /// see [`Context::is_exact`].
+    /// new positions. Blocks are shared, not copied: the span begins as far into a block as it did there,
+    /// so up to 63 slots stay empty where the text before ends and as many where the span begins, and count
+    /// as bytes held. The context is an approximation from here on, see [`Context::is_exact`].
     ///
     /// # Errors
     /// [`KvError::WrongIdentity`] for a context of another model, [`KvError::BeyondEnd`] when `from`
     /// is shorter, [`KvError::WindowPassed`] when its sliding-window layers no longer hold the end
     /// of the span, [`KvError::SinksMoved`] when the first tokens of a context have a form of their own
     /// and the span would come among them, [`KvError::SpanInState`] when the model has recurrent layers,
-    /// [`KvError::PairsGone`] when a keep method has dropped pairs of either.
+    /// [`KvError::PairsGone`] when a keep method has dropped pairs of either, [`KvError::OverLimit`] when
+    /// there is no room for a block.
     pub fn append_moved(&mut self, from: &Context, span: Range<usize>) -> Result<(), KvError> {
         if self.identity() != from.identity() || self.layout != from.layout {
             return Err(KvError::WrongIdentity);
@@ -129,6 +133,7 @@ impl Context {
             taken.push((held - first, (held..end).map(slot).collect()));
         }
 
+        self.pack_last()?;
         let what = format!("and {}..{} of {}", span.start, span.end, from.name());
         let now = self.name().derived(&what);
         // They follow from the next block on; the slots left in the last one stay empty.
@@ -159,6 +164,7 @@ impl Context {
         }
         self.tokens.extend(from.tokens.to_vec(span.clone()));
         let full = self.places.slot(self.len()) / BLOCK_TOKENS;
+        let named = self.home.as_ref().map_or(0, |home| home.chain.len());
         if let Some(home) = &mut self.home {
             let held = from.home.iter().flat_map(|other| &other.holds);
             home.holds.extend(held.cloned());
@@ -170,7 +176,47 @@ impl Context {
                 false => home.derive(now, full),
             }
         }
+        self.close(named);
         self.share_full();
+        Ok(())
+    }
+
+    /// Where the latest tokens are held apart, makes of the last block what is otherwise made of it when it is
+    /// full: text that is moved behind it leaves it before, and its tokens are not among the latest for long.
+    fn pack_last(&mut self) -> Result<(), KvError> {
+        let end = self.places.slot(self.len());
+        if end.is_multiple_of(BLOCK_TOKENS) {
+            return Ok(());
+        }
+        let index = end / BLOCK_TOKENS;
+        let layout = Arc::clone(&self.layout);
+        let store = self.home.as_ref().map(|home| Arc::clone(&home.store));
+        let is_open = |run: &BlockRun| matches!(run.slot(index), Some(Slot::Open(_)));
+        for (older, group) in layout.groups.iter().enumerate() {
+            let Some(recent) = group.recent else { continue };
+            for to in std::iter::once(older).chain(recent.sinks) {
+                let of_filled = &layout.groups[to];
+                // What is sealed was full where it was written.
+                let is_made = !is_open(&self.groups[to]) || !is_open(&self.groups[recent.group]);
+                if is_made || index >= of_filled.most_blocks {
+                    continue;
+                }
+                let bytes = of_filled.block_bytes();
+                self.groups[to].make_writable(
+                    index,
+                    index + 1,
+                    bytes,
+                    &self.ledger,
+                    store.as_deref(),
+                )?;
+                let from_group = &layout.groups[recent.group];
+                for (from, to) in self.block_pairs(recent.group, to, index..index + 1) {
+                    for place in 0..of_filled.layers {
+                        pack_layer(place, (from_group, from), (of_filled, &mut *to));
+                    }
+                }
+            }
+        }
         Ok(())
     }
 

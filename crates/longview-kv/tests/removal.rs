@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use longview_kv::tier::Origin;
 use longview_kv::{
-    BlockHash, Context, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, Store,
+    BlockHash, Context, KvError, KvForm, KvLayout, KvType, LayerLayout, LayerState, Ledger, Store,
 };
 use rotated::{DIM, IDENTITY};
 
@@ -123,6 +123,56 @@ fn text_read_elsewhere_is_attended_to_where_it_is_put() {
         // The old context is as it was.
         assert!(old.is_exact());
         reader.read(&mut old, &[3]);
+    }
+}
+
+#[test]
+fn text_moves_in_forms_that_hold_the_latest_tokens_apart() {
+    let mut reader = Reader(rotated::Reader::new(2));
+    let ids: Vec<u32> = (0..1000).collect();
+    let form = KvForm {
+        recent_tokens: 100,
+        ..KvType::Q8.into()
+    };
+    let layer = LayerLayout {
+        state: LayerState::Full,
+        kv_heads: 1,
+        head_dim: DIM,
+        v_dim: DIM,
+    };
+    let layout = Arc::new(KvLayout::new(&[layer], form));
+    let fresh = || Context::new(Arc::clone(&layout), Ledger::unlimited(), IDENTITY);
+    let mut old = fresh();
+    reader.read(&mut old, &ids);
+    // Spans shorter and longer than what is held apart, of which none ends where a block does.
+    let mut mixed = fresh();
+    let mut text: Vec<u32> = (5000..5030).collect();
+    reader.read(&mut mixed, &text);
+    for span in [100..170, 200..500, 520..590] {
+        mixed.append_moved(&old, span.clone()).unwrap();
+        text.extend(&ids[span]);
+        let more: Vec<u32> = (9000..9010).collect();
+        reader.read(&mut mixed, &more);
+        text.extend(more);
+    }
+    let more: Vec<u32> = (9100..9400).collect();
+    let got = reader.read(&mut mixed, &more);
+    let mut plain = fresh();
+    reader.read(&mut plain, &text);
+    let expected = reader.read(&mut plain, &more);
+    for (got, expected) in got.iter().zip(&expected) {
+        assert!((got - expected).abs() < 1e-3, "{got} {expected}");
+    }
+    // And when a span leaves it.
+    mixed.remove_span(40..300).unwrap();
+    text.drain(40..300);
+    text.extend(&more);
+    let got = reader.read(&mut mixed, &[7]);
+    let mut plain = fresh();
+    reader.read(&mut plain, &text);
+    let expected = reader.read(&mut plain, &[7]);
+    for (got, expected) in got.iter().zip(&expected) {
+        assert!((got - expected).abs() < 1e-3, "{got} {expected}");
     }
 }
 

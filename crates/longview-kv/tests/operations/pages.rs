@@ -23,9 +23,9 @@ const NO_TOKEN: u32 = u32::MAX;
 /// The pages of 64 slots that belong together, one a group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Page {
-    /// Full and never written again, under this name.
+    /// Full, or left before it was, and never written again, under this name.
     Sealed(BlockKey),
-    /// Being written, or left before it was full; with a number of its own.
+    /// Being written; with a number of its own.
     Open(usize),
 }
 
@@ -59,7 +59,9 @@ struct Shelf {
     content: HashMap<BlockKey, [u32; PAGE]>,
     /// What pages are called that were read exactly, by all tokens up to their ends.
     names: HashMap<Vec<u32>, BlockHash>,
-    /// Open pages made so far.
+    /// Which of the pages made each is: text that is moved may give one page two names.
+    bodies: HashMap<BlockKey, usize>,
+    /// Pages made so far.
     made: usize,
 }
 
@@ -116,6 +118,7 @@ impl Shelf {
             held: HashSet::new(),
             content: HashMap::new(),
             names: HashMap::new(),
+            bodies: HashMap::new(),
             made: 0,
         }
     }
@@ -134,13 +137,11 @@ impl Shelf {
     }
 
     fn read(&mut self, chosen: usize, count: usize, text: u32) {
-        let open: HashMap<usize, usize> = self.open_uses();
+        let open: HashMap<usize, usize> = self.uses();
         let Shelf {
             reader,
             groups,
             books,
-            held,
-            made,
             ..
         } = self;
         let book = &mut books[chosen];
@@ -155,16 +156,9 @@ impl Shelf {
             let kept = pages.split_off(&seen);
             passed.extend(std::mem::replace(pages, kept).into_values());
         }
-        // Of sealed pages that nobody else refers to, memory is given back.
-        let still: HashSet<BlockKey> = books.iter().flat_map(Book::sealed).collect();
-        for page in passed {
-            if let Page::Sealed(key) = page
-                && !still.contains(&key)
-            {
-                held.remove(&key);
-            }
-        }
+        self.give_back(&passed);
         // What is written is this context's own.
+        let Shelf { books, made, .. } = self;
         let book = &mut books[chosen];
         let written = next / PAGE..(next + count).div_ceil(PAGE);
         for pages in &mut book.pages {
@@ -182,21 +176,47 @@ impl Shelf {
         self.seal(chosen, written.start..(next + count) / PAGE);
     }
 
-    /// Notes that the pages `places` of a book are full and sealed.
+    /// Of sealed pages that nobody else refers to, memory is given back, one after another.
+    fn give_back(&mut self, passed: &[Page]) {
+        let still: HashSet<BlockKey> = self.books.iter().flat_map(Book::sealed).collect();
+        for (at, page) in passed.iter().enumerate() {
+            let Page::Sealed(key) = page else { continue };
+            let body = self.bodies[key];
+            let later = &passed[at + 1..];
+            let is_needed = still.contains(key)
+                || later.contains(page)
+                || later.contains(&Page::Open(body))
+                || self.uses()[&body] > 1;
+            if !is_needed {
+                self.held.remove(key);
+            }
+        }
+    }
+
+    /// Notes that the pages `places` of a book are sealed.
     fn seal(&mut self, chosen: usize, places: Range<usize>) {
         let book = &mut self.books[chosen];
         let is_exact = book.context.is_exact();
         for (group, pages) in book.pages.iter_mut().enumerate() {
             let mut names = book.context.keys();
             names.retain(|key| usize::from(key.group) == group);
+            let is_named = |(place, page): (&usize, &Page)| {
+                matches!(page, Page::Sealed(_)) || places.contains(place)
+            };
+            let own = pages.iter().filter(|page| is_named(*page)).count();
+            // A cut context also names what its last full page sees and others still have.
+            let others: Vec<BlockKey> = names.drain(..names.len() - own).collect();
+            assert!(others.iter().all(|key| self.held.contains(key)));
             let mut names = names.into_iter();
             for (&place, page) in pages.iter_mut() {
                 match page {
                     Page::Sealed(key) => assert_eq!(names.next(), Some(*key)),
-                    Page::Open(_) if places.contains(&place) => {
-                        let key = names.next().expect("a full page is sealed");
+                    Page::Open(number) if places.contains(&place) => {
+                        let key = names.next().expect("a page that was left is sealed");
+                        if self.held.insert(key) {
+                            self.bodies.insert(key, *number);
+                        }
                         *page = Page::Sealed(key);
-                        self.held.insert(key);
                         let mut content = [NO_TOKEN; PAGE];
                         for (&slot, &token) in book.slots.iter().zip(&book.tokens) {
                             if slot / PAGE == place {
@@ -281,6 +301,9 @@ impl Shelf {
                 let slots = from.slots[span].iter();
                 book.slots
                     .extend(slots.map(|slot| slot + place * PAGE - first * PAGE));
+                // No token comes to the pages before the last any more.
+                let left = book.next_slot() / PAGE;
+                self.seal(chosen, 0..left);
             }
         }
     }
@@ -349,17 +372,13 @@ impl Shelf {
 
     /// Bytes of all pages that must be held, each once.
     fn bytes(&self) -> u64 {
-        let of_group = |(index, group): (usize, &Group)| {
-            let sealed = self
-                .held
-                .iter()
-                .filter(|key| usize::from(key.group) == index);
-            group.bytes * (sealed.count() + self.open_pages(index)) as u64
-        };
+        let of_group =
+            |(index, group): (usize, &Group)| group.bytes * self.pages_held(index).len() as u64;
         self.groups.iter().enumerate().map(of_group).sum()
     }
 
-    fn open_pages(&self, group: usize) -> usize {
+    /// The numbers of a group's pages, open and sealed.
+    fn pages_held(&self, group: usize) -> HashSet<usize> {
         let pages = self
             .books
             .iter()
@@ -368,12 +387,17 @@ impl Shelf {
             Page::Open(number) => Some(*number),
             Page::Sealed(_) => None,
         });
-        open.collect::<HashSet<_>>().len()
+        let sealed = self.held.iter();
+        let sealed = sealed.filter(|key| usize::from(key.group) == group);
+        open.chain(sealed.map(|key| self.bodies[key])).collect()
     }
 
-    /// How many books and places refer to each open page.
-    fn open_uses(&self) -> HashMap<usize, usize> {
+    /// How many books and places refer to each page as an open one, and names that it has.
+    fn uses(&self) -> HashMap<usize, usize> {
         let mut uses = HashMap::new();
+        for key in &self.held {
+            *uses.entry(self.bodies[key]).or_default() += 1;
+        }
         let pages = self.books.iter().flat_map(|book| &book.pages);
         for page in pages.flat_map(BTreeMap::values) {
             if let Page::Open(number) = page {
