@@ -5,7 +5,7 @@ use std::io::Read;
 use longview_server::{ApiKeys, ServerOptions};
 use serde_json::json;
 
-use crate::support::{Answer, Running, engine, options, words};
+use crate::support::{Answer, Running, options, stand_in, words};
 
 #[test]
 fn keys_open_for_their_tenants_only() {
@@ -14,7 +14,7 @@ fn keys_open_for_their_tenants_only() {
         keys: ApiKeys::parse("ann=secret-of-ann\nbob=secret-of-bob").unwrap(),
         ..options(folder.path())
     };
-    let server = Running::start(engine(folder.path(), None), options);
+    let server = Running::start(stand_in(folder.path()), options);
     let body = json!({ "prompt": words(9, 400), "max_tokens": 2 }).to_string();
     let ask =
         |header: &[(&str, &str)]| server.send("POST", "/v1/completions", header, body.as_bytes());
@@ -81,7 +81,7 @@ fn pages_and_names_from_elsewhere_are_refused() {
         hosts: vec!["box.local".to_owned()],
         ..options(folder.path())
     };
-    let server = Running::start(engine(folder.path(), None), options);
+    let server = Running::start(stand_in(folder.path()), options);
     let get = |headers: &[(&str, &str)]| server.send("GET", "/v1/models", headers, b"");
     assert_eq!(get(&[("origin", "https://evil.example")]).status, 403);
     let own = format!("http://{}", server.address);

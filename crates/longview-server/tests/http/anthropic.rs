@@ -9,10 +9,10 @@ use crate::support::{ANSWER, DOCUMENT, QUESTION, Running, engine, options, words
 fn anthropics_protocol_is_spoken() {
     let folder = tempfile::tempdir().unwrap();
     let options = ServerOptions {
-        max_prompt_tokens: Some(2000),
+        max_prompt_tokens: Some(600),
         ..options(folder.path())
     };
-    let server = Running::start(engine(folder.path(), None), options);
+    let server = Running::start(engine(folder.path()), options);
     let request = json!({
         "max_tokens": 24,
         "system": [{ "type": "text", "text": DOCUMENT, "cache_control": { "type": "ephemeral" } }],
@@ -114,7 +114,7 @@ fn anthropics_protocol_is_spoken() {
     );
 
     let mut long = request.clone();
-    long["messages"][0]["content"] = json!(words(3, 3000));
+    long["messages"][0]["content"] = json!(words(3, 300));
     long["longview"] = json!({ "truncate": "middle" });
     let answer = server.post("/v1/messages", &long);
     assert!(answer.header("x-request-id").unwrap().starts_with("req_"));

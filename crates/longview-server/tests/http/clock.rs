@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::contexts::settled;
 use crate::support::{
-    ANSWER, DOCUMENT, QUESTION, Running, ask, engine, open, options, text, with, words,
+    ANSWER, DOCUMENT, QUESTION, Running, STAND_IN, ask, engine, open, options, text, with, words,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -48,13 +48,13 @@ impl Clock for Set {
     }
 }
 
-/// The reference model in `model`, with a chat template that writes the date and the time.
+/// The stand-in in `model`, with a chat template that writes the date and the time.
 fn dated(model: &Path, folder: &Path) -> Engine {
-    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    let stand_in = Path::new(STAND_IN);
     for name in ["tokenizer.json", "config.json", "model.safetensors"] {
-        std::fs::copy(needle.join(name), model.join(name)).unwrap();
+        std::fs::copy(stand_in.join(name), model.join(name)).unwrap();
     }
-    let config = std::fs::read(needle.join("tokenizer_config.json")).unwrap();
+    let config = std::fs::read(stand_in.join("tokenizer_config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&config).unwrap();
     config["chat_template"] = concat!(
         "{{ bos_token }}Today is {{ strftime_now('%d %B %Y, %H:%M') }}.",
@@ -76,7 +76,7 @@ fn a_conversation_keeps_the_day_on_which_it_began() {
         ..options(folder.path())
     };
     let server = Running::start(dated(model.path(), folder.path()), options);
-    let mut messages = vec![json!({ "role": "user", "content": words(5, 900) })];
+    let mut messages = vec![json!({ "role": "user", "content": words(5, 500) })];
     let ask = |messages: &[Value], more: Value| {
         let request = with(json!({ "messages": messages, "max_tokens": 8 }), more);
         let answer = server.post("/v1/chat/completions", &request).good();
@@ -144,7 +144,7 @@ fn what_has_an_end_ends_when_its_time_has_passed_whatever_the_wall_shows() {
         clock: clock.clone(),
         ..options(folder.path())
     };
-    let mut server = Running::start(engine(folder.path(), None), with_clock(&clock));
+    let mut server = Running::start(engine(folder.path()), with_clock(&clock));
     create(&server, "short", Duration::from_secs(1000), false);
     create(&server, "long", DAY * 10, false);
     create(&server, "pinned", Duration::from_secs(1), true);
@@ -184,7 +184,7 @@ fn what_has_an_end_ends_when_its_time_has_passed_whatever_the_wall_shows() {
     // The next server counts from its own start: a wall that is ahead then ends what is written, one that
     // is set ahead later does not.
     let clock = Set::new(now + DAY);
-    let mut server = Running::start(engine(folder.path(), None), with_clock(&clock));
+    let mut server = Running::start(engine(folder.path()), with_clock(&clock));
     clock.set(now + YEAR);
     assert_eq!(names(&server), ["long", "pinned"]);
     assert_eq!(server.get(&stored).status, 200);
@@ -209,7 +209,7 @@ fn a_full_queue_says_how_long_to_wait_by_what_was_measured() {
         },
         ..options(folder.path())
     };
-    let server = Running::start(engine(folder.path(), None), options);
+    let server = Running::start(engine(folder.path()), options);
     let long =
         json!({ "prompt": "one two", "max_tokens": 1500, "ignore_eos": true, "stream": true });
     let mut running = server.events("/v1/completions", &long);

@@ -35,7 +35,7 @@ fn slow_readers_and_idle_connections_hold_nobody_up() {
 #[test]
 fn a_store_deleted_under_the_server_costs_time_only() {
     let folder = tempfile::tempdir().unwrap();
-    let mut server = Running::usual(folder.path());
+    let mut server = Running::stand_in(folder.path());
     let request = json!({ "prompt": words(21, 700), "max_tokens": 6, "temperature": 0 });
     let before = server.post("/v1/completions", &request).good();
     for entry in std::fs::read_dir(folder.path()).unwrap() {

@@ -201,7 +201,7 @@ fn no_body_makes_the_server_fail() {
         max_prompt_tokens: Some(2000),
         ..options(folder.path())
     };
-    let server = Running::start(engine(folder.path(), None), options);
+    let server = Running::start(engine(folder.path()), options);
     let document = server.get("/openapi.json").good();
     let routes = routes(&document);
     assert!(routes.len() >= 13, "{}", routes.len());

@@ -1,11 +1,11 @@
 //! Methods of single requests.
 
 use longview::methods::{Methods, Stage};
-use longview::{Control, Engine, EngineOptions, GenerateOptions, Specials};
+use longview::{Control, Engine, EngineOptions, GenerateOptions, ModelSource, Specials};
 use serde_json::{Value, json};
 
 use crate::contexts::settled;
-use crate::support::{Running, engine, words};
+use crate::support::{Running, STAND_IN, stand_in, words};
 
 #[test]
 fn a_keep_method_is_a_requests_own_and_does_what_it_does_alone() {
@@ -15,7 +15,7 @@ fn a_keep_method_is_a_requests_own_and_does_what_it_does_alone() {
         "snapkv(budget=128, window=16)",
         "streaming-llm(budget=128, block=64, decode=8)",
     ];
-    let alone = engine(folder.path(), None);
+    let alone = stand_in(folder.path());
     let tokens = alone.tokenizer().encode(&prompt, Specials::AsText).unwrap();
     let tokens = alone.text().with_prefix(tokens);
     let wanted = methods.map(|text| {
@@ -29,7 +29,7 @@ fn a_keep_method_is_a_requests_own_and_does_what_it_does_alone() {
         (generated.unwrap().text, context.keep_report().unwrap())
     });
     drop(alone);
-    let server = Running::usual(folder.path());
+    let server = Running::stand_in(folder.path());
     let ask = |keep: Option<&str>| {
         let mut request = json!({ "prompt": prompt, "max_tokens": 24, "temperature": 0 });
         if let Some(keep) = keep {
@@ -43,6 +43,7 @@ fn a_keep_method_is_a_requests_own_and_does_what_it_does_alone() {
             let beside = scope.spawn(|| ask(None));
             let answer = ask(Some(method));
             assert_eq!(answer["choices"][0]["text"], text.as_str(), "{method}");
+            assert_ne!(whole["choices"][0]["text"], text.as_str(), "{method}");
             let kept = &answer["longview"]["keep"];
             assert_eq!(kept["pairs_kept"], report.pairs_kept, "{method}");
             assert!(kept["pairs_dropped"].as_u64().unwrap() > 0);
@@ -98,6 +99,7 @@ fn every_stage_that_is_a_requests_own_does_what_it_does_alone() {
                 methods.kv_forms().unwrap()
             });
             let alone = Engine::open(&EngineOptions {
+                model: ModelSource::Path(STAND_IN.into()),
                 chunk_tokens: 256,
                 threads: Some(2),
                 kv_forms: forms,
@@ -106,7 +108,7 @@ fn every_stage_that_is_a_requests_own_does_what_it_does_alone() {
             generated(&alone.unwrap(), chosen)
         })
         .collect();
-    let server = Running::usual(folder.path());
+    let server = Running::stand_in(folder.path());
     let ask = |chosen: &Value| {
         let request =
             json!({ "prompt": prompt, "max_tokens": 24, "temperature": 0, "longview": chosen });
@@ -139,7 +141,7 @@ fn every_stage_that_is_a_requests_own_does_what_it_does_alone() {
 #[test]
 fn a_request_may_choose_what_it_reads_and_see_where_its_attention_rests() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Running::usual(folder.path());
+    let server = Running::stand_in(folder.path());
     let prompt = words(5, 400);
     let ask = |longview: Value| {
         let request = json!({
@@ -222,14 +224,16 @@ fn a_context_may_be_made_under_methods_of_its_own() {
         json!({ "prefill": "a-shape(sinks=64, local=128)", "store": "k=q8, v=q4" }),
         json!({ "read": "quest(budget=192, page=16, dense=0)" }),
     ];
-    let by_itself = engine(folder.path(), None);
+    let by_itself = stand_in(folder.path());
     let wanted: Vec<String> = all
         .iter()
         .map(|chosen| alone(&by_itself, chosen, &text, &more))
         .collect();
     let plain = alone(&by_itself, &json!({}), &text, &more);
+    // What is dropped shows, so that the texts say under which methods they were written.
+    assert!(wanted[..2].iter().all(|text| *text != plain));
     drop(by_itself);
-    let mut server = Running::usual(folder.path());
+    let mut server = Running::stand_in(folder.path());
     let create = |server: &Running, label: &str, methods: Value| {
         let request = json!({ "text": text, "form": "plain", "label": label, "methods": methods });
         server.post("/v1/contexts", &request)
@@ -359,7 +363,7 @@ fn a_context_may_be_made_under_methods_of_its_own() {
     // After a restart it is known and has to be read again.
     server.stop();
     server.wait().unwrap();
-    let server = Running::usual(folder.path());
+    let server = Running::stand_in(folder.path());
     let shown = server.get("/v1/contexts/c1").good();
     assert_eq!(
         (&shown["status"], &shown["read_tokens"]),
@@ -377,7 +381,7 @@ fn a_context_may_be_made_under_methods_of_its_own() {
 #[test]
 fn text_behind_a_change_is_taken_over_where_a_request_says_so() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Running::usual(folder.path());
+    let server = Running::stand_in(folder.path());
     let ask = |date: &str, question: &str, longview: Value| {
         let request = json!({
             "messages": [

@@ -3,7 +3,7 @@
 use longview::{Control, GenerateOptions, Specials};
 use serde_json::{Value, json};
 
-use crate::support::{ANSWER, QUESTION, Running, ask, engine, text, with, words};
+use crate::support::{ANSWER, QUESTION, Running, ask, stand_in, text, with, words};
 
 #[test]
 fn questions_are_answered_alike_streamed_or_not() {
@@ -65,7 +65,7 @@ fn questions_are_answered_alike_streamed_or_not() {
 #[test]
 fn a_text_is_continued_as_the_engine_alone_does_it() {
     let folder = tempfile::tempdir().unwrap();
-    let alone = engine(folder.path(), None);
+    let alone = stand_in(folder.path());
     let prompt = words(3, 150);
     let tokens = alone.tokenizer().encode(&prompt, Specials::AsText).unwrap();
     let tokens = alone.text().with_prefix(tokens);
@@ -87,7 +87,7 @@ fn a_text_is_continued_as_the_engine_alone_does_it() {
         })
         .collect();
     drop(alone);
-    let server = Running::usual(folder.path());
+    let server = Running::stand_in(folder.path());
     let request = json!({
         "prompt": prompt, "max_tokens": 20, "n": 3, "seed": 7, "temperature": 0.9, "top_k": 40
     });

@@ -10,10 +10,10 @@ fn wrong_requests_are_told_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let options = ServerOptions {
         max_body_bytes: 100_000,
-        max_prompt_tokens: Some(2000),
+        max_prompt_tokens: Some(500),
         ..options(folder.path())
     };
-    let server = Running::start(engine(folder.path(), None), options);
+    let server = Running::start(engine(folder.path()), options);
     let hello = json!([{ "role": "user", "content": "hello" }]);
     let cases: Vec<(&str, Value, u16, &str, Option<&str>)> = vec![
         ("/v1/chat/completions", json!({}), 400, "messages", None),
@@ -285,9 +285,9 @@ fn wrong_requests_are_told_what_to_do() {
         ),
         (
             "/v1/completions",
-            json!({ "prompt": words(1, 3000) }),
+            json!({ "prompt": words(1, 300) }),
             400,
-            "at most 2000",
+            "at most 500",
             None,
         ),
         ("/tokenize", json!({}), 400, "content", None),
@@ -333,12 +333,12 @@ fn wrong_requests_are_told_what_to_do() {
         }
     }
     // Both numbers.
-    let long = server.post("/v1/completions", &json!({ "prompt": words(1, 3000) }));
+    let long = server.post("/v1/completions", &json!({ "prompt": words(1, 300) }));
     assert_eq!(long.json()["error"]["code"], "context_length_exceeded");
-    let cut = json!({ "prompt": words(1, 3000), "truncate": "middle", "max_tokens": 2 });
+    let cut = json!({ "prompt": words(1, 300), "truncate": "middle", "max_tokens": 2 });
     let answer = server.post("/v1/completions", &cut).good();
     assert!(answer["usage"]["truncated_tokens"].as_u64().unwrap() > 0);
-    assert_eq!(answer["usage"]["prompt_tokens"], 2000);
+    assert_eq!(answer["usage"]["prompt_tokens"], 500);
     // Bodies.
     let send = |headers: &[(&str, &str)], body: &[u8]| {
         server

@@ -4,7 +4,7 @@ use longview::{Control, Specials};
 use longview_eval::perplexity;
 use serde_json::{Value, json};
 
-use crate::support::{Running, engine, words};
+use crate::support::{Running, stand_in, words};
 
 /// The probabilities of an answer's tokens; `None` for the first of all.
 fn logprobs(choice: &Value) -> Vec<Option<f64>> {
@@ -16,12 +16,12 @@ fn logprobs(choice: &Value) -> Vec<Option<f64>> {
 fn an_echo_says_how_likely_the_model_held_the_prompt() {
     let folder = tempfile::tempdir().unwrap();
     let text = words(7, 260);
-    let alone = engine(folder.path(), None);
+    let alone = stand_in(folder.path());
     let tokens = alone.tokenizer().encode(&text, Specials::AsText).unwrap();
     let measured = perplexity(&alone, &tokens, 8192, &mut |_| Control::Continue).unwrap();
     let ids = alone.text().with_prefix(tokens);
     drop(alone);
-    let server = Running::usual(folder.path());
+    let server = Running::stand_in(folder.path());
     let ask = |more: Value| {
         let mut request = json!({
             "prompt": text, "echo": true, "logprobs": 1, "max_tokens": 0, "temperature": 0

@@ -6,14 +6,14 @@ use longview::schedule::ScheduleOptions;
 use longview_server::ServerOptions;
 use serde_json::{Value, json};
 
-use crate::support::{Running, engine, options, with, words};
+use crate::support::{Running, engine, options, stand_in, with, words};
 
 #[test]
 fn whoever_leaves_finds_the_work_done() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Running::usual(folder.path());
+    let server = Running::stand_in(folder.path());
     let request = json!({
-        "prompt": words(11, 3000), "max_tokens": 4, "stream": true,
+        "prompt": words(11, 1200), "max_tokens": 4, "stream": true,
         "longview": { "progress": true, "explain": true }
     });
     let mut events = server.events("/v1/completions", &request);
@@ -56,7 +56,7 @@ fn a_long_prompt_does_not_stop_a_running_answer() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = options(folder.path());
     options.schedule.decode_gap = Duration::from_millis(50);
-    let server = Running::start(engine(folder.path(), None), options);
+    let server = Running::start(stand_in(folder.path()), options);
     let short = json!({
         "prompt": "one two three", "max_tokens": 400, "ignore_eos": true, "stream": true,
         "longview": {}
@@ -66,7 +66,7 @@ fn a_long_prompt_does_not_stop_a_running_answer() {
     std::thread::scope(|scope| {
         let long = scope.spawn(|| {
             let begun = Instant::now();
-            let prompt = words(5, 2500);
+            let prompt = words(5, 1500);
             server
                 .post(
                     "/v1/completions",
@@ -101,8 +101,8 @@ fn a_full_queue_says_when_to_come_back() {
         },
         ..options(folder.path())
     };
-    let server = Running::start(engine(folder.path(), None), options);
-    let long = |seed| json!({ "prompt": words(seed, 800), "max_tokens": 100, "ignore_eos": true });
+    let server = Running::start(stand_in(folder.path()), options);
+    let long = |seed| json!({ "prompt": words(seed, 800), "max_tokens": 200, "ignore_eos": true });
     std::thread::scope(|scope| {
         let all: Vec<_> = (0..6)
             .map(|seed| {
@@ -163,8 +163,8 @@ fn a_stream_that_waits_for_its_prompt_says_that_it_is_alive() {
         keep_alive: Duration::from_millis(20),
         ..options(folder.path())
     };
-    let server = Running::start(engine(folder.path(), None), options);
-    let request = json!({ "prompt": words(13, 2000), "max_tokens": 1, "stream": true });
+    let server = Running::start(stand_in(folder.path()), options);
+    let request = json!({ "prompt": words(13, 1000), "max_tokens": 1, "stream": true });
     let mut events = server.events("/v1/completions", &request);
     events.next().unwrap();
     assert!(events.comments > 0);
@@ -180,7 +180,7 @@ fn of_those_that_wait_the_higher_rank_comes_first() {
         },
         ..options(folder.path())
     };
-    let server = Running::start(engine(folder.path(), None), options);
+    let server = Running::start(engine(folder.path()), options);
     let ask = |rank: &str, count: u32| {
         let request = json!({
             "prompt": rank, "max_tokens": count, "ignore_eos": true, "longview": { "priority": rank }

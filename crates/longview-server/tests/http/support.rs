@@ -1,4 +1,4 @@
-//! A server on the reference model, and a client that speaks plain HTTP to it over a socket.
+//! A server, and a client that speaks plain HTTP to it over a socket.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,6 +15,9 @@ pub(crate) const DOCUMENT: &str =
     "The code of the harbor is 4711. The sea was grey. The code of the tower is 88.";
 pub(crate) const QUESTION: &str = "What is the code of the harbor?";
 pub(crate) const ANSWER: &str = "The code of the harbor is 4711.";
+
+/// A model of the reference model's tokenizer and keys and values, of small random matrices.
+pub(crate) const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stand-in");
 
 /// A running server; it ends when dropped.
 pub(crate) struct Running {
@@ -83,19 +86,21 @@ pub(crate) fn text(answer: &Value) -> &str {
     answer["choices"][0]["message"]["content"].as_str().unwrap()
 }
 
-/// An engine whose contexts are kept in `folder`.
-pub(crate) fn engine(folder: &Path, memory_bytes: Option<u64>) -> Engine {
-    Engine::open(&EngineOptions {
-        memory_bytes: memory_bytes.or(Some(4 << 30)),
-        ..engine_options(folder)
-    })
-    .unwrap()
+/// An engine on the reference model whose contexts are kept in `folder`.
+pub(crate) fn engine(folder: &Path) -> Engine {
+    Engine::open(&engine_options(folder)).unwrap()
+}
+
+/// The same on the stand-in, which reads long texts for little and knows nothing.
+pub(crate) fn stand_in(folder: &Path) -> Engine {
+    open(Path::new(STAND_IN), folder)
 }
 
 fn engine_options(folder: &Path) -> EngineOptions {
     EngineOptions {
         chunk_tokens: 256,
         threads: Some(2),
+        memory_bytes: Some(4 << 30),
         store: Some(StoreOptions::new(
             StorePlace::Folder(folder.to_owned()),
             1 << 30,
@@ -104,18 +109,18 @@ fn engine_options(folder: &Path) -> EngineOptions {
     }
 }
 
-/// The same of a copy of the reference model in `model` with rotary frequencies of their own for contexts of
-/// more than 256 tokens.
+/// The same of a copy of the stand-in in `model` with rotary frequencies of their own for contexts of more than
+/// 256 tokens.
 pub(crate) fn longrope(model: &Path, folder: &Path) -> Engine {
-    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    let stand_in = Path::new(STAND_IN);
     for name in [
         "tokenizer.json",
         "tokenizer_config.json",
         "model.safetensors",
     ] {
-        std::fs::copy(needle.join(name), model.join(name)).unwrap();
+        std::fs::copy(stand_in.join(name), model.join(name)).unwrap();
     }
-    let config = std::fs::read(needle.join("config.json")).unwrap();
+    let config = std::fs::read(stand_in.join("config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&config).unwrap();
     config["original_max_position_embeddings"] = 256.into();
     config["rope_scaling"] = json!({
@@ -165,9 +170,14 @@ impl Running {
         }
     }
 
-    /// A server with the usual options over a folder.
+    /// A server with the usual options over a folder, on the reference model.
     pub(crate) fn usual(folder: &Path) -> Running {
-        Running::start(engine(folder, None), options(folder))
+        Running::start(engine(folder), options(folder))
+    }
+
+    /// A server with the usual options over a folder, on the stand-in.
+    pub(crate) fn stand_in(folder: &Path) -> Running {
+        Running::start(stand_in(folder), options(folder))
     }
 
     /// Asks it to stop; running requests finish.

@@ -53,7 +53,7 @@ fn clients_that_trust_the_certificate_are_answered_by_tls() {
     let (folder, keys) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (ours, other) = (made(keys.path(), "ours"), made(keys.path(), "other"));
     let mut server = Running::start(
-        engine(folder.path(), None),
+        engine(folder.path()),
         ServerOptions {
             tls: Some(Tls::from_files(&ours.certificate, &ours.key).unwrap()),
             ..options(folder.path())
