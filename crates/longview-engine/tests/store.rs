@@ -1,4 +1,4 @@
-//! Contexts that last, on the reference model: across engines, within a memory limit, over damage.
+//! Contexts that last, on the stand-in of the reference model: across engines, within a memory limit, over damage.
 
 use std::fs;
 use std::iter;
@@ -21,8 +21,12 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(|failed| failed.into_inner())
 }
 
+/// The reference model's tokenizer and keys and values, of small random matrices.
+const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stand-in");
+
 fn options(folder: &Path) -> EngineOptions {
     EngineOptions {
+        model: ModelSource::Path(STAND_IN.into()),
         chunk_tokens: 128,
         threads: Some(2),
         store: Some(StoreOptions::new(

@@ -2,7 +2,7 @@ use longview_kv::read::{Part, Read, ReadPlan, RowQuery, Select};
 
 use super::*;
 use crate::acting::ContextMethods;
-use crate::engine::EngineOptions;
+use crate::engine::{EngineOptions, ModelSource};
 use crate::prefill::Control;
 use crate::store::{StoreOptions, StorePlace};
 
@@ -34,7 +34,9 @@ impl Select for Everything {
 
 #[test]
 fn what_a_read_method_has_written_is_not_taken_over_from_others() {
+    let stand_in = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stand-in");
     let options = EngineOptions {
+        model: ModelSource::Path(stand_in.into()),
         chunk_tokens: 128,
         threads: Some(2),
         store: Some(StoreOptions::new(StorePlace::Temporary, 1 << 30)),

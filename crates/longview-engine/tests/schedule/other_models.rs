@@ -1,4 +1,4 @@
-//! Models that differ from the reference model: two sets of rotary frequencies, rows of logits that no
+//! Models that differ from the stand-in: two sets of rotary frequencies, rows of logits that no
 //! token belongs to, and recurrent layers.
 
 use std::ops::ControlFlow;
@@ -9,18 +9,18 @@ use longview_models::{Config, Recipe};
 
 use super::*;
 
-/// The reference model with rotary frequencies of their own for contexts of more than 256 tokens.
+/// The stand-in with rotary frequencies of their own for contexts of more than 256 tokens.
 fn longrope() -> (tempfile::TempDir, Arc<Engine>) {
     let folder = tempfile::tempdir().unwrap();
-    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    let stand_in = Path::new(STAND_IN);
     for name in [
         "tokenizer.json",
         "tokenizer_config.json",
         "model.safetensors",
     ] {
-        std::fs::copy(needle.join(name), folder.path().join(name)).unwrap();
+        std::fs::copy(stand_in.join(name), folder.path().join(name)).unwrap();
     }
-    let config = std::fs::read(needle.join("config.json")).unwrap();
+    let config = std::fs::read(stand_in.join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
     config["original_max_position_embeddings"] = 256.into();
     config["rope_scaling"] = serde_json::json!({
@@ -84,17 +84,17 @@ fn a_request_that_outgrows_its_context_begins_anew_or_fails_alone() {
     assert!(ear.heard.lock().unwrap().reused >= 200);
 }
 
-/// The reference model with its matrices of tokens twice as long, the second half twice the first: the
+/// The stand-in with its matrices of tokens twice as long, the second half twice the first: the
 /// likeliest row is always one that no token belongs to.
 fn write_with_rows_of_no_token(folder: &Path) {
-    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+    let stand_in = Path::new(STAND_IN);
     for name in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(needle.join(name), folder.join(name)).unwrap();
+        std::fs::copy(stand_in.join(name), folder.join(name)).unwrap();
     }
-    let config = std::fs::read_to_string(needle.join("config.json")).unwrap();
+    let config = std::fs::read_to_string(stand_in.join("config.json")).unwrap();
     let config = config.replace("\"vocab_size\": 4096", "\"vocab_size\": 8192");
     std::fs::write(folder.join("config.json"), config).unwrap();
-    let bytes = std::fs::read(needle.join("model.safetensors")).unwrap();
+    let bytes = std::fs::read(stand_in.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let twice = |half: &[u8]| {
         let value = f16::from_le_bytes([half[0], half[1]]);
