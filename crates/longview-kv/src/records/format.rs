@@ -145,7 +145,10 @@ impl Lengths {
         if head.len() != self.head || checksum(head) != self.head_sum {
             return Err(Unreadable::Damaged);
         }
-        serde_json::from_slice(head).map_err(|_| Unreadable::Damaged)
+        let mut summary: Summary = serde_json::from_slice(head).map_err(|_| Unreadable::Damaged)?;
+        // It may come from elsewhere, and is shown on terminals.
+        summary.title = summary.title.replace(char::is_control, " ");
+        Ok(summary)
     }
 }
 

@@ -28,9 +28,18 @@ use crate::tier::{BlockKey, Origin, TierError};
 /// Characters of a text that tell it from others in a list.
 const TITLE_CHARACTERS: usize = 60;
 
-/// How a text is called in a list: by its first 60 characters.
+/// How a text is called in a list: by its first 60 characters, in one line.
 pub fn title_of(text: &str) -> String {
-    text.trim().chars().take(TITLE_CHARACTERS).collect()
+    let is_gap = |letter: char| letter.is_whitespace() || letter.is_control();
+    let words = text.split(is_gap).filter(|word| !word.is_empty());
+    let mut title = String::new();
+    for word in words.take(TITLE_CHARACTERS) {
+        if !title.is_empty() {
+            title.push(' ');
+        }
+        title.extend(word.chars().take(TITLE_CHARACTERS));
+    }
+    title.chars().take(TITLE_CHARACTERS).collect()
 }
 
 /// A saved context.

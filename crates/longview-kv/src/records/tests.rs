@@ -211,6 +211,24 @@ fn other_models_are_refused_by_name() {
 }
 
 #[test]
+fn titles_are_one_line_of_plain_letters() {
+    assert_eq!(
+        title_of("\n\nA  TALE\n\nby \u{1b}[31mnobody\t"),
+        "A TALE by [31mnobody"
+    );
+    assert_eq!(title_of(&"long ".repeat(1000)).chars().count(), 60);
+    assert_eq!(title_of(&"\u{fc}".repeat(1000)).chars().count(), 60);
+    assert_eq!(title_of(" \n"), "");
+    let files = SimulatedFiles::default();
+    let records = Records::open(&folder(&files), b"");
+    let mut one = record(None);
+    one.summary.title = "notes\u{1b}]0;\n.txt".to_owned();
+    records.save(&one).unwrap();
+    let title = records.load(&one.summary.id).unwrap().summary.title;
+    assert_eq!(title, "notes ]0; .txt");
+}
+
+#[test]
 fn bad_files_are_skipped_by_name_and_no_flip_or_cut_is_believed() {
     let files = SimulatedFiles::default();
     let folder = folder(&files);
