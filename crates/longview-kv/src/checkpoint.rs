@@ -53,7 +53,7 @@ impl Context {
             };
             // What is not what the model defines is kept here, and found by nobody.
             let home = self.home.as_ref().filter(|_| derived.is_none());
-            let key = home.map(|home| {
+            let kept = home.map(|home| {
                 let index = len / BLOCK_TOKENS - 1;
                 let key = BlockKey {
                     hash: home.before(index + 1),
@@ -68,10 +68,12 @@ impl Context {
                     seconds,
                     origin: Arc::clone(&home.origin),
                 };
-                home.store.seal(info, Arc::clone(&block));
-                key
+                let handle = home.store.seal(info, Arc::clone(&block));
+                // Equal states are held once: this may be another context's.
+                (handle.name(), handle.pin(home.store.now()))
             });
-            let gone = state.keep(len, block, key);
+            let (name, shared) = kept.unzip();
+            let gone = state.keep(len, shared.flatten().unwrap_or(block), name);
             if let (Some(home), Some(gone)) = (&self.home, gone) {
                 home.store.let_go(&gone);
             }

@@ -16,7 +16,7 @@ use crate::block::Block;
 use crate::error::KvError;
 use crate::layout::Group;
 use crate::ledger::Ledger;
-use crate::sealed::Handle;
+use crate::sealed::{Handle, Name};
 use crate::shared::SharedList;
 use crate::store::Store;
 use crate::tier::BlockKey;
@@ -70,8 +70,8 @@ struct Checkpoint {
 #[derive(Clone)]
 enum Place {
     Here(Arc<Block>),
-    /// Under this key in the context's store, which may let it go.
-    Store(BlockKey),
+    /// Under this name in the context's store, which may let it go.
+    Store(Name),
 }
 
 impl RecurrentState {
@@ -163,34 +163,32 @@ impl RecurrentState {
         }
     }
 
-    /// Notes that `block`, the state after `tokens` tokens, is kept: under `key` in a store, or
+    /// Notes that `block`, the state after `tokens` tokens, is kept: under `name` in a store, or
     /// here. Returns the key of one that gives way.
     pub(crate) fn keep(
         &mut self,
         tokens: usize,
         block: Arc<Block>,
-        key: Option<BlockKey>,
+        name: Option<Name>,
     ) -> Option<BlockKey> {
-        let place = key.map_or(Place::Here(block), Place::Store);
+        self.held = Some(Held::Here(Arc::clone(&block)));
+        let place = name.map_or(Place::Here(block), Place::Store);
         self.add(Checkpoint { tokens, place });
         self.seconds = 0.0;
         if self.messages.len() <= MESSAGES {
             return None;
         }
         match self.messages.remove(0).place {
-            Place::Store(key) => Some(key),
+            Place::Store(name) => Some(name.key),
             Place::Here(_) => None,
         }
     }
 
     /// Takes over a state from a store: that after `tokens` tokens.
     pub(crate) fn take_over(&mut self, tokens: usize, handle: Arc<Handle>) {
-        let key = handle.key();
+        let place = Place::Store(handle.name());
         self.held = Some(Held::There(handle));
-        self.add(Checkpoint {
-            tokens,
-            place: Place::Store(key),
-        });
+        self.add(Checkpoint { tokens, place });
         self.seconds = 0.0;
     }
 
@@ -223,8 +221,8 @@ impl RecurrentState {
 
     /// What the checkpoints that a store has are called there.
     pub(crate) fn stored(&self) -> impl Iterator<Item = BlockKey> {
-        self.checkpoints().filter_map(|known| match known.place {
-            Place::Store(key) => Some(key),
+        self.checkpoints().filter_map(|known| match &known.place {
+            Place::Store(name) => Some(name.key),
             Place::Here(_) => None,
         })
     }
@@ -259,7 +257,7 @@ impl Checkpoint {
     fn find(&self, store: Option<&Store>) -> Option<Held> {
         match &self.place {
             Place::Here(block) => Some(Held::Here(Arc::clone(block))),
-            Place::Store(key) => store?.find(key).map(Held::There),
+            Place::Store(name) => store?.find(&name.key).map(Held::There),
         }
     }
 }

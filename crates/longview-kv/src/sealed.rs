@@ -14,6 +14,15 @@ pub(crate) struct Handle {
     used: AtomicU64,
     /// Keeps it from being evicted where it is read back from, once its memory was let go.
     relied_on: Mutex<Option<Hold>>,
+    /// Counts those who may ask for it again by its name.
+    names: Arc<()>,
+}
+
+/// The name of a block that somebody may ask for again. It keeps nothing in memory.
+#[derive(Clone)]
+pub(crate) struct Name {
+    pub(crate) key: BlockKey,
+    _one: Arc<()>,
 }
 
 impl Handle {
@@ -24,6 +33,7 @@ impl Handle {
             block: Mutex::default(),
             used: AtomicU64::new(0),
             relied_on: Mutex::default(),
+            names: Arc::default(),
         }
     }
 
@@ -33,6 +43,19 @@ impl Handle {
 
     pub(crate) fn key(&self) -> BlockKey {
         self.info.key
+    }
+
+    /// Its name, for whoever may ask for it again.
+    pub(crate) fn name(&self) -> Name {
+        Name {
+            key: self.key(),
+            _one: Arc::clone(&self.names),
+        }
+    }
+
+    /// Whether somebody may ask for it again by its name.
+    pub(crate) fn is_named(&self) -> bool {
+        Arc::strong_count(&self.names) > 1
     }
 
     /// The block, if it is in memory. It stays there for as long as the pin is held.

@@ -120,9 +120,12 @@ impl RamTier {
         forget_absent(&mut self.lock(), key);
     }
 
-    /// Lets go of a block that no context needs at hand, unless one refers to it.
+    /// Lets go of a block that no context needs at hand, unless one refers to it or knows its name.
     pub(crate) fn let_go(&self, key: &BlockKey) {
-        forget_unused(&mut self.lock(), key);
+        let mut handles = self.lock();
+        if handles.get(key).is_some_and(|handle| !handle.is_named()) {
+            forget_unused(&mut handles, key);
+        }
     }
 
     /// The next moment of the clock by which uses are told apart.

@@ -1,19 +1,22 @@
 //! Recurrent layers beside attention: states isolate forks, go back to checkpoints only, survive
 //! passes that fail, and are found again by content, always with the bits of an undisturbed context.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod pages;
 
 use std::sync::Arc;
 
 use common::{IDENTITY, noise};
 use longview_kernels::recurrent::{DeltaRows, DeltaShape, GatedDelta, HeadOrder};
 use longview_kernels::{Exec, Isa, Numerics};
+use longview_kv::bundle::{export, import};
 use longview_kv::records::{Record, Records};
 use longview_kv::tier::{DiskOptions, DiskTier, Origin, StoreFolder};
 use longview_kv::{
     AttendWorkspace, Attention, BLOCK_TOKENS, Batch, BlockHash, CHECKPOINT_TOKENS, Context,
-    KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, RecurrentWorkspace, Segment, Store,
-    Wanted,
+    KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, RecurrentWorkspace, ReuseEnd,
+    Segment, Store, Wanted,
 };
 use proptest::prelude::*;
 
@@ -186,12 +189,16 @@ fn fresh() -> Context {
 }
 
 fn in_store(store: &Arc<Store>) -> Context {
+    context_in(&layout(WINDOW), store)
+}
+
+fn context_in(layout: &Arc<KvLayout>, store: &Arc<Store>) -> Context {
     let origin = Arc::new(Origin {
         seed: BlockHash::seed(&[("test", b"recurrent")]),
         model: "tiny".to_owned(),
         identity: String::new(),
     });
-    Context::in_store(layout(WINDOW), Arc::clone(store), origin, IDENTITY)
+    Context::in_store(Arc::clone(layout), Arc::clone(store), origin, IDENTITY)
 }
 
 /// What reading `ids` and then `next` gives for the last of `next`, undisturbed.
@@ -395,6 +402,28 @@ fn the_states_of_a_context_are_those_it_has_kept_itself() {
     drop(other);
 }
 
+#[test]
+fn a_fork_goes_back_to_what_it_has_kept_whatever_the_other_reads() {
+    let messages = vec![Operation::Message { text: 0 }; 3];
+    // Six messages of one, in a store that keeps nothing: the first states are still those of the other.
+    let mut operations = vec![Operation::Read {
+        count: 4050,
+        text: 0,
+    }];
+    operations.extend(messages);
+    operations.push(Operation::Fork);
+    for _ in 0..6 {
+        operations.push(Operation::Message { text: 0 });
+        // Asked of the fork alone: whether it can go back to all that it has kept.
+        operations.push(Operation::Truncate { most: 10_000 });
+    }
+    for most in [4_200, 4_150, 4_100, 4_090, 0] {
+        operations.push(Operation::Truncate { most });
+        operations.push(Operation::Truncate { most });
+    }
+    pages::count(&operations);
+}
+
 #[derive(Clone, Debug)]
 enum Operation {
     /// Reads tokens as a prefill does; texts of one number begin alike.
@@ -411,6 +440,15 @@ enum Operation {
     Message {
         text: usize,
     },
+    /// Begins a pass that is not finished.
+    GiveUp {
+        count: usize,
+    },
+    /// Asks for what a state does not allow: to remove a span, and to take one over from elsewhere.
+    Remove {
+        start: usize,
+        count: usize,
+    },
     /// Finds that a block or a state on disk cannot be read.
     Lose {
         block: usize,
@@ -420,6 +458,8 @@ enum Operation {
     Open,
     /// Saves all, ends the process, and opens them in another by their records.
     Restart,
+    /// Takes a context to another folder in one file.
+    Export,
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -428,10 +468,14 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => Just(Operation::Fork),
         2 => (0usize..500).prop_map(|most| Operation::Truncate { most }),
         1 => (0usize..2).prop_map(|text| Operation::Message { text }),
+        1 => (1usize..200).prop_map(|count| Operation::GiveUp { count }),
+        1 => (0usize..300, 1usize..200)
+            .prop_map(|(start, count)| Operation::Remove { start, count }),
         1 => (0usize..40).prop_map(|block| Operation::Lose { block }),
         1 => Just(Operation::Drop),
         2 => Just(Operation::Open),
         1 => Just(Operation::Restart),
+        1 => Just(Operation::Export),
     ]
 }
 
@@ -451,6 +495,46 @@ fn opened(store: &Arc<Store>, tokens: &[u32]) -> (Context, Vec<u32>) {
     let mut context = in_store(store);
     let held = context.attach(tokens).unwrap();
     (context, tokens[..held].to_vec())
+}
+
+/// The last block edge at which a context can be taken up.
+fn resumable_edge(context: &Context) -> usize {
+    let edge = context.len() - context.len() % BLOCK_TOKENS;
+    let nearest = context.resumable(edge).unwrap_or(0);
+    // At the end of a pass a state is there that was not kept.
+    match nearest == edge && nearest == context.len() {
+        true => context.resumable(edge.saturating_sub(1)).unwrap_or(0),
+        false => nearest,
+    }
+}
+
+/// Takes a context to another folder, where another process opens it.
+fn take_elsewhere(store: &Arc<Store>, context: &Context, tokens: &[u32], world: &mut World) {
+    let origin = context.origin().unwrap();
+    let record = Record::new(origin, tokens.to_vec(), context.keys());
+    let mut file = std::io::Cursor::new(Vec::new());
+    export(&record, store.tiers(), &mut file).unwrap();
+    file.set_position(0);
+    let root = tempfile::tempdir().unwrap();
+    let folder = StoreFolder::open(root.path()).unwrap();
+    let ledger = Ledger::unlimited();
+    let other = on_disk(&ledger, &folder);
+    let records = Records::open(&folder, &[]);
+    let tier = other.tiers()[0].clone();
+    let imported = import(file, &*tier, &records, &ledger, &[]).unwrap();
+    assert_eq!(imported.record.tokens, tokens);
+    let (mut opened, held) = opened(&other, tokens);
+    let got = world.prefill(&mut opened, &[7]);
+    assert!(got == expected_after(world, &held), "what was taken along");
+}
+
+/// What token 7 gives after `tokens`, undisturbed.
+fn expected_after(world: &mut World, tokens: &[u32]) -> Vec<f32> {
+    let mut undisturbed = fresh();
+    if !tokens.is_empty() {
+        world.read(&mut undisturbed, tokens);
+    }
+    world.read(&mut undisturbed, &[7])
 }
 
 /// Does `operations` on contexts in a store with little memory, and compares what each gives with an
@@ -490,6 +574,23 @@ fn run(operations: &[Operation]) {
                     tokens.truncate(len);
                 }
             }
+            Operation::GiveUp { count } => {
+                // What is lost is found by the pass that is finished.
+                let _ = world.pass(context, &vec![9; count], Control::GiveUp);
+            }
+            Operation::Remove { start, count } => {
+                let end = start + count;
+                let moved = context.fork();
+                assert!(context.append_moved(&moved, start..end).is_err());
+                match context.remove_span(start..end) {
+                    Ok(()) => tokens.truncate(start),
+                    Err(KvError::BeyondEnd { .. }) => assert!(end > tokens.len()),
+                    Err(KvError::SpanInState { .. }) => assert!(end < tokens.len()),
+                    // From the end, which is going back.
+                    Err(_) => assert!(end == tokens.len()),
+                }
+            }
+            Operation::Export => take_elsewhere(&store, context, tokens, &mut world),
             Operation::Lose { block } => {
                 let mut away = context.keys();
                 away.retain(|key| store.place_of(key) == Some("disk"));
@@ -510,15 +611,24 @@ fn run(operations: &[Operation]) {
                 let records = Records::open(&folder, &[]);
                 let origin = contexts[0].0.origin().unwrap().clone();
                 let save = |(context, tokens): (Context, Vec<u32>)| {
+                    let edge = resumable_edge(&context);
                     let record = Record::new(&origin, tokens, context.keys());
                     records.save(&record).unwrap();
-                    record.summary.id
+                    (record.summary.id, edge)
                 };
-                let saved: Vec<String> = contexts.into_iter().map(save).collect();
+                let saved: Vec<(String, usize)> = contexts.into_iter().map(save).collect();
                 drop(store);
                 assert_eq!(ledger.usage().total(), 0, "nothing of before is left");
                 store = on_disk(&ledger, &folder);
-                let open = |id: String| opened(&store, &records.load(&id).unwrap().tokens);
+                let open = |(id, edge): (String, usize)| {
+                    let record = records.load(&id).unwrap();
+                    let known = in_store(&store).explain(&record.tokens).unwrap();
+                    let opened = opened(&store, &record.tokens);
+                    // Little is computed here, in less time than a disk may take.
+                    let is_slow = matches!(known.end, ReuseEnd::SlowToRead { .. });
+                    assert!(is_slow || opened.1.len() >= edge, "{known:?}");
+                    opened
+                };
                 contexts = saved.into_iter().map(open).collect();
             }
         }
@@ -530,14 +640,8 @@ fn run(operations: &[Operation]) {
         assert_eq!(asked.tokens(), *tokens);
         let mut fork = asked.fork();
         let got = world.prefill(&mut fork, &[7]);
-        let mut undisturbed = fresh();
-        if !tokens.is_empty() {
-            world.read(&mut undisturbed, tokens);
-        }
-        assert!(
-            got == world.read(&mut undisturbed, &[7]),
-            "after {operation:?}"
-        );
+        let expected = expected_after(&mut world, tokens);
+        assert!(got == expected, "after {operation:?}");
     }
     drop(contexts);
     drop(store);
@@ -552,5 +656,12 @@ proptest! {
         operations in prop::collection::vec(operation(), 1..12),
     ) {
         run(&operations);
+    }
+
+    #[test]
+    fn pages_and_states_are_counted_once_for_all_who_share_them(
+        operations in prop::collection::vec(operation(), 1..30),
+    ) {
+        pages::count(&operations);
     }
 }
