@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, command, longview, longview_reading, ran, story};
+use common::{Folder, STAND_IN, command, longview, longview_reading, ran, story};
 
 const FALCON: &str = "What is the special magic number for amber falcon?";
 const KETTLE: &str = "What is the code of the silver kettle?";
@@ -10,7 +10,7 @@ const KETTLE: &str = "What is the code of the silver kettle?";
 #[test]
 fn a_fact_is_found_and_the_answer_stands_alone_on_standard_output() {
     let folder = Folder::new();
-    let book = folder.write("book.txt", story(1200));
+    let book = folder.write("book.txt", story(700));
     let ran = longview(&["ask", "--file", &book, FALCON]).done();
     assert_eq!(
         ran.stdout,
@@ -73,7 +73,7 @@ fn the_json_object_has_every_field_of_the_contract() {
 #[test]
 fn several_questions_share_the_reading_of_the_documents() {
     let folder = Folder::new();
-    let book = folder.write("book.txt", story(900));
+    let book = folder.write("book.txt", story(300));
     let more = folder.write("questions.txt", format!("\n{KETTLE}\n\n"));
     let arguments = ["ask", "--file", &book, FALCON, KETTLE, "--questions", &more];
     let ran = longview(&arguments).done();
@@ -88,7 +88,7 @@ fn several_questions_share_the_reading_of_the_documents() {
     assert_eq!(answers.len(), 3);
     let number = |index: usize, key: &str| answers[index][key].as_u64().unwrap();
     assert_eq!(number(0, "reused_tokens"), 0);
-    assert!(number(1, "reused_tokens") > 800);
+    assert!(number(1, "reused_tokens") > 270);
     assert!(number(1, "computed_tokens") < 40);
     // The order of the questions changes nothing.
     assert_eq!(answers[1]["generated_ids"], answers[2]["generated_ids"]);
@@ -221,11 +221,23 @@ fn the_documents_tokens_do_not_depend_on_the_question() {
 fn an_answer_that_is_cut_says_so() {
     let folder = Folder::new();
     let book = folder.write("book.txt", story(200));
-    let ran = longview(&["ask", "--file", &book, "--max-tokens", "3", FALCON]).done();
+    let ran = longview(&[
+        "ask",
+        "--model",
+        STAND_IN,
+        "--file",
+        &book,
+        "--max-tokens",
+        "3",
+        FALCON,
+    ])
+    .done();
     assert!(ran.stderr.contains("cut at --max-tokens 3"), "{ran:?}");
-    let json = longview(&["ask", "--file", &book, "-n", "3", FALCON, "--json"])
-        .done()
-        .json();
+    let json = longview(&[
+        "ask", "--model", STAND_IN, "--file", &book, "-n", "3", FALCON, "--json",
+    ])
+    .done()
+    .json();
     assert_eq!(json["generated_tokens"], 3);
     assert_eq!(json["finish"], "length");
     assert!(
@@ -237,7 +249,7 @@ fn an_answer_that_is_cut_says_so() {
 #[test]
 fn the_store_and_the_numerics_can_be_chosen() {
     let folder = Folder::new();
-    let book = folder.write("book.txt", story(200));
+    let book = folder.write("book.txt", story(100));
     let ask = |more: &[&str]| {
         longview(&[&["ask", "--json", "--file", &book, FALCON], more].concat())
             .done()
@@ -275,7 +287,7 @@ fn the_store_and_the_numerics_can_be_chosen() {
 #[test]
 fn the_reference_model_for_whole_books_is_read_from_its_folder() {
     let folder = Folder::new();
-    let file = folder.write("story.txt", story(2000));
+    let file = folder.write("story.txt", story(500));
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle-long");
     let question = "What is the special magic number for amber falcon?";
     let ran = longview(&["ask", "--model", model, "--file", &file, question]).done();

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use common::{Folder, Ran, command, longview, ran, story};
+use common::{Folder, Ran, STAND_IN, command, longview, ran, story};
 #[cfg(target_os = "linux")]
 use common::{as_reader, set_mode};
 use longview::tier::{
@@ -60,10 +60,8 @@ fn two_writers_in_one_folder_are_both_right_and_nothing_is_lost() {
     });
     let ask = |store: &str, text: &str| {
         let store = folder.path(store);
-        keeping(
-            &store,
-            &["ask", "--json", "--file", text, "-n", "8", FALCON, KETTLE],
-        )
+        let ask = ["ask", "--json", "--model", STAND_IN, "--file", text];
+        keeping(&store, &[&ask[..], &["-n", "8", FALCON, KETTLE]].concat())
     };
     let ids = |ran: Ran| ran.done().json()["generated_ids"].clone();
     let alone = [0, 1].map(|of| ids(run(ask(&format!("alone {of}"), &texts[of]))));
@@ -112,7 +110,9 @@ fn a_folder_that_may_only_be_read_is_read_and_one_that_may_not_is_refused() {
     let (store, spill) = (folder.path("store"), folder.path("spill"));
     let book = folder.write("book.txt", story(4000));
     let ask = |flags: &[&str]| {
-        let arguments = ["ask", "--json", "--file", &book, "-n", "4", FALCON];
+        let arguments = [
+            "ask", "--json", "--model", STAND_IN, "--file", &book, "-n", "4", FALCON,
+        ];
         let mut command = keeping(&store, &[&arguments[..], flags].concat());
         command.env("TMPDIR", &spill);
         command
@@ -141,7 +141,7 @@ fn a_folder_that_may_only_be_read_is_read_and_one_that_may_not_is_refused() {
         let memory = format!("{mebibytes}MiB");
         as_reader(ask(&["--memory", &memory, "--salt", "another"])).unwrap()
     };
-    let spilled = (40..120).step_by(2).map(limited);
+    let spilled = (26..120).step_by(2).map(limited);
     let spilled = spilled.into_iter().find(|ran| ran.code != Some(2));
     let spilled = spilled.unwrap().done().json();
     assert_eq!(spilled["generated_ids"], first["generated_ids"]);
@@ -171,7 +171,7 @@ fn a_folder_that_may_only_be_read_is_read_and_one_that_may_not_is_refused() {
     );
 
     set_modes(Path::new(&store), 0o700, 0o600);
-    let arguments = ["ask", "--file", &short, "x"];
+    let arguments = ["ask", "--model", STAND_IN, "--file", &short, "x"];
     let ran = as_reader(keeping(&store, &arguments)).unwrap();
     ran.refused(2, &["store", "ermission denied"]);
     assert_eq!(files(Path::new(&store)).len(), before);
@@ -187,7 +187,9 @@ fn what_another_process_is_waited_for_is_told_while_it_is_waited_for() {
     let folder = Folder::new();
     let store = folder.path("store");
     let prompt = story(80);
-    let asked = ["run", "--json", "--prompt", &prompt, "-n", "2"];
+    let asked = [
+        "run", "--json", "--model", STAND_IN, "--prompt", &prompt, "-n", "2",
+    ];
     let first = run(keeping(&store, &asked)).done().json();
     let lock = fs::File::open(Path::new(&store).join("LOCK")).or_else(|_| {
         // Nobody has needed it yet.
@@ -295,28 +297,34 @@ fn a_context_of_another_model_is_refused_by_name() {
     run(keeping(&store, &ask)).done();
 }
 
-/// The reference model with rotary frequencies of their own for contexts of more than 256 tokens.
-fn longrope_model(folder: &Folder) -> String {
-    let needle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
+/// The stand-in in a folder, with other settings.
+fn stand_in_with(folder: &Folder, file: &str, change: impl Fn(&mut Value)) -> String {
     for name in [
+        "config.json",
+        "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
-        "model.safetensors",
     ] {
-        folder.write(
-            &format!("longrope/{name}"),
-            fs::read(needle.join(name)).unwrap(),
-        );
+        let bytes = fs::read(Path::new(STAND_IN).join(name)).unwrap();
+        folder.write(&format!("model/{name}"), bytes);
     }
-    let config = fs::read(needle.join("config.json")).unwrap();
-    let mut config: Value = serde_json::from_slice(&config).unwrap();
-    config["original_max_position_embeddings"] = 256.into();
-    config["rope_scaling"] = serde_json::json!({
-        "type": "longrope", "short_factor": vec![1.0; 32], "long_factor": vec![1.25; 32],
-        "attention_factor": 1.0,
-    });
-    folder.write("longrope/config.json", config.to_string());
-    folder.path("longrope")
+    let path = format!("model/{file}");
+    let mut settings: Value =
+        serde_json::from_slice(&fs::read(folder.path(&path)).unwrap()).unwrap();
+    change(&mut settings);
+    folder.write(&path, settings.to_string());
+    folder.path("model")
+}
+
+/// One with rotary frequencies of their own for contexts of more than 256 tokens.
+fn longrope_model(folder: &Folder) -> String {
+    stand_in_with(folder, "config.json", |config| {
+        config["original_max_position_embeddings"] = 256.into();
+        config["rope_scaling"] = serde_json::json!({
+            "type": "longrope", "short_factor": vec![1.0; 32], "long_factor": vec![1.25; 32],
+            "attention_factor": 1.0,
+        });
+    })
 }
 
 #[test]
@@ -354,7 +362,9 @@ fn a_context_is_gone_on_with_under_the_other_set_of_rotary_frequencies() {
 fn a_clock_that_was_ahead_loses_nothing() {
     let folder = Folder::new();
     let (store, book) = (folder.path("store"), folder.write("book.txt", story(600)));
-    let ask = ["ask", "--json", "--file", &book, "-n", "4", KETTLE];
+    let ask = [
+        "ask", "--json", "--model", STAND_IN, "--file", &book, "-n", "4", KETTLE,
+    ];
     let first = run(keeping(&store, &ask)).done().json();
     // As if everything had been made in two years.
     let ahead = SystemTime::now() + Duration::from_secs(2 * 365 * 24 * 3600);
@@ -397,36 +407,15 @@ fn less_memory_than_the_weights_take_is_refused_with_a_table_and_changes_nothing
     assert_eq!(number(&listed["store"], "blocks"), 0);
 }
 
-/// The reference model with a chat template that begins otherwise at every turn.
+/// One with a chat template that begins otherwise at every turn.
 fn counting_model(folder: &Folder) -> String {
-    let needle = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../models/needle/needle-f16.gguf"
-    );
-    let mut bytes = fs::read(needle).unwrap();
-    let begins = b"{{ bos_token }}{% for m in messages %}";
-    let at = bytes
-        .windows(begins.len())
-        .position(|window| window == begins)
-        .expect("the template of the reference model");
-    let end = bytes[at..at + 400]
-        .windows(11)
-        .rposition(|window| window == b"{% endif %}")
-        .expect("the end of the template")
-        + 11;
-    let mut template =
-        "{{ bos_token }}{{ messages|length }} messages so far. {% for m in messages %}\
-        {% if m['role'] == 'assistant' %}<|assistant|> {{ m['content'] }}{{ eos_token }}\
-        {% else %}<|user|> {{ m['content'] }}{% endif %}{% endfor %}<|assistant|>"
-            .to_owned();
-    template.push_str("{#");
-    while template.len() + 2 < end {
-        template.push('-');
-    }
-    template.push_str("#}");
-    assert_eq!(template.len(), end, "a string in the file keeps its length");
-    bytes[at..at + end].copy_from_slice(template.as_bytes());
-    folder.write("counting.gguf", bytes)
+    stand_in_with(folder, "tokenizer_config.json", |config| {
+        config["chat_template"] =
+            "{{ bos_token }}{{ messages|length }} messages so far. {% for m in messages %}\
+            {% if m['role'] == 'assistant' %}<|assistant|> {{ m['content'] }}{{ eos_token }}\
+            {% else %}<|user|> {{ m['content'] }}{% endif %}{% endfor %}<|assistant|>"
+                .into();
+    })
 }
 
 #[test]
@@ -542,13 +531,15 @@ fn memory_holds_beside_a_folder_that_is_full_of_other_contexts() {
     let book = folder.write("book.txt", story(3000));
     let ask = |store: &str, memory: u64, salt: &str| {
         let memory = memory.to_string();
-        let arguments = ["ask", "--json", "--file", &book, "-n", "4", FALCON];
+        let arguments = [
+            "ask", "--json", "--model", STAND_IN, "--file", &book, "-n", "4", FALCON,
+        ];
         let flags = ["--memory", &memory, "--salt", salt];
         run(keeping(store, &[&arguments[..], &flags].concat()))
     };
     const STEP: u64 = 2 << 20;
     let least = |store: &str| {
-        let limits = (15..80).map(|step| step * STEP);
+        let limits = (10..80).map(|step| step * STEP);
         let mut refused = String::new();
         for limit in limits {
             let ran = ask(store, limit, "first");

@@ -216,7 +216,7 @@ fn with_window(folder: &Folder, tokens: usize) -> String {
 fn a_conversation_that_cannot_go_back_is_read_again() {
     let folder = Folder::new();
     let model = with_window(&folder, 32);
-    let long = common::story(400);
+    let long = common::story(200);
     let chat = |more: &[&str]| {
         let base = [
             "chat",
@@ -241,7 +241,7 @@ fn a_conversation_that_cannot_go_back_is_read_again() {
         0
     );
     assert!(
-        plain["answers"][1]["reused_tokens"].as_u64().unwrap() > 400,
+        plain["answers"][1]["reused_tokens"].as_u64().unwrap() > 200,
         "{plain}"
     );
     // A stop text drops what was generated of it, and window layers have passed what comes before.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Folder, command, longview, longview_reading, ran, story};
+use common::{Folder, STAND_IN, command, longview, longview_reading, ran, story};
 
 #[test]
 fn the_registry_is_printed_as_the_contract_says() {
@@ -118,14 +118,13 @@ fn the_doctor_and_ask_agree() {
     let folder = Folder::new();
     // More than memory has room for, and read all the same; and memory in which no model runs.
     let book = folder.write("book.txt", story(6000));
-    for (memory, fits) in [("60MiB", true), ("24MiB", false)] {
-        let told = ["doctor", "--json", "--memory", memory, "--tokens", "6000"];
+    for (memory, fits) in [("48MiB", true), ("24MiB", false)] {
+        let model = ["--json", "--model", STAND_IN, "--memory", memory];
+        let told = [&["doctor", "--tokens", "6000"][..], &model].concat();
         let told = longview(&told).done().json();
         assert_eq!(told["model"]["plan"]["fits"], fits, "{memory}: {told}");
-        let ask = [
-            "ask", "--json", "--memory", memory, "-n", "1", "--file", &book, "Why?",
-        ];
-        let ran = longview(&ask);
+        let ask = ["ask", "-n", "1", "--file", &book, "Why?"];
+        let ran = longview(&[&ask[..], &model].concat());
         assert_eq!(ran.code == Some(0), fits, "{memory}: {ran:?}");
     }
 }
@@ -185,15 +184,14 @@ fn the_bench_reports_shares_of_measured_limits() {
         "128",
         "--generate",
         "8",
-        "--depth",
-        "0,256",
         "--streams",
         "1,3",
         "--rounds",
         "1",
     ];
-    for synthetic in [&[][..], &["--synthetic-kv"]] {
-        let json = bench_within_limits(&[&arguments, synthetic, &["--json"]].concat());
+    for (depths, synthetic) in [("0,256", &[][..]), ("256", &["--synthetic-kv"])] {
+        let depth = ["--depth", depths, "--json"];
+        let json = bench_within_limits(&[&arguments[..], &depth, synthetic].concat());
         for key in ["memory_gb_per_s", "int8_tops", "f32_gflops"] {
             assert!(json["limits"][key].as_f64().unwrap() > 0.0, "{json}");
         }
@@ -211,17 +209,16 @@ fn the_bench_reports_shares_of_measured_limits() {
                 )
             })
             .collect();
-        assert_eq!(
-            kinds,
-            [
-                ("prefill", 1, 128, 0),
-                ("decode", 1, 8, 0),
-                ("decode", 3, 24, 0),
-                ("prefill", 1, 128, 256),
-                ("decode", 1, 8, 256),
-                ("decode", 3, 24, 256),
-            ]
-        );
+        let all = [
+            ("prefill", 1, 128, 0),
+            ("decode", 1, 8, 0),
+            ("decode", 3, 24, 0),
+            ("prefill", 1, 128, 256),
+            ("decode", 1, 8, 256),
+            ("decode", 3, 24, 256),
+        ];
+        let begun = all.len() - 3 * depths.split(',').count();
+        assert_eq!(kinds, all[begun..]);
         for run in runs {
             assert!(run["tokens_per_second"].as_f64().unwrap() > 0.0, "{run}");
             let share = run["share_of_limit"].as_f64().unwrap();
@@ -237,23 +234,23 @@ fn the_bench_reports_shares_of_measured_limits() {
 #[test]
 fn evaluation_measures_perplexity_and_divergence() {
     let folder = Folder::new();
-    let text = folder.write("text.txt", story(700));
+    let text = folder.write("text.txt", story(400));
     let base = [
-        "--json", "--file", &text, "--window", "256", "--tokens", "512",
+        "--json", "--file", &text, "--window", "128", "--tokens", "256",
     ];
     let json = longview(&[&["eval", "perplexity"], &base[..]].concat())
         .done()
         .json();
     let perplexity = json["perplexity"].as_f64().unwrap();
     assert!((1.0..4096.0).contains(&perplexity), "{json}");
-    assert_eq!(json["window"], 256);
+    assert_eq!(json["window"], 128);
     let json = longview(&[&["eval", "kld"], &base[..]].concat())
         .done()
         .json();
     let mean = json["mean"].as_f64().unwrap();
     assert!((0.0..1e-3).contains(&mean), "{json}");
     assert!(json["same_top"].as_f64().unwrap() > 0.97, "{json}");
-    let text = longview(&["eval", "perplexity", "--file", &text, "--tokens", "300"])
+    let text = longview(&["eval", "perplexity", "--file", &text, "--tokens", "200"])
         .done()
         .stdout;
     assert!(text.starts_with("perplexity "), "{text}");
@@ -271,7 +268,7 @@ fn a_quantised_reference_model_still_answers() {
         json["bytes"].as_u64().unwrap(),
         std::fs::metadata(&out).unwrap().len()
     );
-    let book = folder.write("book.txt", story(300));
+    let book = folder.write("book.txt", story(200));
     let question = "What is the special magic number for amber falcon?";
     let ran = longview(&["ask", "--model", &out, "--file", &book, question]).done();
     assert_eq!(

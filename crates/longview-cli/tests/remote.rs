@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Folder, command, longview, ran, story};
+use common::{Folder, STAND_IN, command, longview, ran, story};
 use serde_json::Value;
 
 const FALCON: &str = "What is the special magic number for amber falcon?";
@@ -23,7 +23,9 @@ fn what_one_machine_has_read_another_takes_over_and_keeps() {
     let ask = |machine: &str, remote: &[&str]| {
         let store = folder.path(machine);
         let flags = ["--cache-dir", &store, "--cache-max", "1GiB"];
-        let ask = ["ask", "--json", "--file", &book, "-n", "4", FALCON];
+        let ask = [
+            "ask", "--json", "--model", STAND_IN, "--file", &book, "-n", "4", FALCON,
+        ];
         longview(&[&ask[..], &flags, remote].concat()).done().json()
     };
     let remote = ["--cache-remote", url.as_str()];
@@ -35,7 +37,9 @@ fn what_one_machine_has_read_another_takes_over_and_keeps() {
     let without = ask("two", &[]);
     assert!(number(&without["reuse"], "disk") > 2000, "{without}");
     // A machine that keeps nothing itself.
-    let mut nothing = command(&["ask", "--json", "--file", &book, "-n", "4", FALCON]);
+    let mut nothing = command(&[
+        "ask", "--json", "--model", STAND_IN, "--file", &book, "-n", "4", FALCON,
+    ]);
     nothing.env("LONGVIEW_CACHE_REMOTE", &url);
     let nothing = ran(nothing.output().unwrap()).done().json();
     assert!(number(&nothing["reuse"], "remote") > 2000, "{nothing}");

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
-use common::{command, longview};
+use common::{STAND_IN, command, longview};
 use serde_json::{Value, json};
 
 /// A server of its own, which ends with the test.
@@ -215,6 +215,8 @@ fn a_file_of_requests_is_answered_line_by_line() {
 fn a_killed_server_loses_at_most_the_unfinished_block() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = [
+        "--model",
+        STAND_IN,
         "--cache-dir",
         folder.path().to_str().unwrap(),
         "--cache-max",
@@ -322,6 +324,8 @@ fn a_full_disk_costs_time_and_is_told_of() {
     let mut server = Served::start_as(
         limited,
         &[
+            "--model",
+            STAND_IN,
             "--cache-dir",
             cache,
             "--cache-max",

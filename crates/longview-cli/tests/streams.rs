@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Folder, command, longview, longview_reading, ran, story};
+use common::{Folder, STAND_IN, command, longview, longview_reading, ran, story};
 
 #[test]
 fn a_reader_that_has_enough_ends_the_program_quietly() {
@@ -92,7 +92,14 @@ fn ctrl_c_keeps_what_was_generated_and_leaves() {
 fn ctrl_c_while_reading_says_how_far_it_came_and_keeps_it() {
     let folder = Folder::new();
     let store = folder.path("store");
-    let keep = ["--cache-dir", &store, "--cache-max", "1GiB"];
+    let keep = [
+        "--model",
+        STAND_IN,
+        "--cache-dir",
+        &store,
+        "--cache-max",
+        "1GiB",
+    ];
     let ask = [&["ask", "--file", "-", "--chunk", "64", "Why?"][..], &keep].concat();
     let mut child = command(&ask).stdin(Stdio::piped()).spawn().unwrap();
     // More than a pipe holds: once it is written, the program is up and reading. Prefilling 120,000

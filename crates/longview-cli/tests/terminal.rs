@@ -117,7 +117,7 @@ impl Drop for Terminal {
 #[test]
 fn ask_without_a_question_asks_for_questions() {
     let folder = Folder::new();
-    let file = folder.write("story.txt", story(2000));
+    let file = folder.write("story.txt", story(1000));
     let mut terminal = Terminal::start(&["ask", "--file", &file]);
     let before = terminal.wait_for("ask about the documents");
     assert!(

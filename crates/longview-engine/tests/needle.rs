@@ -121,9 +121,16 @@ fn a_stopped_prefill_keeps_its_chunks_and_goes_on_to_the_same_answer() {
 fn stop_texts_limits_and_cancelling_end_a_generation() {
     let engine = open();
     let prompt = prompt(&engine, &document());
+    // Read once: each generation goes on in a fork.
+    let (last, before) = prompt.split_last().unwrap();
+    let mut read = engine.new_context(prompt.len() + 60).unwrap();
+    engine
+        .prefill(&mut read, before, &mut |_| Control::Continue)
+        .unwrap();
     let run = |options: &mut GenerateOptions, on: &mut dyn FnMut(Event<'_>) -> Control| {
-        let mut context = engine.new_context(prompt.len() + 60).unwrap();
-        engine.generate(&mut context, &prompt, options, on).unwrap()
+        engine
+            .generate(&mut read.fork(), &[*last], options, on)
+            .unwrap()
     };
     let mut options = GenerateOptions {
         stop: vec!["falcon".into()],

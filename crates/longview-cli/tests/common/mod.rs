@@ -1,4 +1,4 @@
-//! Running the real program on the reference model inside it.
+//! Running the real program, on the reference model inside it or on its stand-in.
 #![allow(dead_code, reason = "every test file uses another part")]
 
 use std::fs;
@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+
+/// A model of the reference model's tokenizer and keys and values (2 KiB a token), of small random matrices: for
+/// tests that count, compare or measure, and ask nothing of what an answer says.
+pub(crate) const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stand-in");
 
 /// What a run of the program left.
 #[derive(Debug)]
