@@ -1,24 +1,23 @@
 //! A loaded model with everything needed to run it.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::tier::Origin;
-use longview_kv::{
-    Context, Explanation, KvForms, KvType, Ledger, Purpose, Reservation, RopeSet, Store,
-};
+use longview_kv::{Context, Explanation, KvForms, KvType, Ledger, Purpose, RopeSet, Store};
 use longview_models::{Model, ModelFile, Profile, Workspace};
 use longview_text::{ChatTemplate, Tokenizer};
 use longview_weights::WeightFile;
 use serde_json::Value;
 
+use crate::account::{Account, Growth, pass_growth, program_bytes};
 use crate::cost::{Operations, Speed};
 use crate::error::EngineError;
 use crate::inspect::{
     Circumstances, ModelDescription, Overflow, describe, open_file, plan_for, processor_cores,
-    program_bytes, text_side,
+    text_side,
 };
 use crate::memory::ProcessMemory;
 use crate::plan::MemoryPlan;
@@ -78,16 +77,12 @@ pub struct Engine {
     generation_config: Option<Value>,
     pub(crate) exec: Exec,
     pub(crate) ledger: Ledger,
-    pub(crate) program_bytes: u64,
-    /// Bytes the process held when the model was ready.
-    resident_when_ready: u64,
     /// Whether a pass has touched the scratch buffers.
     pub(crate) has_run: AtomicBool,
-    /// Passes since it was opened, as far as memory is kept to a limit.
-    pub(crate) settled_passes: AtomicU32,
     pub(crate) chunk_tokens: usize,
     pub(crate) workspace: Mutex<Workspace>,
     pub(crate) store: Option<Kept>,
+    pub(crate) growth: Growth,
     pub(crate) account: Mutex<Account>,
     /// How fast prompts were read.
     pub(crate) speed: Mutex<Speed>,
@@ -107,16 +102,6 @@ pub(crate) struct Kept {
     origins: [Arc<Origin>; 2],
     /// What the seeds of origins are made of beside the salt.
     ingredients: store::Ingredients,
-}
-
-/// What the engine itself holds in the ledger.
-pub(crate) struct Account {
-    /// The program, as large as it was measured last.
-    pub(crate) program: Reservation,
-    /// Buffers of a forward pass.
-    pub(crate) scratch: Reservation,
-    /// What is known of the blocks in the store, when it was opened; what is added counts as the program's.
-    index: Reservation,
 }
 
 impl Default for EngineOptions {
@@ -195,11 +180,12 @@ impl Engine {
         let chunk_tokens = options.chunk_tokens.max(1);
         let ledger = Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX));
         let program_bytes = program_bytes(file.weight_file());
+        let program = program_bytes + pass_growth(false);
         let circumstances = Circumstances {
             kv_forms,
             chunk_tokens,
             threads,
-            program: program_bytes,
+            program,
             index: 0,
             ledger: &ledger,
             overflow: options.overflow(),
@@ -209,7 +195,7 @@ impl Engine {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
         }
         let mut account = Account {
-            program: ledger.reserve(Purpose::Program, program_bytes)?,
+            program: ledger.reserve(Purpose::Program, program)?,
             scratch: ledger.reserve(Purpose::Scratch, plan.scratch)?,
             index: ledger.reserve(Purpose::Index, 0)?,
         };
@@ -241,13 +227,11 @@ impl Engine {
             generation_config,
             exec,
             ledger,
-            program_bytes,
-            resident_when_ready: ProcessMemory::now().resident_bytes,
             has_run: AtomicBool::new(false),
-            settled_passes: AtomicU32::new(0),
             chunk_tokens,
             workspace: Mutex::default(),
             store,
+            growth: Growth::from_now(program_bytes),
             account: Mutex::new(account),
             speed: Mutex::default(),
         })
@@ -333,7 +317,7 @@ impl Engine {
             kv_forms,
             chunk_tokens: self.chunk_tokens,
             threads: self.exec.pool.threads(),
-            program: self.program_bytes + self.program_growth(),
+            program: self.program_now(),
             index: self.ledger.usage().index,
             ledger: &self.ledger,
             overflow,
@@ -367,7 +351,8 @@ impl Engine {
             text_bytes = text_bytes.saturating_add(text.len() as u64);
             needed = needed.saturating_add(self.tokenizer().encoding_bytes(text));
         }
-        let held = self.ledger.usage().total() + self.program_growth();
+        let usage = self.ledger.usage();
+        let held = usage.total() - usage.program + self.program_now();
         let left = self.ledger.limit().saturating_sub(held);
         if needed <= left {
             return Ok(());
@@ -524,18 +509,6 @@ impl Engine {
     /// The store that contexts are kept in.
     pub fn store(&self) -> Option<&Arc<Store>> {
         self.store.as_ref().map(|kept| &kept.store)
-    }
-
-    /// Bytes the process has taken since the model was ready, beside what the ledger knows of.
-    pub(crate) fn program_growth(&self) -> u64 {
-        let usage = self.ledger.usage();
-        let scratch = if self.has_run.load(Ordering::Relaxed) {
-            usage.scratch
-        } else {
-            0
-        };
-        let resident = ProcessMemory::now().resident_bytes;
-        resident.saturating_sub(self.resident_when_ready + usage.kv + scratch)
     }
 
     /// Operations of a pass of `rows` rows after `depth` tokens.

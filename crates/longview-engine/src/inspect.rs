@@ -6,9 +6,9 @@ use longview_models::{ModelFile, Workspace};
 use longview_text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 use longview_weights::{GgufFile, WeightFile, WeightsError};
 
+use crate::account::{pass_growth, program_bytes};
 use crate::engine::{EngineOptions, ModelSource, TemplateOrigin};
 use crate::error::EngineError;
-use crate::memory::ProcessMemory;
 use crate::plan::MemoryPlan;
 use crate::store::open_place;
 
@@ -59,7 +59,7 @@ pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, Engine
         kv_forms,
         chunk_tokens: options.chunk_tokens.max(1),
         threads: options.threads.unwrap_or_else(processor_cores),
-        program: program_bytes(file.weight_file()),
+        program: program_bytes(file.weight_file()) + pass_growth(false),
         index: 0,
         ledger: &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
         overflow: match &options.store {
@@ -263,15 +263,4 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
 
 pub(crate) fn processor_cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())
-}
-
-/// What a pass may take beside what is known before it begins: code that is touched first, stacks, what the
-/// allocator keeps, and of the memory that blocks leave what cannot be given back at once. Without it a context that
-/// just fits is admitted and fails in the middle, or goes beyond what is allowed.
-pub(crate) const PASS_GROWTH: u64 = 3 << 20;
-
-/// Bytes of the program with the vocabulary of `file` read: what the process holds now, what will stay in
-/// memory of a model inside the program, and [`PASS_GROWTH`].
-pub(crate) fn program_bytes(file: &WeightFile) -> u64 {
-    ProcessMemory::now().resident_bytes + file.staying_bytes() as u64 + PASS_GROWTH
 }

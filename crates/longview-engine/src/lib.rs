@@ -5,6 +5,7 @@
 //! is stopped; [`Engine::generate`] continues it token by token. A [`schedule::Scheduler`] does both
 //! for many at once.
 
+mod account;
 mod acting;
 mod cost;
 pub mod dates;

@@ -8,6 +8,7 @@ use longview_kv::{BLOCK_TOKENS, Context, Segment, Wanted};
 use longview_models::Workspace;
 use smallvec::SmallVec;
 
+use crate::account::Buffers;
 use crate::engine::Engine;
 use crate::error::EngineError;
 
@@ -18,10 +19,6 @@ const MOST_LOSSES: usize = 3;
 /// The blocks that turned out to be lost while one thing was done, each as often as it was.
 #[derive(Default)]
 pub(crate) struct Losses(Vec<BlockKey>);
-
-/// Passes of a few rows between two looks at what the process holds: asking the system takes as long as a
-/// layer of a small model.
-const PASSES_TO_A_LOOK: u32 = 16;
 
 /// The most tokens that one pass of a prefill computes when it reads blocks back.
 const LARGEST_CHUNK: usize = 4096;
@@ -45,7 +42,15 @@ impl Engine {
             Wanted::All => segment.tokens.len(),
         });
         let wanted = wanted.sum::<usize>().max(1);
-        self.settle_memory(rows, wanted);
+        // Every step of an answer reads what is away.
+        let buffers = match segments
+            .iter()
+            .any(|segment| segment.context.away_bytes() > 0)
+        {
+            true if self.ledger.limit() != u64::MAX => Buffers::AsNeeded,
+            _ => Buffers::Stay,
+        };
+        self.settle_memory(&mut workspace, rows, wanted, buffers);
         self.has_run.store(true, Ordering::Relaxed);
         let mut losses = Losses::default();
         loop {
@@ -115,27 +120,13 @@ impl Engine {
 
     /// Tokens that the next pass of a prefill computes. While blocks of the context are away, every
     /// pass reads all of them: then as many as make the bytes that are read for each token fewest, of those
-    /// for which memory has room, and half of the room has scratch: buffers stay, and the steps of an answer
-    /// read what they leave no room for.
+    /// for which memory has room.
     pub(crate) fn chunk_for(&self, context: &Context) -> usize {
         if self.ledger.limit() == u64::MAX || context.away_bytes() == 0 {
             return self.chunk_tokens;
         }
-        let half = self.free_bytes() / 2;
-        // A pass takes more than its buffers, which is only found when it is over, and the more the larger it
-        // is: with chunks up to the last block that has room a book went 2.4 MiB over a limit of 160.
-        let largest = std::iter::successors(Some(self.chunk_tokens), |chunk| Some(2 * chunk))
-            .take_while(|&chunk| chunk <= LARGEST_CHUNK && self.reserved_scratch(chunk, 1) <= half)
-            .last()
-            .unwrap_or(self.chunk_tokens);
+        let largest = LARGEST_CHUNK.max(self.chunk_tokens);
         self.with_passes(context, |passes| passes.best_chunk(context.len(), largest))
-    }
-
-    /// Bytes of the memory allowed for keys, values and scratch.
-    pub(crate) fn free_bytes(&self) -> u64 {
-        let usage = self.ledger.usage();
-        let others = usage.program + usage.index + usage.weights;
-        self.ledger.limit().saturating_sub(others)
     }
 
     /// After a pass that read `rows` tokens of a prompt failed: the tokens that the next one reads at
@@ -161,56 +152,11 @@ impl Engine {
         Ok(most)
     }
 
-    /// Bytes of the buffers of a pass of `rows` rows that gives `wanted` rows of logits.
-    pub(crate) fn scratch_bytes(&self, rows: usize, wanted: usize) -> u64 {
-        let threads = self.exec.pool.threads();
-        Workspace::predicted_bytes(self.model.blueprint(), rows, wanted, threads)
-    }
-
-    /// What the account of buffers has for such a pass: for one much larger than those that every plan counts
-    /// with, an eighth of the difference more, since what the allocator keeps beside it is not known.
-    pub(crate) fn reserved_scratch(&self, rows: usize, wanted: usize) -> u64 {
-        let planned = self.scratch_bytes(self.chunk_tokens + self.chunk_tokens / 4, wanted);
-        let bytes = self.scratch_bytes(rows, wanted);
-        bytes + bytes.saturating_sub(planned) / 8
-    }
-
-    /// Bytes that `texts` texts to one prompt take in every pass beyond what [`Engine::plan`] counts for one.
-    pub fn logits_bytes(&self, texts: usize) -> u64 {
-        let rows = self.chunk_tokens;
-        self.scratch_bytes(rows + texts, texts.max(1)) - self.scratch_bytes(rows, 1)
-    }
-
     pub(crate) fn workspace(&self) -> MutexGuard<'_, Workspace> {
         // A panic during a pass leaves buffers that the next pass overwrites anyway.
         self.workspace
             .lock()
             .unwrap_or_else(|error| error.into_inner())
-    }
-
-    /// Brings the account up to what is measured, and lets blocks leave memory that no longer fit.
-    fn settle_memory(&self, rows: usize, wanted: usize) {
-        if self.ledger.limit() == u64::MAX {
-            return;
-        }
-        let scratch = self.reserved_scratch(rows, wanted);
-        let mut account = self
-            .account
-            .lock()
-            .unwrap_or_else(|error| error.into_inner());
-        // Buffers grow to the largest pass and stay.
-        let scratch = scratch.max(account.scratch.bytes());
-        account.scratch.resize(scratch);
-        // Without a store nothing can give way to the program.
-        let Some(kept) = &self.store else { return };
-        let passes = self.settled_passes.fetch_add(1, Ordering::Relaxed);
-        if rows >= BLOCK_TOKENS || passes.is_multiple_of(PASSES_TO_A_LOOK) {
-            account
-                .program
-                .resize(self.program_bytes + self.program_growth());
-        }
-        drop(account);
-        kept.store.make_space(0);
     }
 }
 
