@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use longview_kernels::memory::give_back_freed;
-use longview_kv::{BLOCK_TOKENS, Reservation};
+use longview_kv::{BLOCK_TOKENS, Ledger, Reservation};
 use longview_models::Workspace;
 use longview_weights::WeightFile;
 
@@ -35,12 +35,22 @@ pub(crate) struct Account {
     pub(crate) index: Reservation,
 }
 
+/// Bytes of the program with the vocabulary of a model read, before it has its weights.
+#[derive(Clone, Copy)]
+pub(crate) struct FirstProgram {
+    /// What the process holds.
+    before: u64,
+    /// What will stay in memory of a model inside the program.
+    staying: u64,
+}
+
 /// What the program's growth is measured against.
 pub(crate) struct Growth {
-    /// Bytes of the program before it had a model.
-    program_bytes: u64,
-    /// Bytes the process held when the model was ready.
-    when_ready: u64,
+    first: FirstProgram,
+    /// What the process held when the model was ready.
+    ready: ProcessMemory,
+    /// Bytes of weights that were not in memory then, and come there from their file as tokens need them.
+    unread: u64,
     /// Growth that was left when the allocator had given back what was free.
     in_use: AtomicU64,
     /// Passes since the engine was opened, as far as memory is kept to a limit.
@@ -56,12 +66,30 @@ pub(crate) enum Buffers {
     AsNeeded,
 }
 
+impl FirstProgram {
+    /// Measured now, with the vocabulary of `file` read.
+    pub(crate) fn now(file: &WeightFile) -> FirstProgram {
+        FirstProgram {
+            before: ProcessMemory::now().resident_bytes,
+            staying: file.staying_bytes() as u64,
+        }
+    }
+
+    /// Bytes that a plan counts with: with what the first pass may add.
+    pub(crate) fn planned_bytes(&self) -> u64 {
+        self.before + self.staying + PASS_GROWTH
+    }
+}
+
 impl Growth {
-    /// Measured from now on, when a model is ready.
-    pub(crate) fn from_now(program_bytes: u64) -> Growth {
+    /// Measured from now on, when a model is ready that `ledger` has the account of.
+    pub(crate) fn from_now(first: FirstProgram, ledger: &Ledger) -> Growth {
+        let (ready, usage) = (ProcessMemory::now(), ledger.usage());
+        let known = first.before + usage.index + usage.weights;
         Growth {
-            program_bytes,
-            when_ready: ProcessMemory::now().resident_bytes,
+            first,
+            ready,
+            unread: known.saturating_sub(ready.resident_bytes),
             in_use: AtomicU64::new(0),
             settled_passes: AtomicU32::new(0),
         }
@@ -106,8 +134,12 @@ impl Engine {
             grown = self.program_growth();
             self.growth.in_use.store(grown, Ordering::Relaxed);
         }
-        let has_run = self.has_run.load(Ordering::Relaxed);
-        self.growth.program_bytes + grown + pass_growth(has_run)
+        let FirstProgram { before, staying } = self.growth.first;
+        match self.has_run.load(Ordering::Relaxed) {
+            false => before + staying + grown + PASS_GROWTH,
+            // What stays has been touched, and is among what has grown.
+            true => before + staying.max(grown) + LATER_GROWTH,
+        }
     }
 
     /// Bytes the process has taken since the model was ready, beside what the ledger knows of.
@@ -117,8 +149,12 @@ impl Engine {
             true => usage.scratch,
             false => 0,
         };
-        let resident = ProcessMemory::now().resident_bytes;
-        resident.saturating_sub(self.growth.when_ready + usage.kv + scratch)
+        let (now, ready) = (ProcessMemory::now(), &self.growth.ready);
+        // Rows of an embedding that have come since are among the weights.
+        let files = now.file_bytes.saturating_sub(ready.file_bytes);
+        let weights = files.min(self.growth.unread);
+        let known = ready.resident_bytes + usage.kv + scratch + weights;
+        now.resident_bytes.saturating_sub(known)
     }
 
     /// Brings the account up to what is measured and to what the next pass needs, and lets blocks leave memory
@@ -161,19 +197,5 @@ impl Engine {
         if let Some(kept) = &self.store {
             kept.store.make_space(0);
         }
-    }
-}
-
-/// Bytes of the program with the vocabulary of `file` read: what the process holds now, and what will stay in
-/// memory of a model inside the program.
-pub(crate) fn program_bytes(file: &WeightFile) -> u64 {
-    ProcessMemory::now().resident_bytes + file.staying_bytes() as u64
-}
-
-/// Bytes that the next pass may take beside what is known, where others have or have not run before.
-pub(crate) fn pass_growth(has_run: bool) -> u64 {
-    match has_run {
-        false => PASS_GROWTH,
-        true => LATER_GROWTH,
     }
 }

@@ -12,7 +12,7 @@ use longview_text::{ChatTemplate, Tokenizer};
 use longview_weights::WeightFile;
 use serde_json::Value;
 
-use crate::account::{Account, Growth, pass_growth, program_bytes};
+use crate::account::{Account, FirstProgram, Growth};
 use crate::cost::{Operations, Speed};
 use crate::error::EngineError;
 use crate::inspect::{
@@ -179,8 +179,8 @@ impl Engine {
         let kv_forms = options.kv_forms();
         let chunk_tokens = options.chunk_tokens.max(1);
         let ledger = Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX));
-        let program_bytes = program_bytes(file.weight_file());
-        let program = program_bytes + pass_growth(false);
+        let first = FirstProgram::now(file.weight_file());
+        let program = first.planned_bytes();
         let circumstances = Circumstances {
             kv_forms,
             chunk_tokens,
@@ -221,7 +221,9 @@ impl Engine {
             return Err(EngineError::DoesNotFit(Box::new(plan)));
         }
         account.index.resize(index);
+        let growth = Growth::from_now(first, &ledger);
         Ok(Engine {
+            growth,
             model,
             text,
             generation_config,
@@ -231,7 +233,6 @@ impl Engine {
             chunk_tokens,
             workspace: Mutex::default(),
             store,
-            growth: Growth::from_now(program_bytes),
             account: Mutex::new(account),
             speed: Mutex::default(),
         })

@@ -6,7 +6,7 @@ use longview_models::{ModelFile, Workspace};
 use longview_text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 use longview_weights::{GgufFile, WeightFile, WeightsError};
 
-use crate::account::{pass_growth, program_bytes};
+use crate::account::FirstProgram;
 use crate::engine::{EngineOptions, ModelSource, TemplateOrigin};
 use crate::error::EngineError;
 use crate::plan::MemoryPlan;
@@ -59,7 +59,7 @@ pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, Engine
         kv_forms,
         chunk_tokens: options.chunk_tokens.max(1),
         threads: options.threads.unwrap_or_else(processor_cores),
-        program: program_bytes(file.weight_file()) + pass_growth(false),
+        program: FirstProgram::now(file.weight_file()).planned_bytes(),
         index: 0,
         ledger: &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
         overflow: match &options.store {

@@ -7,6 +7,8 @@ use std::fs;
 pub struct ProcessMemory {
     /// Bytes in memory now.
     pub resident_bytes: u64,
+    /// Those of them that are pages of files: of the program, and of models that are mapped.
+    pub file_bytes: u64,
     /// The most bytes that were in memory at once.
     pub peak_bytes: u64,
 }
@@ -28,6 +30,7 @@ impl ProcessMemory {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         ProcessMemory {
             resident_bytes: bytes(&status, "VmRSS:").unwrap_or(0),
+            file_bytes: bytes(&status, "RssFile:").unwrap_or(0),
             peak_bytes: bytes(&status, "VmHWM:").unwrap_or(0),
         }
     }
