@@ -78,9 +78,17 @@ impl Engine {
         let mut found = false;
         for context in contexts {
             let mut tokens = context.lose(&key);
+            let mut may_follow = true;
             while !tokens.is_empty() {
                 found = true;
-                let count = context.next_pass(tokens.len(), self.chunk_tokens);
+                // What follows the lost block may still be there.
+                let to_edge = BLOCK_TOKENS - context.len() % BLOCK_TOKENS;
+                let most = if may_follow {
+                    to_edge
+                } else {
+                    self.chunk_tokens
+                };
+                let count = context.next_pass(tokens.len(), most);
                 let chunk = &tokens[..count];
                 let segment = Segment {
                     context: &mut *context,
@@ -92,6 +100,14 @@ impl Engine {
                         tokens.drain(..count);
                         if tokens.len() < BLOCK_TOKENS {
                             context.checkpoint();
+                        }
+                        // A keep method goes by all that is read.
+                        let is_read = context.keep_method().is_some();
+                        if may_follow && context.len().is_multiple_of(BLOCK_TOKENS) && !is_read {
+                            let all = [context.tokens().to_vec(), tokens.clone()].concat();
+                            let before = context.len();
+                            tokens.drain(..context.attach(&all)? - before);
+                            may_follow = false;
                         }
                     }
                     Err(error) => {
@@ -105,6 +121,7 @@ impl Engine {
                             return Err(error);
                         }
                         tokens.splice(..0, before);
+                        may_follow = true;
                     }
                 }
             }

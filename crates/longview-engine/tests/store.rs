@@ -199,6 +199,31 @@ fn damaged_blocks_are_computed_again_and_told_of() {
 }
 
 #[test]
+fn a_damaged_block_is_computed_again_and_what_follows_is_not() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = text(1500);
+    let expected = {
+        let engine = open(&options(folder.path()));
+        let mut context = engine.new_context(1600).unwrap();
+        read(&engine, &mut context, &tokens[..1499]);
+        logits(&engine, &mut context, &tokens[1499..])
+    };
+    // One bit of the longer one of two files: a block before the last of what is taken over.
+    let mut files = extents(&folder.path().join("extents"));
+    files.sort_by_key(|file| fs::metadata(file).unwrap().len());
+    let mut bytes = fs::read(&files[1]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 16;
+    fs::write(&files[1], bytes).unwrap();
+    let engine = open(&options(folder.path()));
+    let (mut context, held) = engine.open_context(&tokens, 1600).unwrap();
+    assert_eq!(held, 1472);
+    assert_eq!(logits(&engine, &mut context, &tokens[1472..]), expected);
+    assert_eq!(engine.store().unwrap().counts().sealed_blocks, 1);
+}
+
+#[test]
 fn what_is_computed_again_leaves_places_to_go_back_to() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,8 @@
 //! The store: sealed blocks of all contexts of a process, in memory and in the tiers below.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use crate::block::Block;
 use crate::error::KvError;
@@ -33,7 +35,12 @@ pub struct Store {
     memory: RamTier,
     counts: Mutex<StoreCounts>,
     warnings: Mutex<Vec<String>>,
+    /// Tiers that were said to be full, and when.
+    full: Mutex<HashMap<String, Instant>>,
 }
+
+/// A tier that is full is told of this often: it is for every block that seals.
+const TELL_FULL: Duration = Duration::from_secs(600);
 
 impl Store {
     /// A store over `tiers`, fastest first, whose memory `ledger` accounts for. Without tiers,
@@ -45,6 +52,7 @@ impl Store {
             memory: RamTier::new(),
             counts: Mutex::default(),
             warnings: Mutex::default(),
+            full: Mutex::default(),
         }
     }
 
@@ -115,7 +123,7 @@ impl Store {
                 Ok(()) => {}
                 // The place has told so itself.
                 Err(TierError::ReadOnly { .. }) => {}
-                Err(error) => self.note(error.to_string()),
+                Err(error) => self.note_unkept(&error),
             }
         }
         lock(&self.counts).sealed_blocks += 1;
@@ -250,7 +258,7 @@ impl Store {
         for tier in self.tiers[..from].iter().filter(|tier| tier.lasts()) {
             match tier.put(info, block) {
                 Ok(()) | Err(TierError::ReadOnly { .. }) => {}
-                Err(error) => self.note(error.to_string()),
+                Err(error) => self.note_unkept(&error),
             }
         }
     }
@@ -326,6 +334,20 @@ impl Store {
     /// The next moment of the clock by which uses are told apart.
     pub(crate) fn now(&self) -> u64 {
         self.memory.now()
+    }
+
+    /// Notes why a block was not kept; that a place is full now and then, not with every block.
+    fn note_unkept(&self, error: &TierError) {
+        if let TierError::Full { place, .. } = error {
+            let now = Instant::now();
+            let mut full = lock(&self.full);
+            let known = full.get(place);
+            if known.is_some_and(|then| now.duration_since(*then) < TELL_FULL) {
+                return;
+            }
+            full.insert(place.clone(), now);
+        }
+        self.note(error.to_string());
     }
 
     /// Keeps a warning for whoever asks next, once.

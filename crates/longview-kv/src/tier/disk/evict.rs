@@ -1,4 +1,5 @@
-//! Making room: what is cheapest to compute again goes first, and nothing before what follows it.
+//! Making room: what is cheapest to compute again goes first, and nothing before what follows it. What
+//! follows nothing that is there is worth nothing, and no other block goes for it.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -23,6 +24,10 @@ struct Unit {
     before: HashSet<usize>,
     /// Units that follow this one.
     followers: usize,
+    /// The index of its first block.
+    first: u32,
+    /// Whether all that it follows is there: nobody finds it otherwise.
+    is_found: bool,
     pinned: bool,
 }
 
@@ -118,13 +123,17 @@ fn units(
     for (at, (key, extent)) in extents.iter().enumerate() {
         let root = root(&mut leader, at);
         let unit = *number.entry(root).or_insert_with(|| {
-            units.push(Unit::default());
+            units.push(Unit {
+                first: u32::MAX,
+                ..Unit::default()
+            });
             units.len() - 1
         });
         unit_of.push(unit);
         let blocks = extent.slots.iter().flatten();
         let into = &mut units[unit];
         into.extents.push(**key);
+        into.first = into.first.min(extent.header.first);
         into.bytes += extent.header.payload_offset();
         into.bytes += blocks.clone().count() as u64 * extent.header.block_bytes();
         into.seconds += blocks
@@ -143,6 +152,13 @@ fn units(
                 }
             }
         }
+    }
+    // What a unit follows begins before it does.
+    let mut order: Vec<usize> = (0..units.len()).collect();
+    order.sort_unstable_by_key(|&unit| units[unit].first);
+    for unit in order {
+        let mut before = units[unit].before.iter();
+        units[unit].is_found = units[unit].first == 0 || before.any(|&unit| units[unit].is_found);
     }
     let heads = heads.filter_map(|head| first_with.get(&head).map(|&at| unit_of[at]));
     let mut waiting: Vec<usize> = heads.collect();
@@ -171,8 +187,10 @@ impl Candidate {
             bytes,
             seconds,
             used,
+            is_found,
             ..
         } = units[unit];
+        let seconds = if is_found { seconds } else { 0.0 };
         // A second at least: what was used just now is not infinitely valuable.
         let age = used.map_or(f64::MAX, |used| age(now, used)) + 1.0;
         Candidate {

@@ -20,6 +20,8 @@ pub(super) struct Index {
     /// Slots whose payload was found damaged, with the hash their record gives: the record is not
     /// believed until it is rewritten.
     damaged: HashMap<Place, BlockHash>,
+    /// The greatest number of a layer group so far.
+    last_group: u16,
     usage: TierUsage,
 }
 
@@ -56,6 +58,7 @@ impl Index {
         {
             self.forget(&extent);
         }
+        self.last_group = self.last_group.max(extent.group);
         let now = SystemTime::now();
         let known = match self.extents.entry(extent) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -144,6 +147,12 @@ impl Index {
     pub(super) fn info(&self, key: &BlockKey) -> Option<BlockInfo> {
         let (place, extent, slot) = self.slot(key)?;
         Some(extent.header.info(place.slot, slot))
+    }
+
+    /// Whether a block of any group has this hash.
+    pub(super) fn holds(&self, hash: BlockHash) -> bool {
+        let mut groups = 0..=self.last_group;
+        groups.any(|group| self.blocks.contains_key(&BlockKey { hash, group }))
     }
 
     /// The blocks that directly follow a hash.

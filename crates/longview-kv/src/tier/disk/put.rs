@@ -466,7 +466,7 @@ impl Disk {
         let stuck = writing.stuck.is_some_and(|(then, bytes)| {
             then.elapsed().as_secs_f64() < RECOUNT_SECONDS && held() >= bytes
         });
-        if held() + wanted > limit && !stuck {
+        if held() + wanted > limit && !stuck && self.is_worth_room(info) {
             let target = (limit / 10 * 9).saturating_sub(wanted);
             self.evict(writing, target, &[info.parent])?;
         }
@@ -489,9 +489,20 @@ impl Disk {
         })
     }
 
+    /// Whether others may go for a block: not where what it follows was not kept, for nobody would find it. A
+    /// text longer than the limit would otherwise push out its own beginning. What this process alone keeps is
+    /// asked for by name.
+    fn is_worth_room(&self, info: &BlockInfo) -> bool {
+        let is_own = self.options.sync == Syncing::Never;
+        is_own || info.index == 0 || self.state().index.holds(info.parent)
+    }
+
     /// Evicts, when the disk is full: what is wanted, and a tenth of what is held so that the next
     /// block does not have to ask again.
     fn free(&self, writing: &mut Writing, info: &BlockInfo, wanted: u64) -> Result<u64, TierError> {
+        if !self.is_worth_room(info) {
+            return Ok(0);
+        }
         let held = self.state().index.usage().bytes;
         let target = (held / 10 * 9).min(held.saturating_sub(wanted));
         self.evict(writing, target, &[info.parent])

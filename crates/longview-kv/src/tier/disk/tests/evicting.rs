@@ -117,6 +117,35 @@ fn what_others_follow_goes_after_them_and_groups_go_together() {
 }
 
 #[test]
+fn a_text_longer_than_the_limit_keeps_its_beginning() {
+    let files = SimulatedFiles::default();
+    let tier = open(&files, Some(5 * EXTENT));
+    let mut trunk = Chain::new("m");
+    let infos = trunk.blocks(400, 1);
+    for info in &infos {
+        // Where one was not kept, nobody finds what follows.
+        let _ = tier.put(info, &block(info));
+    }
+    let kept = infos
+        .iter()
+        .take_while(|info| tier.find(&info.key).is_some());
+    let kept = kept.count();
+    assert!(kept >= 4 * 16, "{kept} blocks of the beginning");
+    assert_eq!(tier.usage().blocks, kept as u64);
+    // Other text takes its place as ever, what was left without its beginning first.
+    let orphans = &trunk.blocks(40, 2)[8..];
+    let tier = open(&files, None);
+    put(&tier, &orphans[..24]);
+    drop(tier);
+    let tier = open(&files, Some(8 * EXTENT));
+    put(&tier, &extent("other", 1.0));
+    put(&tier, &extent("another", 1.0));
+    assert_gone(&tier, &orphans[8..24]);
+    assert_held(&tier, &infos[..kept]);
+    assert_held(&tier, &extent("other", 1.0));
+}
+
+#[test]
 fn pinned_contexts_stay_whole() {
     let files = SimulatedFiles::default();
     let folder = StoreFolder::open_in(Path::new("/store"), Arc::new(files.clone())).unwrap();
