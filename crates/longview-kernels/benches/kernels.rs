@@ -8,12 +8,15 @@ mod cases;
 
 use cases::Work;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use longview_kernels::activation::Activation;
 use longview_kernels::page::KvType;
 use longview_kernels::{Exec, Format, Isa, Numerics};
 
 const INPUTS: usize = 2048;
 const OUTPUTS: usize = 2048;
+const HIDDEN: usize = 8192;
 const HEAD_DIM: usize = 64;
+const VOCABULARY: usize = 128_256;
 
 fn kernels(criterion: &mut Criterion) {
     let isa =
@@ -25,7 +28,11 @@ fn kernels(criterion: &mut Criterion) {
     let exec = Exec::new(threads, isa, Numerics::Default);
     let mut bench = Bench(criterion);
     for format in Format::ALL {
-        for rows in [1, 8, 512] {
+        bench.add("pack", format!("{format}"), OUTPUTS * INPUTS, || {
+            cases::pack(&exec, format, OUTPUTS, INPUTS)
+        });
+        // Few, some and many rows take ways of their own.
+        for rows in [1, 8, 24, 512] {
             bench.add(
                 "product",
                 format!("{format}/{rows}"),
@@ -35,7 +42,7 @@ fn kernels(criterion: &mut Criterion) {
         }
     }
     for kv in KvType::ALL {
-        for (phase, rows) in [("decode", 4), ("prefill", 256)] {
+        for (phase, rows) in [("one", 1), ("decode", 4), ("prefill", 256)] {
             bench.add("attention", format!("{phase}/{kv}"), rows, || {
                 cases::attention(isa, kv, HEAD_DIM, rows)
             });
@@ -54,7 +61,20 @@ fn kernels(criterion: &mut Criterion) {
         bench.add("quantise", format!("{rows}"), rows * INPUTS, || {
             cases::quantise(&exec, rows, INPUTS)
         });
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let name = format!("{activation:?}/{rows}");
+            bench.add("gate", name, rows * HIDDEN, || {
+                cases::gate(isa, activation, rows * HIDDEN)
+            });
+        }
+        bench.add("residual", format!("{rows}"), rows * INPUTS, || {
+            cases::residual(isa, rows * INPUTS)
+        });
+        bench.add("delta", format!("{rows}"), rows, || cases::delta(isa, rows));
     }
+    bench.add("mass", format!("{VOCABULARY}"), VOCABULARY, || {
+        cases::mass(isa, VOCABULARY)
+    });
 }
 
 struct Bench<'c>(&'c mut Criterion);

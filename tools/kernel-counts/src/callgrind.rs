@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use longview_kernels::activation::Activation;
 use longview_kernels::page::KvType;
 use longview_kernels::{Exec, Format, Isa, Numerics};
 
@@ -83,6 +84,8 @@ pub(crate) fn run_all() -> Result<()> {
             let work = cases::product(&exec, format, 64, 512, rows);
             run(format!("product {format} 64×512, rows {rows}"), work);
         }
+        let work = cases::pack(&exec, format, 64, 512);
+        run(format!("pack {format} 64×512"), work);
     }
     run(
         "quantise 4×1024".to_owned(),
@@ -98,6 +101,14 @@ pub(crate) fn run_all() -> Result<()> {
     }
     run("norm 4×1024".to_owned(), cases::norm(isa, 4, 1024));
     run("rope 4×2048".to_owned(), cases::rope(isa, 4));
+    let silu = cases::gate(isa, Activation::Silu, 4096);
+    run("gate 4096".to_owned(), silu);
+    run("residual 4096".to_owned(), cases::residual(isa, 4096));
+    run("mass 4096".to_owned(), cases::mass(isa, 4096));
+    for rows in [1, 16] {
+        let work = cases::delta(isa, rows);
+        run(format!("delta, rows {rows}"), work);
+    }
     Ok(())
 }
 

@@ -1,11 +1,14 @@
 //! Kernels with deterministic inputs, ready to be called again and again: for the benches here and
 //! for `tools/kernel-counts`, which counts their instructions.
 
+use longview_kernels::activation::{Activation, add};
 use longview_kernels::attention::{
     AttentionScratch, PageRef, Partials, QueryRows, SPAN_TOKENS, attend_span,
 };
+use longview_kernels::logits::Mass;
 use longview_kernels::norm::{NormWeight, RmsNorm};
 use longview_kernels::page::{KvType, PAGE_TOKENS, PageGeometry, StridedRows, write_tokens};
+use longview_kernels::recurrent::{DeltaRows, DeltaScratch, DeltaShape, GatedDelta, HeadOrder};
 use longview_kernels::rope::{RotaryRows, RotaryTable};
 use longview_kernels::{
     Activations, AlignedBytes, Exec, Format, Isa, Need, Packed, matmul, needed,
@@ -26,11 +29,7 @@ fn numbers(count: usize) -> Vec<f32> {
 /// # Panics
 /// When `k` is not whole blocks.
 pub(crate) fn product(exec: &Exec, format: Format, n: usize, k: usize, rows: usize) -> Work<'_> {
-    let row_bytes = format.bytes_for(k).expect("k is whole blocks");
-    // Without the bit that makes a half-precision factor an infinity or a NaN.
-    let bytes: Vec<u8> = (0..n * row_bytes)
-        .map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] & 0xbf)
-        .collect();
+    let bytes = weights(format, n, k);
     let weights = Packed::pack(format, n, k, &bytes, &|row| row, &exec.pool)
         .expect("the bytes are those of the shape");
     let mut x = Activations::new();
@@ -38,6 +37,18 @@ pub(crate) fn product(exec: &Exec, format: Format, n: usize, k: usize, rows: usi
     x.set(exec, &numbers(rows * k), rows, k, need);
     let mut out = vec![0.0; rows * n];
     Box::new(move || matmul(exec, &x, &weights, &mut out))
+}
+
+/// Bringing `n` rows of `k` weights into the layout that products read, as when a model is loaded.
+///
+/// # Panics
+/// When `k` is not whole blocks.
+pub(crate) fn pack(exec: &Exec, format: Format, n: usize, k: usize) -> Work<'_> {
+    let bytes = weights(format, n, k);
+    Box::new(move || {
+        let packed = Packed::pack(format, n, k, &bytes, &|row| row, &exec.pool);
+        std::hint::black_box(packed.expect("the bytes are those of the shape"));
+    })
 }
 
 /// Rounding `rows` rows of `k` numbers to int8.
@@ -119,6 +130,72 @@ pub(crate) fn rope<'a>(isa: Isa, rows: usize) -> Work<'a> {
     angles.set(&RotaryTable::new(10_000.0, head_dim), &positions);
     let mut x = numbers(rows * heads * head_dim);
     Box::new(move || angles.rotate(isa, 0, heads, head_dim, &mut x))
+}
+
+/// The gate of a feed-forward part over `count` numbers.
+pub(crate) fn gate<'a>(isa: Isa, activation: Activation, count: usize) -> Work<'a> {
+    let (first, up) = (numbers(count), numbers(count));
+    let mut gate = first.clone();
+    Box::new(move || {
+        // Gated again and again, numbers would come to nothing.
+        gate.copy_from_slice(&first);
+        activation.gate(isa, &mut gate, &up);
+    })
+}
+
+/// Adding `count` numbers to the residual stream.
+pub(crate) fn residual<'a>(isa: Isa, count: usize) -> Work<'a> {
+    let (mut x, y) = (numbers(count), numbers(count));
+    Box::new(move || add(isa, &mut x, &y))
+}
+
+/// What the exponentials of `count` logits add up to, as when a token is drawn.
+pub(crate) fn mass<'a>(isa: Isa, count: usize) -> Work<'a> {
+    let logits = numbers(count);
+    Box::new(move || {
+        let mut mass = Mass::new(1.0);
+        mass.add(isa, &logits);
+        std::hint::black_box(mass.total());
+    })
+}
+
+/// One head of a gated delta layer, of the shape of Qwen3.5, reading `rows` rows into its state.
+pub(crate) fn delta<'a>(isa: Isa, rows: usize) -> Work<'a> {
+    let shape = DeltaShape {
+        key_heads: 1,
+        value_heads: 1,
+        key_dim: 128,
+        value_dim: 128,
+        taps: 4,
+    };
+    let conv = numbers(shape.taps * shape.channels());
+    let mixed = numbers(rows * shape.channels());
+    let (decay, beta) = (vec![0.95; rows], vec![0.5; rows]);
+    let mut state = vec![0.0; shape.head_state()];
+    let mut out = vec![0.0; rows * shape.group() * shape.value_dim];
+    let mut scratch = DeltaScratch::default();
+    Box::new(move || {
+        let layer = GatedDelta {
+            shape,
+            order: HeadOrder::Grouped,
+            conv: &conv,
+        };
+        let inputs = DeltaRows {
+            mixed: &mixed,
+            decay: &decay,
+            beta: &beta,
+        };
+        layer.read(isa, 0, &inputs, &mut state, &mut out, &mut scratch);
+    })
+}
+
+/// Bytes of `n` rows of `k` weights.
+fn weights(format: Format, n: usize, k: usize) -> Vec<u8> {
+    let row_bytes = format.bytes_for(k).expect("k is whole blocks");
+    // Without the bit that makes a half-precision factor an infinity or a NaN.
+    (0..n * row_bytes)
+        .map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] & 0xbf)
+        .collect()
 }
 
 fn geometry(kv: KvType, head_dim: usize) -> PageGeometry {
