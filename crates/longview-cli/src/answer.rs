@@ -32,6 +32,8 @@ pub(crate) struct Request<'a> {
     pub(crate) seconds_before: f64,
     /// Bytes read back from disk meanwhile.
     pub(crate) read_bytes_before: u64,
+    /// [`Context::computed_again`] when work on this prompt began.
+    pub(crate) again_before: usize,
     /// Whether spaces and line breaks around the answer are part of it.
     pub(crate) edges: Edges,
     /// What leaves the context while the answer is written, if anything does.
@@ -324,7 +326,9 @@ impl Answer {
         }
         // Ctrl-C may have come before the whole prompt was read; what was generated is not counted.
         let read = (context.len() - before).min(request.tail.len());
-        let reused = request.reuse.tokens();
+        let again = context.computed_again() - request.again_before;
+        let reuse = request.reuse.without(again);
+        let reused = reuse.tokens();
         let computed = before - reused + read;
         let until_first = if generated.ids.is_empty() {
             start.elapsed()
@@ -334,7 +338,7 @@ impl Answer {
         let seconds = request.seconds_before + until_first.as_secs_f64();
         let work = ContextWork {
             held: reused,
-            below: request.reuse.below_memory(),
+            below: reuse.below_memory(),
             prompt: before + read,
             answer: generated.ids.len(),
         };
@@ -344,7 +348,7 @@ impl Answer {
             answer: request.edges.apply(&generated.text).to_owned(),
             prompt_tokens: prompt,
             reused_tokens: reused,
-            reuse: request.reuse.clone(),
+            reuse,
             computed_tokens: computed,
             generated_tokens: generated.ids.len(),
             generated_ids: generated.ids.clone(),

@@ -122,6 +122,24 @@ impl TakenOver {
         self
     }
 
+    /// Without `tokens` tokens that were taken over and then had to be computed again, because they could not
+    /// be read: from places below memory first.
+    pub(crate) fn without(&self, tokens: usize) -> TakenOver {
+        let mut left = tokens;
+        let mut taken = self.clone();
+        let is_near = |place: &str| [CONTEXT, MEMORY, MOVED, KEPT].contains(&place);
+        for near in [false, true] {
+            let places = taken.0.iter_mut();
+            for (_, of_place) in places.filter(|(place, _)| is_near(place) == near) {
+                let gone = left.min(*of_place);
+                *of_place -= gone;
+                left -= gone;
+            }
+        }
+        taken.0.retain(|_, tokens| *tokens > 0);
+        taken
+    }
+
     /// A sentence for people, where tokens came from elsewhere than the open context.
     pub(crate) fn sentence(&self, prompt: usize) -> Option<String> {
         let found: Vec<String> = self
@@ -165,6 +183,11 @@ mod tests {
         assert_eq!(all.tokens(), 6507);
         let json = serde_json::to_value(&all).unwrap();
         assert_eq!(json, serde_json::json!({"context": 107, "disk": 6400}));
+        let less = serde_json::to_value(all.without(400)).unwrap();
+        assert_eq!(less, serde_json::json!({"context": 107, "disk": 6000}));
+        let less = serde_json::to_value(all.without(6450)).unwrap();
+        assert_eq!(less, serde_json::json!({"context": 57}));
+        assert_eq!(all.without(10_000).tokens(), 0);
         let sentence = all.sentence(7000).unwrap();
         assert!(
             sentence.ends_with("7,000 tokens: 6,400 from disk"),

@@ -242,6 +242,20 @@ fn contexts_are_listed_named_checked_moved_and_removed() {
     contexts(&["fsck", "--repair"]).done();
     contexts(&["fsck"]).done();
     assert_eq!(ask(&store)["generated_ids"], there["generated_ids"]);
+    let whole = ask(&store);
+    // What turns out to be damaged while it is read is counted as computed.
+    damage(&store);
+    let again = ask(&store);
+    assert_eq!(again["generated_ids"], there["generated_ids"]);
+    let of = |name: &str| number(&again, name);
+    assert_eq!(
+        of("reused_tokens") + of("computed_tokens"),
+        of("prompt_tokens")
+    );
+    assert!(
+        of("reused_tokens") < number(&whole, "reused_tokens"),
+        "{again}"
+    );
 }
 
 /// Turns bits all over every extent, since not every byte of one is used.

@@ -104,9 +104,7 @@ impl Engine {
                         // A keep method goes by all that is read.
                         let is_read = context.keep_method().is_some();
                         if may_follow && context.len().is_multiple_of(BLOCK_TOKENS) && !is_read {
-                            let all = [context.tokens().to_vec(), tokens.clone()].concat();
-                            let before = context.len();
-                            tokens.drain(..context.attach(&all)? - before);
+                            tokens.drain(..context.find_again(&tokens)?);
                             may_follow = false;
                         }
                     }

@@ -221,6 +221,7 @@ fn a_damaged_block_is_computed_again_and_what_follows_is_not() {
     assert_eq!(held, 1472);
     assert_eq!(logits(&engine, &mut context, &tokens[1472..]), expected);
     assert_eq!(engine.store().unwrap().counts().sealed_blocks, 1);
+    assert_eq!(context.computed_again(), 64);
 }
 
 #[test]

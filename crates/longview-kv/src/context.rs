@@ -71,6 +71,8 @@ pub struct Context {
     pub(crate) reads: Option<Box<Reads>>,
     /// What answers attend to, where somebody asks.
     pub(crate) watched: Option<Box<Watched>>,
+    /// Tokens whose blocks were lost, and that were not taken over again.
+    lost: usize,
 }
 
 /// A context's place in a store.
@@ -106,6 +108,7 @@ impl Context {
             reads: None,
             watched: None,
             kept: None,
+            lost: 0,
         }
     }
 
@@ -241,6 +244,7 @@ impl Context {
             reads: self.reads.clone(),
             watched: self.watched.clone(),
             kept: self.kept.clone(),
+            lost: self.lost,
         }
     }
 
@@ -293,6 +297,31 @@ impl Context {
     /// is computed again. Returns the tokens that were forgotten; they are to be read again. What is
     /// counted of an answer's rows (pages read, attention observed) is then counted twice of these.
     pub fn lose(&mut self, key: &BlockKey) -> Vec<u32> {
+        let forgotten = self.go_back_before(key);
+        self.lost += forgotten.len();
+        forgotten
+    }
+
+    /// Takes over what the store holds of `tokens`, which go on from what is held, after a block before them
+    /// was lost and computed again. Returns how many.
+    ///
+    /// # Errors
+    /// As [`Context::attach`].
+    pub fn find_again(&mut self, tokens: &[u32]) -> Result<usize, KvError> {
+        let before = self.len();
+        let all = [self.tokens.to_vec(0..before), tokens.to_vec()].concat();
+        let found = self.attach(&all)? - before;
+        self.lost -= found.min(self.lost);
+        Ok(found)
+    }
+
+    /// Tokens that were computed again because blocks were lost, in this context and those it was forked
+    /// from.
+    pub fn computed_again(&self) -> usize {
+        self.lost
+    }
+
+    fn go_back_before(&mut self, key: &BlockKey) -> Vec<u32> {
         let place = |run: &BlockRun| {
             let is_it = |slot: &Slot| matches!(slot, Slot::Sealed(handle) if handle.key() == *key);
             let (index, _) = run.slots().find(|(_, slot)| is_it(slot))?;

@@ -312,6 +312,10 @@ impl Reader {
         let limit = session.position_limit();
         check_prompt(self.context.len() + tail.len(), limit, &args.generation)?;
         let shared = self.context.len();
+        let again_before = match turn.first {
+            First::Yes => 0,
+            First::No => self.context.computed_again(),
+        };
         let mut fork;
         let context = if turn.last == Last::Yes {
             &mut self.context
@@ -335,6 +339,7 @@ impl Reader {
             reuse: before.and(&found),
             seconds_before: seconds + start.elapsed().as_secs_f64(),
             read_bytes_before,
+            again_before,
             edges: Edges::Trim,
             prune: None,
         };

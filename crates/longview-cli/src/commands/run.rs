@@ -89,6 +89,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         reuse,
         seconds_before: start.elapsed().as_secs_f64(),
         read_bytes_before: 0,
+        again_before: 0,
         edges: Edges::Keep,
         prune: None,
     };

@@ -308,6 +308,7 @@ impl Conversation {
             reuse,
             seconds_before: start.elapsed().as_secs_f64(),
             read_bytes_before: 0,
+            again_before: self.context.computed_again(),
             edges: Edges::Trim,
             prune: session.methods.prune(),
         };
