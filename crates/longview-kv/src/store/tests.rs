@@ -87,6 +87,20 @@ fn a_full_disk_is_still_read_from_and_lets_blocks_leave_memory() {
 }
 
 #[test]
+fn that_a_disk_is_full_is_told_once_and_not_with_every_block() {
+    let files = SimulatedFiles::default();
+    let tier = disk(&files);
+    files.leave_room(Some(0));
+    let store = Store::new(Ledger::unlimited(), vec![tier]);
+    let _handles = seal(&store, &Chain::new("m").blocks(40, 1));
+    let told = store.take_warnings();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("no room"), "{told:?}");
+    let _handles = seal(&store, &Chain::new("m").blocks(40, 2));
+    assert_eq!(store.take_warnings(), [""; 0]);
+}
+
+#[test]
 fn what_could_not_be_read_for_a_while_stays_on_the_disk() {
     let files = SimulatedFiles::default();
     let infos = Chain::new("m").blocks(20, 1);

@@ -103,13 +103,11 @@ impl Disk {
             Err(TierError::Io { source, .. }) if is_full(&source) => {
                 let freed = self.free(&mut writing, info, wanted)?;
                 match self.write(&mut writing, info, &slot, bytes) {
-                    Err(TierError::Io { source, place, .. }) if is_full(&source) => {
-                        Err(TierError::Full {
-                            place,
-                            wanted,
-                            what: format!("{source}, after {} were freed", human_bytes(freed)),
-                        })
-                    }
+                    Err(TierError::Io { source, .. }) if is_full(&source) => Err(TierError::Full {
+                        place: self.root.display().to_string(),
+                        wanted,
+                        what: format!("{source}, after {} were freed", human_bytes(freed)),
+                    }),
                     other => other,
                 }
             }
