@@ -202,6 +202,8 @@ impl Scheduler {
 
     fn start(&mut self, mut sequence: Sequence) {
         let held = sequence.held();
+        // What was lost before is not of this request.
+        let _ = sequence.take_again();
         if let Some(job) = self.jobs.get_mut(&sequence.job) {
             if sequence.gave_way {
                 job.summary.reread_tokens += sequence.tokens.len() - held;

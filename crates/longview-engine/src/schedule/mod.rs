@@ -372,6 +372,9 @@ impl Scheduler {
             }
             if reads[at] {
                 self.counts.prompt_tokens += count as u64;
+                // What was taken over, and could not be read then, was not.
+                let again = sequence.take_again().min(job.summary.reused_tokens);
+                job.summary.reused_tokens -= again;
                 let moved = sequence.take_moved();
                 job.summary.moved_tokens += moved;
                 job.summary.reused_tokens += moved;

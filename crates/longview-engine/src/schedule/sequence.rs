@@ -33,6 +33,8 @@ pub(super) struct Sequence {
     began_moved: bool,
     /// What it takes over from elsewhere in a text, and has.
     pub(super) moves: Moves,
+    /// [`Context::computed_again`] when that was asked last.
+    again: usize,
     state: State,
 }
 
@@ -83,6 +85,7 @@ impl Sequence {
             at_end: false,
             began_moved: false,
             moves: Moves::default(),
+            again: 0,
             state: State::Closed(start),
         }
     }
@@ -198,6 +201,15 @@ impl Sequence {
         }
         self.moves = moves;
         Ok(())
+    }
+
+    /// Tokens that were computed again since the last call, because they could not be read.
+    pub(super) fn take_again(&mut self) -> usize {
+        let State::Open(context) = &self.state else {
+            return 0;
+        };
+        let before = std::mem::replace(&mut self.again, context.computed_again());
+        self.again.saturating_sub(before)
     }
 
     /// Takes over what is to be moved to where its context ends. Returns how many tokens that is.
@@ -427,6 +439,7 @@ impl Sequence {
                     planned_tokens: self.planned_tokens,
                     at_end: true,
                     began_moved: self.began_moved,
+                    again: self.again,
                     moves: self.moves.moved(),
                     state: State::Open(self.context().fork()),
                 };

@@ -1,5 +1,6 @@
 //! Many requests at once, on the stand-in of the reference model: the same texts as alone, and nobody waits long.
 
+mod damage;
 mod moved;
 mod other_models;
 mod pressure;
@@ -99,12 +100,16 @@ impl Listener for Ear {
 const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stand-in");
 
 fn engine(memory_bytes: Option<u64>) -> Arc<Engine> {
+    engine_at(StorePlace::Temporary, memory_bytes)
+}
+
+fn engine_at(place: StorePlace, memory_bytes: Option<u64>) -> Arc<Engine> {
     let options = EngineOptions {
         model: ModelSource::Path(STAND_IN.into()),
         chunk_tokens: 128,
         threads: Some(2),
         memory_bytes,
-        store: Some(StoreOptions::new(StorePlace::Temporary, 1 << 30)),
+        store: Some(StoreOptions::new(place, 1 << 30)),
         ..EngineOptions::default()
     };
     Arc::new(Engine::open(&options).unwrap())
