@@ -10,7 +10,7 @@ use longview_text::{ShowSpecials, Start, StopMatcher, StreamDecoder};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::prefill::{Control, PrefillProgress};
+use crate::prefill::{Control, LastChunk, PrefillProgress};
 use crate::prune::{Leaving, Prune, Pruned};
 use crate::sampling::{Chain, Choice};
 
@@ -194,7 +194,13 @@ impl Engine {
         on: &mut dyn FnMut(Event<'_>) -> Control,
     ) -> Result<Generated, EngineError> {
         let begun = Instant::now();
-        let Some(rest) = self.read_whole_chunks(context, prompt, on)? else {
+        let limited = self.ledger().limit() != u64::MAX;
+        // Recurrent layers keep their state at the end of chunks of the usual size.
+        let most = match limited && !context.layout().is_recurrent() {
+            true => LastPass::AsMemoryAllows,
+            false => LastPass::Usual,
+        };
+        let Some(rest) = self.read_whole_chunks(context, prompt, most, on)? else {
             return Ok(Generated::nothing(FinishReason::Cancelled));
         };
         let mut writing = Writing::new(self, context, rest, options, begun);
@@ -203,7 +209,17 @@ impl Engine {
                 break reason;
             }
             let choice = {
-                let mut workspace = self.pass([writing.segment(context)])?;
+                let mut workspace = match self.pass([writing.segment(context)]) {
+                    Ok(workspace) => workspace,
+                    Err(error) => {
+                        self.smaller_pass(error, writing.next.len())?;
+                        let before = writing.next.len() - 1;
+                        let go_on = &mut |_| Control::Continue;
+                        self.prefill(context, &writing.next[..before], go_on)?;
+                        writing.next.drain(..before);
+                        continue;
+                    }
+                };
                 let choice = writing.choose(workspace.logits())?;
                 workspace.lap(Work::Sampling);
                 choice
@@ -233,7 +249,8 @@ impl Engine {
         let mut contexts = Vec::with_capacity(texts.len());
         let mut writings = Vec::with_capacity(texts.len());
         for text in texts {
-            let rest = self.read_whole_chunks(text.context, text.prompt, on)?;
+            let usual = LastPass::Usual;
+            let rest = self.read_whole_chunks(text.context, text.prompt, usual, on)?;
             let rest = rest.expect("nobody stops the reading");
             writings.push(Writing::new(
                 self,
@@ -308,6 +325,7 @@ impl Engine {
         &self,
         context: &mut Context,
         prompt: &'p [u32],
+        last: LastPass,
         on: &mut dyn FnMut(Event<'_>) -> Control,
     ) -> Result<Option<&'p [u32]>, EngineError> {
         let (_, before) = prompt.split_last().ok_or(EngineError::EmptyPrompt)?;
@@ -316,16 +334,29 @@ impl Engine {
         let decides = context.keep_method().is_some_and(by_blocks)
             && context.next_pass(prompt.len(), self.chunk_tokens()) < prompt.len();
         // The last chunk of the prompt and its last token go in one pass, unless it is full.
-        let whole = match decides {
+        let (whole, left) = match last {
             // A keep method is due on the way, and passes end there.
-            true => before.len(),
-            false => before.len() - before.len() % self.chunk_tokens(),
+            _ if decides => (before.len(), LastChunk::Read),
+            LastPass::Usual => (
+                before.len() - before.len() % self.chunk_tokens(),
+                LastChunk::Read,
+            ),
+            LastPass::AsMemoryAllows => (before.len(), LastChunk::LeftUnlessFull),
         };
-        let (chunks, rest) = prompt.split_at(whole);
         let mut progress = |progress| on(Event::Prefill(progress));
-        let read = self.prefill(context, chunks, &mut progress)?;
+        let (read, done) = self.read_chunks(context, &prompt[..whole], left, &mut progress)?;
+        let rest = &prompt[done..];
         Ok((read == Control::Continue).then_some(rest))
     }
+}
+
+/// The most tokens of a prompt in the pass that begins its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LastPass {
+    /// A chunk.
+    Usual,
+    /// What a pass may have of a context whose blocks are away, each of which every pass reads.
+    AsMemoryAllows,
 }
 
 /// A text, the logits of its next token, `[vocabulary]`, and what was chosen of them.

@@ -6,7 +6,8 @@
 //! windows, states, and the buffers that blocks are read into. Large chunks make fewer passes and leave
 //! less room. The least possible is the smallest sum over all ways to cut the prompt into chunks of whole
 //! blocks that memory has room for, none but the last smaller than [`Engine::chunk_tokens`], since smaller
-//! ones compute slower; and what every token of the answer reads.
+//! ones compute slower; and what every token of the answer reads, the second one what the last chunk has left
+//! no room for.
 
 use longview_kv::{BLOCK_TOKENS, Context};
 
@@ -82,19 +83,26 @@ impl Passes<'_> {
     }
 
     fn least(&self, work: &ContextWork) -> u64 {
-        let steps = work.prompt..work.prompt + work.answer.saturating_sub(1);
+        // The first step is counted with the last chunk.
+        let steps = work.prompt + 1..work.prompt + work.answer.saturating_sub(1).max(1);
         let answer = steps.map(|depth| self.read(depth / BLOCK_TOKENS, (self.room)(1)));
         self.of_prompt(work) + answer.sum::<u64>()
     }
 
+    /// Of the prompt and of the first step behind it, if there is one.
     fn of_prompt(&self, work: &ContextWork) -> u64 {
+        let step = |last_chunk: usize| match work.answer {
+            0 | 1 => 0,
+            // Nothing has come to where the buffers of the last chunk were.
+            _ => self.read(work.prompt / BLOCK_TOKENS, (self.room)(last_chunk.max(1))),
+        };
         let first = work.held / BLOCK_TOKENS;
         let count = work.prompt.div_ceil(BLOCK_TOKENS).saturating_sub(first);
         let below = (self.full)(work.below / BLOCK_TOKENS);
         // Where the smallest chunks read nothing, and the last reads most, there is nothing to choose: of a
         // long text that has room every way to cut it would be tried otherwise.
         if count > 0 && self.read(first + count - 1, (self.room)(self.smallest)) == 0 {
-            return below;
+            return below + step(0);
         }
         let smallest = self.smallest.div_ceil(BLOCK_TOKENS).max(1);
         let fits = |blocks: &usize| (self.fits)(blocks * BLOCK_TOKENS);
@@ -114,7 +122,11 @@ impl Passes<'_> {
                 };
                 let read = self.read(depth, room);
                 let read = if at == 0 { read.max(below) } else { read };
-                read + least[at + chunk]
+                let step = match chunk == left {
+                    true => step(work.prompt - depth * BLOCK_TOKENS),
+                    false => 0,
+                };
+                read + step + least[at + chunk]
             };
             let chunks = smallest.min(left)..=largest.min(left);
             least[at] = chunks.map(of_chunk).min().unwrap_or(0);
@@ -217,13 +229,14 @@ mod tests {
             answer: 1,
         };
         assert_eq!(passes().least(&work), 80);
-        // Twelve blocks, of which 98 and then 100 bytes stay in memory.
+        // Twelve blocks, of which 98 bytes stay in memory beside the prompt's pass and when the first step
+        // begins, and then 100.
         let work = ContextWork {
             held: 12 * BLOCK_TOKENS,
             below: 0,
             prompt: 12 * BLOCK_TOKENS + 16,
             answer: 4,
         };
-        assert_eq!(passes().least(&work), (120 - 98) + 3 * (120 - 100));
+        assert_eq!(passes().least(&work), 2 * (120 - 98) + 2 * (120 - 100));
     }
 }

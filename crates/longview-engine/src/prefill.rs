@@ -36,6 +36,15 @@ impl PrefillProgress {
     }
 }
 
+/// What becomes of the last chunk of a prefill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LastChunk {
+    Read,
+    /// It is left to the pass that begins the answer, unless it is full: while blocks are away, every pass
+    /// reads all of them.
+    LeftUnlessFull,
+}
+
 impl Engine {
     /// Reads `tokens` into `context` in chunks of [`Engine::chunk_tokens`], calling `on` after
     /// each; where blocks of the context are on disk chunks are larger, and where memory runs short
@@ -53,12 +62,27 @@ impl Engine {
         tokens: &[u32],
         on: &mut dyn FnMut(PrefillProgress) -> Control,
     ) -> Result<Control, EngineError> {
+        let read = self.read_chunks(context, tokens, LastChunk::Read, on);
+        read.map(|(control, _)| control)
+    }
+
+    /// The same, with the last chunk as `last` says. Returns how many tokens were read, too.
+    pub(crate) fn read_chunks(
+        &self,
+        context: &mut Context,
+        tokens: &[u32],
+        last: LastChunk,
+        on: &mut dyn FnMut(PrefillProgress) -> Control,
+    ) -> Result<(Control, usize), EngineError> {
         let (start, reused) = (Instant::now(), context.len());
         let mut done = 0;
         let mut most = usize::MAX;
         while done < tokens.len() {
             let rest = &tokens[done..];
             let wanted = self.chunk_for(context).min(most);
+            if last == LastChunk::LeftUnlessFull && rest.len() < wanted {
+                break;
+            }
             let chunk = &rest[..context.next_pass(rest.len(), wanted)];
             let segment = Segment {
                 context: &mut *context,
@@ -90,9 +114,9 @@ impl Engine {
                 elapsed: start.elapsed(),
             };
             if on(progress) == Control::Stop && done < tokens.len() {
-                return Ok(Control::Stop);
+                return Ok((Control::Stop, done));
             }
         }
-        Ok(Control::Continue)
+        Ok((Control::Continue, done))
     }
 }

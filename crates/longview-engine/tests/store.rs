@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use longview_engine::{
-    Control, Engine, EngineOptions, GenerateOptions, ModelSource, Reuse, StoreOptions, StorePlace,
-    Tail,
+    ContextWork, Control, Engine, EngineOptions, Event, GenerateOptions, ModelSource, Reuse,
+    StoreOptions, StorePlace, Tail,
 };
 use longview_kernels::Pool;
 use longview_kv::{Context, ReuseEnd, Segment, Wanted};
@@ -167,6 +167,44 @@ fn a_limit_far_below_the_keys_and_values_gives_the_same_bits() {
         assert_eq!(told.contains("--cache-max"), spilled, "{told}");
         assert_eq!(told.contains("until the program ends"), spilled, "{told}");
     }
+}
+
+#[test]
+fn an_answer_within_a_limit_reads_back_little_more_than_it_must() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = text(5000);
+    let answer = |engine: &Engine| {
+        let mut context = engine.new_context(5020).unwrap();
+        let options = &mut GenerateOptions::greedy(12);
+        let on = &mut |_: Event<'_>| Control::Continue;
+        let generated = engine.generate(&mut context, &tokens, options, on);
+        (generated.unwrap().ids, context)
+    };
+    let unlimited = open(&EngineOptions {
+        store: None,
+        ..options(folder.path())
+    });
+    let (expected, _) = answer(&unlimited);
+    let plan = unlimited.plan(5020);
+    drop(unlimited);
+    let engine = open(&EngineOptions {
+        memory_bytes: Some(plan.total() - plan.kv + plan.kv / 2),
+        ..options(folder.path())
+    });
+    let (ids, context) = answer(&engine);
+    assert_eq!(ids, expected);
+    let work = ContextWork {
+        prompt: tokens.len(),
+        answer: ids.len(),
+        ..ContextWork::default()
+    };
+    let least = engine.least_bytes_read(&context, &work).unwrap();
+    let read = engine.store().unwrap().counts().read_bytes;
+    assert!(read > 0 && read <= least + least / 2, "{read} of {least}");
+    // The buffers of the prefill are gone: blocks have their room.
+    let scratch = engine.ledger().usage().scratch;
+    assert!(scratch < plan.scratch, "{scratch} of {}", plan.scratch);
 }
 
 #[test]
