@@ -347,7 +347,7 @@ fn memory_that_runs_out_makes_some_wait_and_changes_no_text() {
         usage.program + usage.index + usage.weights + usage.scratch
     };
     let kv_bytes = 3 << 20;
-    let engine = engine(Some(fixed + (24 << 20) + kv_bytes));
+    let engine = engine(Some(fixed + (12 << 20) + kv_bytes));
     let tenant = Arc::new(engine.tenant(""));
     let start = engine.ledger().usage().kv;
     let mut scheduler = Scheduler::new(Arc::clone(&engine), ScheduleOptions::default());
@@ -357,11 +357,13 @@ fn memory_that_runs_out_makes_some_wait_and_changes_no_text() {
         // 8 × 1,500 tokens of 2 KiB are more than there is.
         scheduler.submit(request(&tenant, prompt, vec![drawn(5, 30)], ear));
     }
-    let mut peak = 0;
+    let (mut peak, mut waited) = (0, 0);
     while scheduler.step() == Step::Worked {
         peak = peak.max(engine.ledger().usage().total());
+        waited = waited.max(scheduler.counts().waiting);
     }
     assert!(peak <= engine.ledger().limit(), "{peak}");
+    assert!(waited > 0, "there was room for all");
     for ear in &ears {
         let heard = ear.heard.lock().unwrap();
         assert_eq!((&heard.error, heard.ids[0].len()), (&None, 30));
