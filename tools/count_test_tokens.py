@@ -5,7 +5,7 @@
 
 Nothing in Longview counts them, so a copy of the last commit does: a few lines are put into the forward pass that write how
 many tokens each longer pass read to a file, all tests are built, and each is run alone. The exit code is 1 when a test reads
-more than 16,000 or all of them more than 64,000, the limits that CONTRIBUTING.md states.
+more than 16,000 or all of them more than 64,000, the limits that CONTRIBUTING.md states, or when one fails.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = "crates/longview-models/src/model.rs"
 BEFORE = "        let mut batch = Batch::new(segments, self.identity())?;\n"
-# Width tells the reference model, and what tests make of it, from everything smaller. A token alone is an answer's.
-COUNTING = """        if let Ok(path) = std::env::var("LONGVIEW_TEST_TOKENS")
+# Width tells the reference model, and what tests make of it, from everything smaller. A token alone is an answer's, and
+# nothing may be allocated for it: a test looks.
+COUNTING = """        let tokens = segments.iter().map(|segment| segment.tokens.len());
+        let tokens: usize = tokens.filter(|&tokens| tokens > 1).sum();
+        if tokens > 0
             && self.blueprint().hidden == 384
+            && let Ok(path) = std::env::var("LONGVIEW_TEST_TOKENS")
         {
-            let tokens = segments.iter().map(|segment| segment.tokens.len());
-            let tokens: usize = tokens.filter(|&tokens| tokens > 1).sum();
             let mut file = std::fs::File::options().append(true).open(path).unwrap();
             std::io::Write::write_all(&mut file, format!("{tokens}\\n").as_bytes()).unwrap();
         }
