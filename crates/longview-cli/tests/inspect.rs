@@ -116,16 +116,24 @@ fn the_doctor_says_what_fits() {
 #[test]
 fn the_doctor_and_ask_agree() {
     let folder = Folder::new();
-    // More than memory has room for, and read all the same; and memory in which no model runs.
+    // More than memory has room for (24 MiB in f32), and read all the same; and memory in which no model runs.
     let book = folder.write("book.txt", story(6000));
-    for (memory, fits) in [("48MiB", true), ("24MiB", false)] {
-        let model = ["--json", "--model", STAND_IN, "--memory", memory];
+    for (memory, fits) in [("42MiB", true), ("24MiB", false)] {
+        let model = [
+            "--json", "--model", STAND_IN, "--store", "f32", "--memory", memory,
+        ];
         let told = [&["doctor", "--tokens", "6000"][..], &model].concat();
         let told = longview(&told).done().json();
-        assert_eq!(told["model"]["plan"]["fits"], fits, "{memory}: {told}");
+        let plan = &told["model"]["plan"];
+        assert_eq!(plan["fits"], fits, "{memory}: {told}");
         let ask = ["ask", "-n", "1", "--file", &book, "Why?"];
         let ran = longview(&[&ask[..], &model].concat());
         assert_eq!(ran.code == Some(0), fits, "{memory}: {ran:?}");
+        if fits {
+            assert!(plan["kv_on_disk_bytes"].as_u64() > Some(1 << 20), "{told}");
+            let read = ran.json()["store_read_bytes"].as_u64();
+            assert!(read > Some(1 << 20), "{ran:?}");
+        }
     }
 }
 
