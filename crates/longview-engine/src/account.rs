@@ -87,7 +87,11 @@ impl Growth {
         let (ready, usage) = (ProcessMemory::now(), ledger.usage());
         let known = first.before + usage.index + usage.weights;
         Growth {
-            first,
+            first: FirstProgram {
+                // With what loading has left behind.
+                before: first.before + ready.resident_bytes.saturating_sub(known),
+                ..first
+            },
             ready,
             unread: known.saturating_sub(ready.resident_bytes),
             in_use: AtomicU64::new(0),
