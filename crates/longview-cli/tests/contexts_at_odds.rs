@@ -528,17 +528,18 @@ fn memory_holds_beside_a_folder_that_is_full_of_other_contexts() {
     let folder = Folder::new();
     let (full, empty) = (folder.path("full"), folder.path("empty"));
     fill(&full, 10_000);
-    // In f32 a token takes twice the room.
-    let book = folder.write("book.txt", story(1900));
+    let book = folder.write("book.txt", story(3000));
     let ask = |store: &str, memory: u64, salt: &str| {
         let memory = memory.to_string();
-        let arguments = ["ask", "--json", "--file", &book, "-n", "4", FALCON];
-        let flags = ["--store", "f32", "--memory", &memory, "--salt", salt];
+        let arguments = [
+            "ask", "--json", "--model", STAND_IN, "--file", &book, "-n", "4", FALCON,
+        ];
+        let flags = ["--memory", &memory, "--salt", salt];
         run(keeping(store, &[&arguments[..], &flags].concat()))
     };
     const STEP: u64 = 2 << 20;
     let least = |store: &str| {
-        let limits = (15..80).map(|step| step * STEP);
+        let limits = (10..80).map(|step| step * STEP);
         let mut refused = String::new();
         for limit in limits {
             let ran = ask(store, limit, "first");
