@@ -51,8 +51,6 @@ pub(crate) struct Growth {
     ready: ProcessMemory,
     /// Bytes of weights that were not in memory then, and come there from their file as tokens need them.
     unread: u64,
-    /// The fewest bytes that the program had when a pass began.
-    smallest: AtomicU64,
     /// Growth that was left when the allocator had given back what was free.
     in_use: AtomicU64,
     /// Passes since the engine was opened, as far as memory is kept to a limit.
@@ -96,7 +94,6 @@ impl Growth {
             },
             ready,
             unread: known.saturating_sub(ready.resident_bytes),
-            smallest: AtomicU64::new(u64::MAX),
             in_use: AtomicU64::new(0),
             settled_passes: AtomicU32::new(0),
         }
@@ -109,13 +106,6 @@ impl Engine {
         let usage = self.ledger.usage();
         let others = usage.program + usage.index + usage.weights;
         self.ledger.limit().saturating_sub(others)
-    }
-
-    /// The same where the program is as small as it was when the fewest bytes of it were in memory.
-    pub(crate) fn most_free_bytes(&self) -> u64 {
-        let program = self.ledger.usage().program;
-        let smallest = self.growth.smallest.load(Ordering::Relaxed);
-        self.free_bytes() + program.saturating_sub(smallest)
     }
 
     /// Bytes of the buffers of a pass of `rows` rows that gives `wanted` rows of logits.
@@ -192,11 +182,7 @@ impl Engine {
         if self.store.is_some() {
             let passes = self.growth.settled_passes.fetch_add(1, Ordering::Relaxed);
             if rows >= BLOCK_TOKENS || passes.is_multiple_of(PASSES_TO_A_LOOK) {
-                let program = self.program_now();
-                account.program.resize(program);
-                if self.has_run.load(Ordering::Relaxed) {
-                    self.growth.smallest.fetch_min(program, Ordering::Relaxed);
-                }
+                account.program.resize(self.program_now());
             }
         }
         let (held, needed) = (account.scratch.bytes(), self.reserved_scratch(rows, wanted));

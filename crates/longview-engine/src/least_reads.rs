@@ -2,7 +2,7 @@
 //!
 //! A pass reads every block of full layers that is not in memory, each once. With chunks of *c* tokens, at
 //! depth *t*, these are the blocks of *t* tokens less what memory has room for beside the pass: the limit
-//! less program (as small as it was in any pass), index and weights, the scratch of *c* rows, the blocks that *c* tokens are written to,
+//! less program (as large as it is by now), index and weights, the scratch of *c* rows, the blocks that *c* tokens are written to,
 //! windows, states, and the buffers that blocks are read into. Large chunks make fewer passes and leave
 //! less room. The least possible is the smallest sum over all ways to cut the prompt into chunks of whole
 //! blocks that memory has room for, none but the last smaller than [`Engine::chunk_tokens`], since smaller
@@ -30,20 +30,18 @@ impl Engine {
     /// The fewest bytes that `work` on `context` must read back from below memory, whatever the chunks.
     /// `None` where a method has dropped, moved or left out pairs, so that less may have to be read.
     pub fn least_bytes_read(&self, context: &Context, work: &ContextWork) -> Option<u64> {
-        let free = self.most_free_bytes();
-        let least = || self.with_passes(context, free, |passes| passes.least(work));
+        let least = || self.with_passes(context, |passes| passes.least(work));
         context.is_exact().then(least)
     }
 
-    /// Tells `ask` what passes over `context` need, and have of `free` bytes.
+    /// Tells `ask` what passes over `context` need and have.
     pub(crate) fn with_passes<T>(
         &self,
         context: &Context,
-        free: u64,
         ask: impl FnOnce(&Passes<'_>) -> T,
     ) -> T {
         let layout = context.layout();
-        let limit = self.ledger.limit();
+        let (limit, free) = (self.ledger.limit(), self.free_bytes());
         ask(&Passes {
             smallest: self.chunk_tokens,
             full: &|blocks| layout.filled_bytes(blocks * BLOCK_TOKENS),

@@ -141,9 +141,7 @@ impl Engine {
             return self.chunk_tokens;
         }
         let largest = LARGEST_CHUNK.max(self.chunk_tokens);
-        self.with_passes(context, self.free_bytes(), |passes| {
-            passes.best_chunk(context.len(), largest)
-        })
+        self.with_passes(context, |passes| passes.best_chunk(context.len(), largest))
     }
 
     /// After a pass that read `rows` tokens of a prompt failed: the tokens that the next one reads at
