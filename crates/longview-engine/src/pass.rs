@@ -42,13 +42,12 @@ impl Engine {
             Wanted::All => segment.tokens.len(),
         });
         let wanted = wanted.sum::<usize>().max(1);
+        let is_limited = self.ledger.limit() != u64::MAX;
+        let mut contexts = segments.iter().map(|segment| &segment.context);
         // Every step of an answer reads what is away.
-        let buffers = match segments
-            .iter()
-            .any(|segment| segment.context.away_bytes() > 0)
-        {
-            true if self.ledger.limit() != u64::MAX => Buffers::AsNeeded,
-            _ => Buffers::Stay,
+        let buffers = match is_limited && contexts.any(|context| context.away_bytes() > 0) {
+            true => Buffers::AsNeeded,
+            false => Buffers::Stay,
         };
         self.settle_memory(&mut workspace, rows, wanted, buffers);
         self.has_run.store(true, Ordering::Relaxed);
