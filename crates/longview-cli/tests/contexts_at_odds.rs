@@ -528,7 +528,7 @@ fn memory_holds_beside_a_folder_that_is_full_of_other_contexts() {
     let folder = Folder::new();
     let (full, empty) = (folder.path("full"), folder.path("empty"));
     fill(&full, 10_000);
-    let book = folder.write("book.txt", story(3000));
+    let book = folder.write("book.txt", story(7000));
     let ask = |store: &str, memory: u64, salt: &str| {
         let memory = memory.to_string();
         let arguments = [
@@ -544,7 +544,7 @@ fn memory_holds_beside_a_folder_that_is_full_of_other_contexts() {
         for limit in limits {
             let ran = ask(store, limit, "first");
             match ran.code {
-                Some(2) => refused = ran.stderr,
+                Some(2) => refused += &ran.stderr,
                 _ => return (limit, ran.done().json(), refused),
             }
         }
