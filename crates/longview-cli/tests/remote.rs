@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Folder, STAND_IN, command, longview, ran, story};
+use common::{Folder, command, longview, ran, story};
 use serde_json::Value;
 
 const FALCON: &str = "What is the special magic number for amber falcon?";
@@ -18,31 +18,28 @@ fn number(json: &Value, key: &str) -> u64 {
 #[test]
 fn what_one_machine_has_read_another_takes_over_and_keeps() {
     let folder = Folder::new();
-    let book = folder.write("book.txt", story(2500));
+    // Of a small random model it would be faster to compute than to fetch.
+    let book = folder.write("book.txt", story(1000));
     let url = format!("file://{}", folder.path("shared"));
     let ask = |machine: &str, remote: &[&str]| {
         let store = folder.path(machine);
         let flags = ["--cache-dir", &store, "--cache-max", "1GiB"];
-        let ask = [
-            "ask", "--json", "--model", STAND_IN, "--file", &book, "-n", "4", FALCON,
-        ];
+        let ask = ["ask", "--json", "--file", &book, "-n", "4", FALCON];
         longview(&[&ask[..], &flags, remote].concat()).done().json()
     };
     let remote = ["--cache-remote", url.as_str()];
     let first = ask("one", &remote);
     let found = ask("two", &remote);
     assert_eq!(found["generated_ids"], first["generated_ids"]);
-    assert!(number(&found["reuse"], "remote") > 2000, "{found}");
+    assert!(number(&found["reuse"], "remote") > 1000, "{found}");
     // It is in the other machine's own folder now.
     let without = ask("two", &[]);
-    assert!(number(&without["reuse"], "disk") > 2000, "{without}");
+    assert!(number(&without["reuse"], "disk") > 1000, "{without}");
     // A machine that keeps nothing itself.
-    let mut nothing = command(&[
-        "ask", "--json", "--model", STAND_IN, "--file", &book, "-n", "4", FALCON,
-    ]);
+    let mut nothing = command(&["ask", "--json", "--file", &book, "-n", "4", FALCON]);
     nothing.env("LONGVIEW_CACHE_REMOTE", &url);
     let nothing = ran(nothing.output().unwrap()).done().json();
-    assert!(number(&nothing["reuse"], "remote") > 2000, "{nothing}");
+    assert!(number(&nothing["reuse"], "remote") > 1000, "{nothing}");
 }
 
 #[test]
