@@ -8,6 +8,7 @@ use longview_models::Workspace;
 use longview_weights::WeightFile;
 
 use crate::engine::Engine;
+use crate::error::EngineError;
 use crate::memory::ProcessMemory;
 
 /// What a pass may take beside what is known before it begins: code that is touched first, stacks, what the
@@ -101,6 +102,45 @@ impl Growth {
 }
 
 impl Engine {
+    /// Refuses a text that cannot be turned into ids within the memory allowed. While it is, it
+    /// takes many times its own size, by what it consists of; what it takes afterwards is in
+    /// [`Engine::plan`].
+    ///
+    /// # Errors
+    /// [`EngineError::TextTooLarge`] with both numbers.
+    pub fn check_text(&self, text: &str) -> Result<(), EngineError> {
+        self.check_texts([text])
+    }
+
+    /// The same for texts that are turned into ids as one.
+    ///
+    /// # Errors
+    /// [`EngineError::TextTooLarge`] with both numbers.
+    pub fn check_texts<'t>(
+        &self,
+        texts: impl IntoIterator<Item = &'t str>,
+    ) -> Result<(), EngineError> {
+        if self.ledger.limit() == u64::MAX {
+            return Ok(());
+        }
+        let (mut text_bytes, mut needed): (u64, u64) = (0, 0);
+        for text in texts {
+            text_bytes = text_bytes.saturating_add(text.len() as u64);
+            needed = needed.saturating_add(self.tokenizer().encoding_bytes(text));
+        }
+        let usage = self.ledger.usage();
+        let held = usage.total() - usage.program + self.program_now();
+        let left = self.ledger.limit().saturating_sub(held);
+        if needed <= left {
+            return Ok(());
+        }
+        Err(EngineError::TextTooLarge {
+            text_bytes,
+            needed,
+            left,
+        })
+    }
+
     /// Bytes of the memory allowed for keys, values and scratch.
     pub(crate) fn free_bytes(&self) -> u64 {
         let usage = self.ledger.usage();

@@ -73,6 +73,23 @@ fn logits(engine: &Engine, context: &mut Context, tokens: &[u32]) -> Vec<u32> {
         .collect()
 }
 
+/// Reads `tokens` with an engine of its own, which leaves them in `folder`. Gives the logits of the last.
+fn read_and_left(folder: &Path, tokens: &[u32]) -> Vec<u32> {
+    let engine = open(&options(folder));
+    let mut context = engine.new_context(tokens.len() + 100).unwrap();
+    let (last, before) = tokens.split_last().unwrap();
+    read(&engine, &mut context, before);
+    logits(&engine, &mut context, &[*last])
+}
+
+/// Damages a file in the middle.
+fn flip_a_bit(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 16;
+    fs::write(file, bytes).unwrap();
+}
+
 #[test]
 fn what_was_read_is_found_after_a_restart_with_the_same_logits() {
     let _turn = turn();
@@ -212,18 +229,10 @@ fn damaged_blocks_are_computed_again_and_told_of() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let tokens = text(1500);
-    let expected = {
-        let engine = open(&options(folder.path()));
-        let mut context = engine.new_context(1600).unwrap();
-        read(&engine, &mut context, &tokens[..1499]);
-        logits(&engine, &mut context, &tokens[1499..])
-    };
+    let expected = read_and_left(folder.path(), &tokens);
     // One bit in the middle of every extent.
     for file in extents(&folder.path().join("extents")) {
-        let mut bytes = fs::read(&file).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 16;
-        fs::write(&file, bytes).unwrap();
+        flip_a_bit(&file);
     }
     let engine = open(&options(folder.path()));
     let (mut context, held) = engine.open_context(&tokens, 1600).unwrap();
@@ -241,19 +250,11 @@ fn a_damaged_block_is_computed_again_and_what_follows_is_not() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let tokens = text(1500);
-    let expected = {
-        let engine = open(&options(folder.path()));
-        let mut context = engine.new_context(1600).unwrap();
-        read(&engine, &mut context, &tokens[..1499]);
-        logits(&engine, &mut context, &tokens[1499..])
-    };
+    let expected = read_and_left(folder.path(), &tokens);
     // One bit of the longer one of two files: a block before the last of what is taken over.
     let mut files = extents(&folder.path().join("extents"));
     files.sort_by_key(|file| fs::metadata(file).unwrap().len());
-    let mut bytes = fs::read(&files[1]).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 16;
-    fs::write(&files[1], bytes).unwrap();
+    flip_a_bit(&files[1]);
     let engine = open(&options(folder.path()));
     let (mut context, held) = engine.open_context(&tokens, 1600).unwrap();
     assert_eq!(held, 1472);
