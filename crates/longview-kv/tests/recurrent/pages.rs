@@ -9,7 +9,8 @@ use longview_kv::{
     BLOCK_TOKENS, CHECKPOINT_TOKENS, Context, KvError, KvLayout, LayerState, Ledger, Store,
 };
 
-use super::{Control, HEAD_DIM, Operation, SHAPE, World, context_in, layout, text_from};
+use super::world::{Control, HEAD_DIM, SHAPE, World, context_in, layout};
+use super::{Operation, text_from};
 
 /// Bytes of a page: two layers with one head, keys and values in single precision.
 const PAGE: usize = 2 * BLOCK_TOKENS * 2 * HEAD_DIM * 4;
