@@ -22,7 +22,7 @@ macro_rules! for_each_isa {
                     $body($($arg),*)
                 }
                 match isa {
-                    Isa::Avx512 if isa.is_available() => {
+                    Isa::Avx512 | Isa::Amx if isa.is_available() => {
                         // SAFETY: the processor was just asked whether it has the features.
                         return unsafe { avx512($($arg),*) };
                     }

@@ -14,6 +14,9 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with AVX-512 F/BW/DQ/VL and VNNI.
     Avx512,
+    /// The same with the tiles of AMX for 8-bit products of many rows; every result is that of
+    /// [`Isa::Avx512`], bit for bit.
+    Amx,
     /// 64-bit ARM with NEON, which all of them have.
     Neon,
     /// NEON and its four-way 8-bit dot product (ARMv8.2 `dotprod`).
@@ -35,11 +38,12 @@ pub enum IsaError {
 
 impl Isa {
     /// Every instruction set there is a version for, weakest first.
-    pub const ALL: [Isa; 7] = [
+    pub const ALL: [Isa; 8] = [
         Isa::Scalar,
         Isa::Avx2,
         Isa::AvxVnni,
         Isa::Avx512,
+        Isa::Amx,
         Isa::Neon,
         Isa::NeonDotprod,
         Isa::NeonI8mm,
@@ -98,6 +102,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => Isa::Avx512.is_available() && tiles_are_granted(),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
@@ -121,6 +127,7 @@ impl fmt::Display for Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
             Isa::Neon => "neon",
             Isa::NeonDotprod => "neon-dotprod",
             Isa::NeonI8mm => "neon-i8mm",
@@ -136,6 +143,28 @@ impl FromStr for Isa {
         let known = Isa::ALL.into_iter().find(|isa| isa.to_string() == asked);
         known.ok_or_else(|| IsaError::Unknown(name.to_owned()))
     }
+}
+
+/// Whether the processor has tiles for 8-bit products and the system lets this process use them,
+/// which it has to be asked for once.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles_are_granted() -> bool {
+    use std::arch::x86_64::__cpuid_count;
+    use std::sync::OnceLock;
+
+    /// Features of leaf 7 in `edx`: tiles, and their 8-bit products.
+    const TILES: u32 = 1 << 24 | 1 << 25;
+    /// `ARCH_REQ_XCOMP_PERM` of arch_prctl, and the state of the tiles.
+    const ASK: libc::c_long = 0x1023;
+    const TILE_DATA: libc::c_long = 18;
+
+    static GRANTED: OnceLock<bool> = OnceLock::new();
+    *GRANTED.get_or_init(|| {
+        let has_tiles = __cpuid_count(7, 0).edx & TILES == TILES;
+        // SAFETY: the call changes nothing but what this process may use; a system that does not
+        // know it returns an error.
+        has_tiles && unsafe { libc::syscall(libc::SYS_arch_prctl, ASK, TILE_DATA) } == 0
+    })
 }
 
 /// All names, for messages.
@@ -175,6 +204,6 @@ mod tests {
         assert!(Isa::available().contains(&Isa::Scalar));
         assert_eq!(Isa::available().last(), Some(&Isa::best()));
         let message = "sse9".parse::<Isa>().unwrap_err().to_string();
-        assert!(message.contains("sse9") && message.contains("avx2, avxvnni, avx512, neon"));
+        assert!(message.contains("sse9") && message.contains("avx2, avxvnni, avx512, amx, neon"));
     }
 }

@@ -50,7 +50,7 @@ impl Limits {
 }
 
 /// Measures with the threads of `pool`, reading a buffer of `buffer_bytes`: memory beyond the
-/// caches needs 1 GiB or more. Takes one to two seconds.
+/// caches needs 1 GiB or more. Takes two seconds.
 pub fn measure(isa: Isa, pool: &Pool, buffer_bytes: usize) -> Limits {
     Limits {
         memory_gb_per_s: memory_bandwidth(isa, pool, buffer_bytes) / 1e9,
@@ -65,22 +65,32 @@ fn memory_bandwidth(isa: Isa, pool: &Pool, buffer_bytes: usize) -> f64 {
     // units of the reading loop.
     let window = buffer_bytes.min(ROUND_BYTES);
     let part = (window / pool.threads())
-        .next_multiple_of(READ_BYTES)
-        .max(READ_BYTES);
+        .next_multiple_of(STREAMS * READ_BYTES)
+        .max(STREAMS * READ_BYTES);
     let window = part * pool.threads();
     let windows = (buffer_bytes / window).max(1);
     let mut buffer = AlignedBytes::zeroed(window * windows);
     // Untouched memory would all be one page of zeros.
     pool.for_each_chunk(&mut buffer, part, |_, part, _| part.fill(1));
     let mut next = 0;
-    best_rate(window as f64, || {
-        let window = &buffer[next * window..][..window];
-        pool.run(pool.threads(), &|thread, _| {
-            let bytes = &window[thread * part..][..part];
-            std::hint::black_box(lanes::run(isa, Read { bytes }));
-        });
-        next = (next + 1) % windows;
-    })
+    // Some processors read faster from one place, others from several, or with narrower registers.
+    let narrower = Some(Isa::Avx2).filter(|narrower| isa > *narrower && narrower.is_available());
+    let ways = [
+        Some((isa, 1)),
+        Some((isa, STREAMS)),
+        narrower.map(|isa| (isa, 1)),
+    ];
+    let rates = ways.into_iter().flatten().map(|(isa, streams)| {
+        best_rate(window as f64, || {
+            let window = &buffer[next * window..][..window];
+            pool.run(pool.threads(), &|thread, _| {
+                let bytes = &window[thread * part..][..part];
+                std::hint::black_box(lanes::run(isa, Read { bytes, streams }));
+            });
+            next = (next + 1) % windows;
+        })
+    });
+    rates.fold(0.0, f64::max)
 }
 
 /// Multiplications and additions a second.
@@ -88,7 +98,7 @@ fn f32_rate(isa: Isa, pool: &Pool) -> f64 {
     let width = match isa {
         Isa::Scalar => 1,
         Isa::Avx2 | Isa::AvxVnni | Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => 8,
-        Isa::Avx512 => 16,
+        Isa::Avx512 | Isa::Amx => 16,
     };
     let work = STEPS * CHAINS * width * 2 * pool.threads();
     best_rate(work as f64, || {
@@ -110,6 +120,7 @@ fn int8_rate(isa: Isa, pool: &Pool) -> f64 {
         Isa::Neon | Isa::NeonDotprod => 16,
         Isa::Avx2 | Isa::AvxVnni | Isa::NeonI8mm => 32,
         Isa::Avx512 => 64,
+        Isa::Amx => 16 * 16 * 64,
     };
     let work = STEPS * CHAINS * width * 2 * pool.threads();
     best_rate(work as f64, || {
@@ -135,10 +146,15 @@ fn best_rate(work: f64, mut round: impl FnMut()) -> f64 {
 
 /// What the reading loop takes at once: four lines of cache.
 const READ_BYTES: usize = 256;
+/// Places from which it reads in turn.
+const STREAMS: usize = 4;
+/// How far ahead it asks for what it reads.
+const AHEAD: usize = 2048;
 
-/// Reads all bytes and sums them up as floats.
+/// Reads all bytes, from the beginnings of so many parts on, and sums them up as floats.
 struct Read<'a> {
     bytes: &'a [u8],
+    streams: usize,
 }
 
 impl Kernel for Read<'_> {
@@ -158,10 +174,19 @@ impl Kernel for Read<'_> {
     #[inline(always)]
     fn lanes<L: Lanes>(self, l: L) -> f32 {
         let mut sums = [l.splat(0.0); 4];
-        for block in self.bytes.chunks_exact(READ_BYTES) {
-            for (i, vector) in block.chunks_exact(4 * L::WIDTH).enumerate() {
-                // SAFETY: the chunk holds a whole vector.
-                sums[i % 4] = l.add(sums[i % 4], unsafe { l.load_ptr(vector.as_ptr().cast()) });
+        let stream = self.bytes.len() / self.streams;
+        for at in (0..stream).step_by(READ_BYTES) {
+            for start in (0..self.streams).map(|i| i * stream) {
+                let block = &self.bytes[start + at..][..READ_BYTES];
+                if self.streams > 1 {
+                    for line in block.chunks_exact(64) {
+                        l.prefetch(line.as_ptr().wrapping_add(AHEAD));
+                    }
+                }
+                for (i, vector) in block.chunks_exact(4 * L::WIDTH).enumerate() {
+                    // SAFETY: the chunk holds a whole vector.
+                    sums[i % 4] = l.add(sums[i % 4], unsafe { l.load_ptr(vector.as_ptr().cast()) });
+                }
             }
         }
         let sum = sums.into_iter().reduce(|a, b| l.add(a, b));
@@ -213,6 +238,9 @@ mod int8 {
             // SAFETY: the processor was just asked whether it has the features.
             Isa::Avx512 if isa.is_available() => unsafe { avx512(seed) },
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Amx if isa.is_available() => unsafe { tiles() },
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: the processor was just asked whether it has the features.
             Isa::Avx2 if isa.is_available() => unsafe { avx2(seed) },
             #[cfg(target_arch = "x86_64")]
@@ -256,6 +284,17 @@ mod int8 {
         }
         let sum = chains.into_iter().fold(seed, |a, b| _mm512_add_epi32(a, b));
         _mm512_reduce_add_epi32(sum)
+    }
+
+    /// Products of whole tiles of zeros.
+    ///
+    /// # Safety
+    /// The processor offers [`Isa::Amx`].
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn tiles() -> i32 {
+        // SAFETY: the caller's promise.
+        unsafe { crate::matmul::whole_products(STEPS * CHAINS) };
+        0
     }
 
     /// # Safety

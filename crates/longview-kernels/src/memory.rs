@@ -33,6 +33,20 @@ pub(crate) fn prefetch(p: *const u8) {
     }
 }
 
+/// The same into the second-level cache, for a single stream: a core may wait for more lines there than
+/// it has places for in the nearest. On ARM, where that was not measured, into the nearest.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(crate) fn prefetch_farther(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    prefetch(p);
+}
+
 /// Gives what the allocator keeps of freed memory back to the system. After work with many small values,
 /// such as turning a book into tokens, that can be more than all contexts have.
 pub fn give_back_freed() {

@@ -184,7 +184,7 @@ fn products_are_right_at_every_tile_size() {
         for format in Format::ALL {
             let k = if format.block_len() == 256 { 512 } else { 288 };
             let case = Case::new(format, 35, k, 11, &exec);
-            for rows in [1, 2, 3, 4, 5, 8, 11, 12, 13, 27, 61] {
+            for rows in [1, 2, 3, 4, 5, 8, 11, 12, 13, 27, 75] {
                 let x = Random(5).floats(rows * k);
                 case.check(&exec, &x, &case.product(&exec, &x));
             }
@@ -218,7 +218,7 @@ fn long_rows_pass_through_every_slab() {
     for exec in execs(2) {
         for format in [Format::F32, Format::F16, Format::Q4_0, Format::Q6_K] {
             let case = Case::new(format, 20, 2304, 12, &exec);
-            for rows in [14, 61] {
+            for rows in [14, 75] {
                 let x = Random(6).floats(rows * case.k);
                 case.check(&exec, &x, &case.product(&exec, &x));
             }
@@ -316,6 +316,33 @@ fn a_row_does_not_depend_on_its_company() {
     }
 }
 
+/// Where there are none of either, there is nothing to compare.
+#[test]
+fn tiles_give_the_bits_that_registers_give() {
+    let offered = |isa: &Isa| isa.is_available();
+    let isas: Vec<Isa> = [Isa::Avx512, Isa::Amx]
+        .into_iter()
+        .filter(offered)
+        .collect();
+    for format in codes() {
+        let of = |isa: Isa| {
+            let exec = Exec::new(2, isa, Numerics::Default);
+            let case = Case::new(format, 83, 2816, 29, &exec);
+            let mut x = Random(31).floats(101 * case.k);
+            // Scales far apart, a block of zeros, and a row that is spoilt.
+            for (i, x) in x.iter_mut().enumerate() {
+                *x *= f32::powi(2.0, (i / 32 % 40) as i32 - 20);
+            }
+            x[64..96].fill(0.0);
+            x[7 * case.k] = f32::NAN;
+            let out = case.product(&exec, &x);
+            out.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        };
+        let outs: Vec<Vec<u32>> = isas.iter().map(|&isa| of(isa)).collect();
+        assert!(outs.windows(2).all(|pair| pair[0] == pair[1]), "{format}");
+    }
+}
+
 #[test]
 fn several_products_share_one_input() {
     for exec in execs(2) {
@@ -325,7 +352,7 @@ fn several_products_share_one_input() {
             Case::new(Format::F16, 5, k, 2, &exec),
             Case::new(Format::Q6_K, 100, k, 3, &exec),
         ];
-        for rows in [1, 30] {
+        for rows in [1, 30, 66] {
             let x = Random(4).floats(rows * k);
             let mut act = Activations::new();
             act.set(&exec, &x, rows, k, Need::Both);
@@ -346,7 +373,7 @@ fn a_bad_row_spoils_only_itself() {
         for format in [Format::Q4_0, Format::Q4_K, Format::F16] {
             let case = Case::new(format, 19, 512, 23, &exec);
             for bad in [f32::NAN, f32::INFINITY] {
-                let rows = if bad.is_nan() { 6 } else { 62 };
+                let rows = if bad.is_nan() { 6 } else { 78 };
                 let clean = Random(8).floats(rows * case.k);
                 let mut x = clean.clone();
                 x[2 * case.k + 77] = bad;
@@ -388,7 +415,7 @@ proptest! {
         format in prop::sample::select(Format::ALL.to_vec()),
         n in 1usize..70,
         blocks in 1usize..12,
-        rows in 1usize..70,
+        rows in 1usize..100,
         threads in 1usize..4,
         seed in any::<u64>(),
     ) {
@@ -408,7 +435,7 @@ proptest! {
         format in prop::sample::select(codes()),
         n in 1usize..50,
         blocks in 1usize..3,
-        rows in 1usize..45,
+        rows in 1usize..80,
         seed in any::<u64>(),
     ) {
         let k = blocks * format.block_len();

@@ -22,6 +22,7 @@ const KNOWN: (&[u8], &[(&str, &str)]) = (
         ("avx2", "db969e73e1e33853"),
         ("avxvnni", "db969e73e1e33853"),
         ("avx512", "3cce1c789e70e536"),
+        ("amx", "3cce1c789e70e536"),
     ],
 );
 

@@ -27,17 +27,17 @@ fn interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]) {
     }
 }
 
-/// Writes the records of one group of rows, `x` being those that are there; the rest are zeros.
-pub(super) fn quantize(isa: Isa, x: &[f32], k: usize, group: usize, out: &mut [u8]) {
-    if x.len() < group * k {
+/// Writes the records of a lot of rows, `x` being those that are there; the rest are zeros.
+pub(super) fn quantize(isa: Isa, x: &[f32], k: usize, lot: usize, out: &mut [u8]) {
+    if x.len() < lot * k {
         out.fill(0);
     }
     for (row, values) in x.chunks_exact(k).enumerate() {
-        let place = Place { group, row };
+        let place = Place { lot, row };
         match isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: callers ask only for instruction sets the processor offers.
-            Isa::Avx512 => unsafe { avx512::quantize_row(values, place, out) },
+            Isa::Avx512 | Isa::Amx => unsafe { avx512::quantize_row(values, place, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 | Isa::AvxVnni => unsafe { avx2_row(values, place, out) },
@@ -53,10 +53,10 @@ fn avx2_row(values: &[f32], place: Place, out: &mut [u8]) {
     quantize_row(values, place, out, Block::quantize);
 }
 
-/// A row of a group.
+/// A row of a lot.
 #[derive(Clone, Copy)]
 struct Place {
-    group: usize,
+    lot: usize,
     row: usize,
 }
 
@@ -69,7 +69,7 @@ fn quantize_row(
     quantize: impl Fn(&[f32; BLOCK]) -> Block,
 ) {
     let (blocks, tail) = values.as_chunks::<BLOCK>();
-    let mut records = out.chunks_exact_mut(place.group * ROW_RECORD);
+    let mut records = out.chunks_exact_mut(place.lot * ROW_RECORD);
     for (block, record) in blocks.iter().zip(&mut records) {
         quantize(block).write(place, record);
     }
@@ -112,10 +112,10 @@ impl Block {
     }
 
     #[inline(always)]
-    fn write(&self, Place { group, row }: Place, record: &mut [u8]) {
+    fn write(&self, Place { lot, row }: Place, record: &mut [u8]) {
         record[row * BLOCK..][..BLOCK].copy_from_slice(&self.codes);
         let mut put = |field: usize, word: [u8; 4]| {
-            record[group * BLOCK + 4 * (field * group + row)..][..4].copy_from_slice(&word);
+            record[lot * BLOCK + 4 * (field * lot + row)..][..4].copy_from_slice(&word);
         };
         let sum = self.sums[0] + self.sums[1];
         put(0, self.scale.to_ne_bytes());

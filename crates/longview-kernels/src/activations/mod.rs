@@ -45,12 +45,15 @@ impl Need {
 ///
 /// - f32: `[group][k][4]`.
 /// - int8: `[group][block]` records of codes `[4][32]` i8 · scale `[4]` f32 · −128 Σ codes `[4]` i32 ·
-///   the same of the first half of the codes `[4]` i32 · Σ codes `[4]` f32.
+///   the same of the first half of the codes `[4]` i32 · Σ codes `[4]` f32. Where products take them in
+///   tiles, sixteen rows share a record instead of four.
 ///
 /// The int8 form of a block is code = 127 x / max |x| rounded to the nearest integer, ties to even,
 /// and scale = max |x| / 127 rounded to eleven significant bits. A block that holds a NaN or an infinity has NaN as its scale, so that the
 /// row's results are NaN; one whose largest magnitude is below 2⁻¹²⁰ is taken as zeros.
 pub struct Activations {
+    /// Whose products read them.
+    isa: Isa,
     rows: usize,
     k: usize,
     has_f32: bool,
@@ -67,10 +70,16 @@ pub type MakeRow<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) + Sync + 'a;
 /// Bytes of one row's share of a record.
 pub(crate) const ROW_RECORD: usize = BLOCK + 16;
 
+/// Rows of a tile.
+pub(crate) const TILE_ROWS: usize = 16;
+/// Rows from which on products take them in tiles, where there are tiles.
+const TILES_FROM: usize = 64;
+
 impl Activations {
     /// Empty: no rows.
     pub fn new() -> Activations {
         Activations {
+            isa: Isa::Scalar,
             rows: 0,
             k: 0,
             has_f32: false,
@@ -92,14 +101,14 @@ impl Activations {
             rows.checked_mul(k),
             "x holds rows · k numbers"
         );
-        self.begin(rows, k, need);
+        self.begin(exec, rows, k, need);
         if rows == 0 || k == 0 {
             return;
         }
-        let forms = self.forms(exec, need);
-        exec.pool.run(forms.shape.groups, &|group, _| {
-            let rows = forms.rows_of(group);
-            forms.write(group, &x[rows.start * k..rows.end * k]);
+        let forms = self.forms(need);
+        exec.pool.run(forms.shape.lots(), &|lot, _| {
+            let rows = forms.rows_of(lot);
+            forms.write(lot, &x[rows.start * k..rows.end * k]);
         });
     }
 
@@ -123,49 +132,49 @@ impl Activations {
             rows.checked_mul(k),
             "x holds rows · k numbers"
         );
-        self.begin(rows, k, need);
+        self.begin(exec, rows, k, need);
         if rows == 0 || k == 0 {
             return;
         }
-        let room = self.shape().group * k;
+        let room = self.shape().lot * k;
         self.made.resize_with(exec.pool.threads(), Mutex::default);
         for made in &mut self.made {
             let made = made.get_mut().unwrap_or_else(PoisonError::into_inner);
             made.resize(room.max(made.len()), 0.0);
         }
-        let forms = self.forms(exec, need);
+        let forms = self.forms(need);
         let made = &self.made;
         exec.pool
-            .for_each_chunk(x, forms.shape.group * k, |group, x, worker| {
+            .for_each_chunk(x, forms.shape.lot * k, |lot, x, worker| {
                 // A worker number is held by one running task at a time: this never waits.
                 let mut made = made[worker].lock().unwrap_or_else(PoisonError::into_inner);
                 let made = &mut made[..x.len()];
-                let first = forms.rows_of(group).start;
+                let first = forms.rows_of(lot).start;
                 let rows = x.chunks_exact_mut(k).zip(made.chunks_exact_mut(k));
                 for (row, (x, out)) in rows.enumerate() {
                     make(first + row, x, out);
                 }
-                forms.write(group, made);
+                forms.write(lot, made);
             });
     }
 
     /// Makes room for the forms of `rows` rows.
-    fn begin(&mut self, rows: usize, k: usize, need: Need) {
-        (self.rows, self.k) = (rows, k);
+    fn begin(&mut self, exec: &Exec, rows: usize, k: usize, need: Need) {
+        (self.isa, self.rows, self.k) = (exec.usable_isa(), rows, k);
         (self.has_f32, self.has_int8) = (need.f32(), need.int8());
         let shape = self.shape();
         if need.f32() {
             reserve(&mut self.floats, shape.groups * shape.float_bytes());
         }
         if need.int8() {
-            reserve(&mut self.records, shape.groups * shape.record_bytes());
+            reserve(&mut self.records, shape.lots() * shape.record_bytes());
         }
     }
 
-    /// Where the forms of the groups that [`Activations::begin`] made room for are written.
-    fn forms(&mut self, exec: &Exec, need: Need) -> Forms {
+    /// Where the forms of the rows that [`Activations::begin`] made room for are written.
+    fn forms(&mut self, need: Need) -> Forms {
         Forms {
-            isa: exec.usable_isa(),
+            isa: self.isa,
             need,
             shape: self.shape(),
             rows: self.rows,
@@ -199,17 +208,9 @@ impl Activations {
         self.floats.len() + self.records.len()
     }
 
-    /// Bytes the buffers of `rows` rows of `k` take, before any [`Activations::set`].
-    pub fn bytes_for(rows: usize, k: usize, need: Need) -> usize {
-        let shape = Shape::of(rows, k);
-        let floats = if need.f32() { shape.float_bytes() } else { 0 };
-        let records = if need.int8() { shape.record_bytes() } else { 0 };
-        shape.groups * (floats + records)
-    }
-
     /// How the rows are grouped.
     pub(crate) fn shape(&self) -> Shape {
-        Shape::of(self.rows, self.k)
+        Shape::of(self.isa, self.rows, self.k)
     }
 
     /// The f32 form, `[group][k][rows of a group]`.
@@ -224,13 +225,13 @@ impl Activations {
         unsafe { std::slice::from_raw_parts(self.floats.as_ptr().cast(), count) }
     }
 
-    /// The int8 form, `[group][block]` records.
+    /// The int8 form, `[lot][block]` records.
     pub(crate) fn records(&self) -> &[u8] {
         assert!(
             self.has_int8,
             "activations were set without their int8 form"
         );
-        &self.records[..self.shape().groups * self.shape().record_bytes()]
+        &self.records[..self.shape().lots() * self.shape().record_bytes()]
     }
 }
 
@@ -247,17 +248,33 @@ pub(crate) struct Shape {
     pub(crate) group: usize,
     /// Groups.
     pub(crate) groups: usize,
+    /// Rows that share an int8 record: those of a group, or of a tile.
+    pub(crate) lot: usize,
+    rows: usize,
     k: usize,
 }
 
 impl Shape {
-    fn of(rows: usize, k: usize) -> Shape {
+    fn of(isa: Isa, rows: usize, k: usize) -> Shape {
         let group = rows.clamp(1, 4);
+        let in_tiles = isa == Isa::Amx && rows >= TILES_FROM;
         Shape {
             group,
             groups: rows.div_ceil(group),
+            lot: if in_tiles { TILE_ROWS } else { group },
+            rows,
             k,
         }
+    }
+
+    /// Whether products take the rows in tiles.
+    pub(crate) fn in_tiles(&self) -> bool {
+        self.lot == TILE_ROWS
+    }
+
+    /// Lots of rows.
+    pub(crate) fn lots(&self) -> usize {
+        self.rows.div_ceil(self.lot)
     }
 
     /// Bytes of a group in f32, a multiple of 64.
@@ -265,9 +282,9 @@ impl Shape {
         (self.k * self.group * size_of::<f32>()).next_multiple_of(64)
     }
 
-    /// Bytes of a group in int8, a multiple of 16.
+    /// Bytes of a lot in int8, a multiple of 16.
     pub(crate) fn record_bytes(&self) -> usize {
-        self.k.div_ceil(BLOCK) * self.group * ROW_RECORD
+        self.k.div_ceil(BLOCK) * self.lot * ROW_RECORD
     }
 }
 
@@ -284,10 +301,10 @@ pub(crate) struct RowBlock<'a> {
 }
 
 impl RowBlock<'_> {
-    /// Row `row` of a `record` of `group` rows.
-    pub(crate) fn read(record: &[u8], group: usize, row: usize) -> RowBlock<'_> {
+    /// Row `row` of a `record` of `lot` rows.
+    pub(crate) fn read(record: &[u8], lot: usize, row: usize) -> RowBlock<'_> {
         let word = |field: usize| {
-            let at = group * BLOCK + 4 * (field * group + row);
+            let at = lot * BLOCK + 4 * (field * lot + row);
             [record[at], record[at + 1], record[at + 2], record[at + 3]]
         };
         let (all, low) = (i32::from_ne_bytes(word(1)), i32::from_ne_bytes(word(2)));
@@ -315,33 +332,41 @@ struct Forms {
 unsafe impl Sync for Forms {}
 
 impl Forms {
-    /// The rows of a group that are there.
-    fn rows_of(&self, group: usize) -> Range<usize> {
-        let first = group * self.shape.group;
-        first..self.rows.min(first + self.shape.group)
+    /// The rows of a lot that are there.
+    fn rows_of(&self, lot: usize) -> Range<usize> {
+        let first = lot * self.shape.lot;
+        first..self.rows.min(first + self.shape.lot)
     }
 
-    /// Writes the forms of the rows `x` of `group`. Each group is one task.
-    fn write(&self, group: usize, x: &[f32]) {
-        let Shape { group: rows, k, .. } = self.shape;
-        assert!(group < self.shape.groups, "room was made for so many");
+    /// Writes the forms of the rows `x` of `lot`. Each lot is one task.
+    fn write(&self, lot: usize, x: &[f32]) {
+        let Shape {
+            group,
+            lot: rows,
+            k,
+            ..
+        } = self.shape;
+        assert!(lot < self.shape.lots(), "room was made for so many");
         if self.need.f32() {
             let bytes = self.shape.float_bytes();
-            // SAFETY: each group is one task and has its own part of the buffer, which holds
-            // `groups` such parts; cache-line alignment suffices for f32.
-            let out = unsafe {
-                std::slice::from_raw_parts_mut(
-                    self.floats.add(group * bytes).cast::<f32>(),
-                    bytes / size_of::<f32>(),
-                )
-            };
-            interleave(self.isa, x, k, rows, out);
+            for (i, x) in x.chunks(group * k).enumerate() {
+                let group_at = lot * (rows / group) + i;
+                // SAFETY: each lot is one task, whose groups have their own parts of the buffer,
+                // which holds `groups` such parts; cache-line alignment suffices for f32.
+                let out = unsafe {
+                    std::slice::from_raw_parts_mut(
+                        self.floats.add(group_at * bytes).cast::<f32>(),
+                        bytes / size_of::<f32>(),
+                    )
+                };
+                interleave(self.isa, x, k, group, out);
+            }
         }
         if self.need.int8() {
             let bytes = self.shape.record_bytes();
-            // SAFETY: as above.
+            // SAFETY: each lot has its own part of the buffer, which holds `lots` such parts.
             let out =
-                unsafe { std::slice::from_raw_parts_mut(self.records.add(group * bytes), bytes) };
+                unsafe { std::slice::from_raw_parts_mut(self.records.add(lot * bytes), bytes) };
             quantize(self.isa, x, k, rows, out);
         }
     }
@@ -371,16 +396,16 @@ mod tests {
     #[test]
     fn codes_are_nearest_and_sums_are_right_on_every_isa() {
         for isa in Isa::available() {
-            for rows in [1, 2, 3, 4, 5, 9] {
+            for rows in [1, 2, 3, 4, 5, 9, 70] {
                 let (k, x) = (96, wave(rows * 96));
                 let mut act = Activations::new();
                 act.set(&exec(isa), &x, rows, k, Need::Both);
                 let shape = act.shape();
                 for (row, values) in x.chunks_exact(k).enumerate() {
                     for (b, block) in values.chunks_exact(BLOCK).enumerate() {
-                        let group = &act.records()[row / shape.group * shape.record_bytes()..];
-                        let record = &group[b * shape.group * ROW_RECORD..];
-                        let read = RowBlock::read(record, shape.group, row % shape.group);
+                        let lot = &act.records()[row / shape.lot * shape.record_bytes()..];
+                        let record = &lot[b * shape.lot * ROW_RECORD..];
+                        let read = RowBlock::read(record, shape.lot, row % shape.lot);
                         let largest = block.iter().fold(0.0f32, |m, v| m.max(v.abs()));
                         let exact = largest / 127.0;
                         assert_eq!(read.scale, half::f16::from_f32(exact).to_f32());
@@ -431,7 +456,7 @@ mod tests {
     #[test]
     fn rows_made_on_the_way_have_the_forms_of_rows_given() {
         for isa in Isa::available() {
-            for rows in [1, 2, 4, 5, 9] {
+            for rows in [1, 2, 4, 5, 9, 70] {
                 let (k, exec) = (96, exec(isa));
                 let x = wave(rows * k);
                 let mut changed = x.clone();
@@ -464,7 +489,7 @@ mod tests {
         let mut act = Activations::new();
         act.set(&exec, &wave(640), 10, 64, Need::Both);
         let bytes = act.bytes();
-        assert_eq!(bytes, Activations::bytes_for(10, 64, Need::Both));
+        assert_eq!(bytes, 12 * (64 * size_of::<f32>() + 2 * ROW_RECORD));
         act.set(&exec, &wave(64), 1, 64, Need::Int8);
         assert_eq!(act.bytes(), bytes);
         assert!(act.has_int8() && !act.has_f32());

@@ -43,7 +43,7 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor was just asked whether it has the features.
-        Isa::Avx512 if isa.is_available() => unsafe { run_avx512(kernel) },
+        Isa::Avx512 | Isa::Amx if isa.is_available() => unsafe { run_avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor was just asked whether it has the features.
         Isa::Avx2 | Isa::AvxVnni if isa.is_available() => unsafe { run_avx2(kernel) },

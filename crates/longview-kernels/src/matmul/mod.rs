@@ -21,6 +21,9 @@ mod wide;
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::whole_products;
+
 use crate::activations::{Activations, Need};
 use crate::exec::Exec;
 use crate::format::Format;
@@ -31,6 +34,11 @@ use plan::Plan;
 
 /// Panels that tiles of many rows take at most.
 const PANELS_TOGETHER: usize = 3;
+/// Panels that one group of rows takes together where rows are few: from several streams, more is on
+/// its way from memory.
+const PANELS_OF_ONE_GROUP: usize = 4;
+/// Panels that two groups take.
+const PANELS_OF_TWO_GROUPS: usize = 2;
 /// Groups of rows whose sums stay in registers.
 const FEW_GROUPS: usize = 3;
 /// Rows up to which blocks of panels are unpacked into registers, met by all rows.
@@ -134,9 +142,9 @@ impl Part<'_> {
         let int8 = needed(exec.numerics, self.w.format()) == Need::Int8;
         match exec.usable_isa() {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if int8 => avx512::int8(self),
+            Isa::Avx512 | Isa::Amx if int8 => avx512::int8(self),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512::float(self),
+            Isa::Avx512 | Isa::Amx => avx512::float(self),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 if int8 => avx2::int8(self),
             #[cfg(target_arch = "x86_64")]

@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
-use super::{FEW_GROUPS, PANELS_OF_SOME_ROWS, PANELS_TOGETHER, SOME_ROWS, needed};
-use crate::activations::{Activations, Need};
+use super::{
+    FEW_GROUPS, PANELS_OF_ONE_GROUP, PANELS_OF_SOME_ROWS, PANELS_OF_TWO_GROUPS, PANELS_TOGETHER,
+    SOME_ROWS, needed,
+};
+use crate::activations::{Activations, Need, TILE_ROWS};
 use crate::exec::Exec;
 use crate::packed::Packed;
 
@@ -28,7 +31,7 @@ pub(super) struct Plan<'a> {
     group_block: usize,
 }
 
-/// Row groups that the tallest tiles take at once.
+/// Row groups that the tallest tiles take at once, but for those of a processor that has tiles itself.
 const TILE_GROUPS: usize = 3;
 /// Rows from which on a product is not limited by memory.
 const MANY_ROWS: usize = 25;
@@ -36,6 +39,7 @@ const MANY_ROWS: usize = 25;
 /// 1,024 do.
 const INT8_GROUPS: usize = 48;
 const FLOAT_GROUPS: usize = 24;
+const TILED_GROUPS: usize = 96;
 /// Weights that a task of up to eight rows should at least read: a microsecond and more.
 const TASK_BYTES: usize = 48 << 10;
 /// What `share` counts: eighths.
@@ -46,11 +50,16 @@ impl<'a> Plan<'a> {
     pub(super) fn new(exec: &Exec, x: &Activations, ws: &'a [&'a Packed]) -> Plan<'a> {
         let groups = if x.rows() == 0 { 0 } else { x.shape().groups };
         let most = ws.iter().map(|w| match needed(exec.numerics, w.format()) {
+            Need::Int8 if x.shape().in_tiles() => TILED_GROUPS,
             Need::Int8 => INT8_GROUPS,
             _ => FLOAT_GROUPS,
         });
         let blocks = groups.div_ceil(most.min().unwrap_or(INT8_GROUPS)).max(1);
-        let group_block = groups.div_ceil(blocks).next_multiple_of(TILE_GROUPS);
+        let tile = match x.shape().in_tiles() {
+            true => TILE_ROWS / x.shape().group,
+            false => TILE_GROUPS,
+        };
+        let group_block = groups.div_ceil(blocks).next_multiple_of(tile);
         let many = x.rows() >= MANY_ROWS;
         let int8 = |w: &&Packed| needed(exec.numerics, w.format()) == Need::Int8;
         let together = match x.rows() {
@@ -58,6 +67,8 @@ impl<'a> Plan<'a> {
                 PANELS_OF_SOME_ROWS
             }
             _ if many => PANELS_TOGETHER,
+            _ if groups == 1 => PANELS_OF_ONE_GROUP,
+            _ if groups == 2 => PANELS_OF_TWO_GROUPS,
             _ => 1,
         };
         let rows = group_block * x.shape().group;

@@ -17,9 +17,9 @@ pub(super) fn int8(part: &Part) {
             for b in 0..part.blocks() {
                 let w = LaneBlock::read(&layout, part.w.panel(panel), part.blocks(), b, lane);
                 for row in part.rows() {
-                    let group = &part.x.records()[row / shape.group * shape.record_bytes()..];
-                    let record = &group[b * shape.group * ROW_RECORD..];
-                    let x = RowBlock::read(record, shape.group, row % shape.group);
+                    let lot = &part.x.records()[row / shape.lot * shape.record_bytes()..];
+                    let record = &lot[b * shape.lot * ROW_RECORD..];
+                    let x = RowBlock::read(record, shape.lot, row % shape.lot);
                     let dot = x.scale * block_dot(&layout, &w, &x);
                     part.update(row, panel, lane, |sum| sum + dot);
                 }

@@ -1,7 +1,7 @@
 //! Quantised formats as types, and where the blocks of a packed panel lie.
 
 use crate::format::Format;
-use crate::memory::prefetch;
+use crate::memory::{prefetch, prefetch_farther};
 use crate::packed::layout::{Layout, SEGMENT};
 
 /// A quantised format, as a type.
@@ -52,7 +52,7 @@ pub(super) use with_source;
 
 /// How far ahead of a segment weights are asked for: what arrives in the time memory takes to
 /// answer. A whole segment comes on top, as its first block already needs the end of it.
-pub(super) const AHEAD: usize = 2560;
+const AHEAD: usize = 2560;
 
 /// Where the planes of a segment begin.
 #[derive(Clone, Copy)]
@@ -121,7 +121,7 @@ impl Segment {
             .top
             .wrapping_add(layout.segment_bytes(SEGMENT) + AHEAD + b * bytes);
         for line in 0..bytes.div_ceil(64) {
-            prefetch(start.wrapping_add(64 * line));
+            prefetch_farther(start.wrapping_add(64 * line));
         }
     }
 }
@@ -133,4 +133,38 @@ pub(super) struct Planes {
     pub(super) low: *const u8,
     pub(super) scales: *const u8,
     pub(super) factors: *const u8,
+}
+
+/// Asks for weights some way ahead: in the same panels, or in those that come after all of them.
+pub(super) struct Ahead {
+    panel_bytes: usize,
+    /// Bytes of the other panels, between the end of one and what is read after it.
+    skipped: usize,
+}
+
+impl Ahead {
+    /// For `panels` panels of so many blocks that are read side by side.
+    pub(super) fn new<S: Source>(panels: usize, blocks: usize) -> Ahead {
+        let panel_bytes = S::LAYOUT.panel_bytes(blocks);
+        Ahead {
+            panel_bytes,
+            skipped: (panels - 1) * panel_bytes,
+        }
+    }
+
+    /// Asks for what lies ahead of a block of a segment of each of `panels`.
+    #[inline(always)]
+    pub(super) fn ask<S: Source>(&self, panels: &[*const u8], segment: usize, block: usize) {
+        let bytes = S::LAYOUT.segment_bytes(SEGMENT);
+        let block_bytes = bytes / SEGMENT;
+        let mut start = (segment + 1) * bytes + block * block_bytes + AHEAD;
+        if start >= self.panel_bytes {
+            start += self.skipped;
+        }
+        for panel in panels {
+            for line in 0..block_bytes.div_ceil(64) {
+                prefetch(panel.wrapping_add(start + 64 * line));
+            }
+        }
+    }
 }

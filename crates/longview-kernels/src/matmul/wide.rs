@@ -15,7 +15,7 @@ use crate::packed::layout::LANES;
 /// Panels that are walked together at most.
 pub(super) const PANELS: usize = super::PANELS_TOGETHER;
 /// Rows of a block at most.
-pub(super) const ROWS: usize = 192;
+pub(super) const ROWS: usize = 384;
 /// Numbers from one row of a block's sums to the next.
 const SUMS_STRIDE: usize = PANELS * LANES;
 
@@ -39,7 +39,7 @@ pub(super) trait Kernel {
     fn unpack(&mut self, part: &Part, panel: usize, slot: usize, first: usize, count: usize);
 
     /// Adds the products of the unpacked elements `first..first + count` with the rows of `tiles`.
-    fn add(&self, part: &Part, tiles: Tiles<'_>, first: usize, count: usize);
+    fn add(&mut self, part: &Part, tiles: Tiles<'_>, first: usize, count: usize);
 }
 
 /// The sums of some groups of rows for some panels, which a kernel takes a tile at a time: with the
@@ -116,7 +116,21 @@ pub(super) struct At<P> {
     pub(super) stride: usize,
 }
 
+impl At<*const f32> {
+    /// The same of panel `panel` after this one.
+    pub(super) fn panel(self, panel: usize) -> Self {
+        let start = self.start.wrapping_add(panel * LANES);
+        At { start, ..self }
+    }
+}
+
 impl At<*mut f32> {
+    /// The same of panel `panel` after this one.
+    pub(super) fn panel(self, panel: usize) -> Self {
+        let start = self.start.wrapping_add(panel * LANES);
+        At { start, ..self }
+    }
+
     fn to_read(self) -> At<*const f32> {
         At {
             start: self.start.cast_const(),

@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use super::each;
 use super::wide_float::{Codes, Weights, wide_float};
 use crate::format::Format;
-use crate::matmul::Part;
 use crate::matmul::slab::{Tile, slabs, tiles};
 use crate::matmul::source::{Source, with_source};
+use crate::matmul::{PANELS_OF_ONE_GROUP as TOGETHER, Part};
 use crate::packed::layout::LANES;
 
 /// Computes `part` with its weights as f32.
@@ -80,8 +80,6 @@ fn one_group<W: Element>(part: &Part) {
     }
 }
 
-/// Panels that one group of rows takes at once.
-const TOGETHER: usize = 4;
 /// Bytes ahead in each panel at which such a group asks for weights.
 const AHEAD: usize = 2048;
 

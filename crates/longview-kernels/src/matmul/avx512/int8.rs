@@ -4,17 +4,22 @@ use std::arch::x86_64::*;
 
 use super::each;
 use super::rows_int8::some_rows;
+use super::tiles_int8::tiles_int8;
 use super::unpack::Block;
 use super::wide_int8::wide_int8;
 use crate::activations::ROW_RECORD;
-use crate::matmul::source::{Segment, Source, with_source};
-use crate::matmul::{FEW_GROUPS, Part, SOME_ROWS};
+use crate::matmul::source::{Ahead, Segment, Source, with_source};
+use crate::matmul::{
+    FEW_GROUPS, PANELS_OF_ONE_GROUP as FOUR, PANELS_OF_TWO_GROUPS as TWO, Part, SOME_ROWS,
+};
 use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Computes `part`, whose weights are quantised.
 pub(in crate::matmul) fn int8(part: &Part) {
     let format = part.w.format();
-    if part.x.shape().groups <= FEW_GROUPS {
+    if part.x.shape().in_tiles() {
+        with_source!(format, tiles_int8(part));
+    } else if part.x.shape().groups <= FEW_GROUPS {
         with_source!(format, few_rows(part));
     } else if part.rows().len() <= SOME_ROWS {
         with_source!(format, some_rows(part));
@@ -24,116 +29,139 @@ pub(in crate::matmul) fn int8(part: &Part) {
 }
 
 fn few_rows<S: Source>(part: &Part) {
-    let shape = part.x.shape();
-    for panel in part.panels.clone() {
-        let tile = Tile {
-            panel: part.w.panel(panel).as_ptr(),
-            blocks: part.blocks(),
-            x: part.x.records().as_ptr(),
-            x_stride: shape.record_bytes(),
-            out: part.out(0, panel),
-            out_stride: part.w.n(),
-            rows: part.x.rows(),
-            lanes: (0xffff_u32 >> (LANES - part.lanes(panel))) as __mmask16,
+    let groups = part.x.shape().groups;
+    let mut panel = part.panels.start;
+    while panel < part.panels.end {
+        let left = part.panels.end - panel;
+        let panels = match groups {
+            1 if left >= FOUR => FOUR,
+            2 if left >= TWO => TWO,
+            _ => 1,
         };
-        // SAFETY: `Isa::Avx512` runs only where the processor offers the features. The tile's panel
-        // and groups are whole, and its rows and lanes lie inside the output, which no other part
-        // writes.
+        let tile = Tile { part, panel };
+        // SAFETY: `Isa::Avx512` runs only where the processor offers the features; so many panels are the
+        // part's, and the groups are those of its rows.
         unsafe {
-            match (shape.group, shape.groups) {
-                (1, _) => tile.compute::<S, 1, 1>(),
-                (2, _) => tile.compute::<S, 2, 1>(),
-                (3, _) => tile.compute::<S, 3, 1>(),
-                (_, 1) => tile.compute::<S, 4, 1>(),
-                (_, 2) => tile.compute::<S, 4, 2>(),
-                _ => tile.compute::<S, 4, 3>(),
+            match (part.x.shape().group, groups, panels) {
+                (1, _, 1) => tile.compute::<S, 1, 1, 1>(),
+                (1, _, _) => tile.compute::<S, FOUR, 1, 1>(),
+                (2, _, 1) => tile.compute::<S, 1, 2, 1>(),
+                (2, _, _) => tile.compute::<S, FOUR, 2, 1>(),
+                (3, _, 1) => tile.compute::<S, 1, 3, 1>(),
+                (3, _, _) => tile.compute::<S, FOUR, 3, 1>(),
+                (_, 1, 1) => tile.compute::<S, 1, 4, 1>(),
+                (_, 1, _) => tile.compute::<S, FOUR, 4, 1>(),
+                (_, 2, 1) => tile.compute::<S, 1, 4, 2>(),
+                (_, 2, _) => tile.compute::<S, TWO, 4, 2>(),
+                _ => tile.compute::<S, 1, 4, 3>(),
+            }
+        }
+        panel += panels;
+    }
+}
+
+/// Some panels times all rows, up to three groups of them.
+struct Tile<'a> {
+    part: &'a Part<'a>,
+    /// The first.
+    panel: usize,
+}
+
+impl Tile<'_> {
+    /// Computes the products of `P` panels with `GROUPS` groups of `G` rows.
+    ///
+    /// # Safety
+    /// The processor offers the features; so many panels are the part's, and so many groups its rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    unsafe fn compute<S: Source, const P: usize, const G: usize, const GROUPS: usize>(&self) {
+        let part = self.part;
+        let blocks = part.blocks();
+        let panels: [*const u8; P] = std::array::from_fn(|p| part.w.panel(self.panel + p).as_ptr());
+        let ahead = Ahead::new::<S>(P, blocks);
+        let records = part.x.records();
+        let stride = part.x.shape().record_bytes();
+        let mut x: [*const u8; GROUPS] = std::array::from_fn(|i| records[i * stride..].as_ptr());
+        let mut sums = [[_mm512_setzero_ps(); 12]; P];
+        // SAFETY: segments and blocks are counted inside the panels, records inside the groups; rows and
+        // lanes that are written lie inside the output.
+        unsafe {
+            for at in 0..blocks.div_ceil(SEGMENT) {
+                let count = SEGMENT.min(blocks - at * SEGMENT);
+                for b in 0..count {
+                    for p in 0..P {
+                        ahead.ask::<S>(&[panels[p]], at, b);
+                        let (segment, _) = Segment::at::<S>(panels[p], blocks, at);
+                        let w = Block::unpack::<S>(segment.planes::<S>(b));
+                        add::<S, G, GROUPS>(&w, &x, &mut sums[p]);
+                    }
+                    x = x.map(|x| x.wrapping_add(G * ROW_RECORD));
+                }
+            }
+            for (p, sums) in sums.iter().enumerate() {
+                let panel = self.panel + p;
+                let lanes = (0xffff_u32 >> (LANES - part.lanes(panel))) as __mmask16;
+                each!(r < G * GROUPS, {
+                    if r < part.x.rows() {
+                        _mm512_mask_storeu_ps(part.out(r, panel), lanes, sums[r]);
+                    }
+                });
             }
         }
     }
 }
 
-/// One panel times all rows, up to three groups of them.
-struct Tile {
-    panel: *const u8,
-    blocks: usize,
-    /// Records of the first group.
-    x: *const u8,
-    /// Bytes from one group to the next.
-    x_stride: usize,
-    out: *mut f32,
-    out_stride: usize,
-    rows: usize,
-    lanes: __mmask16,
-}
-
-impl Tile {
-    /// Sums `GROUPS` groups of `G` rows; the first `rows` of them are written.
-    ///
-    /// # Safety
-    /// The processor offers the features; pointers are as their fields say.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn compute<S: Source, const G: usize, const GROUPS: usize>(&self) {
-        let layout = S::LAYOUT;
-        let mut sums = [_mm512_setzero_ps(); 12];
-        let mut x: [*const u8; 3] = [0, 1, 2].map(|i| self.x.wrapping_add(i * self.x_stride));
-        // SAFETY: segments and blocks are counted inside the panel, records inside the groups.
-        unsafe {
-            for at in 0..self.blocks.div_ceil(SEGMENT) {
-                let (segment, count) = Segment::at::<S>(self.panel, self.blocks, at);
-                for b in 0..count {
-                    segment.prefetch::<S>(b);
-                    let w = Block::unpack::<S>(segment.planes::<S>(b));
-                    each!(r < G * GROUPS, {
-                        let record = x[r / G];
-                        let codes = record.add((r % G) * BLOCK);
-                        let field = |i: usize| record.add(G * BLOCK + 4 * (i * G + r % G));
-                        let int =
-                            |i: usize| _mm512_set1_epi32(field(i).cast::<i32>().read_unaligned());
-                        let four = |g: usize| {
-                            _mm512_set1_epi32(codes.add(4 * g).cast::<i32>().read_unaligned())
-                        };
-                        let zero = _mm512_setzero_si512();
-                        let mut dot = if layout.subs == 1 {
-                            let mut sum = if layout.has_min() { zero } else { int(1) };
-                            each!(g < 8, {
-                                sum = _mm512_dpbusd_epi32(sum, w.codes[g], four(g));
-                            } of 8);
-                            _mm512_mul_ps(_mm512_cvtepi32_ps(sum), w.scale[0])
-                        } else {
-                            let mut low = if layout.has_min() { zero } else { int(2) };
-                            let mut high = zero;
-                            if !layout.has_min() {
-                                high = _mm512_sub_epi32(int(1), low);
-                            }
-                            each!(g < 4, {
-                                low = _mm512_dpbusd_epi32(low, w.codes[g], four(g));
-                                high = _mm512_dpbusd_epi32(high, w.codes[g + 4], four(g + 4));
-                            } of 4);
-                            let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(low), w.scale[0]);
-                            _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), w.scale[1], dot)
-                        };
-                        let float = |i: usize| field(i).cast::<f32>().read_unaligned();
-                        if layout.has_min() && layout.subs == 1 {
-                            dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(float(3)), dot);
-                        } else if layout.has_min() {
-                            let low =
-                                field(2).cast::<i32>().read_unaligned() as f32 * (-1.0 / 128.0);
-                            dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(low), dot);
-                            let high = _mm512_set1_ps(float(3) - low);
-                            dot = _mm512_fmadd_ps(w.min[1], high, dot);
-                        }
-                        sums[r] = _mm512_fmadd_ps(dot, _mm512_set1_ps(float(0)), sums[r]);
-                        fence();
-                    });
-                    x = x.map(|x| x.wrapping_add(G * ROW_RECORD));
+/// Adds the products of a block of weights with the records `x` of `GROUPS` groups of `G` rows.
+///
+/// # Safety
+/// The caller has the features enabled; the records are there.
+#[inline(always)]
+unsafe fn add<S: Source, const G: usize, const GROUPS: usize>(
+    w: &Block,
+    x: &[*const u8; GROUPS],
+    sums: &mut [__m512; 12],
+) {
+    let layout = S::LAYOUT;
+    // SAFETY: what is read lies inside the records.
+    unsafe {
+        each!(r < G * GROUPS, {
+            let record = x[r / G];
+            let codes = record.add((r % G) * BLOCK);
+            let field = |i: usize| record.add(G * BLOCK + 4 * (i * G + r % G));
+            let int = |i: usize| _mm512_set1_epi32(field(i).cast::<i32>().read_unaligned());
+            let four =
+                |g: usize| _mm512_set1_epi32(codes.add(4 * g).cast::<i32>().read_unaligned());
+            let zero = _mm512_setzero_si512();
+            let mut dot = if layout.subs == 1 {
+                let mut sum = if layout.has_min() { zero } else { int(1) };
+                each!(g < 8, {
+                    sum = _mm512_dpbusd_epi32(sum, w.codes[g], four(g));
+                } of 8);
+                _mm512_mul_ps(_mm512_cvtepi32_ps(sum), w.scale[0])
+            } else {
+                let mut low = if layout.has_min() { zero } else { int(2) };
+                let mut high = zero;
+                if !layout.has_min() {
+                    high = _mm512_sub_epi32(int(1), low);
                 }
+                each!(g < 4, {
+                    low = _mm512_dpbusd_epi32(low, w.codes[g], four(g));
+                    high = _mm512_dpbusd_epi32(high, w.codes[g + 4], four(g + 4));
+                } of 4);
+                let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(low), w.scale[0]);
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), w.scale[1], dot)
+            };
+            let float = |i: usize| field(i).cast::<f32>().read_unaligned();
+            if layout.has_min() && layout.subs == 1 {
+                dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(float(3)), dot);
+            } else if layout.has_min() {
+                let low = field(2).cast::<i32>().read_unaligned() as f32 * (-1.0 / 128.0);
+                dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(low), dot);
+                let high = _mm512_set1_ps(float(3) - low);
+                dot = _mm512_fmadd_ps(w.min[1], high, dot);
             }
-            each!(r < G * GROUPS, {
-                if r < self.rows {
-                    _mm512_mask_storeu_ps(self.out.add(r * self.out_stride), self.lanes, sums[r]);
-                }
-            });
-        }
+            sums[r] = _mm512_fmadd_ps(dot, _mm512_set1_ps(float(0)), sums[r]);
+            fence();
+        });
     }
 }
 

@@ -12,9 +12,8 @@ use super::each;
 use super::int8::fence;
 use super::unpack::Block;
 use crate::activations::ROW_RECORD;
-use crate::matmul::source::{AHEAD, Segment, Source};
+use crate::matmul::source::{Ahead, Segment, Source};
 use crate::matmul::{PANELS_OF_SOME_ROWS as PANELS, Part, SOME_ROWS};
-use crate::memory::prefetch;
 use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// The sums of all rows for two panels.
@@ -53,10 +52,7 @@ unsafe fn compute<S: Source, const P: usize>(part: &Part, panel: usize, sums: *m
     let panels: [*const u8; P] = std::array::from_fn(|p| part.w.panel(panel + p).as_ptr());
     let stride = part.x.shape().record_bytes();
     let mut x = part.x.records()[part.groups.start * stride..part.groups.end * stride].as_ptr();
-    let ahead = Ahead {
-        panel_bytes: layout.panel_bytes(blocks),
-        skipped: (P - 1) * layout.panel_bytes(blocks),
-    };
+    let ahead = Ahead::new::<S>(P, blocks);
     // SAFETY: segments and blocks are counted inside the panels, records inside the groups, and sums
     // inside their room; rows and lanes that are written lie inside the output.
     unsafe {
@@ -168,29 +164,5 @@ unsafe fn add<S: Source, const P: usize, const R: usize>(
             } of 2);
         } of 4);
         fence();
-    }
-}
-
-/// Asks for weights some way ahead: in the same panels, or in those that come after all of them.
-struct Ahead {
-    panel_bytes: usize,
-    /// Bytes of the other panels, between the end of one and what is read after it.
-    skipped: usize,
-}
-
-impl Ahead {
-    #[inline(always)]
-    fn ask<S: Source>(&self, panels: &[*const u8], segment: usize, block: usize) {
-        let bytes = S::LAYOUT.segment_bytes(SEGMENT);
-        let block_bytes = bytes / SEGMENT;
-        let mut start = (segment + 1) * bytes + block * block_bytes + AHEAD;
-        if start >= self.panel_bytes {
-            start += self.skipped;
-        }
-        for panel in panels {
-            for line in 0..block_bytes.div_ceil(64) {
-                prefetch(panel.wrapping_add(start + 64 * line));
-            }
-        }
     }
 }

@@ -73,7 +73,7 @@ impl<W: Weights> Kernel for Unpacked<W> {
         unsafe { W::unpack(part.w.panel(panel).as_ptr(), part.w.k(), first, count, to) }
     }
 
-    fn add(&self, part: &Part, mut tiles: Tiles<'_>, first: usize, count: usize) {
+    fn add(&mut self, part: &Part, mut tiles: Tiles<'_>, first: usize, count: usize) {
         let stride = part.x.shape().float_bytes() / size_of::<f32>();
         let floats = &part.x.floats()[..(tiles.group + tiles.groups) * stride];
         let x = Rows {

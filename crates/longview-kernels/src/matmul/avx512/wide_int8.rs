@@ -6,93 +6,41 @@
 //! where a block has one scale and no minimum, 3 of 11 otherwise.
 
 use std::arch::x86_64::*;
-use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::each;
 use super::int8::fence;
-use super::unpack::Block;
+use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
 use crate::activations::ROW_RECORD;
 use crate::matmul::Part;
-use crate::matmul::source::{Segment, Source};
+use crate::matmul::source::Source;
 use crate::matmul::wide::{self, Kernel, Tile, Tiles, walk};
-use crate::packed::layout::{BLOCK, LANES, SEGMENT};
+use crate::packed::layout::{BLOCK, LANES};
 
 /// Computes `part`, of at least four rows.
 pub(super) fn wide_int8<S: Source>(part: &Part) {
-    walk(part, &mut Unpacked::<S>::new());
+    walk(part, &mut Wide::<S>(Unpacked::new()));
 }
 
-/// Blocks that are unpacked at a time: two segments.
-const BLOCKS: usize = 2 * SEGMENT;
-/// Bytes of a register.
-const VECTOR: usize = 64;
-/// Bytes of a block's codes.
-const CODES: usize = LANES * BLOCK;
+/// Slabs of panels, unpacked.
+struct Wide<S>(Unpacked<S, false>);
 
-/// Some blocks of each panel of a tile, `[panel][BLOCKS]`, each codes `[group][row][4]` · scales
-/// `[half][row]` · minima `[half][row]`, which are added; halves and minima as the format has them.
-#[repr(align(64))]
-struct Unpacked<S> {
-    room: MaybeUninit<[u8; wide::PANELS * BLOCKS * (CODES + 4 * VECTOR)]>,
-    source: PhantomData<S>,
-}
-
-/// Where the parts of an unpacked block are.
-struct Place<S>(PhantomData<S>);
-
-impl<S: Source> Place<S> {
-    /// Minima in a block.
-    const MINIMA: usize = CODES + S::LAYOUT.subs * VECTOR;
-    /// Bytes of a block.
-    const BLOCK: usize = if S::LAYOUT.has_min() {
-        Self::MINIMA + S::LAYOUT.subs * VECTOR
-    } else {
-        Self::MINIMA
-    };
-    /// Bytes from one panel to the next.
-    const PANEL: usize = BLOCKS * Self::BLOCK;
-}
-
-impl<S: Source> Unpacked<S> {
-    fn new() -> Self {
-        Unpacked {
-            room: MaybeUninit::uninit(),
-            source: PhantomData,
-        }
-    }
-}
-
-impl<S: Source> Kernel for Unpacked<S> {
+impl<S: Source> Kernel for Wide<S> {
     const PANELS: usize = wide::PANELS;
     const GROUPS: usize = 1;
-    const BLOCK_GROUPS: usize = wide::ROWS / 4;
+    const BLOCK_GROUPS: usize = 48;
     const SLAB: usize = BLOCKS * BLOCK;
-    const WIDE_SLAB: usize = 8 * SEGMENT * BLOCK;
+    const WIDE_SLAB: usize = WIDE_SLAB;
 
     fn bytes(_part: &Part, first: usize) -> Range<usize> {
-        let bytes = S::LAYOUT.segment_bytes(SEGMENT);
-        let start = first / (SEGMENT * BLOCK) * bytes;
-        start..start + BLOCKS / SEGMENT * bytes
+        slab_bytes::<S>(first)
     }
 
     fn unpack(&mut self, part: &Part, panel: usize, slot: usize, first: usize, count: usize) {
-        let panel = part.w.panel(panel).as_ptr();
-        for at in (0..count / BLOCK).step_by(SEGMENT) {
-            let segment = (first / BLOCK + at) / SEGMENT;
-            let to = slot * Place::<S>::PANEL + at * Place::<S>::BLOCK;
-            // SAFETY: `Isa::Avx512` runs only where the processor offers the features; `first` is
-            // the first element of a segment of the panel, and `slot` is below `PANELS`, so there
-            // is room for the segment.
-            unsafe {
-                let to = self.room.as_mut_ptr().cast::<u8>().add(to);
-                read::<S>(panel, part.blocks(), segment, to);
-            }
-        }
+        self.0.unpack(part, panel, slot, first, count);
     }
 
-    fn add(&self, part: &Part, tiles: Tiles<'_>, first: usize, count: usize) {
+    fn add(&mut self, part: &Part, tiles: Tiles<'_>, first: usize, count: usize) {
         let stride = part.x.shape().record_bytes();
         let records = &part.x.records()[..(tiles.group + tiles.groups) * stride];
         let x = Records {
@@ -102,7 +50,7 @@ impl<S: Source> Kernel for Unpacked<S> {
             stride,
             blocks: count / BLOCK,
         };
-        let w = self.room.as_ptr().cast();
+        let w = self.0.blocks();
         // SAFETY: the features as above; so many blocks of so many panels are unpacked, and the
         // records of the tiles' groups are there.
         unsafe {
@@ -126,34 +74,6 @@ struct Records {
     stride: usize,
     /// Records.
     blocks: usize,
-}
-
-/// Unpacks segment `at` of `panel`.
-///
-/// # Safety
-/// The processor offers the features; the segment lies in the panel of so many blocks, and `to`, aligned
-/// to 64 bytes, has room for its own.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn read<S: Source>(panel: *const u8, blocks: usize, at: usize, to: *mut u8) {
-    let layout = S::LAYOUT;
-    // SAFETY: the caller's promise; blocks are counted inside the segment.
-    unsafe {
-        let (segment, count) = Segment::at::<S>(panel, blocks, at);
-        for b in 0..count {
-            let block = Block::unpack::<S>(segment.planes::<S>(b));
-            let to = to.add(b * Place::<S>::BLOCK);
-            for (g, code) in block.codes.into_iter().enumerate() {
-                _mm512_store_si512(to.add(VECTOR * g).cast(), code);
-            }
-            for s in 0..layout.subs {
-                _mm512_store_ps(to.add(CODES + VECTOR * s).cast(), block.scale[s]);
-                if layout.has_min() {
-                    let min = to.add(Place::<S>::MINIMA + VECTOR * s);
-                    _mm512_store_ps(min.cast(), block.min[s]);
-                }
-            }
-        }
-    }
 }
 
 /// Adds the unpacked blocks of `P` panels times the rows of the records `x` to the sums of `tiles`.

@@ -1,0 +1,117 @@
+//! The tiles of AMX: sixteen rows of up to 64 bytes, and products of two of them.
+//!
+//! The compiler has no types for them yet, so they are named in assembly. It never uses them itself:
+//! what one function leaves in a tile is there for the next, as long as [`Tiles`] lives.
+
+use std::arch::asm;
+use std::marker::PhantomData;
+
+/// Bytes of a row of a tile with four-way products or 32-bit sums.
+const ROW: usize = 64;
+
+/// The tiles of this thread, made ready; given back when it is dropped, so that the system need not
+/// keep them whenever it takes the processor away.
+pub(super) struct Tiles {
+    /// Those of another thread are others.
+    here: PhantomData<*const ()>,
+}
+
+/// How the tiles are cut, as the instruction reads it.
+#[repr(C, align(64))]
+struct Cut {
+    palette: u8,
+    start: u8,
+    _reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Tiles {
+    /// Cuts the tiles for products of sixteen rows with sixteen outputs over `depth` bytes: four of sums,
+    /// two of rows, two of codes.
+    ///
+    /// # Safety
+    /// The processor offers [`crate::Isa::Amx`].
+    pub(super) unsafe fn cut(depth: usize) -> Tiles {
+        assert!(depth.is_multiple_of(4) && depth <= ROW);
+        let (deep, quads) = (depth as u16, (depth / 4) as u8);
+        let whole = ROW as u16;
+        let mut cut = Cut {
+            palette: 1,
+            start: 0,
+            _reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        cut.row_bytes[..8].copy_from_slice(&[whole, whole, whole, whole, deep, deep, whole, whole]);
+        cut.rows[..8].copy_from_slice(&[16, 16, 16, 16, 16, 16, quads, quads]);
+        // SAFETY: the caller's promise; the cut is one that every processor with tiles allows.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const cut, options(nostack, readonly)) };
+        Tiles { here: PhantomData }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: there are tiles, or this would not have been made.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// Makes `$name(x, x_stride, w, sums)`: sums over the codes `w`, `[depth / 4][16][4]`, times the rows `x` of
+/// signed bytes are written to `sums`, `[16 rows][16]`. It uses tiles `$sum`, `$x` and `$w`; two that use
+/// others go side by side.
+///
+/// Safety: [`Tiles`] are cut; so many bytes may be read and written there.
+macro_rules! product {
+    ($name:ident, $op:literal, $sum:literal, $x:literal, $w:literal) => {
+        #[inline(always)]
+        pub(super) unsafe fn $name(x: *const u8, x_stride: usize, w: *const u8, sums: *mut i32) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    concat!("tileloadd ", $x, ", [{x} + {x_stride}]"),
+                    concat!("tileloadd ", $w, ", [{w} + {row}]"),
+                    concat!("tilezero ", $sum),
+                    concat!($op, " ", $sum, ", ", $x, ", ", $w),
+                    concat!("tilestored [{sums} + {row}], ", $sum),
+                    x = in(reg) x,
+                    x_stride = in(reg) x_stride,
+                    w = in(reg) w,
+                    row = in(reg) ROW,
+                    sums = in(reg) sums,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+    };
+}
+product!(signed_0, "tdpbssd", "tmm0", "tmm4", "tmm6");
+product!(signed_1, "tdpbssd", "tmm1", "tmm5", "tmm7");
+product!(signed_2, "tdpbssd", "tmm2", "tmm4", "tmm6");
+product!(signed_3, "tdpbssd", "tmm3", "tmm5", "tmm7");
+product!(unsigned_0, "tdpbsud", "tmm0", "tmm4", "tmm6");
+product!(unsigned_1, "tdpbsud", "tmm1", "tmm5", "tmm7");
+product!(unsigned_2, "tdpbsud", "tmm2", "tmm4", "tmm6");
+product!(unsigned_3, "tdpbsud", "tmm3", "tmm5", "tmm7");
+
+/// So many products of whole tiles, of zeros: what the processor can do at most.
+///
+/// # Safety
+/// The processor offers [`crate::Isa::Amx`].
+pub(crate) unsafe fn whole_products(count: usize) {
+    // SAFETY: the caller's promise; the loop uses tiles alone.
+    unsafe {
+        let _tiles = Tiles::cut(ROW);
+        asm!("tilezero tmm4", "tilezero tmm6", options(nostack, nomem));
+        for _ in 0..count.div_ceil(4) {
+            asm!(
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm4, tmm6",
+                "tdpbssd tmm2, tmm4, tmm6",
+                "tdpbssd tmm3, tmm4, tmm6",
+                options(nostack, nomem, preserves_flags)
+            );
+        }
+    }
+}

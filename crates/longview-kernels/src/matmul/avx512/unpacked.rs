@@ -1,0 +1,130 @@
+//! Slabs of panels as products of many rows read them: codes of eight bits, scales of 32.
+
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::unpack::Block;
+use crate::matmul::Part;
+use crate::matmul::source::{Segment, Source};
+use crate::matmul::wide;
+use crate::packed::layout::{BLOCK, LANES, SEGMENT};
+
+/// Blocks that are unpacked at a time: two segments.
+pub(super) const BLOCKS: usize = 2 * SEGMENT;
+/// Elements of k for which a block of rows stays in the second-level cache.
+pub(super) const WIDE_SLAB: usize = 8 * SEGMENT * BLOCK;
+/// Bytes of a register.
+pub(super) const VECTOR: usize = 64;
+/// Bytes of a block's codes.
+pub(super) const CODES: usize = LANES * BLOCK;
+
+/// Some blocks of each panel of a tile, `[panel][BLOCKS]`, each codes `[group][row][4]` · scales
+/// `[half][row]` · minima `[half][row]`, which are added; halves and minima as the format has them.
+///
+/// With `SIGNED`, codes of formats without minima are two's complement; otherwise they are offset by
+/// 128. Those with minima have no sign.
+#[repr(align(64))]
+pub(super) struct Unpacked<S, const SIGNED: bool> {
+    room: MaybeUninit<[u8; wide::PANELS * BLOCKS * (CODES + 4 * VECTOR)]>,
+    source: PhantomData<S>,
+}
+
+/// Where the parts of an unpacked block are.
+pub(super) struct Place<S>(PhantomData<S>);
+
+impl<S: Source> Place<S> {
+    /// Minima in a block.
+    pub(super) const MINIMA: usize = CODES + S::LAYOUT.subs * VECTOR;
+    /// Bytes of a block.
+    pub(super) const BLOCK: usize = if S::LAYOUT.has_min() {
+        Self::MINIMA + S::LAYOUT.subs * VECTOR
+    } else {
+        Self::MINIMA
+    };
+    /// Bytes from one panel to the next.
+    pub(super) const PANEL: usize = BLOCKS * Self::BLOCK;
+}
+
+impl<S: Source, const SIGNED: bool> Unpacked<S, SIGNED> {
+    pub(super) fn new() -> Self {
+        Unpacked {
+            room: MaybeUninit::uninit(),
+            source: PhantomData,
+        }
+    }
+
+    /// The first block of the first panel.
+    pub(super) fn blocks(&self) -> *const u8 {
+        self.room.as_ptr().cast()
+    }
+
+    /// Unpacks elements `first..first + count` of `panel` as panel `slot`; `first` is the first of a
+    /// segment.
+    pub(super) fn unpack(
+        &mut self,
+        part: &Part,
+        panel: usize,
+        slot: usize,
+        first: usize,
+        count: usize,
+    ) {
+        assert!(slot < wide::PANELS && count <= BLOCKS * BLOCK);
+        let panel = part.w.panel(panel).as_ptr();
+        for at in (0..count / BLOCK).step_by(SEGMENT) {
+            let segment = (first / BLOCK + at) / SEGMENT;
+            let to = slot * Place::<S>::PANEL + at * Place::<S>::BLOCK;
+            // SAFETY: `Isa::Avx512` runs only where the processor offers the features; `first` is
+            // the first element of a segment of the panel, and there is room for the segment in
+            // slot `slot`.
+            unsafe {
+                let to = self.room.as_mut_ptr().cast::<u8>().add(to);
+                read::<S, SIGNED>(panel, part.blocks(), segment, to);
+            }
+        }
+    }
+}
+
+/// Where the elements that are unpacked with element `first` lie in a panel.
+pub(super) fn slab_bytes<S: Source>(first: usize) -> Range<usize> {
+    let bytes = S::LAYOUT.segment_bytes(SEGMENT);
+    let start = first / (SEGMENT * BLOCK) * bytes;
+    start..start + BLOCKS / SEGMENT * bytes
+}
+
+/// Unpacks segment `at` of `panel`.
+///
+/// # Safety
+/// The processor offers the features; the segment lies in the panel of so many blocks, and `to`, aligned
+/// to 64 bytes, has room for its own.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn read<S: Source, const SIGNED: bool>(
+    panel: *const u8,
+    blocks: usize,
+    at: usize,
+    to: *mut u8,
+) {
+    let layout = S::LAYOUT;
+    // SAFETY: the caller's promise; blocks are counted inside the segment.
+    unsafe {
+        let (segment, count) = Segment::at::<S>(panel, blocks, at);
+        for b in 0..count {
+            let block = Block::unpack::<S>(segment.planes::<S>(b));
+            let to = to.add(b * Place::<S>::BLOCK);
+            for (g, mut code) in block.codes.into_iter().enumerate() {
+                if SIGNED && !layout.has_min() {
+                    code = _mm512_xor_si512(code, _mm512_set1_epi8(-128));
+                }
+                _mm512_store_si512(to.add(VECTOR * g).cast(), code);
+            }
+            for s in 0..layout.subs {
+                _mm512_store_ps(to.add(CODES + VECTOR * s).cast(), block.scale[s]);
+                if layout.has_min() {
+                    let min = to.add(Place::<S>::MINIMA + VECTOR * s);
+                    _mm512_store_ps(min.cast(), block.min[s]);
+                }
+            }
+        }
+    }
+}
