@@ -78,7 +78,10 @@ impl<E: Element, const R: usize> ScoreTile<'_, E, R> {
                 for _ in from..dim.min(from + block) {
                     if fetches {
                         for _ in 0..lines {
-                            next.next(l);
+                            match E::TYPE.scales(1) {
+                                0 => next.next_of_halves(l),
+                                _ => next.next(l),
+                            }
                         }
                     }
                     let mut keys = [l.splat(0.0); C];

@@ -149,7 +149,10 @@ impl<E: Element, S: Scaling, const R: usize> ValueTile<'_, E, S, R> {
         for _ in self.slots.clone() {
             if fetches {
                 for _ in 0..lines {
-                    next.next(l);
+                    match E::TYPE.scales(1) {
+                        0 => next.next_of_halves(l),
+                        _ => next.next(l),
+                    }
                 }
             }
             let mut values = [l.splat(0.0); C];
