@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 /// An instruction set that the kernels have a version for, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,8 +82,21 @@ impl Isa {
         }
     }
 
-    /// Whether this processor can run it.
+    /// The instruction set under whose name its results are kept: they are the same, bit for bit.
+    pub fn kept_as(self) -> Isa {
+        match self {
+            Isa::Amx => Isa::Avx512,
+            other => other,
+        }
+    }
+
+    /// Whether this processor can run it; kernels ask that at every call.
     pub fn is_available(self) -> bool {
+        static OFFERED: OnceLock<[bool; Isa::ALL.len()]> = OnceLock::new();
+        OFFERED.get_or_init(|| Isa::ALL.map(Isa::is_offered))[self as usize]
+    }
+
+    fn is_offered(self) -> bool {
         match self {
             Isa::Scalar => true,
             #[cfg(target_arch = "x86_64")]
@@ -92,10 +106,10 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => Isa::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
+            Isa::AvxVnni => Isa::Avx2.is_offered() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
-                Isa::Avx2.is_available()
+                Isa::Avx2.is_offered()
                     && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
@@ -103,16 +117,16 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Isa::Amx => Isa::Avx512.is_available() && tiles_are_granted(),
+            Isa::Amx => Isa::Avx512.is_offered() && tiles_are_granted(),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => {
-                Isa::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod")
+                Isa::Neon.is_offered() && std::arch::is_aarch64_feature_detected!("dotprod")
             }
             #[cfg(target_arch = "aarch64")]
             Isa::NeonI8mm => {
-                Isa::NeonDotprod.is_available() && std::arch::is_aarch64_feature_detected!("i8mm")
+                Isa::NeonDotprod.is_offered() && std::arch::is_aarch64_feature_detected!("i8mm")
             }
             // Those of other architectures.
             _ => false,
@@ -150,7 +164,6 @@ impl FromStr for Isa {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn tiles_are_granted() -> bool {
     use std::arch::x86_64::__cpuid_count;
-    use std::sync::OnceLock;
 
     /// Features of leaf 7 in `edx`: tiles, and their 8-bit products.
     const TILES: u32 = 1 << 24 | 1 << 25;
@@ -158,13 +171,10 @@ fn tiles_are_granted() -> bool {
     const ASK: libc::c_long = 0x1023;
     const TILE_DATA: libc::c_long = 18;
 
-    static GRANTED: OnceLock<bool> = OnceLock::new();
-    *GRANTED.get_or_init(|| {
-        let has_tiles = __cpuid_count(7, 0).edx & TILES == TILES;
-        // SAFETY: the call changes nothing but what this process may use; a system that does not
-        // know it returns an error.
-        has_tiles && unsafe { libc::syscall(libc::SYS_arch_prctl, ASK, TILE_DATA) } == 0
-    })
+    let has_tiles = __cpuid_count(7, 0).edx & TILES == TILES;
+    // SAFETY: the call changes nothing but what this process may use; a system that does not know it
+    // returns an error.
+    has_tiles && unsafe { libc::syscall(libc::SYS_arch_prctl, ASK, TILE_DATA) } == 0
 }
 
 /// All names, for messages.
@@ -198,7 +208,8 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_scalar_is_always_there() {
-        for isa in Isa::ALL {
+        for (at, isa) in Isa::ALL.into_iter().enumerate() {
+            assert_eq!(isa as usize, at, "availability is looked up by number");
             assert_eq!(isa.to_string().parse::<Isa>(), Ok(isa));
         }
         assert!(Isa::available().contains(&Isa::Scalar));

@@ -8,6 +8,7 @@ use crate::format::Format;
 use crate::matmul::Part;
 use crate::matmul::slab::{SLAB, Tile, slabs};
 use crate::matmul::source::{Source, with_source};
+use crate::memory::prefetch_farther;
 use crate::packed::layout::{BLOCK, LANES};
 
 /// Computes `part` with its weights as f32.
@@ -102,7 +103,9 @@ fn widen<const HALF: bool>(
             // SAFETY: `2 · count` vectors of eight lie at both places.
             unsafe {
                 let from = from.add(16 * i);
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(4096).cast());
+                if i % 4 == 0 {
+                    prefetch_farther(from.wrapping_add(4096));
+                }
                 let eight = _mm_loadu_si128(from.cast());
                 let wide = if HALF {
                     _mm256_cvtph_ps(eight)
