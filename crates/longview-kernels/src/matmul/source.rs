@@ -1,7 +1,9 @@
 //! Quantised formats as types, and where the blocks of a packed panel lie.
 
 use crate::format::Format;
-use crate::memory::{prefetch, prefetch_farther};
+#[cfg(target_arch = "x86_64")]
+use crate::memory::prefetch;
+use crate::memory::prefetch_farther;
 use crate::packed::layout::{Layout, SEGMENT};
 
 /// A quantised format, as a type.
@@ -136,12 +138,14 @@ pub(super) struct Planes {
 }
 
 /// Asks for weights some way ahead: in the same panels, or in those that come after all of them.
+#[cfg(target_arch = "x86_64")]
 pub(super) struct Ahead {
     panel_bytes: usize,
     /// Bytes of the other panels, between the end of one and what is read after it.
     skipped: usize,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Ahead {
     /// For `panels` panels of so many blocks that are read side by side.
     pub(super) fn new<S: Source>(panels: usize, blocks: usize) -> Ahead {
