@@ -59,22 +59,22 @@ impl Drop for Tiles {
 }
 
 /// Makes `$name(x, x_stride, w, sums)`: sums over the codes `w`, `[depth / 4][16][4]`, times the rows `x` of
-/// signed bytes are written to `sums`, `[16 rows][16]`. It uses tiles `$sum`, `$x` and `$w`; two that use
-/// others go side by side.
+/// signed bytes are written to `sums`, `[16 rows][16]`. The processor renames tiles: products that follow
+/// one another may use the same.
 ///
 /// Safety: [`Tiles`] are cut; so many bytes may be read and written there.
 macro_rules! product {
-    ($name:ident, $op:literal, $sum:literal, $x:literal, $w:literal) => {
+    ($name:ident, $op:literal) => {
         #[inline(always)]
         pub(super) unsafe fn $name(x: *const u8, x_stride: usize, w: *const u8, sums: *mut i32) {
             // SAFETY: the caller's promise.
             unsafe {
                 asm!(
-                    concat!("tileloadd ", $x, ", [{x} + {x_stride}]"),
-                    concat!("tileloadd ", $w, ", [{w} + {row}]"),
-                    concat!("tilezero ", $sum),
-                    concat!($op, " ", $sum, ", ", $x, ", ", $w),
-                    concat!("tilestored [{sums} + {row}], ", $sum),
+                    "tileloadd tmm4, [{x} + {x_stride}]",
+                    "tileloadd tmm6, [{w} + {row}]",
+                    "tilezero tmm0",
+                    concat!($op, " tmm0, tmm4, tmm6"),
+                    "tilestored [{sums} + {row}], tmm0",
                     x = in(reg) x,
                     x_stride = in(reg) x_stride,
                     w = in(reg) w,
@@ -86,14 +86,8 @@ macro_rules! product {
         }
     };
 }
-product!(signed_0, "tdpbssd", "tmm0", "tmm4", "tmm6");
-product!(signed_1, "tdpbssd", "tmm1", "tmm5", "tmm7");
-product!(signed_2, "tdpbssd", "tmm2", "tmm4", "tmm6");
-product!(signed_3, "tdpbssd", "tmm3", "tmm5", "tmm7");
-product!(unsigned_0, "tdpbsud", "tmm0", "tmm4", "tmm6");
-product!(unsigned_1, "tdpbsud", "tmm1", "tmm5", "tmm7");
-product!(unsigned_2, "tdpbsud", "tmm2", "tmm4", "tmm6");
-product!(unsigned_3, "tdpbsud", "tmm3", "tmm5", "tmm7");
+product!(signed, "tdpbssd");
+product!(unsigned, "tdpbsud");
 
 /// So many products of whole tiles, of zeros: what the processor can do at most.
 ///

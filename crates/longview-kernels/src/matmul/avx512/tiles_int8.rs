@@ -166,27 +166,13 @@ impl Product {
         let halves = (x.wrapping_add(BLOCK / 2), w.wrapping_add(CODES / 2));
         // SAFETY: the caller's promise.
         unsafe {
-            match (layout.subs, layout.has_min(), b % 2) {
-                (1, false, 0) => tiles::signed_0(x, BLOCK, w, dots),
-                (1, false, _) => tiles::signed_1(x, BLOCK, w, dots),
-                (1, true, 0) => tiles::unsigned_0(x, BLOCK, w, dots),
-                (1, true, _) => tiles::unsigned_1(x, BLOCK, w, dots),
-                (_, false, 0) => {
-                    tiles::signed_0(x, BLOCK, w, dots);
-                    tiles::signed_1(halves.0, BLOCK, halves.1, dots.add(SUMS));
-                }
-                (_, false, _) => {
-                    tiles::signed_2(x, BLOCK, w, dots);
-                    tiles::signed_3(halves.0, BLOCK, halves.1, dots.add(SUMS));
-                }
-                (_, true, 0) => {
-                    tiles::unsigned_0(x, BLOCK, w, dots);
-                    tiles::unsigned_1(halves.0, BLOCK, halves.1, dots.add(SUMS));
-                }
-                (_, true, _) => {
-                    tiles::unsigned_2(x, BLOCK, w, dots);
-                    tiles::unsigned_3(halves.0, BLOCK, halves.1, dots.add(SUMS));
-                }
+            let product = match layout.has_min() {
+                true => tiles::unsigned,
+                false => tiles::signed,
+            };
+            product(x, BLOCK, w, dots);
+            if layout.subs == 2 {
+                product(halves.0, BLOCK, halves.1, dots.add(SUMS));
             }
         }
     }
