@@ -32,8 +32,10 @@ use crate::packed::Packed;
 use crate::packed::layout::{BLOCK, LANES};
 use plan::Plan;
 
-/// Panels that tiles of many rows take at most.
+/// Panels that many rows take together: as many as their sums leave registers for.
 const PANELS_TOGETHER: usize = 3;
+/// Panels that they take in tiles: as many as stay in the first-level cache beside the rows.
+const PANELS_IN_TILES: usize = 4;
 /// Panels that one group of rows takes together where rows are few: from several streams, more is on
 /// its way from memory.
 const PANELS_OF_ONE_GROUP: usize = 4;

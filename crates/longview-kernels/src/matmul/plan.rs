@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    FEW_GROUPS, PANELS_OF_ONE_GROUP, PANELS_OF_SOME_ROWS, PANELS_OF_TWO_GROUPS, PANELS_TOGETHER,
+    FEW_GROUPS, PANELS_IN_TILES, PANELS_OF_ONE_GROUP, PANELS_OF_SOME_ROWS, PANELS_OF_TWO_GROUPS, PANELS_TOGETHER,
     SOME_ROWS, needed,
 };
 use crate::activations::{Activations, Need, TILE_ROWS};
@@ -66,6 +66,7 @@ impl<'a> Plan<'a> {
             rows if groups > FEW_GROUPS && rows <= SOME_ROWS && ws.iter().all(int8) => {
                 PANELS_OF_SOME_ROWS
             }
+            _ if x.shape().in_tiles() && ws.iter().all(int8) => PANELS_IN_TILES,
             _ if many => PANELS_TOGETHER,
             _ if groups == 1 => PANELS_OF_ONE_GROUP,
             _ if groups == 2 => PANELS_OF_TWO_GROUPS,

@@ -13,11 +13,9 @@ use super::Part;
 use crate::packed::layout::LANES;
 
 /// Panels that are walked together at most.
-pub(super) const PANELS: usize = super::PANELS_TOGETHER;
+pub(super) const PANELS: usize = super::PANELS_IN_TILES;
 /// Rows of a block at most.
 pub(super) const ROWS: usize = 384;
-/// Numbers from one row of a block's sums to the next.
-const SUMS_STRIDE: usize = PANELS * LANES;
 
 /// What a walk does with a slab.
 pub(super) trait Kernel {
@@ -141,14 +139,14 @@ impl At<*mut f32> {
 
 /// What all rows' sums are in the beginning.
 #[repr(align(64))]
-struct Zeros([f32; SUMS_STRIDE]);
+struct Zeros([f32; PANELS * LANES]);
 
-static ZEROS: Zeros = Zeros([0.0; SUMS_STRIDE]);
+static ZEROS: Zeros = Zeros([0.0; PANELS * LANES]);
 
 /// Room for the sums of a block of rows.
 #[repr(align(64))]
 struct Sums {
-    _room: [f32; ROWS * SUMS_STRIDE],
+    _room: [f32; ROWS * PANELS * LANES],
 }
 
 /// Computes `part`, whose rows come in groups of four.
@@ -168,6 +166,7 @@ pub(super) fn walk<K: Kernel>(part: &Part, kernel: &mut K) {
                     group,
                     end,
                     sums,
+                    stride: K::PANELS * LANES,
                 };
                 block.slabs(kernel, wide);
             }
@@ -185,6 +184,8 @@ struct Block<'a> {
     end: usize,
     /// Room for `ROWS` rows.
     sums: *mut f32,
+    /// Numbers from one row of it to the next.
+    stride: usize,
 }
 
 impl Block<'_> {
@@ -236,10 +237,10 @@ impl Block<'_> {
         ahead: &'a mut Ahead,
     ) -> Tiles<'a> {
         // SAFETY: inside the block's sums, or behind the last.
-        let sums = unsafe { self.sums.add(4 * (groups.start - self.group) * SUMS_STRIDE) };
+        let sums = unsafe { self.sums.add(4 * (groups.start - self.group) * self.stride) };
         let sums = At {
             start: sums,
-            stride: SUMS_STRIDE,
+            stride: self.stride,
         };
         let mut tiles = Tiles {
             panels: self.panels,
@@ -316,7 +317,7 @@ impl Block<'_> {
         for row in 4 * groups.start..self.part.x.rows().min(4 * groups.end) {
             for slot in 0..self.panels {
                 let panel = self.panel + slot;
-                let at = (row - 4 * self.group) * SUMS_STRIDE + slot * LANES;
+                let at = (row - 4 * self.group) * self.stride + slot * LANES;
                 // SAFETY: inside the block's sums.
                 let sums = unsafe { self.sums.add(at) };
                 work(self.part.out(row, panel), sums, self.part.lanes(panel));

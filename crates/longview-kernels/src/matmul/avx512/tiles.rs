@@ -58,36 +58,57 @@ impl Drop for Tiles {
     }
 }
 
-/// Makes `$name(x, x_stride, w, sums)`: sums over the codes `w`, `[depth / 4][16][4]`, times the rows `x` of
-/// signed bytes are written to `sums`, `[16 rows][16]`. The processor renames tiles: products that follow
-/// one another may use the same.
+/// Makes `$name(x, x_stride, w)`: sums over the codes `w`, `[depth / 4][16][4]`, times the rows `x` of
+/// signed bytes, `[16 rows][16]`, are in the tiles of sums `$sums`.
 ///
-/// Safety: [`Tiles`] are cut; so many bytes may be read and written there.
+/// Safety: [`Tiles`] are cut; so many bytes may be read there.
 macro_rules! product {
-    ($name:ident, $op:literal) => {
+    ($name:ident, $op:literal, $sums:literal, $x:literal, $w:literal) => {
         #[inline(always)]
-        pub(super) unsafe fn $name(x: *const u8, x_stride: usize, w: *const u8, sums: *mut i32) {
+        pub(super) unsafe fn $name(x: *const u8, x_stride: usize, w: *const u8) {
             // SAFETY: the caller's promise.
             unsafe {
                 asm!(
-                    "tileloadd tmm4, [{x} + {x_stride}]",
-                    "tileloadd tmm6, [{w} + {row}]",
-                    "tilezero tmm0",
-                    concat!($op, " tmm0, tmm4, tmm6"),
-                    "tilestored [{sums} + {row}], tmm0",
+                    concat!("tileloadd ", $x, ", [{x} + {x_stride}]"),
+                    concat!("tileloadd ", $w, ", [{w} + {row}]"),
+                    concat!("tilezero ", $sums),
+                    concat!($op, " ", $sums, ", ", $x, ", ", $w),
                     x = in(reg) x,
                     x_stride = in(reg) x_stride,
                     w = in(reg) w,
                     row = in(reg) ROW,
+                    options(nostack, readonly, preserves_flags)
+                );
+            }
+        }
+    };
+}
+product!(signed_first, "tdpbssd", "tmm0", "tmm4", "tmm6");
+product!(signed_second, "tdpbssd", "tmm1", "tmm5", "tmm7");
+product!(unsigned_first, "tdpbsud", "tmm0", "tmm4", "tmm6");
+product!(unsigned_second, "tdpbsud", "tmm1", "tmm5", "tmm7");
+
+/// Makes `$name(sums)`, which writes the sums in the tile `$tile`, `[16 rows][16]`.
+///
+/// Safety: [`Tiles`] are cut; so many numbers may be written there.
+macro_rules! store {
+    ($name:ident, $tile:literal) => {
+        #[inline(always)]
+        pub(super) unsafe fn $name(sums: *mut i32) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    concat!("tilestored [{sums} + {row}], ", $tile),
                     sums = in(reg) sums,
+                    row = in(reg) ROW,
                     options(nostack, preserves_flags)
                 );
             }
         }
     };
 }
-product!(signed, "tdpbssd");
-product!(unsigned, "tdpbsud");
+store!(store_first, "tmm0");
+store!(store_second, "tmm1");
 
 /// So many products of whole tiles, of zeros: what the processor can do at most.
 ///

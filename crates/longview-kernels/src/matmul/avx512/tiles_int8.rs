@@ -39,12 +39,18 @@ pub(super) fn tiles_int8<S: Source>(part: &Part) {
 const GROUPS: usize = TILE_ROWS / 4;
 /// Bytes of a record.
 const RECORD: usize = TILE_ROWS * ROW_RECORD;
-/// Blocks whose sums are kept: those in the making, and the one that is scaled.
-const KEPT: usize = AHEAD + 1;
-/// Blocks that products are ahead of the scaling.
-const AHEAD: usize = 3;
+/// Blocks whose sums are kept: one that is scaled, and the one after it.
+const KEPT: usize = 2;
+/// Blocks that are worked on together: registers take turns, and halves take both of them.
+const fn turns<S: Source>() -> usize {
+    2 / S::LAYOUT.subs
+}
+/// Steps of a product at least, so that what is begun ahead belongs to the next one at most.
+const STEPS: usize = 4;
 /// Numbers of a tile of sums.
 const SUMS: usize = TILE_ROWS * LANES;
+/// Added to a sum as an integer, it makes the bits of the float 1.5 · 2²³ + sum.
+const SHIFT: i32 = 0x4B40_0000;
 
 /// Slabs of panels, unpacked, and the sums of tile products.
 struct Tiled<S> {
@@ -79,23 +85,46 @@ impl<S: Source> Kernel for Tiled<S> {
         let records = &part.x.records()[lots.start * stride..lots.end * stride];
         let mut x = records.as_ptr().wrapping_add(first / BLOCK * RECORD);
         let panels = tiles.panels;
+        let of_panel = |p: usize| {
+            let blocks = self.unpacked.blocks();
+            blocks.wrapping_add(p * Place::<S>::PANEL)
+        };
+        let mut begun = false;
         while tiles.groups > 0 {
             let groups = tiles.groups.min(GROUPS);
+            let more = tiles.groups > groups;
             let Some(tile) = tiles.next(groups) else {
                 break;
             };
             for p in 0..panels {
+                let at = Blocks { w: of_panel(p), x };
+                let next = match p + 1 < panels {
+                    true => Blocks {
+                        w: of_panel(p + 1),
+                        x,
+                    },
+                    false if more => Blocks {
+                        w: of_panel(0),
+                        x: x.wrapping_add(stride),
+                    },
+                    false => at,
+                };
                 let product = Product {
-                    w: self.unpacked.blocks().wrapping_add(p * Place::<S>::PANEL),
-                    x,
+                    at,
+                    next,
                     blocks: count / BLOCK,
                     dots: self.dots.as_mut_ptr().cast(),
                     from: tile.from.panel(p),
                     to: tile.to.panel(p),
                 };
                 // SAFETY: the processor offers the features, and tiles are cut; so many blocks of so
-                // many panels are unpacked, and the records of the tiles' rows are there.
+                // many panels are unpacked, and the records of the tiles' rows are there. Each
+                // product begins the next.
                 unsafe {
+                    if !begun {
+                        product.begin::<S>();
+                        begun = true;
+                    }
                     match groups {
                         1 => product.add::<S, 4>(),
                         2 => product.add::<S, 8>(),
@@ -111,10 +140,10 @@ impl<S: Source> Kernel for Tiled<S> {
 
 /// Some blocks of a panel times the rows of a tile.
 struct Product {
-    /// The first block, unpacked.
-    w: *const u8,
-    /// The first record.
-    x: *const u8,
+    /// What is multiplied.
+    at: Blocks,
+    /// What is multiplied next.
+    next: Blocks,
     blocks: usize,
     /// Room for [`Dots`].
     dots: *mut i32,
@@ -124,29 +153,55 @@ struct Product {
     to: At<*mut f32>,
 }
 
+/// Blocks of a panel and of the rows of a tile.
+#[derive(Clone, Copy)]
+struct Blocks {
+    /// The first block, unpacked.
+    w: *const u8,
+    /// The first record.
+    x: *const u8,
+}
+
 impl Product {
-    /// Adds to the sums of the first `R` rows.
+    /// Begins the first steps.
+    ///
+    /// # Safety
+    /// As [`Product::add`].
+    #[inline(always)]
+    unsafe fn begin<S: Source>(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for b in 0..turns::<S>() {
+                self.multiply::<S>(b);
+            }
+            self.store::<S>(0);
+            self.multiply::<S>(turns::<S>());
+        }
+    }
+
+    /// Adds to the sums of the first `R` rows, the first steps having begun, and begins those of the next
+    /// product.
     ///
     /// # Safety
     /// The processor offers the features, and tiles are cut for blocks of `S`; pointers are as their
     /// fields say, the sums those of at least `R` rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
     unsafe fn add<S: Source, const R: usize>(&self) {
-        let of_block = |b: usize| self.dots.wrapping_add(b % KEPT * 2 * SUMS);
         let mut sums = [_mm512_setzero_ps(); TILE_ROWS];
         // SAFETY: blocks are counted, and there is room for the sums of the next ones.
         unsafe {
             each!(r < R, {
                 sums[r] = _mm512_loadu_ps(self.from.start.add(r * self.from.stride));
             } of 16);
-            for b in 0..AHEAD.min(self.blocks) {
-                self.multiply::<S>(b, of_block(b));
-            }
-            for b in 0..self.blocks {
-                if b + AHEAD < self.blocks {
-                    self.multiply::<S>(b + AHEAD, of_block(b + AHEAD));
-                }
-                self.scale::<S, R>(b, of_block(b), &mut sums);
+            for first in (0..self.steps()).step_by(2) {
+                each!(turn < 2, {
+                    let b = first + turn;
+                    self.store::<S>(b + 1);
+                    self.multiply::<S>(b + 1 + turns::<S>());
+                    if b < self.blocks {
+                        self.scale::<S, R>(b, &mut sums);
+                    }
+                } of 2);
             }
             each!(r < R, {
                 _mm512_storeu_ps(self.to.start.add(r * self.to.stride), sums[r]);
@@ -154,60 +209,107 @@ impl Product {
         }
     }
 
-    /// Writes the sums of block `b`, of each half where halves have scales of their own, to `dots`.
+    /// Steps that blocks take: an even number, as registers take turns.
+    #[inline(always)]
+    fn steps(&self) -> usize {
+        self.blocks.next_multiple_of(2).max(STEPS)
+    }
+
+    /// The block and the record of step `b`, which may be one of the next product. Steps without a block
+    /// repeat the last one.
+    #[inline(always)]
+    fn step<S: Source>(&self, b: usize) -> Blocks {
+        let (of, b) = match b.checked_sub(self.steps()) {
+            None => (self.at, b),
+            Some(b) => (self.next, b),
+        };
+        let b = b.min(self.blocks - 1);
+        Blocks {
+            w: of.w.wrapping_add(b * Place::<S>::BLOCK),
+            x: of.x.wrapping_add(b * RECORD),
+        }
+    }
+
+    /// Where the sums of step `b` go.
+    #[inline(always)]
+    fn dots(&self, b: usize) -> *mut i32 {
+        self.dots.wrapping_add(b % KEPT * 2 * SUMS)
+    }
+
+    /// Multiplies the block of step `b`, in two halves where they have scales of their own.
     ///
     /// # Safety
-    /// As [`Product::add`]; there is room for the sums.
+    /// As [`Product::add`].
     #[inline(always)]
-    unsafe fn multiply<S: Source>(&self, b: usize, dots: *mut i32) {
+    unsafe fn multiply<S: Source>(&self, b: usize) {
         let layout = S::LAYOUT;
-        let x = self.x.wrapping_add(b * RECORD);
-        let w = self.w.wrapping_add(b * Place::<S>::BLOCK);
+        let Blocks { w, x } = self.step::<S>(b);
         let halves = (x.wrapping_add(BLOCK / 2), w.wrapping_add(CODES / 2));
         // SAFETY: the caller's promise.
         unsafe {
-            let product = match layout.has_min() {
-                true => tiles::unsigned,
-                false => tiles::signed,
-            };
-            product(x, BLOCK, w, dots);
-            if layout.subs == 2 {
-                product(halves.0, BLOCK, halves.1, dots.add(SUMS));
+            match (layout.has_min(), layout.subs == 2 || b % 2 == 0) {
+                (false, true) => tiles::signed_first(x, BLOCK, w),
+                (false, false) => tiles::signed_second(x, BLOCK, w),
+                (true, true) => tiles::unsigned_first(x, BLOCK, w),
+                (true, false) => tiles::unsigned_second(x, BLOCK, w),
+            }
+            match layout.has_min() {
+                _ if layout.subs == 1 => {}
+                false => tiles::signed_second(halves.0, BLOCK, halves.1),
+                true => tiles::unsigned_second(halves.0, BLOCK, halves.1),
             }
         }
     }
 
-    /// Adds the scaled `dots` of block `b` to the `sums` of `R` rows: the operations of every other kernel,
+    /// Writes the sums of step `b`, which has been multiplied, to its [`Product::dots`].
+    ///
+    /// # Safety
+    /// As [`Product::add`]; there is room for the sums.
+    #[inline(always)]
+    unsafe fn store<S: Source>(&self, b: usize) {
+        let dots = self.dots(b);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if S::LAYOUT.subs == 2 {
+                tiles::store_first(dots);
+                tiles::store_second(dots.add(SUMS));
+            } else if b % 2 == 0 {
+                tiles::store_first(dots);
+            } else {
+                tiles::store_second(dots);
+            }
+        }
+    }
+
+    /// Adds the scaled sums of block `b` to the `sums` of `R` rows: the operations of every other kernel,
     /// in their order.
     ///
     /// # Safety
-    /// As [`Product::add`]; the dots are there.
+    /// As [`Product::add`]; the sums of the block are stored.
     #[inline(always)]
-    unsafe fn scale<S: Source, const R: usize>(
-        &self,
-        b: usize,
-        dots: *const i32,
-        sums: &mut [__m512; TILE_ROWS],
-    ) {
+    unsafe fn scale<S: Source, const R: usize>(&self, b: usize, sums: &mut [__m512; TILE_ROWS]) {
         let layout = S::LAYOUT;
         // SAFETY: what is read lies inside the block and its record.
         unsafe {
-            let w = self.w.add(b * Place::<S>::BLOCK);
-            let record = self.x.add(b * RECORD);
+            let w = self.at.w.add(b * Place::<S>::BLOCK);
+            let record = self.at.x.add(b * RECORD);
             let field =
                 |i: usize, r: usize| record.add(TILE_ROWS * BLOCK + 4 * (TILE_ROWS * i + r));
             let float = |i: usize, r: usize| field(i, r).cast::<f32>().read();
             let scale = |s: usize| _mm512_load_ps(w.add(CODES + VECTOR * s).cast());
             let min = |s: usize| _mm512_load_ps(w.add(Place::<S>::MINIMA + VECTOR * s).cast());
+            let dots = self.dots(b);
             let dot = |s: usize, r: usize| {
-                let dot = dots.add(s * SUMS + r * LANES);
-                _mm512_cvtepi32_ps(_mm512_load_si512(dot.cast()))
+                _mm512_load_si512(dots.add(s * SUMS + r * LANES).cast())
             };
             let (low, high) = (scale(0), scale(layout.subs - 1));
+            let (shift, shifted) = (_mm512_set1_epi32(SHIFT), f32::from_bits(SHIFT as u32));
+            let unshift = _mm512_mul_ps(low, _mm512_set1_ps(-shifted));
             each!(r < R, {
-                let mut sum = _mm512_mul_ps(dot(0, r), low);
+                let dot_shifted = _mm512_castsi512_ps(_mm512_add_epi32(dot(0, r), shift));
+                let mut sum = _mm512_fmadd_ps(dot_shifted, low, unshift);
                 if layout.subs == 2 {
-                    sum = _mm512_fmadd_ps(dot(1, r), high, sum);
+                    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot(1, r)), high, sum);
                 }
                 if layout.has_min() && layout.subs == 1 {
                     sum = _mm512_fmadd_ps(min(0), _mm512_set1_ps(float(3, r)), sum);

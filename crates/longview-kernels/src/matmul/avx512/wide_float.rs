@@ -13,9 +13,9 @@ use super::float::{Brain, Element, Half, Single};
 use super::int8::fence;
 use super::unpack::Block;
 use crate::format::Format;
-use crate::matmul::Part;
 use crate::matmul::source::{Segment, Source, with_source};
-use crate::matmul::wide::{self, Kernel, Tile, Tiles, walk};
+use crate::matmul::wide::{Kernel, Tile, Tiles, walk};
+use crate::matmul::{PANELS_TOGETHER, Part};
 use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Elements of k that are unpacked at a time.
@@ -38,7 +38,7 @@ fn quantised<S: Source>(part: &Part) {
 /// A slab of each panel of a tile, `[panel][k][16]`.
 #[repr(align(64))]
 struct Unpacked<W> {
-    floats: MaybeUninit<[[f32; SLAB * LANES]; wide::PANELS]>,
+    floats: MaybeUninit<[[f32; SLAB * LANES]; PANELS_TOGETHER]>,
     weights: PhantomData<W>,
 }
 
@@ -52,7 +52,7 @@ impl<W> Unpacked<W> {
 }
 
 impl<W: Weights> Kernel for Unpacked<W> {
-    const PANELS: usize = 3;
+    const PANELS: usize = PANELS_TOGETHER;
     const GROUPS: usize = 2;
     const BLOCK_GROUPS: usize = 24;
     const SLAB: usize = SLAB;

@@ -12,9 +12,9 @@ use super::each;
 use super::int8::fence;
 use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
 use crate::activations::ROW_RECORD;
-use crate::matmul::Part;
 use crate::matmul::source::Source;
-use crate::matmul::wide::{self, Kernel, Tile, Tiles, walk};
+use crate::matmul::wide::{Kernel, Tile, Tiles, walk};
+use crate::matmul::{PANELS_TOGETHER, Part};
 use crate::packed::layout::{BLOCK, LANES};
 
 /// Computes `part`, of at least four rows.
@@ -26,7 +26,7 @@ pub(super) fn wide_int8<S: Source>(part: &Part) {
 struct Wide<S>(Unpacked<S, false>);
 
 impl<S: Source> Kernel for Wide<S> {
-    const PANELS: usize = wide::PANELS;
+    const PANELS: usize = PANELS_TOGETHER;
     const GROUPS: usize = 1;
     const BLOCK_GROUPS: usize = 48;
     const SLAB: usize = BLOCKS * BLOCK;
