@@ -1,6 +1,7 @@
 //! What is known of a model before its weights are loaded: its description, its tokenizer, and the
 //! memory a context will need.
 
+use longview_kernels::Isa;
 use longview_kv::{KvForms, Ledger, largest};
 use longview_models::{ModelFile, Workspace};
 use longview_text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
@@ -59,6 +60,7 @@ pub fn plan(options: &EngineOptions, tokens: usize) -> Result<MemoryPlan, Engine
         kv_forms,
         chunk_tokens: options.chunk_tokens.max(1),
         threads: options.threads.unwrap_or_else(processor_cores),
+        isa: Isa::from_environment()?,
         program: FirstProgram::now(file.weight_file()).planned_bytes(),
         index: 0,
         ledger: &Ledger::with_limit(options.memory_bytes.unwrap_or(u64::MAX)),
@@ -186,6 +188,7 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) kv_forms: KvForms,
     pub(crate) chunk_tokens: usize,
     pub(crate) threads: usize,
+    pub(crate) isa: Isa,
     /// Bytes of the program with the vocabulary.
     pub(crate) program: u64,
     /// Bytes of what is known of the blocks in the store.
@@ -212,6 +215,7 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
         kv_forms,
         chunk_tokens,
         threads,
+        isa,
         program,
         index,
         ledger,
@@ -221,7 +225,7 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
     let layout = blueprint.kv_layout(kv_forms);
     let limit = Some(ledger.limit()).filter(|&limit| limit != u64::MAX);
     let weights = file.weights_bytes();
-    let scratch = Workspace::predicted_bytes(blueprint, chunk_tokens, 1, threads);
+    let scratch = Workspace::predicted_bytes(blueprint, chunk_tokens, 1, threads, isa);
     // Every question is asked of a fork, so that the document can be asked again.
     let kv = |tokens: usize| {
         layout.context_bytes(tokens, chunk_tokens) + layout.fork_bytes(chunk_tokens)

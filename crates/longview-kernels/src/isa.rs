@@ -90,6 +90,16 @@ impl Isa {
         }
     }
 
+    /// Rows that products with quantised weights take at once at most: their activations stay in the
+    /// second-level cache. More are taken in parts of about equal size, for each of which weights are
+    /// unpacked anew.
+    pub fn rows_together(self) -> usize {
+        match self {
+            Isa::Amx => 256,
+            _ => 192,
+        }
+    }
+
     /// Whether this processor can run it; kernels ask that at every call.
     pub fn is_available(self) -> bool {
         static OFFERED: OnceLock<[bool; Isa::ALL.len()]> = OnceLock::new();

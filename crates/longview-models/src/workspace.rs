@@ -1,11 +1,11 @@
 //! The buffers of a forward pass, kept between passes.
 
 use longview_kernels::rope::RotaryRows;
-use longview_kernels::{Activations, Floats};
+use longview_kernels::{Activations, Floats, Isa};
 use longview_kv::{AttendWorkspace, RecurrentWorkspace};
 
 use crate::blueprint::{Blueprint, Mixer, MlpBlueprint};
-use crate::decoder::ROWS_PER_BLOCK;
+use crate::decoder::rows_per_block;
 use crate::profile::{Profile, Work};
 
 /// The current wave of activations. Buffers grow to the largest pass seen and stay.
@@ -98,12 +98,13 @@ impl Workspace {
     }
 
     /// Bytes that passes of up to `rows` rows, `wanted` of them with logits, need with `threads`
-    /// threads.
+    /// threads on `isa`.
     pub fn predicted_bytes(
         blueprint: &Blueprint,
         rows: usize,
         wanted: usize,
         threads: usize,
+        isa: Isa,
     ) -> u64 {
         let widest = |of: &dyn Fn(&crate::blueprint::LayerBlueprint) -> usize| {
             blueprint.layers.iter().map(of).max().unwrap_or(0)
@@ -135,7 +136,7 @@ impl Workspace {
         // Inputs of products are held once as they are and once as int8 blocks with scales;
         // attention holds queries and accumulators of all its tasks, and each thread its tile and
         // four rows of an input.
-        let block = rows.min(ROWS_PER_BLOCK);
+        let block = rows.min(rows_per_block(isa));
         let inputs = (rows * q.max(blueprint.hidden)).max(block * ffn);
         let per_row =
             blueprint.hidden + q.max(blueprint.hidden) + 3 * q + heads + 2 * kv + mixture + turns;

@@ -73,7 +73,7 @@ pub(crate) const ROW_RECORD: usize = BLOCK + 16;
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
 /// Rows from which on products take them in tiles, where there are tiles.
-const TILES_FROM: usize = 64;
+const TILES_FROM: usize = 48;
 
 impl Activations {
     /// Empty: no rows.

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    FEW_GROUPS, PANELS_IN_TILES, PANELS_OF_ONE_GROUP, PANELS_OF_SOME_ROWS, PANELS_OF_TWO_GROUPS, PANELS_TOGETHER,
-    SOME_ROWS, needed,
+    FEW_GROUPS, PANELS_IN_TILES, PANELS_OF_ONE_GROUP, PANELS_OF_SOME_ROWS, PANELS_OF_TWO_GROUPS,
+    PANELS_TOGETHER, SOME_ROWS, needed,
 };
 use crate::activations::{Activations, Need, TILE_ROWS};
 use crate::exec::Exec;
@@ -35,11 +35,9 @@ pub(super) struct Plan<'a> {
 const TILE_GROUPS: usize = 3;
 /// Rows from which on a product is not limited by memory.
 const MANY_ROWS: usize = 25;
-/// Row groups of a block: with int8 activations, of which 2,048 stay cached, and with f32, of which
-/// 1,024 do.
-const INT8_GROUPS: usize = 48;
+/// Row groups of a block with f32 activations, of which 1,024 stay cached; with int8 activations it
+/// is as many as [`crate::Isa::rows_together`] says, and 2,048 stay cached.
 const FLOAT_GROUPS: usize = 24;
-const TILED_GROUPS: usize = 96;
 /// Weights that a task of up to eight rows should at least read: a microsecond and more.
 const TASK_BYTES: usize = 48 << 10;
 /// What `share` counts: eighths.
@@ -49,12 +47,12 @@ impl<'a> Plan<'a> {
     /// The tasks of x · Wᵀ for each of `ws`.
     pub(super) fn new(exec: &Exec, x: &Activations, ws: &'a [&'a Packed]) -> Plan<'a> {
         let groups = if x.rows() == 0 { 0 } else { x.shape().groups };
+        let int8_groups = exec.usable_isa().rows_together() / 4;
         let most = ws.iter().map(|w| match needed(exec.numerics, w.format()) {
-            Need::Int8 if x.shape().in_tiles() => TILED_GROUPS,
-            Need::Int8 => INT8_GROUPS,
+            Need::Int8 => int8_groups,
             _ => FLOAT_GROUPS,
         });
-        let blocks = groups.div_ceil(most.min().unwrap_or(INT8_GROUPS)).max(1);
+        let blocks = groups.div_ceil(most.min().unwrap_or(int8_groups)).max(1);
         let tile = match x.shape().in_tiles() {
             true => TILE_ROWS / x.shape().group,
             false => TILE_GROUPS,

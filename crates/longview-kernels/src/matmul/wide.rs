@@ -15,7 +15,7 @@ use crate::packed::layout::LANES;
 /// Panels that are walked together at most.
 pub(super) const PANELS: usize = super::PANELS_IN_TILES;
 /// Rows of a block at most.
-pub(super) const ROWS: usize = 384;
+pub(super) const ROWS: usize = 256;
 
 /// What a walk does with a slab.
 pub(super) trait Kernel {

@@ -1,7 +1,7 @@
 //! The feed-forward part of a layer: one gated part, or the experts that a router picks.
 
 use longview_kernels::activation::{self, Activation};
-use longview_kernels::{Activations, Exec, Floats, Need, matmul, matmul_many};
+use longview_kernels::{Activations, Exec, Floats, Isa, Need, matmul, matmul_many};
 
 use super::entry::Entry;
 use super::{add_bias, needs};
@@ -10,9 +10,12 @@ use crate::load::{Gated, Linear, Shared};
 use crate::profile::{Profile, Work};
 use crate::workspace::Workspace;
 
-/// Rows of a block at most: what a block's gate and up take together, 12 MiB for a feed-forward
-/// part of 8,192, stays in the last-level cache, and its buffers do not grow with the pass.
-pub(crate) const ROWS_PER_BLOCK: usize = 192;
+/// Rows of a block at most: as many as products take at once. What a block's gate and up take
+/// together, 12 MiB for 192 rows of a feed-forward part of 8,192, stays in the last-level cache, and its
+/// buffers do not grow with the pass.
+pub(crate) fn rows_per_block(isa: Isa) -> usize {
+    isa.rows_together()
+}
 /// The same where activations stay floats: products take no more rows at once then.
 const FLOAT_ROWS_PER_BLOCK: usize = 96;
 
@@ -35,7 +38,7 @@ pub(super) fn from_stream(
     } = w;
     let width = entry.norm.len();
     let need = needs(exec, &[&mlp.gate.weight, &mlp.up.weight]);
-    let step = block_rows(normed.len() / width, need) * width;
+    let step = block_rows(exec, normed.len() / width, need) * width;
     for (hidden, x) in hidden.chunks_mut(step).zip(normed.chunks_mut(step)) {
         entry.prepare(exec, hidden, x, need, activations);
         lap(profile, Work::Norms);
@@ -61,21 +64,22 @@ fn gated(
 ) {
     let hidden = x.len() / rows;
     let need = needs(exec, &[&mlp.gate.weight, &mlp.up.weight]);
-    for x in x.chunks_mut(block_rows(rows, need) * hidden) {
+    for x in x.chunks_mut(block_rows(exec, rows, need) * hidden) {
         activations.set(exec, x, x.len() / hidden, hidden, need);
         lap(profile, Work::Quantise);
         products(exec, mlp, activation, x, gate, up, activations, profile);
     }
 }
 
-/// Rows of a block. Blocks are of about equal size: one of few rows would wait for the weights.
-fn block_rows(rows: usize, need: Need) -> usize {
+/// Rows of a block, whole tiles of sixteen. Blocks are of about equal size: one of few rows would wait
+/// for the weights.
+fn block_rows(exec: &Exec, rows: usize, need: Need) -> usize {
     let most = match need {
-        Need::Int8 => ROWS_PER_BLOCK,
+        Need::Int8 => rows_per_block(exec.isa),
         Need::F32 | Need::Both => FLOAT_ROWS_PER_BLOCK,
     };
     let blocks = rows.div_ceil(most).max(1);
-    rows.div_ceil(blocks).next_multiple_of(4).max(1)
+    rows.div_ceil(blocks).next_multiple_of(16).max(1)
 }
 
 /// `out` becomes `down(activation(gate(x)) · up(x))` of the rows `x` that `activations` holds.

@@ -89,30 +89,34 @@ impl<S: Source> Kernel for Tiled<S> {
             let blocks = self.unpacked.blocks();
             blocks.wrapping_add(p * Place::<S>::PANEL)
         };
+        let blocks = count / BLOCK;
+        let mut front = Front {
+            at: Blocks { w: of_panel(0), x },
+            left: steps(blocks),
+            idle: steps(blocks) - blocks,
+        };
         let mut begun = false;
         while tiles.groups > 0 {
             let groups = tiles.groups.min(GROUPS);
-            let more = tiles.groups > groups;
             let Some(tile) = tiles.next(groups) else {
                 break;
             };
             for p in 0..panels {
-                let at = Blocks { w: of_panel(p), x };
                 let next = match p + 1 < panels {
                     true => Blocks {
                         w: of_panel(p + 1),
                         x,
                     },
-                    false if more => Blocks {
+                    // After the last tile its first product begins once more, and is never scaled.
+                    false => Blocks {
                         w: of_panel(0),
-                        x: x.wrapping_add(stride),
+                        x: x.wrapping_add(if tiles.groups > 0 { stride } else { 0 }),
                     },
-                    false => at,
                 };
                 let product = Product {
-                    at,
+                    at: Blocks { w: of_panel(p), x },
                     next,
-                    blocks: count / BLOCK,
+                    blocks,
                     dots: self.dots.as_mut_ptr().cast(),
                     from: tile.from.panel(p),
                     to: tile.to.panel(p),
@@ -122,14 +126,14 @@ impl<S: Source> Kernel for Tiled<S> {
                 // product begins the next.
                 unsafe {
                     if !begun {
-                        product.begin::<S>();
+                        product.begin::<S>(&mut front);
                         begun = true;
                     }
                     match groups {
-                        1 => product.add::<S, 4>(),
-                        2 => product.add::<S, 8>(),
-                        3 => product.add::<S, 12>(),
-                        _ => product.add::<S, 16>(),
+                        1 => product.add::<S, 4>(&mut front),
+                        2 => product.add::<S, 8>(&mut front),
+                        3 => product.add::<S, 12>(&mut front),
+                        _ => product.add::<S, 16>(&mut front),
                     }
                 }
             }
@@ -162,20 +166,34 @@ struct Blocks {
     x: *const u8,
 }
 
+/// What is multiplied next.
+struct Front {
+    at: Blocks,
+    /// Steps that are left of its product.
+    left: usize,
+    /// Those that repeat the last block, as there are no more.
+    idle: usize,
+}
+
+/// Steps that blocks take: an even number, as registers take turns.
+fn steps(blocks: usize) -> usize {
+    blocks.next_multiple_of(2).max(STEPS)
+}
+
 impl Product {
     /// Begins the first steps.
     ///
     /// # Safety
     /// As [`Product::add`].
     #[inline(always)]
-    unsafe fn begin<S: Source>(&self) {
+    unsafe fn begin<S: Source>(&self, front: &mut Front) {
         // SAFETY: the caller's promise.
         unsafe {
             for b in 0..turns::<S>() {
-                self.multiply::<S>(b);
+                self.multiply::<S>(b, front);
             }
             self.store::<S>(0);
-            self.multiply::<S>(turns::<S>());
+            self.multiply::<S>(turns::<S>(), front);
         }
     }
 
@@ -186,18 +204,18 @@ impl Product {
     /// The processor offers the features, and tiles are cut for blocks of `S`; pointers are as their
     /// fields say, the sums those of at least `R` rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn add<S: Source, const R: usize>(&self) {
+    unsafe fn add<S: Source, const R: usize>(&self, front: &mut Front) {
         let mut sums = [_mm512_setzero_ps(); TILE_ROWS];
         // SAFETY: blocks are counted, and there is room for the sums of the next ones.
         unsafe {
             each!(r < R, {
                 sums[r] = _mm512_loadu_ps(self.from.start.add(r * self.from.stride));
             } of 16);
-            for first in (0..self.steps()).step_by(2) {
+            for first in (0..steps(self.blocks)).step_by(2) {
                 each!(turn < 2, {
                     let b = first + turn;
                     self.store::<S>(b + 1);
-                    self.multiply::<S>(b + 1 + turns::<S>());
+                    self.multiply::<S>(b + 1 + turns::<S>(), front);
                     if b < self.blocks {
                         self.scale::<S, R>(b, &mut sums);
                     }
@@ -209,41 +227,21 @@ impl Product {
         }
     }
 
-    /// Steps that blocks take: an even number, as registers take turns.
-    #[inline(always)]
-    fn steps(&self) -> usize {
-        self.blocks.next_multiple_of(2).max(STEPS)
-    }
-
-    /// The block and the record of step `b`, which may be one of the next product. Steps without a block
-    /// repeat the last one.
-    #[inline(always)]
-    fn step<S: Source>(&self, b: usize) -> Blocks {
-        let (of, b) = match b.checked_sub(self.steps()) {
-            None => (self.at, b),
-            Some(b) => (self.next, b),
-        };
-        let b = b.min(self.blocks - 1);
-        Blocks {
-            w: of.w.wrapping_add(b * Place::<S>::BLOCK),
-            x: of.x.wrapping_add(b * RECORD),
-        }
-    }
-
     /// Where the sums of step `b` go.
     #[inline(always)]
     fn dots(&self, b: usize) -> *mut i32 {
         self.dots.wrapping_add(b % KEPT * 2 * SUMS)
     }
 
-    /// Multiplies the block of step `b`, in two halves where they have scales of their own.
+    /// Multiplies the block at the front, in two halves where they have scales of their own, with
+    /// the registers of step `b`.
     ///
     /// # Safety
     /// As [`Product::add`].
     #[inline(always)]
-    unsafe fn multiply<S: Source>(&self, b: usize) {
+    unsafe fn multiply<S: Source>(&self, b: usize, front: &mut Front) {
         let layout = S::LAYOUT;
-        let Blocks { w, x } = self.step::<S>(b);
+        let Blocks { w, x } = front.at;
         let halves = (x.wrapping_add(BLOCK / 2), w.wrapping_add(CODES / 2));
         // SAFETY: the caller's promise.
         unsafe {
@@ -258,6 +256,15 @@ impl Product {
                 false => tiles::signed_second(halves.0, BLOCK, halves.1),
                 true => tiles::unsigned_second(halves.0, BLOCK, halves.1),
             }
+        }
+        front.left -= 1;
+        if front.left == 0 {
+            (front.at, front.left) = (self.next, steps(self.blocks));
+        } else if front.left > front.idle {
+            front.at = Blocks {
+                w: w.wrapping_add(Place::<S>::BLOCK),
+                x: x.wrapping_add(RECORD),
+            };
         }
     }
 
@@ -299,9 +306,7 @@ impl Product {
             let scale = |s: usize| _mm512_load_ps(w.add(CODES + VECTOR * s).cast());
             let min = |s: usize| _mm512_load_ps(w.add(Place::<S>::MINIMA + VECTOR * s).cast());
             let dots = self.dots(b);
-            let dot = |s: usize, r: usize| {
-                _mm512_load_si512(dots.add(s * SUMS + r * LANES).cast())
-            };
+            let dot = |s: usize, r: usize| _mm512_load_si512(dots.add(s * SUMS + r * LANES).cast());
             let (low, high) = (scale(0), scale(layout.subs - 1));
             let (shift, shifted) = (_mm512_set1_epi32(SHIFT), f32::from_bits(SHIFT as u32));
             let unshift = _mm512_mul_ps(low, _mm512_set1_ps(-shifted));
