@@ -111,6 +111,7 @@ fn features() -> Vec<&'static str> {
     ];
     features
         .into_iter()
+        .chain([("amx-int8", longview::Isa::Amx.is_available())])
         .filter_map(|(name, present)| present.then_some(name))
         .collect()
 }

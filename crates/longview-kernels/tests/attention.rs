@@ -366,10 +366,10 @@ fn a_page_that_fills_up_later_changes_nothing() {
 
 #[test]
 fn a_number_that_is_none_is_not_hidden_from_rows_that_see_it() {
-    let quantised = [KvType::Q8, KvType::Q4].into_iter().chain(KvType::DOTTED);
+    let forms = || KvType::ALL.into_iter().chain(KvType::DOTTED);
     for (isa, kv_type) in Isa::available()
         .into_iter()
-        .flat_map(|isa| quantised.clone().map(move |kv_type| (isa, kv_type)))
+        .flat_map(|isa| forms().map(move |kv_type| (isa, kv_type)))
     {
         for (k_type, v_type) in [(kv_type, KvType::F32), (KvType::F32, kv_type)] {
             let geom = PageGeometry {
@@ -389,6 +389,37 @@ fn a_number_that_is_none_is_not_hidden_from_rows_that_see_it() {
             for (row, sees) in [(0, true), (1, true), (2, false)] {
                 let is_number = partials.acc(row).iter().all(|x| !x.is_nan());
                 assert_eq!(is_number, !sees, "{isa} {geom:?} row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_that_is_no_number_spoils_its_own_row_alone() {
+    for isa in Isa::available() {
+        for kv_type in KvType::ALL.into_iter().chain(KvType::DOTTED) {
+            let geom = PageGeometry {
+                head_dim: 64,
+                v_dim: 64,
+                k_type: kv_type,
+                v_type: kv_type,
+            };
+            let cache = Cache::new(geom, 130, 1.0, 1, 2);
+            let good = Noise(3).normals(4 * 64, 0.2);
+            let visible = [0..130, 0..130, 0..64, 0..70];
+            let expected = cache.attend(isa, &good, &visible, 0.0);
+            for spoilt in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut q = good.clone();
+                q[64 + 7] = spoilt;
+                let partials = cache.attend(isa, &q, &visible, 0.0);
+                for row in [0, 2, 3] {
+                    let same = bits(&partials, row) == bits(&expected, row);
+                    assert!(same, "{isa} {kv_type} row {row} beside {spoilt}");
+                }
+                let mut out = vec![0.0; 4 * 64];
+                partials.finish(isa, None, &mut out);
+                let is_number = out[64..128].iter().any(|x| !x.is_nan());
+                assert!(!(is_number && spoilt.is_nan()), "{isa} {kv_type} {spoilt}");
             }
         }
     }

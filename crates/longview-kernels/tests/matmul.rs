@@ -235,8 +235,15 @@ fn many_rows_and_panels_are_cut_into_every_kind_of_block() {
         for numerics in [Numerics::Default, Numerics::F32] {
             let exec = Exec::new(2, isa, numerics);
             for format in [Format::Q8_0, Format::Q2_K, Format::Q4_K, Format::F16] {
-                // Up to three panels together and a part of one; blocks of 96 and of 192 rows.
-                for (n, rows) in [(16, 197), (32, 98), (48, 50), (91, 205)] {
+                // Up to four panels together and a part of one; blocks of 96, 192 and 256 rows.
+                for (n, rows) in [
+                    (16, 197),
+                    (32, 98),
+                    (48, 50),
+                    (91, 205),
+                    (75, 261),
+                    (64, 277),
+                ] {
                     let case = Case::new(format, n, 256, 41, &exec);
                     let x = Random(43).floats(rows * case.k);
                     case.check(&exec, &x, &case.product(&exec, &x));

@@ -35,6 +35,8 @@ pub struct Workspace {
     pub(crate) order: Vec<usize>,
     /// The rows one expert works on, with its weight there.
     pub(crate) members: Vec<(usize, f32)>,
+    /// How much of the shared expert each row takes.
+    pub(crate) shares: Vec<f32>,
     /// What the experts add up to, `[rows][hidden]`.
     pub(crate) sum: Floats,
     /// The rows one expert works on, its input and then its output, `[rows of it][hidden]`.

@@ -29,9 +29,11 @@ const GIVEN_UP_AFTER: usize = 10;
 const SCORE_OF_BUDGETS: &str = "snapkv(";
 const SCORE_OF_MERGES: &str = "h2o(sinks=4, ";
 
-/// Forms of the store that are measured beside the registry's defaults: of half the bits, with a window that
-/// a text of 4,096 tokens does not fit, and as sparse as was claimed.
-const ALSO_STORED: [(&str, &str); 3] = [
+/// What is measured beside the registry's defaults: forms of the store of half the bits, with a window that
+/// a text of 4,096 tokens does not fit, and as sparse as was claimed; and such a window while a prompt is
+/// read.
+const ALSO: [(&str, &str); 4] = [
+    ("a-shape", "prefill=a-shape(local=1024)"),
     ("kivi", "store=kivi(bits=2)"),
     ("accllm", "store=accllm(window=1024)"),
     ("mustafar", "store=mustafar(sparsity=70%)"),
@@ -119,7 +121,7 @@ impl Board {
                 wanted.push((method, format!("{stage}={}", method.name)));
             }
         }
-        for (name, text) in ALSO_STORED.into_iter().chain([ALSO_KEPT]) {
+        for (name, text) in ALSO.into_iter().chain([ALSO_KEPT]) {
             let found = wanted.iter().find(|(method, _)| method.name == name);
             wanted.extend(found.map(|(method, _)| (*method, text.to_owned())));
         }

@@ -170,6 +170,50 @@ fn bytes_stay_below_what_was_stated_and_totals_are_exact() {
 }
 
 #[test]
+fn budgets_in_bytes_are_kept_to_and_take_as_many_pairs_as_fit() {
+    for kv_type in forms() {
+        let fresh = || World::new(kv_type, Ledger::unlimited());
+        // Room for a good part of the prompt, beside what a form holds apart.
+        let dense = fresh().dense_bytes(PROMPT);
+        let of_random = |bytes: u64| {
+            let keep = method(&format!("random(budget={bytes}B)"));
+            fresh().slots(&keep, PROMPT)
+        };
+        let mut parts = (1..100).map(|part| dense - dense * part / 100);
+        let bytes = parts.find(|&bytes| of_random(bytes) <= 300).unwrap();
+        for text in texts(&format!("{bytes}B")) {
+            let keep = method(&text);
+            let held = |keep: &Arc<Keep>| {
+                let mut world = fresh();
+                world.keep(keep, PROMPT).unwrap();
+                world.read(PROMPT, 64);
+                world.end_of_prompt().unwrap();
+                let report = world.context.keep_report().unwrap();
+                (report.stream_bytes, report.pairs_kept as usize)
+            };
+            let (streams, pairs) = held(&keep);
+            assert!(
+                streams > 0 && streams <= bytes,
+                "{text} {kv_type}: {streams}"
+            );
+            let heads = FULL_LAYERS.len() * KV_HEADS;
+            let slots = fresh().slots(&keep, PROMPT);
+            assert_eq!(pairs, slots * heads, "{text} {kv_type}");
+            // That number of pairs is the same budget, and one more would be stated to take more.
+            let by_pairs = |pairs: usize| {
+                let number = format!("budget={pairs}");
+                method(&text.replace(&format!("budget={bytes}B"), &number))
+            };
+            let same = by_pairs(slots);
+            assert_eq!(held(&same), (streams, pairs), "{text} {kv_type}");
+            let steady = |keep: &Keep| fresh().stated(keep, PROMPT, 0).steady;
+            let more = steady(&by_pairs(slots + 1));
+            assert!(more > steady(&same), "{text} {kv_type}");
+        }
+    }
+}
+
+#[test]
 fn what_follows_is_in_the_budget_as_well_and_what_was_gathered_shrinks_with_it() {
     for text in texts("90") {
         let ledger = Ledger::unlimited();

@@ -143,6 +143,11 @@ impl World {
             .unwrap()
     }
 
+    pub(crate) fn slots(&self, keep: &Keep, prompt: usize) -> usize {
+        let layout = layout(LayerState::Window { tokens: 70 }, self.kv_type);
+        keep.slots(&layout, prompt).unwrap()
+    }
+
     pub(crate) fn dense_bytes(&self, tokens: usize) -> u64 {
         layout(LayerState::Window { tokens: 70 }, self.kv_type).context_bytes(tokens, 64)
     }
@@ -219,6 +224,11 @@ impl World {
         self.context.compress(&self.exec, &Plain).map(drop)
     }
 
+    /// Pages that were read so far.
+    pub(crate) fn pages_read(&self) -> u64 {
+        self.workspace.pages_read()
+    }
+
     /// `[rows][full layers][heads][dim]`
     fn pass(&mut self, count: usize) -> Vec<f32> {
         let start = self.context.len();
@@ -285,8 +295,21 @@ impl World {
     }
 
     /// Compares attention of the last `count` rows, read in one pass, with its definition over the
-    /// pairs that are held, in f64.
+    /// pairs that are held, in f64; and with that over all pairs: what was dropped with a share ε of the
+    /// softmax moves a row by 2 ε max |v| at most.
     pub(crate) fn check_attention(&self, out: &[f32], count: usize, text: &str) {
+        let held = |layer, head, _| self.context.kept_positions(layer, head);
+        self.check_attention_over(out, count, text, &held);
+    }
+
+    /// The same with `seen(layer, KV head, position)`, the pairs that a row attends to.
+    pub(crate) fn check_attention_over(
+        &self,
+        out: &[f32],
+        count: usize,
+        text: &str,
+        seen: &dyn Fn(usize, usize, usize) -> Vec<u32>,
+    ) {
         // Of a number below 1, and of what errors of keys do to weights.
         let tolerance = match self.kv_type {
             KvType::F32 => 1e-5,
@@ -308,13 +331,24 @@ impl World {
                 let got = &out[(row * FULL_LAYERS.len() + place) * width..][..width];
                 for head in 0..HEADS {
                     let kv_head = head / (HEADS / KV_HEADS);
-                    let kept = self.context.kept_positions(layer, kv_head);
-                    let expected = definition(layer, head, position, &kept);
-                    for (got, expected) in got[head * DIM..][..DIM].iter().zip(&expected) {
-                        let off = (f64::from(*got) - expected).abs();
+                    let kept = seen(layer, kv_head, position);
+                    let all: Vec<u32> = (0..=position as u32).collect();
+                    let expected = Defined::over(layer, head, position, &kept);
+                    let dense = Defined::over(layer, head, position, &all);
+                    let dropped = 1.0 - expected.mass / dense.mass;
+                    assert!((-1e-9..1.0).contains(&dropped), "{text}: {dropped}");
+                    let bound = 2.0 * dropped * dense.largest;
+                    for (d, got) in got[head * DIM..][..DIM].iter().enumerate() {
+                        let off = (f64::from(*got) - expected.out[d]).abs();
                         assert!(
                             off < tolerance,
                             "{text} {} layer {layer}: {off}",
+                            self.kv_type
+                        );
+                        let moved = (f64::from(*got) - dense.out[d]).abs();
+                        assert!(
+                            moved < bound + tolerance,
+                            "{text} {} layer {layer}: {moved} of {bound}, {dropped} dropped",
                             self.kv_type
                         );
                     }
@@ -324,24 +358,38 @@ impl World {
     }
 }
 
-fn definition(layer: usize, head: usize, position: usize, kept: &[u32]) -> Vec<f64> {
-    let vector = |seed, position, from: usize| -> Vec<f64> {
-        let at = |d| f64::from(noise(seed, position, from + d));
-        (0..DIM).map(at).collect()
-    };
-    let q = vector(30 + layer, position, head * DIM);
-    let from = head / (HEADS / KV_HEADS) * DIM;
-    let mut sum = 0.0;
-    let mut out = [0.0; DIM];
-    for &at in kept.iter().filter(|&&at| at as usize <= position) {
-        let k = vector(10 + layer, at as usize, from);
-        let product: f64 = q.iter().zip(&k).map(|(a, b)| a * b).sum();
-        let weight = (f64::from(SCALE) * product).exp();
-        sum += weight;
-        let v = vector(20 + layer, at as usize, from);
-        out.iter_mut()
-            .zip(&v)
-            .for_each(|(out, v)| *out += weight * v);
+/// Attention by its definition.
+struct Defined {
+    out: Vec<f64>,
+    /// Sum of the weights before they are made to add up to one.
+    mass: f64,
+    /// The largest magnitude in the values.
+    largest: f64,
+}
+
+impl Defined {
+    /// That of a row of a head over the pairs at `kept` that it sees.
+    fn over(layer: usize, head: usize, position: usize, kept: &[u32]) -> Defined {
+        let vector = |seed, position, from: usize| -> Vec<f64> {
+            let at = |d| f64::from(noise(seed, position, from + d));
+            (0..DIM).map(at).collect()
+        };
+        let q = vector(30 + layer, position, head * DIM);
+        let from = head / (HEADS / KV_HEADS) * DIM;
+        let (mut mass, mut largest) = (0.0, 0.0f64);
+        let mut out = vec![0.0; DIM];
+        for &at in kept.iter().filter(|&&at| at as usize <= position) {
+            let k = vector(10 + layer, at as usize, from);
+            let product: f64 = q.iter().zip(&k).map(|(a, b)| a * b).sum();
+            let weight = (f64::from(SCALE) * product).exp();
+            mass += weight;
+            let v = vector(20 + layer, at as usize, from);
+            for (out, v) in out.iter_mut().zip(&v) {
+                *out += weight * v;
+                largest = largest.max(v.abs());
+            }
+        }
+        out.iter_mut().for_each(|out| *out /= mass);
+        Defined { out, mass, largest }
     }
-    out.iter().map(|out| out / sum).collect()
 }

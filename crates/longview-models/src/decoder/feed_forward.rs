@@ -205,14 +205,12 @@ pub(super) fn mixture(
         }
     }
     if let Some(shared) = shared {
-        let shares: Vec<f32> = w
-            .normed
-            .chunks_exact(hidden)
-            .map(|row| {
-                let score: f32 = row.iter().zip(&shared.router).map(|(x, w)| x * w).sum();
-                1.0 / (1.0 + (-score).exp())
-            })
-            .collect();
+        let share = |row: &[f32]| {
+            let score: f32 = row.iter().zip(&shared.router).map(|(x, w)| x * w).sum();
+            1.0 / (1.0 + (-score).exp())
+        };
+        w.shares.clear();
+        w.shares.extend(w.normed.chunks_exact(hidden).map(share));
         let Workspace {
             normed,
             gate,
@@ -236,8 +234,8 @@ pub(super) fn mixture(
             .sum
             .chunks_exact_mut(hidden)
             .zip(w.normed.chunks_exact(hidden));
-        for ((target, out), share) in targets.zip(shares) {
-            activation::add_scaled(exec.isa, target, out, share);
+        for ((target, out), share) in targets.zip(&w.shares) {
+            activation::add_scaled(exec.isa, target, out, *share);
         }
     }
     w.normed.copy_from_slice(&w.sum);

@@ -104,9 +104,13 @@ fn segments(summed: usize) -> usize {
     summed.div_ceil(PADDING)
 }
 
-/// `u / step` as whole numbers, and the step: the definition.
+/// `u / step` as whole numbers, and the step, which is NaN where a factor is: the definition.
 pub(super) fn whole(u: &[f32], queries: QueryBits) -> (Vec<i32>, f32) {
-    let largest = u.iter().fold(0f32, |most, u| most.max(u.abs()));
+    let larger = |most: f32, u: &f32| match u.is_nan() || most.is_nan() {
+        true => f32::NAN,
+        false => most.max(u.abs()),
+    };
+    let largest = u.iter().fold(0.0, larger);
     let limit = queries.limit();
     let inverse = if largest < LEAST {
         0.0

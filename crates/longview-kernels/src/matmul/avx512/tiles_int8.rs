@@ -2,10 +2,10 @@
 //!
 //! A tile product is sixteen rows times a panel over one block, as that is what has one scale; its
 //! sums go through the nearest cache into registers, where they are scaled and added exactly as
-//! without tiles. Products are some blocks ahead of the scaling, for what a tile stores is there only
-//! after a while. Measured on the first processors with tiles, a product and its store take some nine
-//! nanoseconds and the scaling eight, one after the other: tiles and 512-bit registers do not work at the
-//! same time there.
+//! without tiles. A block is multiplied two steps before it is scaled and its sums are stored one
+//! step before, also where the next panel or the next rows begin: only so do tiles work while the
+//! registers do. Measured on a processor with tiles, only one of the two ports for floats of 512 bits
+//! goes on meanwhile, so sums become floats by an addition of integers, which others take.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
