@@ -40,18 +40,21 @@ impl Block {
         })
     }
 
-    /// A block of `len` zeros in memory that is reserved already.
-    pub(crate) fn in_room(len: usize, room: Reservation) -> Block {
+    /// A block of `len` bytes in memory that is reserved already: `spare` if it is as long, whatever it
+    /// holds, otherwise zeros.
+    pub(crate) fn in_room(len: usize, room: Reservation, spare: Option<AlignedBytes>) -> Block {
         debug_assert_eq!(room.bytes(), len as u64, "the room of the block");
+        // What is of no use goes before more is taken.
+        let spare = spare.filter(|spare| spare.len() == len);
         Block {
-            bytes: AlignedBytes::zeroed(len),
+            bytes: spare.unwrap_or_else(|| AlignedBytes::zeroed(len)),
             held: room,
         }
     }
 
-    /// Gives the memory back and keeps its room.
-    pub(crate) fn into_room(self) -> Reservation {
-        self.held
+    /// Its room, and the memory that was in it.
+    pub(crate) fn into_room(self) -> (Reservation, AlignedBytes) {
+        (self.held, self.bytes)
     }
 
     /// The slab: the slices of all layers, first layer first.

@@ -1,5 +1,7 @@
 //! Tokens that move from page to page as they are stored, bit for bit.
 
+use std::ops::Range;
+
 use super::form::{KvType, SCALE_BYTES, nibble};
 use super::{PAGE_TOKENS, PageGeometry, check};
 
@@ -30,6 +32,7 @@ pub fn copy_slots(
             .all(|&slot| usize::from(slot) < PAGE_TOKENS),
         "a page has {PAGE_TOKENS} slots"
     );
+    let runs = Runs::of(from_slots);
     let (k_codes, v_codes) = (geom.k_codes_bytes(), geom.v_codes_bytes());
     let slots = || {
         from_slots
@@ -50,9 +53,9 @@ pub fn copy_slots(
         for (from, to) in from_rows.zip(to_k[..k_codes].chunks_exact_mut(row)) {
             match geom.k_type {
                 KvType::Q4 => copy_nibbles(from, from_slots, to, first),
-                KvType::F32 => copy_numbers::<4>(from, from_slots, to, first),
-                KvType::F16 | KvType::BF16 => copy_numbers::<2>(from, from_slots, to, first),
-                KvType::Q8 => copy_numbers::<1>(from, from_slots, to, first),
+                KvType::F32 => copy_numbers::<4>(from, &runs, to, first),
+                KvType::F16 | KvType::BF16 => copy_numbers::<2>(from, &runs, to, first),
+                KvType::Q8 => copy_numbers::<1>(from, &runs, to, first),
                 KvType::Dotted(_) | KvType::Kivi(_) | KvType::Sparse(_) => {
                     unreachable!("checked above")
                 }
@@ -69,25 +72,69 @@ pub fn copy_slots(
         }
     } else {
         let row = geom.v_row_bytes();
-        for (from, slot) in slots() {
-            to_v[slot * row..][..row].copy_from_slice(&from_v[from * row..][..row]);
+        let mut to = &mut to_v[first * row..];
+        for run in runs.all() {
+            let (now, rest) = to.split_at_mut(run.len() * row);
+            now.copy_from_slice(&from_v[run.start * row..run.end * row]);
+            to = rest;
         }
     }
     for (from, to, codes) in [(from_k, to_k, k_codes), (from_v, to_v, v_codes)] {
         let row = PAGE_TOKENS * SCALE_BYTES;
         let from_rows = from[codes..].chunks_exact(row);
         for (from, to) in from_rows.zip(to[codes..].chunks_exact_mut(row)) {
-            copy_numbers::<SCALE_BYTES>(from, from_slots, to, first);
+            copy_numbers::<SCALE_BYTES>(from, &runs, to, first);
         }
     }
 }
 
-/// Numbers of `N` bytes from the places `slots` of one row to `first` and after it in another.
-fn copy_numbers<const N: usize>(from: &[u8], slots: &[u8], to: &mut [u8], first: usize) {
+/// Slots as runs of neighbours: what is kept of a page mostly is.
+struct Runs {
+    runs: [(u8, u8); PAGE_TOKENS],
+    count: usize,
+}
+
+impl Runs {
+    /// Those of `slots`, at most a page of them, in their order.
+    fn of(slots: &[u8]) -> Runs {
+        let mut found = Runs {
+            runs: [(0, 0); PAGE_TOKENS],
+            count: 0,
+        };
+        for &slot in slots {
+            match found.runs[..found.count].last_mut() {
+                Some((_, end)) if *end == slot => *end += 1,
+                _ => {
+                    found.runs[found.count] = (slot, slot + 1);
+                    found.count += 1;
+                }
+            }
+        }
+        found
+    }
+
+    fn all(&self) -> impl Iterator<Item = Range<usize>> {
+        let range = |&(start, end): &(u8, u8)| usize::from(start)..usize::from(end);
+        self.runs[..self.count].iter().map(range)
+    }
+}
+
+/// Numbers of `N` bytes from the places `runs` of one row to `first` and after it in another.
+fn copy_numbers<const N: usize>(from: &[u8], runs: &Runs, to: &mut [u8], first: usize) {
     let (from, _) = from.as_chunks::<N>();
     let (to, _) = to.as_chunks_mut::<N>();
-    for (to, &slot) in to[first..].iter_mut().zip(slots) {
-        *to = from[usize::from(slot)];
+    let mut to = &mut to[first..];
+    for run in runs.all() {
+        let (now, rest) = to.split_at_mut(run.len());
+        // A few numbers are there before a call would be.
+        match run.len() < 8 {
+            true => now
+                .iter_mut()
+                .zip(&from[run])
+                .for_each(|(to, from)| *to = *from),
+            false => now.copy_from_slice(&from[run]),
+        }
+        to = rest;
     }
 }
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use longview_kernels::Exec;
 use longview_kernels::page::PAGE_TOKENS;
+use longview_kernels::{AlignedBytes, Exec};
 
 use super::allocate::Allocation;
 use super::pace::Kept;
@@ -243,6 +243,9 @@ impl Context {
         kept.observed.own(&self.ledger)?;
 
         kept.streams.resize_with(layout.layers.len(), || None);
+        // The next layer's stream takes the memory of the last one's: asking for it anew would have all of
+        // it cleared.
+        let mut spare = None;
         for ((&layer, chosen), &bytes) in layers.iter().zip(chosen).zip(&new) {
             // Taken out, so that the layer can be looked at beside it.
             let mut memory = kept.take_memory(layer, chosen.len());
@@ -254,16 +257,18 @@ impl Context {
                 in_blocks: end - edge,
                 open: open.clone(),
             };
-            let stream = stays.write(&mut memory, room.split(bytes));
+            let stream = stays.write(&mut memory, room.split(bytes), spare.take());
             kept.merge_memory.insert(layer, memory);
             kept.observed.gather(layer, chosen);
             let old = kept.streams[layer].replace(Arc::new(stream));
             // A fork may hold the old one: then its bytes are not free.
             if let Some(old) = old.and_then(Arc::into_inner) {
-                room.join(old.into_room());
+                let (old, memory) = old.into_room();
+                room.join(old);
+                spare = Some(memory);
             }
         }
-        drop(room);
+        drop((room, spare));
         kept.edge = edge;
         kept.observed.shrink(kept.pairs(end));
         self.free_blocks(edge);
@@ -422,9 +427,14 @@ struct Stays<'a> {
 }
 
 impl Stays<'_> {
-    /// A stream of all that does not stay in blocks, which fills `room`. `memory [heads]` is what the merge
-    /// remembers.
-    fn write(&self, memory: &mut [Option<f32>], room: Reservation) -> Stream {
+    /// A stream of all that does not stay in blocks, which fills `room` and may lie in `spare`. `memory
+    /// [heads]` is what the merge remembers.
+    fn write(
+        &self,
+        memory: &mut [Option<f32>],
+        room: Reservation,
+        spare: Option<AlignedBytes>,
+    ) -> Stream {
         let (view, group) = (self.view, self.view.group());
         let heads = 0..self.chosen.len();
         let positions = heads.clone().map(|head| {
@@ -432,7 +442,7 @@ impl Stays<'_> {
             self.moving(head).iter().map(position).collect()
         });
         let place_bytes = self.plan.place_bytes();
-        let mut stream = Stream::with_room(group, positions.collect(), place_bytes, room);
+        let mut stream = Stream::with_room(group, positions.collect(), place_bytes, room, spare);
         for head in heads {
             match group.geometry.is_whole() {
                 true => self.pack(head, &mut stream, &mut memory[head]),

@@ -278,7 +278,7 @@ impl Context {
                 home.store.make_space(bytes);
             }
             let room = self.ledger.reserve(Purpose::Kv, bytes)?;
-            let mut stream = Stream::with_room(group, positions, plan.place_bytes(), room);
+            let mut stream = Stream::with_room(group, positions, plan.place_bytes(), room, None);
             let pages = stream.page_bytes().len();
             let pages = body.take(pages).ok_or_else(damaged)?;
             stream.fill_pages(pages);

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use longview_kernels::AlignedBytes;
 use longview_kernels::attention::PageRef;
 use longview_kernels::page::{self, KvType, PAGE_TOKENS, PageGeometry};
 
@@ -71,12 +72,13 @@ impl Stream {
 
     /// A stream for pairs of the tokens `positions` of each head, to be filled with
     /// [`Stream::copy`] or [`Stream::pack`], each with `place_bytes` beside its key and value, whose bytes
-    /// `room` holds.
+    /// `room` holds. They may lie in `spare`, the memory of another stream.
     pub(crate) fn with_room(
         group: &Group,
         positions: Vec<Vec<u32>>,
         place_bytes: usize,
         mut room: Reservation,
+        spare: Option<AlignedBytes>,
     ) -> Stream {
         let mut slots = 0;
         let mut pairs = 0;
@@ -90,11 +92,18 @@ impl Stream {
                 tokens: Vec::new(),
             }
         };
-        let heads = positions.into_iter().map(of_head).collect();
+        let heads: Vec<Head> = positions.into_iter().map(of_head).collect();
         let bytes = slots.div_ceil(PAGE_TOKENS) * group.page_bytes();
         let places = room.split((pairs * place_bytes) as u64);
+        let mut pages = Block::in_room(bytes, room, spare);
+        // Slots behind the last pair of a head hold nothing of what went.
+        for head in heads.iter().filter(|head| !head.positions.is_empty()) {
+            let last = (head.first + head.positions.len() - 1) / PAGE_TOKENS;
+            let at = last * group.page_bytes();
+            pages.bytes_mut()[at..at + group.page_bytes()].fill(0);
+        }
         Stream {
-            pages: Block::in_room(bytes, room),
+            pages,
             heads,
             places,
         }
@@ -177,11 +186,11 @@ impl Stream {
         self.pages.bytes().len() as u64 + self.places.bytes()
     }
 
-    /// Gives the memory back and keeps its room.
-    pub(crate) fn into_room(self) -> Reservation {
-        let mut room = self.pages.into_room();
+    /// Its room, and the memory that its pages were in.
+    pub(crate) fn into_room(self) -> (Reservation, AlignedBytes) {
+        let (mut room, pages) = self.pages.into_room();
         room.join(self.places);
-        room
+        (room, pages)
     }
 
     /// Pairs of all heads.
