@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use longview_kernels::page::PAGE_TOKENS;
+use longview_kernels::page::{self, PAGE_TOKENS};
 use longview_kernels::{AlignedBytes, Exec};
 
 use super::allocate::Allocation;
@@ -257,7 +257,7 @@ impl Context {
                 in_blocks: end - edge,
                 open: open.clone(),
             };
-            let stream = stays.write(&mut memory, room.split(bytes), spare.take());
+            let stream = stays.write(exec, &mut memory, room.split(bytes), spare.take());
             kept.merge_memory.insert(layer, memory);
             kept.observed.gather(layer, chosen);
             let old = kept.streams[layer].replace(Arc::new(stream));
@@ -431,6 +431,7 @@ impl Stays<'_> {
     /// [heads]` is what the merge remembers.
     fn write(
         &self,
+        exec: &Exec,
         memory: &mut [Option<f32>],
         room: Reservation,
         spare: Option<AlignedBytes>,
@@ -443,10 +444,13 @@ impl Stays<'_> {
         });
         let place_bytes = self.plan.place_bytes();
         let mut stream = Stream::with_room(group, positions.collect(), place_bytes, room, spare);
+        if !group.geometry.is_whole() {
+            self.copy(exec, &mut stream);
+        }
         for head in heads {
             match group.geometry.is_whole() {
                 true => self.pack(head, &mut stream, &mut memory[head]),
-                false => self.copy(head, &mut stream, &mut memory[head]),
+                false => self.change(head, &mut stream, &mut memory[head]),
             }
         }
         stream
@@ -475,23 +479,34 @@ impl Stays<'_> {
         stream.pack(self.view.group(), head, &pairs);
     }
 
-    /// Pairs of a head as they are, but for what others were merged into and what moves up.
-    fn copy(&self, head: usize, stream: &mut Stream, memory: &mut Option<f32>) {
+    /// Pairs of all heads as they are.
+    fn copy(&self, exec: &Exec, stream: &mut Stream) {
+        let (view, group) = (self.view, self.view.group());
+        stream.each_page_mut(exec, group, |head, pairs, to, mut slot| {
+            let mut moving = &self.moving(head)[pairs];
+            let (Some(&first), Some(&last)) = (moving.first(), moving.last()) else {
+                return;
+            };
+            let wanted = first as usize..last as usize + 1;
+            view.each_page_of(head, wanted, |first, slots, page, _| {
+                let mut picked = [0u8; PAGE_TOKENS];
+                let here = moving.partition_point(|&pair| (pair as usize) < first + slots.len());
+                let (now, rest) = moving.split_at(here);
+                for (picked, &pair) in picked.iter_mut().zip(now) {
+                    *picked = (slots.start + pair as usize - first) as u8;
+                }
+                let to = to.split_at_mut(group.geometry.k_bytes());
+                page::copy_slots(&group.geometry, (page.k, page.v), &picked[..here], to, slot);
+                slot += here;
+                moving = rest;
+            });
+        });
+    }
+
+    /// Writes anew the pairs of a head that others were merged into, and turns those that move up.
+    fn change(&self, head: usize, stream: &mut Stream, memory: &mut Option<f32>) {
         let (view, group) = (self.view, self.view.group());
         let moving = self.moving(head);
-        let mut at = 0;
-        view.each_page(head, |first, slots, page, _| {
-            let mut picked = [0u8; PAGE_TOKENS];
-            let mut count = 0;
-            while let Some(&pair) = moving.get(at + count)
-                && (pair as usize) < first + slots.len()
-            {
-                picked[count] = (slots.start + pair as usize - first) as u8;
-                count += 1;
-            }
-            stream.copy(group, head, at, page, &picked[..count]);
-            at += count;
-        });
         if self.plan.merge.is_some() {
             let (before, after) = self.merged(head, memory);
             for pair in 0..before.len() {

@@ -7,9 +7,9 @@
 
 use std::ops::Range;
 
-use longview_kernels::AlignedBytes;
 use longview_kernels::attention::PageRef;
 use longview_kernels::page::{self, KvType, PAGE_TOKENS, PageGeometry};
+use longview_kernels::{AlignedBytes, Exec};
 
 use super::Pairs;
 use crate::block::Block;
@@ -71,7 +71,7 @@ impl Stream {
     }
 
     /// A stream for pairs of the tokens `positions` of each head, to be filled with
-    /// [`Stream::copy`] or [`Stream::pack`], each with `place_bytes` beside its key and value, whose bytes
+    /// [`Stream::each_page_mut`] or [`Stream::pack`], each with `place_bytes` beside its key and value, whose bytes
     /// `room` holds. They may lie in `spare`, the memory of another stream.
     pub(crate) fn with_room(
         group: &Group,
@@ -109,26 +109,27 @@ impl Stream {
         }
     }
 
-    /// Copies the pairs in `from_slots` of a page to head `head`, as its pairs from `pair` on.
-    pub(crate) fn copy(
+    /// Calls `write(head, its pairs, page, slot)` for the pairs of every head that go to each page, from that
+    /// slot on; pages are shared among threads.
+    pub(crate) fn each_page_mut(
         &mut self,
+        exec: &Exec,
         group: &Group,
-        head: usize,
-        mut pair: usize,
-        from: PageRef<'_>,
-        mut from_slots: &[u8],
+        write: impl Fn(usize, Range<usize>, &mut [u8], usize) + Sync,
     ) {
-        while !from_slots.is_empty() {
-            let slot = self.heads[head].first + pair;
-            let within = slot % PAGE_TOKENS;
-            let (now, rest) = from_slots.split_at(from_slots.len().min(PAGE_TOKENS - within));
-            let at = slot / PAGE_TOKENS * group.page_bytes();
-            let to = &mut self.pages.bytes_mut()[at..at + group.page_bytes()];
-            let to = to.split_at_mut(group.geometry.k_bytes());
-            page::copy_slots(&group.geometry, (from.k, from.v), now, to, within);
-            pair += now.len();
-            from_slots = rest;
-        }
+        let (heads, pages) = (&self.heads, self.pages.bytes_mut());
+        let bytes = group.page_bytes();
+        exec.pool.for_each_chunk(pages, bytes, |index, page, _| {
+            let base = index * PAGE_TOKENS;
+            for (at, head) in heads.iter().enumerate() {
+                let start = base.max(head.first);
+                let end = (base + PAGE_TOKENS).min(head.first + head.positions.len());
+                if start < end {
+                    let pairs = start - head.first..end - head.first;
+                    write(at, pairs, page, start - base);
+                }
+            }
+        });
     }
 
     /// Makes the pages of head `head` of its pairs, in a form that is made of whole pages. Slots behind the

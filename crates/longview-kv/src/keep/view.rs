@@ -337,20 +337,25 @@ impl<'a> LayerView<'a> {
         out.resize(rows * pairs, 0.0);
         let mut scratch = AttentionScratch::new();
         let mut scores = vec![0.0; rows * PAGE_TOKENS];
-        self.each_page_before(boundary, head, |first, slots, page, geometry| {
-            score_page(
-                self.isa,
-                geometry,
-                page.k,
-                vectors,
-                &mut scratch,
-                &mut scores,
-            );
-            let of_rows = scores.chunks_exact(PAGE_TOKENS);
-            for (from, to) in of_rows.zip(out.chunks_exact_mut(pairs)) {
-                to[first..first + slots.len()].copy_from_slice(&from[slots.clone()]);
-            }
-        });
+        self.each_page_before(
+            boundary,
+            head,
+            0..usize::MAX,
+            |first, slots, page, geometry| {
+                score_page(
+                    self.isa,
+                    geometry,
+                    page.k,
+                    vectors,
+                    &mut scratch,
+                    &mut scores,
+                );
+                let of_rows = scores.chunks_exact(PAGE_TOKENS);
+                for (from, to) in of_rows.zip(out.chunks_exact_mut(pairs)) {
+                    to[first..first + slots.len()].copy_from_slice(&from[slots.clone()]);
+                }
+            },
+        );
     }
 
     /// [`LayerView::logits`] against the pairs in `ranges` only, ascending: `out [rows][all of them]`.
@@ -531,7 +536,17 @@ impl<'a> LayerView<'a> {
         head: usize,
         visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
     ) {
-        self.each_page_before(self.boundary(self.end), head, visit);
+        self.each_page_of(head, 0..usize::MAX, visit);
+    }
+
+    /// The same for the pages that hold any of `pairs`, and of their slots those that do.
+    pub(super) fn each_page_of(
+        &self,
+        head: usize,
+        pairs: Range<usize>,
+        visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
+    ) {
+        self.each_page_before(self.boundary(self.end), head, pairs, visit);
     }
 
     /// The same where the latest tokens, as they were written, begin with block `boundary`.
@@ -539,23 +554,25 @@ impl<'a> LayerView<'a> {
         &self,
         boundary: usize,
         head: usize,
+        pairs: Range<usize>,
         mut visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
     ) {
         let there = "blocks that a keep method looks at are in memory";
         let mut pair = 0;
         let mut each =
             |start: usize, end: usize, page: &mut dyn FnMut(usize) -> (PageRef<'a>, &'a Group)| {
-                if start == end {
-                    return;
+                let slot_of = |at: usize| start + at.saturating_sub(pair).min(end - start);
+                let wanted = slot_of(pairs.start)..slot_of(pairs.end);
+                if !wanted.is_empty() {
+                    for index in wanted.start / PAGE_TOKENS..wanted.end.div_ceil(PAGE_TOKENS) {
+                        let base = index * PAGE_TOKENS;
+                        let first = wanted.start.max(base);
+                        let slots = first - base..wanted.end.min(base + PAGE_TOKENS) - base;
+                        let (page, group) = page(index);
+                        visit(pair + first - start, slots, page, &group.geometry);
+                    }
                 }
-                for index in start / PAGE_TOKENS..end.div_ceil(PAGE_TOKENS) {
-                    let base = index * PAGE_TOKENS;
-                    let slots = start.max(base) - base..end.min(base + PAGE_TOKENS) - base;
-                    let count = slots.len();
-                    let (page, group) = page(index);
-                    visit(pair, slots, page, &group.geometry);
-                    pair += count;
-                }
+                pair += end - start;
             };
         if let Some(stream) = self.stream {
             let slots = stream.slots(head);
