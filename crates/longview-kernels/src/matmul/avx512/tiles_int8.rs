@@ -245,7 +245,7 @@ impl Product {
         let halves = (x.wrapping_add(BLOCK / 2), w.wrapping_add(CODES / 2));
         // SAFETY: the caller's promise.
         unsafe {
-            match (layout.has_min(), layout.subs == 2 || b % 2 == 0) {
+            match (layout.has_min(), layout.subs == 2 || b.is_multiple_of(2)) {
                 (false, true) => tiles::signed_first(x, BLOCK, w),
                 (false, false) => tiles::signed_second(x, BLOCK, w),
                 (true, true) => tiles::unsigned_first(x, BLOCK, w),
@@ -280,7 +280,7 @@ impl Product {
             if S::LAYOUT.subs == 2 {
                 tiles::store_first(dots);
                 tiles::store_second(dots.add(SUMS));
-            } else if b % 2 == 0 {
+            } else if b.is_multiple_of(2) {
                 tiles::store_first(dots);
             } else {
                 tiles::store_second(dots);
