@@ -167,6 +167,7 @@ struct Blocks {
 }
 
 /// What is multiplied next.
+#[derive(Clone, Copy)]
 struct Front {
     at: Blocks,
     /// Steps that are left of its product.
@@ -206,6 +207,8 @@ impl Product {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
     unsafe fn add<S: Source, const R: usize>(&self, front: &mut Front) {
         let mut sums = [_mm512_setzero_ps(); TILE_ROWS];
+        // In registers: behind the reference it would be written at every step.
+        let mut ahead = *front;
         // SAFETY: blocks are counted, and there is room for the sums of the next ones.
         unsafe {
             each!(r < R, {
@@ -215,7 +218,7 @@ impl Product {
                 each!(turn < 2, {
                     let b = first + turn;
                     self.store::<S>(b + 1);
-                    self.multiply::<S>(b + 1 + turns::<S>(), front);
+                    self.multiply::<S>(b + 1 + turns::<S>(), &mut ahead);
                     if b < self.blocks {
                         self.scale::<S, R>(b, &mut sums);
                     }
@@ -225,6 +228,7 @@ impl Product {
                 _mm512_storeu_ps(self.to.start.add(r * self.to.stride), sums[r]);
             } of 16);
         }
+        *front = ahead;
     }
 
     /// Where the sums of step `b` go.
@@ -258,13 +262,13 @@ impl Product {
             }
         }
         front.left -= 1;
+        let on = usize::from(front.left > front.idle);
+        front.at = Blocks {
+            w: w.wrapping_add(on * Place::<S>::BLOCK),
+            x: x.wrapping_add(on * RECORD),
+        };
         if front.left == 0 {
             (front.at, front.left) = (self.next, steps(self.blocks));
-        } else if front.left > front.idle {
-            front.at = Blocks {
-                w: w.wrapping_add(Place::<S>::BLOCK),
-                x: x.wrapping_add(RECORD),
-            };
         }
     }
 
