@@ -31,10 +31,6 @@ fn pattern(text: &str) -> Arc<Prefill> {
     Arc::clone(methods.prefill().unwrap())
 }
 
-fn forms() -> impl Iterator<Item = KvType> {
-    KvType::ALL.into_iter().chain(KvType::WHOLE)
-}
-
 fn world(kv_type: KvType, prefill: &Arc<Prefill>) -> World {
     let mut world = World::new(kv_type, Ledger::unlimited());
     world.context.attend_by(prefill, PROMPT).unwrap();

@@ -33,10 +33,6 @@ fn method(text: &str) -> Arc<Read> {
     Arc::clone(methods.read().unwrap())
 }
 
-fn forms() -> impl Iterator<Item = KvType> {
-    KvType::ALL.into_iter().chain(KvType::WHOLE)
-}
-
 fn world(kv_type: KvType, read: &Arc<Read>, ledger: Ledger) -> World {
     let mut world = World::new(kv_type, ledger);
     world.context.read_by(read).unwrap();

@@ -19,7 +19,6 @@ use crate::profile::Work;
 use crate::workspace::Workspace;
 use delta::gated_delta;
 use entry::{Added, Entry, rms_norm};
-pub(crate) use feed_forward::rows_per_block;
 use feed_forward::{from_stream, mixture};
 
 /// Rows that one task of the small row-wise operations works on at most.

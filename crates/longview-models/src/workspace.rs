@@ -5,7 +5,6 @@ use longview_kernels::{Activations, Floats, Isa};
 use longview_kv::{AttendWorkspace, RecurrentWorkspace};
 
 use crate::blueprint::{Blueprint, Mixer, MlpBlueprint};
-use crate::decoder::rows_per_block;
 use crate::profile::{Profile, Work};
 
 /// The current wave of activations. Buffers grow to the largest pass seen and stay.
@@ -137,8 +136,8 @@ impl Workspace {
         let turns: usize = blueprint.ropes.iter().map(|rope| rope.rotary_dim).sum();
         // Inputs of products are held once as they are and once as int8 blocks with scales;
         // attention holds queries and accumulators of all its tasks, and each thread its tile and
-        // four rows of an input.
-        let block = rows.min(rows_per_block(isa));
+        // four rows of an input. A feed-forward part takes as many rows as products do.
+        let block = rows.min(isa.rows_together());
         let inputs = (rows * q.max(blueprint.hidden)).max(block * ffn);
         let per_row =
             blueprint.hidden + q.max(blueprint.hidden) + 3 * q + heads + 2 * kv + mixture + turns;

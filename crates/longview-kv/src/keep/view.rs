@@ -1,22 +1,23 @@
-//! What a keep method sees of one layer: its pairs, wherever they lie, and what was gathered.
+//! What a keep method sees of one layer: its pairs, and what was gathered.
+
+mod pages;
 
 use std::ops::Range;
 
-use longview_kernels::attention::{
-    AttentionScratch, PageRef, key_floats, score_page, softmax, value_floats, value_stride,
-};
-use longview_kernels::page::{self, PAGE_TOKENS, PageGeometry};
+use longview_kernels::attention::{AttentionScratch, score_page, softmax};
+use longview_kernels::page::PAGE_TOKENS;
 use longview_kernels::{Isa, activation};
 
 use super::repeat::Marked;
 use super::seen::LayerSeen;
 use super::stream::Stream;
-use super::{AttentionOf, AttentionShape, Kept, Pairs, Positions};
+use super::{AttentionOf, AttentionShape, Kept, Positions};
 use crate::context::{Context, RopeSet};
 use crate::error::KvError;
 use crate::layout::{Group, Recent};
 use crate::shared::SharedList;
 use crate::tokens::PIECE;
+pub use pages::{KeyPage, ValuePage};
 
 /// Query rows whose logits are in memory at once: four register tiles.
 pub(super) const ROWS_AT_ONCE: usize = 24;
@@ -71,28 +72,6 @@ pub struct Queries {
     pub positions: Vec<u32>,
     /// Query heads.
     pub heads: usize,
-}
-
-/// Keys of pairs that lie side by side.
-pub struct KeyPage<'a> {
-    /// Number of the first pair.
-    pub first: usize,
-    /// Which of the 64 columns are pairs.
-    pub slots: Range<usize>,
-    /// `[head_dim][64]`
-    pub keys: &'a [f32],
-}
-
-/// Values of pairs that lie side by side.
-pub struct ValuePage<'a> {
-    /// Number of the first pair.
-    pub first: usize,
-    /// Which of the 64 rows are pairs.
-    pub slots: Range<usize>,
-    /// `[64][stride]`
-    pub values: &'a [f32],
-    /// Numbers from one row to the next.
-    pub stride: usize,
 }
 
 impl<'a> LayerView<'a> {
@@ -436,34 +415,6 @@ impl<'a> LayerView<'a> {
         }
     }
 
-    /// Calls `visit` with the keys of all pairs of a head, in order.
-    pub fn keys(&self, head: usize, visit: &mut dyn FnMut(KeyPage<'_>)) {
-        let mut keys = vec![0.0; self.head_dim() * PAGE_TOKENS];
-        self.each_page(head, |first, slots, page, geometry| {
-            key_floats(self.isa, geometry, page.k, &mut keys);
-            visit(KeyPage {
-                first,
-                slots,
-                keys: &keys,
-            });
-        });
-    }
-
-    /// Calls `visit` with the values of all pairs of a head, in order.
-    pub fn values(&self, head: usize, visit: &mut dyn FnMut(ValuePage<'_>)) {
-        let stride = value_stride(&self.group.geometry);
-        let mut values = vec![0.0; stride * PAGE_TOKENS];
-        self.each_page(head, |first, slots, page, geometry| {
-            value_floats(self.isa, geometry, page.v, &mut values);
-            visit(ValuePage {
-                first,
-                slots,
-                values: &values,
-                stride,
-            });
-        });
-    }
-
     /// Adds `y` to `x`, number by number.
     pub fn add(&self, x: &mut [f32], y: &[f32]) {
         activation::add(self.isa, x, y);
@@ -482,116 +433,6 @@ impl<'a> LayerView<'a> {
     /// Rotates vectors `[count][head_dim]` by so many positions, as the layer's rotary embedding does.
     pub fn rotate(&self, positions: isize, vectors: &mut [f32]) {
         self.model.rotate(self.layer, self.rope, positions, vectors);
-    }
-
-    /// The pairs `which` of a head, ascending, as numbers.
-    pub(super) fn read(&self, head: usize, which: &[u32]) -> Pairs {
-        let (dim, v_dim) = (self.head_dim(), self.v_dim());
-        let mut pairs = Pairs {
-            positions: which
-                .iter()
-                .map(|&pair| self.position(head, pair as usize) as u32)
-                .collect(),
-            tokens: which
-                .iter()
-                .map(|&pair| {
-                    self.stream
-                        .map_or(1, |stream| stream.tokens(head, pair as usize))
-                })
-                .collect(),
-            keys: vec![0.0; which.len() * dim],
-            values: vec![0.0; which.len() * v_dim],
-            head_dim: dim,
-            v_dim,
-        };
-        let mut at = 0;
-        self.each_page(head, |first, slots, page, geometry| {
-            while let Some(&pair) = which.get(at)
-                && (pair as usize) < first + slots.len()
-            {
-                let slot = slots.start + pair as usize - first;
-                let (key, value) = (&mut pairs.keys[at * dim..], &mut pairs.values[at * v_dim..]);
-                page::read_key(geometry, page.k, slot, &mut key[..dim]);
-                page::read_value(geometry, page.v, slot, &mut value[..v_dim]);
-                at += 1;
-            }
-        });
-        pairs
-    }
-
-    /// The block with which the latest tokens begin that the row at `position` reads as they were written,
-    /// as far as they are there; all are read alike where none are held apart.
-    fn boundary(&self, position: usize) -> usize {
-        let of = |latest: &Latest<'_>| {
-            let block = latest.recent.first_slot(position) / PAGE_TOKENS;
-            block.max(latest.from)
-        };
-        self.latest.as_ref().map_or(usize::MAX, of)
-    }
-
-    /// Calls `visit(first pair, slots, page, its geometry)` for every page that holds pairs of a head, in
-    /// order, as the next row reads them.
-    pub(super) fn each_page(
-        &self,
-        head: usize,
-        visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
-    ) {
-        self.each_page_of(head, 0..usize::MAX, visit);
-    }
-
-    /// The same for the pages that hold any of `pairs`, and of their slots those that do.
-    pub(super) fn each_page_of(
-        &self,
-        head: usize,
-        pairs: Range<usize>,
-        visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
-    ) {
-        self.each_page_before(self.boundary(self.end), head, pairs, visit);
-    }
-
-    /// The same where the latest tokens, as they were written, begin with block `boundary`.
-    fn each_page_before(
-        &self,
-        boundary: usize,
-        head: usize,
-        pairs: Range<usize>,
-        mut visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
-    ) {
-        let there = "blocks that a keep method looks at are in memory";
-        let mut pair = 0;
-        let mut each =
-            |start: usize, end: usize, page: &mut dyn FnMut(usize) -> (PageRef<'a>, &'a Group)| {
-                let slot_of = |at: usize| start + at.saturating_sub(pair).min(end - start);
-                let wanted = slot_of(pairs.start)..slot_of(pairs.end);
-                if !wanted.is_empty() {
-                    for index in wanted.start / PAGE_TOKENS..wanted.end.div_ceil(PAGE_TOKENS) {
-                        let base = index * PAGE_TOKENS;
-                        let first = wanted.start.max(base);
-                        let slots = first - base..wanted.end.min(base + PAGE_TOKENS) - base;
-                        let (page, group) = page(index);
-                        visit(pair + first - start, slots, page, &group.geometry);
-                    }
-                }
-                pair += end - start;
-            };
-        if let Some(stream) = self.stream {
-            let slots = stream.slots(head);
-            each(slots.slots.start, slots.slots.end, &mut |index| {
-                let page = stream.page(self.group, slots.pages.start + index);
-                (page, self.group)
-            });
-        }
-        let tail = self.edge_slot..self.edge_slot + self.end - self.edge;
-        each(tail.start, tail.end, &mut |index| match &self.latest {
-            Some(latest) if latest.first + index >= boundary => {
-                let page = latest.group.page(latest.tail[index].expect(there), head);
-                (page, latest.group)
-            }
-            _ => (
-                self.group.page(self.tail[index].expect(there), head),
-                self.group,
-            ),
-        });
     }
 
     /// What was noted of a repetition, and of how many of the first tokens it holds.

@@ -71,12 +71,6 @@ fn method(text: &str) -> Arc<Keep> {
     Arc::clone(methods.keep().unwrap())
 }
 
-/// Forms that are written token by token, and those that are made of whole pages, whose latest tokens are
-/// held apart.
-fn forms() -> impl Iterator<Item = KvType> {
-    KvType::ALL.into_iter().chain(KvType::WHOLE)
-}
-
 /// Those that score by what pairs are: the others keep runs as they are, or match neighbours themselves.
 #[test]
 fn every_score_is_wrapped_by_budgets_chunks_and_at_decode() {

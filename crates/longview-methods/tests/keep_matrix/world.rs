@@ -27,6 +27,12 @@ const IDENTITY: Identity = Identity {
     numerics: Numerics::Default,
 };
 
+/// Forms that are written token by token, and those that are made of whole pages, whose latest tokens are
+/// held apart.
+pub(crate) fn forms() -> impl Iterator<Item = KvType> {
+    KvType::ALL.into_iter().chain(KvType::WHOLE)
+}
+
 /// Queries are not rotated here.
 struct Plain;
 

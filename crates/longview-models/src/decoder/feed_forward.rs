@@ -1,7 +1,7 @@
 //! The feed-forward part of a layer: one gated part, or the experts that a router picks.
 
 use longview_kernels::activation::{self, Activation};
-use longview_kernels::{Activations, Exec, Floats, Isa, Need, matmul, matmul_many};
+use longview_kernels::{Activations, Exec, Floats, Need, matmul, matmul_many};
 
 use super::entry::Entry;
 use super::{add_bias, needs};
@@ -10,13 +10,7 @@ use crate::load::{Gated, Linear, Shared};
 use crate::profile::{Profile, Work};
 use crate::workspace::Workspace;
 
-/// Rows of a block at most: as many as products take at once. What a block's gate and up take
-/// together, 12 MiB for 192 rows of a feed-forward part of 8,192, stays in the last-level cache, and its
-/// buffers do not grow with the pass.
-pub(crate) fn rows_per_block(isa: Isa) -> usize {
-    isa.rows_together()
-}
-/// The same where activations stay floats: products take no more rows at once then.
+/// Rows of a block where activations stay floats: products take no more at once then.
 const FLOAT_ROWS_PER_BLOCK: usize = 96;
 
 /// `w.normed` becomes what the gated part gives for the residual stream, some rows after others.
@@ -71,11 +65,13 @@ fn gated(
     }
 }
 
-/// Rows of a block, whole tiles of sixteen. Blocks are of about equal size: one of few rows would wait
-/// for the weights.
+/// Rows of a block: at most as many as products take at once, in whole tiles of sixteen. What gate and up
+/// take together, 12 MiB for 192 rows of a feed-forward part of 8,192, stays in the last-level cache, and
+/// their buffers do not grow with the pass. Blocks are of about equal size: one of few rows would wait for
+/// the weights.
 fn block_rows(exec: &Exec, rows: usize, need: Need) -> usize {
     let most = match need {
-        Need::Int8 => rows_per_block(exec.isa),
+        Need::Int8 => exec.isa.rows_together(),
         Need::F32 | Need::Both => FLOAT_ROWS_PER_BLOCK,
     };
     let blocks = rows.div_ceil(most).max(1);

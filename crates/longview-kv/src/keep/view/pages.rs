@@ -1,0 +1,172 @@
+//! The pairs of a layer page by page, wherever they lie.
+
+use std::ops::Range;
+
+use longview_kernels::attention::{PageRef, key_floats, value_floats, value_stride};
+use longview_kernels::page::{self, PAGE_TOKENS, PageGeometry};
+
+use super::{Latest, LayerView};
+use crate::keep::Pairs;
+use crate::layout::Group;
+
+/// Keys of pairs that lie side by side.
+pub struct KeyPage<'a> {
+    /// Number of the first pair.
+    pub first: usize,
+    /// Which of the 64 columns are pairs.
+    pub slots: Range<usize>,
+    /// `[head_dim][64]`
+    pub keys: &'a [f32],
+}
+
+/// Values of pairs that lie side by side.
+pub struct ValuePage<'a> {
+    /// Number of the first pair.
+    pub first: usize,
+    /// Which of the 64 rows are pairs.
+    pub slots: Range<usize>,
+    /// `[64][stride]`
+    pub values: &'a [f32],
+    /// Numbers from one row to the next.
+    pub stride: usize,
+}
+
+impl<'a> LayerView<'a> {
+    /// Calls `visit` with the keys of all pairs of a head, in order.
+    pub fn keys(&self, head: usize, visit: &mut dyn FnMut(KeyPage<'_>)) {
+        let mut keys = vec![0.0; self.head_dim() * PAGE_TOKENS];
+        self.each_page(head, |first, slots, page, geometry| {
+            key_floats(self.isa, geometry, page.k, &mut keys);
+            visit(KeyPage {
+                first,
+                slots,
+                keys: &keys,
+            });
+        });
+    }
+
+    /// Calls `visit` with the values of all pairs of a head, in order.
+    pub fn values(&self, head: usize, visit: &mut dyn FnMut(ValuePage<'_>)) {
+        let stride = value_stride(&self.group.geometry);
+        let mut values = vec![0.0; stride * PAGE_TOKENS];
+        self.each_page(head, |first, slots, page, geometry| {
+            value_floats(self.isa, geometry, page.v, &mut values);
+            visit(ValuePage {
+                first,
+                slots,
+                values: &values,
+                stride,
+            });
+        });
+    }
+
+    /// The pairs `which` of a head, ascending, as numbers.
+    pub(in crate::keep) fn read(&self, head: usize, which: &[u32]) -> Pairs {
+        let (dim, v_dim) = (self.head_dim(), self.v_dim());
+        let mut pairs = Pairs {
+            positions: which
+                .iter()
+                .map(|&pair| self.position(head, pair as usize) as u32)
+                .collect(),
+            tokens: which
+                .iter()
+                .map(|&pair| {
+                    self.stream
+                        .map_or(1, |stream| stream.tokens(head, pair as usize))
+                })
+                .collect(),
+            keys: vec![0.0; which.len() * dim],
+            values: vec![0.0; which.len() * v_dim],
+            head_dim: dim,
+            v_dim,
+        };
+        let mut at = 0;
+        self.each_page(head, |first, slots, page, geometry| {
+            while let Some(&pair) = which.get(at)
+                && (pair as usize) < first + slots.len()
+            {
+                let slot = slots.start + pair as usize - first;
+                let (key, value) = (&mut pairs.keys[at * dim..], &mut pairs.values[at * v_dim..]);
+                page::read_key(geometry, page.k, slot, &mut key[..dim]);
+                page::read_value(geometry, page.v, slot, &mut value[..v_dim]);
+                at += 1;
+            }
+        });
+        pairs
+    }
+
+    /// The block with which the latest tokens begin that the row at `position` reads as they were written,
+    /// as far as they are there; all are read alike where none are held apart.
+    pub(super) fn boundary(&self, position: usize) -> usize {
+        let of = |latest: &Latest<'_>| {
+            let block = latest.recent.first_slot(position) / PAGE_TOKENS;
+            block.max(latest.from)
+        };
+        self.latest.as_ref().map_or(usize::MAX, of)
+    }
+
+    /// Calls `visit(first pair, slots, page, its geometry)` for every page that holds pairs of a head, in
+    /// order, as the next row reads them.
+    pub(in crate::keep) fn each_page(
+        &self,
+        head: usize,
+        visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
+    ) {
+        self.each_page_of(head, 0..usize::MAX, visit);
+    }
+
+    /// The same for the pages that hold any of `pairs`, and of their slots those that do.
+    pub(in crate::keep) fn each_page_of(
+        &self,
+        head: usize,
+        pairs: Range<usize>,
+        visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
+    ) {
+        self.each_page_before(self.boundary(self.end), head, pairs, visit);
+    }
+
+    /// The same where the latest tokens, as they were written, begin with block `boundary`.
+    pub(super) fn each_page_before(
+        &self,
+        boundary: usize,
+        head: usize,
+        pairs: Range<usize>,
+        mut visit: impl FnMut(usize, Range<usize>, PageRef<'_>, &PageGeometry),
+    ) {
+        let there = "blocks that a keep method looks at are in memory";
+        let mut pair = 0;
+        let mut each =
+            |start: usize, end: usize, page: &mut dyn FnMut(usize) -> (PageRef<'a>, &'a Group)| {
+                let slot_of = |at: usize| start + at.saturating_sub(pair).min(end - start);
+                let wanted = slot_of(pairs.start)..slot_of(pairs.end);
+                if !wanted.is_empty() {
+                    for index in wanted.start / PAGE_TOKENS..wanted.end.div_ceil(PAGE_TOKENS) {
+                        let base = index * PAGE_TOKENS;
+                        let first = wanted.start.max(base);
+                        let slots = first - base..wanted.end.min(base + PAGE_TOKENS) - base;
+                        let (page, group) = page(index);
+                        visit(pair + first - start, slots, page, &group.geometry);
+                    }
+                }
+                pair += end - start;
+            };
+        if let Some(stream) = self.stream {
+            let slots = stream.slots(head);
+            each(slots.slots.start, slots.slots.end, &mut |index| {
+                let page = stream.page(self.group, slots.pages.start + index);
+                (page, self.group)
+            });
+        }
+        let tail = self.edge_slot..self.edge_slot + self.end - self.edge;
+        each(tail.start, tail.end, &mut |index| match &self.latest {
+            Some(latest) if latest.first + index >= boundary => {
+                let page = latest.group.page(latest.tail[index].expect(there), head);
+                (page, latest.group)
+            }
+            _ => (
+                self.group.page(self.tail[index].expect(there), head),
+                self.group,
+            ),
+        });
+    }
+}
