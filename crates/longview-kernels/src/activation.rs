@@ -2,6 +2,7 @@
 
 use crate::Isa;
 use crate::lanes::{self, Kernel, Lanes, exp_scalar};
+use crate::packed::layout::BLOCK;
 
 /// The nonlinearity of a gated feed-forward layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +25,20 @@ impl Activation {
             Activation::Silu => zip(isa, gate, up, Gated(Silu)),
             Activation::Gelu => zip(isa, gate, up, Gated(Gelu)),
             Activation::GeluTanh => zip(isa, gate, up, Gated(GeluTanh)),
+        }
+    }
+
+    /// `out = activation(gate) * up`, element by element: `pairs` holds rows of a block of gates and a
+    /// block of what is gated, `out` rows of a block.
+    ///
+    /// # Panics
+    /// When these are not as many rows.
+    pub(crate) fn gate_pairs(self, isa: Isa, pairs: &[f32], out: &mut [f32]) {
+        assert_eq!(pairs.len(), 2 * out.len(), "as many rows");
+        match self {
+            Activation::Silu => zip_pairs(isa, pairs, out, Gated(Silu)),
+            Activation::Gelu => zip_pairs(isa, pairs, out, Gated(Gelu)),
+            Activation::GeluTanh => zip_pairs(isa, pairs, out, Gated(GeluTanh)),
         }
     }
 
@@ -92,6 +107,10 @@ fn zip(isa: Isa, x: &mut [f32], y: &[f32], f: impl Zip) {
     lanes::run(isa, EachZipped { x, y, f });
 }
 
+fn zip_pairs(isa: Isa, pairs: &[f32], out: &mut [f32], f: impl Zip) {
+    lanes::run(isa, EachPaired { pairs, out, f });
+}
+
 struct EachMapped<'a, F> {
     x: &'a mut [f32],
     f: F,
@@ -144,6 +163,39 @@ impl<F: Zip> Kernel for EachZipped<'_, F> {
         let x = x.into_remainder();
         let z = self.f.lanes(l, l.load_part(x), l.load_part(y.remainder()));
         l.store_part(x, z);
+    }
+}
+
+struct EachPaired<'a, F> {
+    /// `[rows][2][BLOCK]`
+    pairs: &'a [f32],
+    /// `[rows][BLOCK]`
+    out: &'a mut [f32],
+    f: F,
+}
+
+impl<F: Zip> Kernel for EachPaired<'_, F> {
+    type Output = ();
+
+    fn scalar(self) {
+        let rows = self.pairs.as_chunks::<{ 2 * BLOCK }>().0;
+        for (pairs, out) in rows.iter().zip(self.out.chunks_exact_mut(BLOCK)) {
+            let (x, y) = pairs.split_at(BLOCK);
+            for ((x, y), out) in x.iter().zip(y).zip(out) {
+                *out = self.f.scalar(*x, *y);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(self, l: L) {
+        let rows = self.pairs.as_chunks::<{ 2 * BLOCK }>().0;
+        for (pairs, out) in rows.iter().zip(self.out.chunks_exact_mut(BLOCK)) {
+            for at in (0..BLOCK).step_by(L::WIDTH) {
+                let (x, y) = (l.load(&pairs[at..]), l.load(&pairs[BLOCK + at..]));
+                l.store(&mut out[at..], self.f.lanes(l, x, y));
+            }
+        }
     }
 }
 

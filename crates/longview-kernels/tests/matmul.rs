@@ -2,9 +2,11 @@
 //! f64, and against themselves for other numbers of rows and threads.
 
 use half::{bf16, f16};
+use longview_kernels::activation::Activation;
 use longview_kernels::format::dequantize;
 use longview_kernels::{
-    Activations, Exec, Format, Isa, Need, Numerics, Packed, matmul, matmul_many, needed,
+    Activations, Exec, Format, Isa, Need, Numerics, Packed, matmul, matmul_gated, matmul_many,
+    needed,
 };
 use proptest::prelude::*;
 
@@ -249,6 +251,60 @@ fn many_rows_and_panels_are_cut_into_every_kind_of_block() {
                     case.check(&exec, &x, &case.product(&exec, &x));
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn products_that_gate_on_the_way_give_the_bits_of_one_after_the_other() {
+    let exec = Exec::new(2, Isa::best(), Numerics::Default);
+    let activations = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
+    for (i, format) in codes().into_iter().enumerate() {
+        let k = if format.block_len() == 256 { 768 } else { 544 };
+        let activation = activations[i % 3];
+        for (ffn, rows) in [
+            (96, 49),
+            (160, 64),
+            (32, 261),
+            (288, 530),
+            (40, 64),
+            (64, 5),
+        ] {
+            if format.block_len() == 256 && rows > 261 {
+                continue;
+            }
+            let gate = Case::new(format, ffn, k, 51, &exec);
+            let up = Case::new(format, ffn, k, 52, &exec);
+            let mut x = Random(53).floats(rows * k);
+            x[3 * k] = f32::NAN;
+            let mut inputs = Activations::new();
+            inputs.set(&exec, &x, rows, k, Need::Int8);
+            let mut made = Activations::new();
+            let is_made = matmul_gated(
+                &exec,
+                &inputs,
+                &gate.packed,
+                &up.packed,
+                activation,
+                &mut made,
+            );
+            let tiles = exec.isa == Isa::Amx && rows >= 48 && ffn % 32 == 0;
+            assert_eq!(is_made, tiles, "{} {format} {ffn} {rows}", exec.isa);
+            if !is_made {
+                continue;
+            }
+            let (mut gates, ups) = (gate.product(&exec, &x), up.product(&exec, &x));
+            activation.gate(exec.isa, &mut gates, &ups);
+            let mut given = Activations::new();
+            given.set(&exec, &gates, rows, ffn, Need::Int8);
+            let down = Case::new(Format::Q4_1, 35, ffn, 54, &exec);
+            let outputs = [made, given].map(|x| {
+                let mut out = vec![0.0; rows * 35];
+                matmul(&exec, &x, &down.packed, &mut out);
+                out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            });
+            assert_eq!(outputs[0], outputs[1], "{format} {ffn} {rows}");
+            assert!(f32::from_bits(outputs[0][3 * 35]).is_nan());
         }
     }
 }

@@ -227,9 +227,9 @@ fn attention(
     add_bias(exec, &layer.key, &mut w.k);
     add_bias(exec, &layer.value, &mut w.v);
     if let Some(gate) = &layer.gate {
-        let out = w.gate.sized(rows * q_len);
+        let out = w.gates.gate.sized(rows * q_len);
         matmul(exec, &w.activations, &gate.weight, out);
-        add_bias(exec, gate, &mut w.gate);
+        add_bias(exec, gate, &mut w.gates.gate);
     }
     w.lap(Work::Qkv);
 
@@ -275,7 +275,7 @@ fn attention(
     w.lap(Work::Attention);
 
     if layer.gate.is_some() {
-        let gate = &w.gate;
+        let gate = &w.gates.gate;
         let per_task = per_task * q_len;
         exec.pool
             .for_each_chunk(&mut w.normed, per_task, |task, heads, _| {

@@ -23,9 +23,7 @@ pub struct Workspace {
     pub(crate) v: Floats,
     /// What the heads of a gated delta layer gathered, `[rows][value_heads][value_dim]`.
     pub(crate) heads: Floats,
-    /// `[rows of a block][ffn]` each.
-    pub(crate) gate: Floats,
-    pub(crate) up: Floats,
+    pub(crate) gates: Gates,
     /// `[rows][experts]`
     pub(crate) router: Floats,
     /// The experts chosen and their weights, `[rows][used]`.
@@ -54,6 +52,18 @@ pub struct Workspace {
     pub(crate) states: Vec<f32>,
     /// Where the time goes, while somebody asks.
     pub(crate) profile: Option<Box<Profile>>,
+}
+
+/// What gates and what is gated.
+#[derive(Default)]
+pub(crate) struct Gates {
+    /// Of a feed-forward part that does not gate on the way, `[rows of a block][ffn]`; of the heads of
+    /// attention, `[rows][heads][head_dim]`.
+    pub(crate) gate: Floats,
+    /// What a feed-forward part gates, `[rows of a block][ffn]`.
+    pub(crate) up: Floats,
+    /// What comes out, the input of its last product, `[rows of a block][ffn]`.
+    pub(crate) gated: Activations,
 }
 
 impl Workspace {
@@ -138,7 +148,7 @@ impl Workspace {
         // attention holds queries and accumulators of all its tasks, and each thread its tile and
         // four rows of an input. A feed-forward part takes as many rows as products do.
         let block = rows.min(isa.rows_together());
-        let inputs = (rows * q.max(blueprint.hidden)).max(block * ffn);
+        let inputs = rows * q.max(blueprint.hidden) + block * ffn;
         let per_row =
             blueprint.hidden + q.max(blueprint.hidden) + 3 * q + heads + 2 * kv + mixture + turns;
         let per_thread = (1 << 20) + 16 * q.max(ffn).max(blueprint.hidden);

@@ -2,6 +2,7 @@
 
 mod forms;
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -156,6 +157,17 @@ impl Activations {
                 }
                 forms.write(lot, made);
             });
+    }
+
+    /// Makes room for the int8 form of `rows` rows of `k` numbers, a multiple of a block; every block of
+    /// every lot is written then.
+    pub(crate) fn by_blocks(&mut self, exec: &Exec, rows: usize, k: usize) -> Blocks<'_> {
+        assert!(k.is_multiple_of(BLOCK), "whole blocks");
+        self.begin(exec, rows, k, Need::Int8);
+        Blocks {
+            forms: self.forms(Need::Int8),
+            activations: PhantomData,
+        }
     }
 
     /// Makes room for the forms of `rows` rows.
@@ -317,6 +329,29 @@ impl RowBlock<'_> {
     }
 }
 
+/// Room for the int8 form of rows that come block by block.
+pub(crate) struct Blocks<'a> {
+    forms: Forms,
+    activations: PhantomData<&'a mut Activations>,
+}
+
+impl Blocks<'_> {
+    /// Writes block `block` of the rows of `lot`, `[rows that are there][32]`. Each is one task's.
+    pub(crate) fn write(&self, lot: usize, block: usize, x: &[f32]) {
+        let Forms { isa, shape, .. } = self.forms;
+        assert!(lot < shape.lots() && block < shape.k / BLOCK);
+        assert_eq!(x.len(), self.forms.rows_of(lot).len() * BLOCK);
+        let (bytes, at) = (shape.lot * ROW_RECORD, lot * shape.record_bytes());
+        // SAFETY: the record lies in the buffer, which has one for each block of each lot, and no
+        // other task writes it.
+        let out = unsafe {
+            let start = self.forms.records.add(at + block * bytes);
+            std::slice::from_raw_parts_mut(start, bytes)
+        };
+        quantize(isa, x, BLOCK, shape.lot, out);
+    }
+}
+
 /// The buffers that tasks write the forms of their groups to.
 struct Forms {
     isa: Isa,
@@ -449,6 +484,47 @@ mod tests {
                 let read = RowBlock::read(act.records(), 1, 0);
                 assert_eq!(read.scale.to_bits(), expected.to_bits());
                 assert!(value.is_nan() || read.codes.iter().all(|&code| code == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn rows_side_by_side_have_the_form_of_rows_alone() {
+        let (rows, k) = (64, 96);
+        let wild = [f32::NAN, f32::INFINITY, -0.0, 1e-40, 3e38, -1e-37];
+        let mut x = wave(rows * k);
+        for (i, x) in x.iter_mut().enumerate() {
+            match i % 41 {
+                0 => *x = wild[i / 41 % wild.len()],
+                // Ties.
+                1 => *x = (i / 41) as f32 / 2.0,
+                _ if i / 32 % 7 == 0 => *x = 0.0,
+                _ => {}
+            }
+        }
+        for isa in Isa::available() {
+            let mut together = Activations::new();
+            together.set(&exec(isa), &x, rows, k, Need::Int8);
+            let shape = together.shape();
+            for (row, values) in x.chunks_exact(k).enumerate() {
+                let mut alone = Activations::new();
+                alone.set(&exec(Isa::Scalar), values, 1, k, Need::Int8);
+                for b in 0..k / BLOCK {
+                    let lot = &together.records()[row / shape.lot * shape.record_bytes()..];
+                    let record = &lot[b * shape.lot * ROW_RECORD..];
+                    let read = RowBlock::read(record, shape.lot, row % shape.lot);
+                    let wanted = RowBlock::read(&alone.records()[b * ROW_RECORD..], 1, 0);
+                    assert_eq!(
+                        read.scale.to_bits(),
+                        wanted.scale.to_bits(),
+                        "{isa} {row} {b}"
+                    );
+                    if !wanted.scale.is_nan() {
+                        assert_eq!(read.codes, wanted.codes, "{isa} {row} {b}");
+                        assert_eq!(read.negated, wanted.negated, "{isa} {row} {b}");
+                        assert_eq!(read.sum, wanted.sum, "{isa} {row} {b}");
+                    }
+                }
             }
         }
     }

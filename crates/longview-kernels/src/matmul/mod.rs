@@ -8,6 +8,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod gated;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod plan;
@@ -23,6 +24,7 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::whole_products;
+pub use gated::matmul_gated;
 
 use crate::activations::{Activations, Need};
 use crate::exec::Exec;

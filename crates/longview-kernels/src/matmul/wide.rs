@@ -5,12 +5,17 @@
 //! next: in the output, rows are a power of two apart and would push each other out of the caches.
 //! What comes out of the last slab goes straight there.
 
+mod pairs;
+
 use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Part;
+use crate::activations::Activations;
+use crate::packed::Packed;
 use crate::packed::layout::LANES;
+pub(super) use pairs::{Finish, Pairs, walk_pairs};
 
 /// Panels that are walked together at most.
 pub(super) const PANELS: usize = super::PANELS_IN_TILES;
@@ -30,14 +35,15 @@ pub(super) trait Kernel {
     /// Elements of k for which a block of rows stays in the second-level cache.
     const WIDE_SLAB: usize;
 
-    /// Where elements `first..first + SLAB` lie in a panel, up to rounding.
-    fn bytes(part: &Part, first: usize) -> Range<usize>;
+    /// Where elements `first..first + SLAB` lie in a panel of `w`, up to rounding.
+    fn bytes(w: &Packed, first: usize) -> Range<usize>;
 
-    /// Unpacks elements `first..first + count` of `panel` as the tile's panel `slot`.
-    fn unpack(&mut self, part: &Part, panel: usize, slot: usize, first: usize, count: usize);
+    /// Unpacks elements `first..first + count` of `panel` of `w` as the tile's panel `slot`.
+    fn unpack(&mut self, w: &Packed, panel: usize, slot: usize, first: usize, count: usize);
 
-    /// Adds the products of the unpacked elements `first..first + count` with the rows of `tiles`.
-    fn add(&mut self, part: &Part, tiles: Tiles<'_>, first: usize, count: usize);
+    /// Adds the products of the unpacked elements `first..first + count` with the rows of `x` that are in
+    /// `tiles`.
+    fn add(&mut self, x: &Activations, tiles: Tiles<'_>, first: usize, count: usize);
 }
 
 /// The sums of some groups of rows for some panels, which a kernel takes a tile at a time: with the
@@ -198,7 +204,7 @@ impl Block<'_> {
         for first in (wide..end).step_by(K::SLAB) {
             let count = K::SLAB.min(k - first);
             for slot in 0..self.panels {
-                kernel.unpack(self.part, self.panel + slot, slot, first, count);
+                kernel.unpack(self.part.w, self.panel + slot, slot, first, count);
             }
             let tiles = (self.end - self.group).div_ceil(K::GROUPS);
             let mut ahead = self.ahead::<K>(wide, first, tiles);
@@ -207,7 +213,7 @@ impl Block<'_> {
             for groups in [self.group..direct, direct..self.end] {
                 let whole = groups.end == direct;
                 let tiles = self.tiles(&groups, whole, begins, ends, &mut ahead);
-                kernel.add(self.part, tiles, first, count);
+                kernel.add(self.part.x, tiles, first, count);
                 if ends && !whole {
                     // SAFETY: both have room for so many lanes.
                     self.each_row(&groups, |row, sums, lanes| unsafe {
@@ -296,20 +302,8 @@ impl Block<'_> {
         } else {
             (0, part.panels.end)
         };
-        let bytes = K::bytes(part, first);
         let panels = panel..part.panels.end.min(panel + K::PANELS);
-        let mut starts = [std::ptr::null(); PANELS];
-        for (start, panel) in starts.iter_mut().zip(panels.clone()) {
-            *start = part.w.panel(panel).as_ptr().wrapping_add(bytes.start);
-        }
-        let lines = bytes.len().div_ceil(LINE);
-        Ahead {
-            starts,
-            panels: panels.len(),
-            at: 0,
-            lines,
-            stride: lines.div_ceil(tiles),
-        }
+        Ahead::new::<K>(panels.map(|panel| (part.w, panel)), first, tiles)
     }
 
     /// Calls `work(out, sums, lanes)` for every panel of every row of `groups` that is there.
@@ -344,6 +338,30 @@ struct Ahead {
 const LINE: usize = 64;
 
 impl Ahead {
+    /// The elements that are unpacked with element `first` of some panels of matrices of one shape,
+    /// [`PANELS`] at most, in so many steps.
+    fn new<'a, K: Kernel>(
+        panels: impl Iterator<Item = (&'a Packed, usize)>,
+        first: usize,
+        steps: usize,
+    ) -> Ahead {
+        let mut ahead = Ahead {
+            starts: [std::ptr::null(); PANELS],
+            panels: 0,
+            at: 0,
+            lines: 0,
+            stride: 0,
+        };
+        for (start, (w, panel)) in ahead.starts.iter_mut().zip(panels) {
+            let bytes = K::bytes(w, first);
+            *start = w.panel(panel).as_ptr().wrapping_add(bytes.start);
+            ahead.panels += 1;
+            ahead.lines = bytes.len().div_ceil(LINE);
+            ahead.stride = ahead.lines.div_ceil(steps);
+        }
+        ahead
+    }
+
     #[inline(always)]
     fn step(&mut self) {
         let end = self.lines.min(self.at + self.stride);

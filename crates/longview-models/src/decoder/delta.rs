@@ -56,16 +56,16 @@ pub(super) fn gated_delta(
         decay: &w.v,
         beta: &w.k,
     };
-    let read = w.gate.sized(rows * values);
+    let read = w.gates.gate.sized(rows * values);
     batch.read_recurrent(exec, index, &delta, &inputs, read, &mut w.recurrent)?;
 
     // The norm of every head's result, times an activation of its gate.
     let per_task = ROWS_PER_TASK * values;
     exec.pool
-        .for_each_chunk(&mut w.gate, per_task, |_, read, _| {
+        .for_each_chunk(&mut w.gates.gate, per_task, |_, read, _| {
             rms_norm(&layer.norm, entry.eps).rows_in_place(exec.isa, read);
         });
-    let read = &w.gate;
+    let read = &w.gates.gate;
     exec.pool
         .for_each_chunk(&mut w.heads, per_task, |task, gate, _| {
             let from = task * per_task;

@@ -1,14 +1,14 @@
 //! The feed-forward part of a layer: one gated part, or the experts that a router picks.
 
 use longview_kernels::activation::{self, Activation};
-use longview_kernels::{Activations, Exec, Floats, Need, matmul, matmul_many};
+use longview_kernels::{Activations, Exec, Need, matmul, matmul_gated, matmul_many};
 
 use super::entry::Entry;
 use super::{add_bias, needs};
 use crate::blueprint::Weighting;
 use crate::load::{Gated, Linear, Shared};
 use crate::profile::{Profile, Work};
-use crate::workspace::Workspace;
+use crate::workspace::{Gates, Workspace};
 
 /// Rows of a block where activations stay floats: products take no more at once then.
 const FLOAT_ROWS_PER_BLOCK: usize = 96;
@@ -24,8 +24,7 @@ pub(super) fn from_stream(
     let Workspace {
         hidden,
         normed,
-        gate,
-        up,
+        gates,
         activations,
         profile,
         ..
@@ -36,7 +35,7 @@ pub(super) fn from_stream(
     for (hidden, x) in hidden.chunks_mut(step).zip(normed.chunks_mut(step)) {
         entry.prepare(exec, hidden, x, need, activations);
         lap(profile, Work::Norms);
-        products(exec, mlp, activation, x, gate, up, activations, profile);
+        products(exec, mlp, activation, x, gates, activations, profile);
     }
 }
 
@@ -51,8 +50,7 @@ fn gated(
     activation: Activation,
     rows: usize,
     x: &mut [f32],
-    gate: &mut Floats,
-    up: &mut Floats,
+    gates: &mut Gates,
     activations: &mut Activations,
     profile: &mut Option<Box<Profile>>,
 ) {
@@ -61,7 +59,7 @@ fn gated(
     for x in x.chunks_mut(block_rows(exec, rows, need) * hidden) {
         activations.set(exec, x, x.len() / hidden, hidden, need);
         lap(profile, Work::Quantise);
-        products(exec, mlp, activation, x, gate, up, activations, profile);
+        products(exec, mlp, activation, x, gates, activations, profile);
     }
 }
 
@@ -79,38 +77,49 @@ fn block_rows(exec: &Exec, rows: usize, need: Need) -> usize {
 }
 
 /// `out` becomes `down(activation(gate(x)) · up(x))` of the rows `x` that `activations` holds.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the buffers it works in are the caller's"
-)]
 fn products(
     exec: &Exec,
     mlp: &Gated,
     activation: Activation,
     out: &mut [f32],
-    gate: &mut Floats,
-    up: &mut Floats,
+    gates: &mut Gates,
     activations: &mut Activations,
     profile: &mut Option<Box<Profile>>,
 ) {
     let (rows, ffn) = (activations.rows(), mlp.gate.weight.n());
-    matmul_many(
-        exec,
-        activations,
-        &[&mlp.gate.weight, &mlp.up.weight],
-        &mut [gate.sized(rows * ffn), up.sized(rows * ffn)],
-    );
-    add_bias(exec, &mlp.gate, gate);
-    add_bias(exec, &mlp.up, up);
-    lap(profile, Work::GateUp);
-    let up = &*up;
     let need = needs(exec, &[&mlp.down.weight]);
-    activations.set_with(exec, gate, rows, ffn, need, &|row, gate, out| {
-        out.copy_from_slice(gate);
-        activation.gate(exec.isa, out, &up[row * ffn..(row + 1) * ffn]);
-    });
+    let Gates { gate, up, gated } = gates;
+    let quantised = need == Need::Int8
+        && mlp.gate.bias.is_none()
+        && mlp.up.bias.is_none()
+        && matmul_gated(
+            exec,
+            activations,
+            &mlp.gate.weight,
+            &mlp.up.weight,
+            activation,
+            gated,
+        );
+    if !quantised {
+        matmul_many(
+            exec,
+            activations,
+            &[&mlp.gate.weight, &mlp.up.weight],
+            &mut [gate.sized(rows * ffn), up.sized(rows * ffn)],
+        );
+        add_bias(exec, &mlp.gate, gate);
+        add_bias(exec, &mlp.up, up);
+    }
+    lap(profile, Work::GateUp);
+    if !quantised {
+        let up = &*up;
+        gated.set_with(exec, gate, rows, ffn, need, &|row, gate, out| {
+            out.copy_from_slice(gate);
+            activation.gate(exec.isa, out, &up[row * ffn..(row + 1) * ffn]);
+        });
+    }
     lap(profile, Work::Quantise);
-    matmul(exec, activations, &mlp.down.weight, out);
+    matmul(exec, gated, &mlp.down.weight, out);
     add_bias(exec, &mlp.down, out);
     lap(profile, Work::Down);
 }
@@ -175,8 +184,7 @@ pub(super) fn mixture(
         let Workspace {
             members,
             expert_in,
-            gate,
-            up,
+            gates,
             activations,
             profile,
             ..
@@ -187,8 +195,7 @@ pub(super) fn mixture(
             act,
             members.len(),
             expert_in,
-            gate,
-            up,
+            gates,
             activations,
             profile,
         );
@@ -209,8 +216,7 @@ pub(super) fn mixture(
         w.shares.extend(w.normed.chunks_exact(hidden).map(share));
         let Workspace {
             normed,
-            gate,
-            up,
+            gates,
             activations,
             profile,
             ..
@@ -221,8 +227,7 @@ pub(super) fn mixture(
             act,
             rows,
             normed,
-            gate,
-            up,
+            gates,
             activations,
             profile,
         );

@@ -4,11 +4,12 @@ use std::arch::x86_64::*;
 
 use super::each;
 use super::rows_int8::some_rows;
-use super::tiles_int8::tiles_int8;
+use super::tiles_int8::{tiles_int8, tiles_int8_pairs};
 use super::unpack::Block;
 use super::wide_int8::wide_int8;
 use crate::activations::ROW_RECORD;
 use crate::matmul::source::{Ahead, Segment, Source, with_source};
+use crate::matmul::wide::{Finish, Pairs};
 use crate::matmul::{
     FEW_GROUPS, PANELS_OF_ONE_GROUP as FOUR, PANELS_OF_TWO_GROUPS as TWO, Part, SOME_ROWS,
 };
@@ -26,6 +27,11 @@ pub(in crate::matmul) fn int8(part: &Part) {
     } else {
         with_source!(format, wide_int8(part));
     }
+}
+
+/// Computes `pairs`, whose weights are quantised and whose rows are in tiles.
+pub(in crate::matmul) fn int8_pairs(pairs: &Pairs, finish: &Finish) {
+    with_source!(pairs.ws[0].format(), tiles_int8_pairs(pairs, finish));
 }
 
 fn few_rows<S: Source>(part: &Part) {

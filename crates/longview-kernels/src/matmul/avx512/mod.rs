@@ -15,7 +15,7 @@ mod wide_float;
 mod wide_int8;
 
 pub(super) use float::float;
-pub(super) use int8::int8;
+pub(super) use int8::{int8, int8_pairs};
 pub(crate) use tiles::whole_products;
 
 /// Repeats `$body` for `$i` in `0..$count`, written out so that arrays indexed by `$i` stay in

@@ -14,25 +14,31 @@ use std::ops::Range;
 use super::each;
 use super::tiles::{self, Tiles as Cut};
 use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
-use crate::activations::{ROW_RECORD, TILE_ROWS};
+use crate::activations::{Activations, ROW_RECORD, TILE_ROWS};
 use crate::matmul::Part;
 use crate::matmul::source::Source;
-use crate::matmul::wide::{self, At, Kernel, Tiles, walk};
+use crate::matmul::wide::{self, At, Finish, Kernel, Pairs, Tiles, walk, walk_pairs};
+use crate::packed::Packed;
 use crate::packed::layout::{BLOCK, LANES};
 
 /// Computes `part`, whose rows share records of sixteen.
 pub(super) fn tiles_int8<S: Source>(part: &Part) {
-    assert!(part.x.shape().in_tiles() && part.groups.start.is_multiple_of(GROUPS));
+    let _cut = cut::<S>(part.x, &part.groups);
+    walk(part, &mut Tiled::<S>::new());
+}
+
+/// Computes `pairs`, whose rows share records of sixteen.
+pub(super) fn tiles_int8_pairs<S: Source>(pairs: &Pairs, finish: &Finish) {
+    let _cut = cut::<S>(pairs.x, &pairs.groups);
+    walk_pairs(pairs, &mut Tiled::<S>::new(), finish);
+}
+
+/// Cuts tiles for blocks of `S` and the rows of `groups`.
+fn cut<S: Source>(x: &Activations, groups: &Range<usize>) -> Cut {
+    assert!(x.shape().in_tiles() && groups.start.is_multiple_of(GROUPS));
     // SAFETY: rows are in tiles where the instruction set is `Isa::Amx`, which runs only where the
     // processor offers it.
-    let _cut = unsafe { Cut::cut(BLOCK / S::LAYOUT.subs) };
-    walk(
-        part,
-        &mut Tiled::<S> {
-            unpacked: Unpacked::new(),
-            dots: MaybeUninit::uninit(),
-        },
-    );
+    unsafe { Cut::cut(BLOCK / S::LAYOUT.subs) }
 }
 
 /// Groups of a tile.
@@ -58,6 +64,15 @@ struct Tiled<S> {
     dots: MaybeUninit<Dots>,
 }
 
+impl<S: Source> Tiled<S> {
+    fn new() -> Self {
+        Tiled {
+            unpacked: Unpacked::new(),
+            dots: MaybeUninit::uninit(),
+        }
+    }
+}
+
 /// Sums of tile products, `[block][half][16 rows][16]`.
 #[repr(align(64))]
 struct Dots {
@@ -71,18 +86,18 @@ impl<S: Source> Kernel for Tiled<S> {
     const SLAB: usize = BLOCKS * BLOCK;
     const WIDE_SLAB: usize = WIDE_SLAB;
 
-    fn bytes(_part: &Part, first: usize) -> Range<usize> {
+    fn bytes(_w: &Packed, first: usize) -> Range<usize> {
         slab_bytes::<S>(first)
     }
 
-    fn unpack(&mut self, part: &Part, panel: usize, slot: usize, first: usize, count: usize) {
-        self.unpacked.unpack(part, panel, slot, first, count);
+    fn unpack(&mut self, w: &Packed, panel: usize, slot: usize, first: usize, count: usize) {
+        self.unpacked.unpack(w, panel, slot, first, count);
     }
 
-    fn add(&mut self, part: &Part, mut tiles: Tiles<'_>, first: usize, count: usize) {
-        let stride = part.x.shape().record_bytes();
+    fn add(&mut self, x: &Activations, mut tiles: Tiles<'_>, first: usize, count: usize) {
+        let stride = x.shape().record_bytes();
         let lots = tiles.group / GROUPS..(tiles.group + tiles.groups).div_ceil(GROUPS);
-        let records = &part.x.records()[lots.start * stride..lots.end * stride];
+        let records = &x.records()[lots.start * stride..lots.end * stride];
         let mut x = records.as_ptr().wrapping_add(first / BLOCK * RECORD);
         let panels = tiles.panels;
         let of_panel = |p: usize| {

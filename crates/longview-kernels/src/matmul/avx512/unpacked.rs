@@ -6,9 +6,9 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::unpack::Block;
-use crate::matmul::Part;
 use crate::matmul::source::{Segment, Source};
 use crate::matmul::wide;
+use crate::packed::Packed;
 use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Blocks that are unpacked at a time: two segments.
@@ -64,14 +64,14 @@ impl<S: Source, const SIGNED: bool> Unpacked<S, SIGNED> {
     /// segment.
     pub(super) fn unpack(
         &mut self,
-        part: &Part,
+        w: &Packed,
         panel: usize,
         slot: usize,
         first: usize,
         count: usize,
     ) {
         assert!(slot < wide::PANELS && count <= BLOCKS * BLOCK);
-        let panel = part.w.panel(panel).as_ptr();
+        let (panel, blocks) = (w.panel(panel).as_ptr(), w.k() / BLOCK);
         for at in (0..count / BLOCK).step_by(SEGMENT) {
             let segment = (first / BLOCK + at) / SEGMENT;
             let to = slot * Place::<S>::PANEL + at * Place::<S>::BLOCK;
@@ -80,7 +80,7 @@ impl<S: Source, const SIGNED: bool> Unpacked<S, SIGNED> {
             // slot `slot`.
             unsafe {
                 let to = self.room.as_mut_ptr().cast::<u8>().add(to);
-                read::<S, SIGNED>(panel, part.blocks(), segment, to);
+                read::<S, SIGNED>(panel, blocks, segment, to);
             }
         }
     }

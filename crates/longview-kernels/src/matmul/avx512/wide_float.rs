@@ -12,10 +12,12 @@ use super::each;
 use super::float::{Brain, Element, Half, Single};
 use super::int8::fence;
 use super::unpack::Block;
+use crate::activations::Activations;
 use crate::format::Format;
 use crate::matmul::source::{Segment, Source, with_source};
 use crate::matmul::wide::{Kernel, Tile, Tiles, walk};
 use crate::matmul::{PANELS_TOGETHER, Part};
+use crate::packed::Packed;
 use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 
 /// Elements of k that are unpacked at a time.
@@ -58,11 +60,11 @@ impl<W: Weights> Kernel for Unpacked<W> {
     const SLAB: usize = SLAB;
     const WIDE_SLAB: usize = 8 * SLAB;
 
-    fn bytes(part: &Part, first: usize) -> Range<usize> {
-        W::bytes(first)..W::bytes(part.w.k().min(first + SLAB))
+    fn bytes(w: &Packed, first: usize) -> Range<usize> {
+        W::bytes(first)..W::bytes(w.k().min(first + SLAB))
     }
 
-    fn unpack(&mut self, part: &Part, panel: usize, slot: usize, first: usize, count: usize) {
+    fn unpack(&mut self, w: &Packed, panel: usize, slot: usize, first: usize, count: usize) {
         let to = self
             .floats
             .as_mut_ptr()
@@ -70,12 +72,12 @@ impl<W: Weights> Kernel for Unpacked<W> {
             .wrapping_add(slot * SLAB * LANES);
         // SAFETY: `Isa::Avx512` runs only where the processor offers the features; the elements lie
         // in the panel, `first` is a multiple of the slab, and the slot has room for one.
-        unsafe { W::unpack(part.w.panel(panel).as_ptr(), part.w.k(), first, count, to) }
+        unsafe { W::unpack(w.panel(panel).as_ptr(), w.k(), first, count, to) }
     }
 
-    fn add(&mut self, part: &Part, mut tiles: Tiles<'_>, first: usize, count: usize) {
-        let stride = part.x.shape().float_bytes() / size_of::<f32>();
-        let floats = &part.x.floats()[..(tiles.group + tiles.groups) * stride];
+    fn add(&mut self, x: &Activations, mut tiles: Tiles<'_>, first: usize, count: usize) {
+        let stride = x.shape().float_bytes() / size_of::<f32>();
+        let floats = &x.floats()[..(tiles.group + tiles.groups) * stride];
         let x = Rows {
             floats: floats.as_ptr().wrapping_add(4 * first),
             stride,

@@ -11,10 +11,11 @@ use std::ops::Range;
 use super::each;
 use super::int8::fence;
 use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
-use crate::activations::ROW_RECORD;
+use crate::activations::{Activations, ROW_RECORD};
 use crate::matmul::source::Source;
 use crate::matmul::wide::{Kernel, Tile, Tiles, walk};
 use crate::matmul::{PANELS_TOGETHER, Part};
+use crate::packed::Packed;
 use crate::packed::layout::{BLOCK, LANES};
 
 /// Computes `part`, of at least four rows.
@@ -32,17 +33,17 @@ impl<S: Source> Kernel for Wide<S> {
     const SLAB: usize = BLOCKS * BLOCK;
     const WIDE_SLAB: usize = WIDE_SLAB;
 
-    fn bytes(_part: &Part, first: usize) -> Range<usize> {
+    fn bytes(_w: &Packed, first: usize) -> Range<usize> {
         slab_bytes::<S>(first)
     }
 
-    fn unpack(&mut self, part: &Part, panel: usize, slot: usize, first: usize, count: usize) {
-        self.0.unpack(part, panel, slot, first, count);
+    fn unpack(&mut self, w: &Packed, panel: usize, slot: usize, first: usize, count: usize) {
+        self.0.unpack(w, panel, slot, first, count);
     }
 
-    fn add(&mut self, part: &Part, tiles: Tiles<'_>, first: usize, count: usize) {
-        let stride = part.x.shape().record_bytes();
-        let records = &part.x.records()[..(tiles.group + tiles.groups) * stride];
+    fn add(&mut self, x: &Activations, tiles: Tiles<'_>, first: usize, count: usize) {
+        let stride = x.shape().record_bytes();
+        let records = &x.records()[..(tiles.group + tiles.groups) * stride];
         let x = Records {
             start: records
                 .as_ptr()
