@@ -1,6 +1,5 @@
 //! Compaction: scores, budgets, what stays, and the move from blocks to streams.
 
-use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -397,16 +396,28 @@ fn choose(
 
 /// The `count` pairs with the highest scores, of equal ones the first, ascending.
 fn best(scores: &[f32], count: usize) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-    let rank = |&pair: &u32| (Reverse(ordered(scores[pair as usize])), pair);
-    if count < order.len() {
-        if count > 0 {
-            order.select_nth_unstable_by_key(count - 1, rank);
-        }
-        order.truncate(count);
-        order.sort_unstable();
+    let pairs = 0..scores.len() as u32;
+    if count >= scores.len() {
+        return pairs.collect();
     }
-    order
+    if count == 0 {
+        return Vec::new();
+    }
+    let ranks: Vec<i32> = scores.iter().map(|&score| ordered(score)).collect();
+    let mut order = ranks.clone();
+    let (_, &mut least, _) = order.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
+    // Of those with the lowest score that stays, the first ones.
+    let mut ties = count - ranks.iter().filter(|&&rank| rank > least).count();
+    let mut chosen = Vec::with_capacity(count);
+    for (pair, rank) in pairs.zip(ranks) {
+        if rank > least {
+            chosen.push(pair);
+        } else if rank == least && ties > 0 {
+            ties -= 1;
+            chosen.push(pair);
+        }
+    }
+    chosen
 }
 
 /// A number whose order is that of the floats, -0 and 0 being equal.

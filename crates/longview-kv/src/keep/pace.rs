@@ -282,7 +282,7 @@ impl Context {
             .when
             .block
             .is_some_and(|block| match kept.is_eager() {
-                true => kept.since(len) >= block,
+                true => kept.since(len) >= kept.wait(len, block),
                 false => kept.pairs(len) >= kept.room(len) + block,
             })
     }
@@ -361,7 +361,7 @@ impl Context {
             return usize::MAX;
         };
         let left = match kept.is_eager() {
-            true => block.saturating_sub(kept.since(len)),
+            true => kept.wait(len, block).saturating_sub(kept.since(len)),
             false => (kept.room(len) + block).saturating_sub(kept.pairs(len)),
         };
         left.max(1)
@@ -543,10 +543,19 @@ impl Kept {
         len.saturating_sub(self.decided_at)
     }
 
-    /// Whether what is read moves to streams block by block although nothing has to leave yet,
-    /// because something will: so no more blocks are in memory than it takes.
+    /// Whether what is read moves to streams although nothing has to leave yet, because something
+    /// will: so no more blocks are in memory than it takes.
     pub(super) fn is_eager(&self) -> bool {
         self.planned.prompt > self.planned.slots
+    }
+
+    /// Tokens that are read after it decided before it decides again, or moves what was read: a
+    /// block where the budget is used up. Before, as many blocks as have room in what is left of the
+    /// budget when they are in streams as well, since a move writes all streams anew.
+    fn wait(&self, len: usize, block: usize) -> usize {
+        let held = self.pairs(len) - self.since(len);
+        let left = (self.room(len) + block).saturating_sub(held);
+        (left / 2 / block * block).max(block)
     }
 
     /// KV heads of all layers that are compressed.
