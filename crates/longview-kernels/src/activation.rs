@@ -2,6 +2,7 @@
 
 use crate::Isa;
 use crate::lanes::{self, Kernel, Lanes, exp_scalar};
+#[cfg(target_arch = "x86_64")]
 use crate::packed::layout::BLOCK;
 
 /// The nonlinearity of a gated feed-forward layer.
@@ -33,6 +34,7 @@ impl Activation {
     ///
     /// # Panics
     /// When these are not as many rows.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn gate_pairs(self, isa: Isa, pairs: &[f32], out: &mut [f32]) {
         assert_eq!(pairs.len(), 2 * out.len(), "as many rows");
         match self {
@@ -107,6 +109,7 @@ fn zip(isa: Isa, x: &mut [f32], y: &[f32], f: impl Zip) {
     lanes::run(isa, EachZipped { x, y, f });
 }
 
+#[cfg(target_arch = "x86_64")]
 fn zip_pairs(isa: Isa, pairs: &[f32], out: &mut [f32], f: impl Zip) {
     lanes::run(isa, EachPaired { pairs, out, f });
 }
@@ -166,6 +169,7 @@ impl<F: Zip> Kernel for EachZipped<'_, F> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 struct EachPaired<'a, F> {
     /// `[rows][2][BLOCK]`
     pairs: &'a [f32],
@@ -174,6 +178,7 @@ struct EachPaired<'a, F> {
     f: F,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl<F: Zip> Kernel for EachPaired<'_, F> {
     type Output = ();
 

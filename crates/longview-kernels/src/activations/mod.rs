@@ -2,6 +2,7 @@
 
 mod forms;
 
+#[cfg(target_arch = "x86_64")]
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -161,6 +162,7 @@ impl Activations {
 
     /// Makes room for the int8 form of `rows` rows of `k` numbers, a multiple of a block; every block of
     /// every lot is written then.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn by_blocks(&mut self, exec: &Exec, rows: usize, k: usize) -> Blocks<'_> {
         assert!(k.is_multiple_of(BLOCK), "whole blocks");
         self.begin(exec, rows, k, Need::Int8);
@@ -330,11 +332,13 @@ impl RowBlock<'_> {
 }
 
 /// Room for the int8 form of rows that come block by block.
+#[cfg(target_arch = "x86_64")]
 pub(crate) struct Blocks<'a> {
     forms: Forms,
     activations: PhantomData<&'a mut Activations>,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Blocks<'_> {
     /// Writes block `block` of the rows of `lot`, `[rows that are there][32]`. Each is one task's.
     pub(crate) fn write(&self, lot: usize, block: usize, x: &[f32]) {
