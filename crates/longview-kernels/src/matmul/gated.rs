@@ -11,8 +11,8 @@ use crate::packed::Packed;
 
 /// `out` becomes the int8 form of `activation(x · gateᵀ) · (x · upᵀ)`, bit for bit what
 /// [`super::matmul_many`], [`Activation::gate`] and [`Activations::set`] make one after the other, where
-/// that pays: weights of one quantised format, and rows that are taken in tiles. Otherwise returns
-/// `false`, and `out` is as it was.
+/// that pays: weights of one quantised format whose outputs are whole blocks, and rows that are taken in
+/// tiles and stay in the second-level cache. Otherwise returns `false`, and `out` is as it was.
 ///
 /// # Panics
 /// When the shapes do not fit, or `x` was set without the form that [`needed`] tells.
@@ -44,13 +44,10 @@ pub fn matmul_gated(
 mod tiles {
     use super::{Activation, Activations, Exec, Packed};
     use crate::activations::TILE_ROWS;
-    use crate::matmul::avx512::int8_pairs;
+    use crate::matmul::avx512::{WIDE_SLAB, int8_pairs};
     use crate::matmul::plan::Plan;
     use crate::matmul::wide::Pairs;
     use crate::packed::layout::BLOCK;
-
-    /// Elements of k for which a block of rows stays in the second-level cache.
-    const MOST_K: usize = 2048;
 
     pub(super) fn gated(
         exec: &Exec,
@@ -59,7 +56,7 @@ mod tiles {
         activation: Activation,
         out: &mut Activations,
     ) -> bool {
-        if x.k() == 0 || x.k() > MOST_K || !gate.n().is_multiple_of(BLOCK) {
+        if x.k() == 0 || x.k() > WIDE_SLAB || !gate.n().is_multiple_of(BLOCK) {
             return false;
         }
         let isa = exec.usable_isa();

@@ -4,20 +4,20 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use longview_kernels::page::{self, PAGE_TOKENS};
-use longview_kernels::{AlignedBytes, Exec};
+use longview_kernels::Exec;
 
 use super::allocate::Allocation;
 use super::pace::Kept;
 use super::scored::score_all;
+use super::stays::Stays;
 use super::stream::Stream;
 use super::view::{LayerView, ROWS_AT_ONCE};
-use super::{AttentionOf, Gather, Keep, Merging, Moment, Pairs, Positions, Scores};
+use super::{AttentionOf, Moment, Scores};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
 use crate::layout::LayerState;
-use crate::ledger::{Purpose, Reservation};
+use crate::ledger::Purpose;
 use crate::run::BlockRun;
 use crate::shared::SharedList;
 
@@ -33,7 +33,7 @@ pub struct Compression {
 }
 
 /// What stays of one layer: pairs of each head, ascending.
-type Chosen = Vec<Vec<u32>>;
+pub(super) type Chosen = Vec<Vec<u32>>;
 
 /// What a compaction is to do.
 struct Decided<'a> {
@@ -424,159 +424,6 @@ fn best(scores: &[f32], count: usize) -> Vec<u32> {
 fn ordered(x: f32) -> i32 {
     let bits = (x + 0.0).to_bits() as i32;
     bits ^ (((bits >> 31) as u32) >> 1) as i32
-}
-
-/// What stays of one layer, on its way into a stream.
-struct Stays<'a> {
-    plan: &'a Keep,
-    view: &'a LayerView<'a>,
-    chosen: &'a Chosen,
-    /// How many of the last pairs of every head stay in blocks.
-    in_blocks: usize,
-    /// The tokens between the first and the last ones, which always stay.
-    open: Range<u32>,
-}
-
-impl Stays<'_> {
-    /// A stream of all that does not stay in blocks, which fills `room` and may lie in `spare`. `memory
-    /// [heads]` is what the merge remembers.
-    fn write(
-        &self,
-        exec: &Exec,
-        memory: &mut [Option<f32>],
-        room: Reservation,
-        spare: Option<AlignedBytes>,
-    ) -> Stream {
-        let (view, group) = (self.view, self.view.group());
-        let heads = 0..self.chosen.len();
-        let positions = heads.clone().map(|head| {
-            let position = |&pair: &u32| view.position(head, pair as usize) as u32;
-            self.moving(head).iter().map(position).collect()
-        });
-        let place_bytes = self.plan.place_bytes();
-        let mut stream = Stream::with_room(group, positions.collect(), place_bytes, room, spare);
-        if !group.geometry.is_whole() {
-            self.copy(exec, &mut stream);
-        }
-        for head in heads {
-            match group.geometry.is_whole() {
-                true => self.pack(head, &mut stream, &mut memory[head]),
-                false => self.change(head, &mut stream, &mut memory[head]),
-            }
-        }
-        stream
-    }
-
-    /// The pairs of a head that move to the stream.
-    fn moving(&self, head: usize) -> &[u32] {
-        let chosen = &self.chosen[head];
-        &chosen[..chosen.len() - self.in_blocks]
-    }
-
-    /// Pages of a head made anew of its pairs, whose tokens share scales.
-    fn pack(&self, head: usize, stream: &mut Stream, memory: &mut Option<f32>) {
-        let moving = self.moving(head);
-        if moving.is_empty() {
-            return;
-        }
-        let (_, mut pairs) = self.merged(head, memory);
-        self.count(head, &pairs, stream);
-        for (at, &pair) in moving.iter().enumerate() {
-            let by = self.turn(head, at, pair as usize);
-            if by != 0 {
-                self.view.rotate(by, pairs.key_mut(at));
-            }
-        }
-        stream.pack(self.view.group(), head, &pairs);
-    }
-
-    /// Pairs of all heads as they are.
-    fn copy(&self, exec: &Exec, stream: &mut Stream) {
-        let (view, group) = (self.view, self.view.group());
-        stream.each_page_mut(exec, group, |head, pairs, to, mut slot| {
-            let mut moving = &self.moving(head)[pairs];
-            let (Some(&first), Some(&last)) = (moving.first(), moving.last()) else {
-                return;
-            };
-            let wanted = first as usize..last as usize + 1;
-            view.each_page_of(head, wanted, |first, slots, page, _| {
-                let mut picked = [0u8; PAGE_TOKENS];
-                let here = moving.partition_point(|&pair| (pair as usize) < first + slots.len());
-                let (now, rest) = moving.split_at(here);
-                for (picked, &pair) in picked.iter_mut().zip(now) {
-                    *picked = (slots.start + pair as usize - first) as u8;
-                }
-                let to = to.split_at_mut(group.geometry.k_bytes());
-                page::copy_slots(&group.geometry, (page.k, page.v), &picked[..here], to, slot);
-                slot += here;
-                moving = rest;
-            });
-        });
-    }
-
-    /// Writes anew the pairs of a head that others were merged into, and turns those that move up.
-    fn change(&self, head: usize, stream: &mut Stream, memory: &mut Option<f32>) {
-        let (view, group) = (self.view, self.view.group());
-        let moving = self.moving(head);
-        if self.plan.merge.is_some() {
-            let (before, after) = self.merged(head, memory);
-            for pair in 0..before.len() {
-                // What nothing was merged into keeps its bits.
-                if before.key(pair) != after.key(pair) || before.value(pair) != after.value(pair) {
-                    stream.write(group, head, pair, after.key(pair), after.value(pair));
-                }
-            }
-            self.count(head, &after, stream);
-        }
-        for (at, &pair) in moving.iter().enumerate() {
-            let by = self.turn(head, at, pair as usize);
-            if by != 0 {
-                stream.turn(group, head, at, |key| view.rotate(by, key));
-            }
-        }
-    }
-
-    /// Remembers of how many tokens the pairs of a head are, where the merge counts them.
-    fn count(&self, head: usize, pairs: &Pairs, stream: &mut Stream) {
-        let counts = self.plan.merge.as_ref().map(|merge| merge.counts());
-        if counts == Some(Gather::Yes) {
-            stream.set_tokens(head, pairs.tokens.clone());
-        }
-    }
-
-    /// The pairs of a head that move, before and after those that go were merged into them.
-    fn merged(&self, head: usize, memory: &mut Option<f32>) -> (Pairs, Pairs) {
-        let view = self.view;
-        let before = view.read(head, self.moving(head));
-        let mut after = before.clone();
-        if let Some(merge) = &self.plan.merge {
-            let mut rest = self.chosen[head].iter().copied().peekable();
-            let stays = |pair: &u32| rest.next_if_eq(pair).is_none();
-            let gone: Vec<u32> = (0..view.pairs(head) as u32).filter(stays).collect();
-            let turn = |positions: isize, key: &mut [f32]| view.rotate(positions, key);
-            let gone = view.read(head, &gone);
-            let mut with = Merging {
-                isa: view.isa(),
-                open: self.open.clone(),
-                turn: &turn,
-                memory,
-            };
-            merge.merge(&gone, &mut after, &mut with);
-        }
-        (before, after)
-    }
-
-    /// By how much the key of `pair`, the `at`-th of those that stay, is turned to where it stands once the
-    /// gaps between them are closed: the last pair of a head keeps its place, and those before it move up.
-    fn turn(&self, head: usize, at: usize, pair: usize) -> isize {
-        match self.plan.positions {
-            Positions::Text => 0,
-            Positions::Slots => {
-                let first = self.view.tokens() - self.chosen[head].len();
-                first as isize + at as isize - self.view.place(head, pair) as isize
-            }
-        }
-    }
 }
 
 #[cfg(test)]

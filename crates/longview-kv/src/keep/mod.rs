@@ -16,6 +16,7 @@ mod repeat;
 mod scored;
 mod seen;
 mod snapshot;
+mod stays;
 pub(crate) mod stream;
 mod view;
 

@@ -65,7 +65,7 @@ fn gated(
 
 /// Rows of a block: at most as many as products take at once, in whole tiles of sixteen. What gate and up
 /// take together, 12 MiB for 192 rows of a feed-forward part of 8,192, stays in the last-level cache, and
-/// their buffers do not grow with the pass. Blocks are of about equal size: one of few rows would wait for
+/// their buffers, where there are any, do not grow with the pass. Blocks are of about equal size: one of few rows would wait for
 /// the weights.
 fn block_rows(exec: &Exec, rows: usize, need: Need) -> usize {
     let most = match need {

@@ -17,6 +17,7 @@ mod wide_int8;
 pub(super) use float::float;
 pub(super) use int8::{int8, int8_pairs};
 pub(crate) use tiles::whole_products;
+pub(super) use unpacked::WIDE_SLAB;
 
 /// Repeats `$body` for `$i` in `0..$count`, written out so that arrays indexed by `$i` stay in
 /// registers; `of` tells the largest count there is, 12 when left out.

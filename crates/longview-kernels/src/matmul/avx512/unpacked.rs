@@ -14,7 +14,7 @@ use crate::packed::layout::{BLOCK, LANES, SEGMENT};
 /// Blocks that are unpacked at a time: two segments.
 pub(super) const BLOCKS: usize = 2 * SEGMENT;
 /// Elements of k for which a block of rows stays in the second-level cache.
-pub(super) const WIDE_SLAB: usize = 8 * SEGMENT * BLOCK;
+pub(in crate::matmul) const WIDE_SLAB: usize = 8 * SEGMENT * BLOCK;
 /// Bytes of a register.
 pub(super) const VECTOR: usize = 64;
 /// Bytes of a block's codes.
