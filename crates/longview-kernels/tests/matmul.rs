@@ -108,7 +108,8 @@ impl Case {
     /// Asserts that `out` is x · Wᵀ up to the rounding of f32 sums.
     fn check(&self, exec: &Exec, x: &[f32], out: &[f32]) {
         let x = match needed(exec.numerics, self.format) {
-            Need::Int8 => x.chunks_exact(32).flat_map(rounded).collect(),
+            Need::BLOCKS => x.chunks_exact(32).flat_map(rounded).collect(),
+            Need::WIDE_BLOCKS => x.chunks_exact(256).flat_map(rounded).collect(),
             _ => x.to_vec(),
         };
         for (i, out) in out.iter().enumerate() {
@@ -133,8 +134,11 @@ impl Case {
 /// What an int8 block of activations stands for.
 fn rounded(block: &[f32]) -> Vec<f32> {
     let largest = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-    let scale = half::f16::from_f32(largest / 127.0).to_f32();
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let scale = match block.len() {
+        32 => half::f16::from_f32(largest / 127.0).to_f32(),
+        _ => largest / 127.0,
+    };
     block
         .iter()
         .map(|x| (x * inverse).round_ties_even() * scale)
@@ -269,8 +273,10 @@ fn products_that_gate_on_the_way_give_the_bits_of_one_after_the_other() {
             (288, 530),
             (40, 64),
             (64, 5),
+            (256, 49),
+            (768, 277),
         ] {
-            if format.block_len() == 256 && rows > 261 {
+            if format.block_len() == 256 && rows > 277 {
                 continue;
             }
             let gate = Case::new(format, ffn, k, 51, &exec);
@@ -278,33 +284,31 @@ fn products_that_gate_on_the_way_give_the_bits_of_one_after_the_other() {
             let mut x = Random(53).floats(rows * k);
             x[3 * k] = f32::NAN;
             let mut inputs = Activations::new();
-            inputs.set(&exec, &x, rows, k, Need::Int8);
-            let mut made = Activations::new();
-            let is_made = matmul_gated(
-                &exec,
-                &inputs,
-                &gate.packed,
-                &up.packed,
-                activation,
-                &mut made,
-            );
-            let tiles = exec.isa == Isa::Amx && rows >= 48 && ffn % 32 == 0;
-            assert_eq!(is_made, tiles, "{} {format} {ffn} {rows}", exec.isa);
-            if !is_made {
-                continue;
+            inputs.set(&exec, &x, rows, k, needed(exec.numerics, format));
+            for down in [Format::Q4_1, Format::Q4_K] {
+                let whole = ffn % down.block_len() == 0;
+                let need = needed(exec.numerics, down);
+                let mut made = Activations::new();
+                let (gates, ups) = (&gate.packed, &up.packed);
+                let is_made = matmul_gated(&exec, &inputs, gates, ups, activation, need, &mut made);
+                let tiles = exec.isa == Isa::Amx && rows >= 48;
+                assert_eq!(is_made, tiles && whole, "{format} {ffn} {rows} {down}");
+                if !is_made {
+                    continue;
+                }
+                let (mut gates, ups) = (gate.product(&exec, &x), up.product(&exec, &x));
+                activation.gate(exec.isa, &mut gates, &ups);
+                let mut given = Activations::new();
+                given.set(&exec, &gates, rows, ffn, need);
+                let down = Case::new(down, 35, ffn, 54, &exec);
+                let outputs = [made, given].map(|x| {
+                    let mut out = vec![0.0; rows * 35];
+                    matmul(&exec, &x, &down.packed, &mut out);
+                    out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                });
+                assert_eq!(outputs[0], outputs[1], "{format} {ffn} {rows}");
+                assert!(f32::from_bits(outputs[0][3 * 35]).is_nan());
             }
-            let (mut gates, ups) = (gate.product(&exec, &x), up.product(&exec, &x));
-            activation.gate(exec.isa, &mut gates, &ups);
-            let mut given = Activations::new();
-            given.set(&exec, &gates, rows, ffn, Need::Int8);
-            let down = Case::new(Format::Q4_1, 35, ffn, 54, &exec);
-            let outputs = [made, given].map(|x| {
-                let mut out = vec![0.0; rows * 35];
-                matmul(&exec, &x, &down.packed, &mut out);
-                out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
-            });
-            assert_eq!(outputs[0], outputs[1], "{format} {ffn} {rows}");
-            assert!(f32::from_bits(outputs[0][3 * 35]).is_nan());
         }
     }
 }
@@ -422,7 +426,15 @@ fn several_products_share_one_input() {
         for rows in [1, 30, 66] {
             let x = Random(4).floats(rows * k);
             let mut act = Activations::new();
-            act.set(&exec, &x, rows, k, Need::Both);
+            act.set(
+                &exec,
+                &x,
+                rows,
+                k,
+                needed(exec.numerics, Format::F16)
+                    .and(needed(exec.numerics, Format::Q4_0))
+                    .and(needed(exec.numerics, Format::Q6_K)),
+            );
             let mut outs: Vec<Vec<f32>> = cases.iter().map(|c| vec![0.0; rows * c.n]).collect();
             let weights: Vec<&Packed> = cases.iter().map(|case| &case.packed).collect();
             let mut slices: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
@@ -467,7 +479,7 @@ fn no_rows_and_no_outputs_are_no_work() {
         let pool = &exec.pool;
         let empty = Packed::pack(Format::F16, 3, 0, &[], &|row| row, pool).unwrap();
         let mut act = Activations::new();
-        act.set(&exec, &[], 2, 0, Need::Both);
+        act.set(&exec, &[], 2, 0, Need::F32);
         let mut out = [f32::NAN; 6];
         matmul(&exec, &act, &empty, &mut out);
         assert_eq!(out, [0.0; 6]);

@@ -16,21 +16,21 @@ use super::BITS;
 
 /// What logits and sealed blocks hash to under these bits, by instruction set.
 const KNOWN: (&[u8], &[(&str, &str)]) = (
-    b"3",
+    b"4",
     &[
-        ("scalar", "6decfa8ce0c5aee6"),
-        ("avx2", "db969e73e1e33853"),
-        ("avxvnni", "db969e73e1e33853"),
-        ("avx512", "3cce1c789e70e536"),
-        ("amx", "3cce1c789e70e536"),
+        ("scalar", "d9b2cc1a66261d25"),
+        ("avx2", "aa21124577207e91"),
+        ("avxvnni", "aa21124577207e91"),
+        ("avx512", "d710bcc9bf7bbddb"),
+        ("amx", "d710bcc9bf7bbddb"),
     ],
 );
 
 /// Tokens read: two blocks, and some of a third.
 const TOKENS: u32 = 150;
 
-/// Attention alone, and a state beside it.
-fn models() -> [Value; 2] {
+/// Attention alone, a state beside it, and rows of whole blocks of 256.
+fn models() -> [Value; 3] {
     let plain = json!({"model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
         "vocab_size": 320, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
@@ -42,7 +42,10 @@ fn models() -> [Value; 2] {
     if let (Value::Object(hybrid), Value::Object(own)) = (&mut hybrid, own) {
         hybrid.extend(own);
     }
-    [plain, hybrid]
+    let mut wide = plain.clone();
+    wide["hidden_size"] = json!(256);
+    wide["intermediate_size"] = json!(512);
+    [plain, hybrid, wide]
 }
 
 /// Adds the logits of all tokens and the bytes of all blocks that seal.
@@ -97,10 +100,11 @@ fn add(model: &Path, exec: &Exec, form: KvForm, to: &mut blake3::Hasher) {
 #[test]
 fn other_bits_have_another_name() {
     let folder = tempfile::tempdir().unwrap();
-    let files = [0, 1].map(|at| {
+    let recipes = [Recipe::Q8_0, Recipe::Q8_0, Recipe::Q4_K_M];
+    let files = [0, 1, 2].map(|at| {
         let file = folder.path().join(format!("{at}.gguf"));
         let config = Config::new("tiny", models()[at].clone());
-        make_from(&config, Recipe::Q8_0, 1, &file, &Pool::new(1), &mut |_| {
+        make_from(&config, recipes[at], 1, &file, &Pool::new(1), &mut |_| {
             ControlFlow::Continue(())
         })
         .unwrap();
@@ -116,6 +120,7 @@ fn other_bits_have_another_name() {
             add(&files[0], &exec, form, &mut hash);
         }
         add(&files[1], &exec, KvType::F16.into(), &mut hash);
+        add(&files[2], &exec, KvType::F16.into(), &mut hash);
         let exec = Exec::new(1, isa, Numerics::F32);
         add(&files[0], &exec, KvType::F32.into(), &mut hash);
         let hash = hash.finalize().to_hex();

@@ -55,7 +55,7 @@ pub(crate) fn pack(exec: &Exec, format: Format, n: usize, k: usize) -> Work<'_> 
 pub(crate) fn quantise(exec: &Exec, rows: usize, k: usize) -> Work<'_> {
     let x = numbers(rows * k);
     let mut activations = Activations::new();
-    Box::new(move || activations.set(exec, &x, rows, k, Need::Int8))
+    Box::new(move || activations.set(exec, &x, rows, k, Need::BLOCKS))
 }
 
 /// Attention of `rows` query rows over one span, on the calling thread.

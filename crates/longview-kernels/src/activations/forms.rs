@@ -1,9 +1,9 @@
 //! Rows of f32 → the forms that products read.
 
-use super::ROW_RECORD;
+use super::{ROW_RECORD, TILE_ROWS, tile_record};
 use crate::compiled::for_each_isa;
 use crate::isa::Isa;
-use crate::packed::layout::BLOCK;
+use crate::packed::layout::{BLOCK, Grain, SEGMENT};
 
 for_each_isa!(pub(super) interleave, interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]));
 
@@ -28,12 +28,12 @@ fn interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]) {
 }
 
 /// Writes the records of a lot of rows, `x` being those that are there; the rest are zeros.
-pub(super) fn quantize(isa: Isa, x: &[f32], k: usize, lot: usize, out: &mut [u8]) {
-    if x.len() < lot * k {
+pub(super) fn quantize(isa: Isa, grain: Grain, x: &[f32], k: usize, lot: usize, out: &mut [u8]) {
+    if x.len() < lot * k || !k.is_multiple_of(grain.elements()) {
         out.fill(0);
     }
     for (row, values) in x.chunks_exact(k).enumerate() {
-        let place = Place { lot, row };
+        let place = Place { grain, lot, row };
         match isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: callers ask only for instruction sets the processor offers.
@@ -41,7 +41,7 @@ pub(super) fn quantize(isa: Isa, x: &[f32], k: usize, lot: usize, out: &mut [u8]
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 | Isa::AvxVnni => unsafe { avx2_row(values, place, out) },
-            _ => quantize_row(values, place, out, Block::quantize),
+            _ => quantize_row(values, place, out, largest, Codes::of),
         }
     }
 }
@@ -50,53 +50,97 @@ pub(super) fn quantize(isa: Isa, x: &[f32], k: usize, lot: usize, out: &mut [u8]
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn avx2_row(values: &[f32], place: Place, out: &mut [u8]) {
-    quantize_row(values, place, out, Block::quantize);
+    quantize_row(values, place, out, largest, Codes::of);
 }
 
 /// A row of a lot.
 #[derive(Clone, Copy)]
 struct Place {
+    grain: Grain,
     lot: usize,
     row: usize,
 }
 
-/// Writes one row's share of its group's records; a row's end is filled up with zeros.
+/// Writes one row's share of its lot's records; a row's end is filled up with zeros. `largest` makes the
+/// bits of the largest magnitude of 32 numbers, `codes` their codes given the inverse of the scale.
 #[inline(always)]
 fn quantize_row(
     values: &[f32],
     place: Place,
     out: &mut [u8],
-    quantize: impl Fn(&[f32; BLOCK]) -> Block,
+    largest: impl Fn(&[f32; BLOCK]) -> u32,
+    codes: impl Fn(&[f32; BLOCK], f32) -> Codes,
 ) {
-    let (blocks, tail) = values.as_chunks::<BLOCK>();
-    let mut records = out.chunks_exact_mut(place.lot * ROW_RECORD);
-    for (block, record) in blocks.iter().zip(&mut records) {
-        quantize(block).write(place, record);
-    }
-    if let (false, Some(record)) = (tail.is_empty(), records.next()) {
-        let mut block = [0.0; BLOCK];
-        block[..tail.len()].copy_from_slice(tail);
-        quantize(&block).write(place, record);
+    let bytes = place.lot * ROW_RECORD;
+    match place.grain {
+        Grain::Block => {
+            let mut records = out.chunks_exact_mut(bytes);
+            each_block(values, |_, block| {
+                let record = records.next().expect("a record for each block");
+                let (scale, inverse) = scale_and_inverse(largest(block), place.grain);
+                codes(block, inverse).write(scale, place, record);
+            });
+        }
+        Grain::Segment => {
+            let in_tiles = place.lot == TILE_ROWS;
+            let bytes_of_all = match in_tiles {
+                true => tile_record::BYTES,
+                false => SEGMENT * bytes,
+            };
+            let segments = values.chunks(SEGMENT * BLOCK);
+            for (values, record) in segments.zip(out.chunks_mut(bytes_of_all)) {
+                let mut most = 0;
+                each_block(values, |_, block| most = most.max(largest(block)));
+                let (scale, inverse) = scale_and_inverse(most, place.grain);
+                each_block(values, |b, block| {
+                    let codes = codes(block, inverse);
+                    if in_tiles {
+                        codes.write_in_tiles(b, place.row, record);
+                    } else {
+                        codes.write(scale, place, &mut record[b * bytes..][..bytes]);
+                    }
+                });
+                if in_tiles {
+                    let at = tile_record::SCALES + 4 * place.row;
+                    record[at..at + 4].copy_from_slice(&scale.to_ne_bytes());
+                }
+            }
+        }
     }
 }
 
-/// A block in int8.
-struct Block {
+/// Calls `work(b, block)` for each block of a row, whose end is filled up with zeros.
+#[inline(always)]
+fn each_block(values: &[f32], mut work: impl FnMut(usize, &[f32; BLOCK])) {
+    let (blocks, tail) = values.as_chunks::<BLOCK>();
+    for (b, block) in blocks.iter().enumerate() {
+        work(b, block);
+    }
+    if !tail.is_empty() {
+        let mut last = [0.0; BLOCK];
+        last[..tail.len()].copy_from_slice(tail);
+        work(blocks.len(), &last);
+    }
+}
+
+/// The bits of the largest magnitude: they compare like the magnitudes, with infinities and NaNs on top.
+#[inline(always)]
+fn largest(block: &[f32; BLOCK]) -> u32 {
+    let bits = block.iter().map(|x| x.to_bits() & 0x7fff_ffff);
+    bits.fold(0, u32::max)
+}
+
+/// The codes of a block.
+struct Codes {
     codes: [u8; BLOCK],
-    scale: f32,
     /// Σ codes of each half.
     sums: [i32; 2],
 }
 
-impl Block {
+impl Codes {
     /// The definition.
     #[inline(always)]
-    fn quantize(block: &[f32; BLOCK]) -> Block {
-        // Magnitudes compare like their bit patterns, with infinities and NaNs on top.
-        let largest = block
-            .iter()
-            .fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff));
-        let (scale, inverse) = scale_and_inverse(largest);
+    fn of(block: &[f32; BLOCK], inverse: f32) -> Codes {
         let mut codes = [0; BLOCK];
         for (code, value) in codes.iter_mut().zip(block) {
             // Adding 1.5 · 2²³ rounds to the nearest integer, ties to even, and leaves it in the
@@ -104,30 +148,44 @@ impl Block {
             *code = (value * inverse + 12_582_912.0).to_bits() as u8;
         }
         let sum = |codes: &[u8]| codes.iter().map(|&code| i32::from(code as i8)).sum();
-        Block {
-            codes,
-            scale,
-            sums: [sum(&codes[..BLOCK / 2]), sum(&codes[BLOCK / 2..])],
-        }
+        let sums = [sum(&codes[..BLOCK / 2]), sum(&codes[BLOCK / 2..])];
+        Codes { codes, sums }
     }
 
     #[inline(always)]
-    fn write(&self, Place { lot, row }: Place, record: &mut [u8]) {
+    fn write(&self, scale: f32, Place { lot, row, .. }: Place, record: &mut [u8]) {
         record[row * BLOCK..][..BLOCK].copy_from_slice(&self.codes);
         let mut put = |field: usize, word: [u8; 4]| {
             record[lot * BLOCK + 4 * (field * lot + row)..][..4].copy_from_slice(&word);
         };
         let sum = self.sums[0] + self.sums[1];
-        put(0, self.scale.to_ne_bytes());
+        put(0, scale.to_ne_bytes());
         put(1, (-128 * sum).to_ne_bytes());
         put(2, (-128 * self.sums[0]).to_ne_bytes());
         put(3, (sum as f32).to_ne_bytes());
     }
+
+    /// Writes block `b` of a segment of row `row` of a tile.
+    #[inline(always)]
+    fn write_in_tiles(&self, b: usize, row: usize, record: &mut [u8]) {
+        use tile_record::{BLOCKS, BLOCKS_ROW, HALVES, HALVES_ROW, QUARTER, QUARTER_BYTES};
+        let at = b / 2 * QUARTER_BYTES + row * QUARTER + b % 2 * BLOCK;
+        record[at..][..BLOCK].copy_from_slice(&self.codes);
+        let mut put = |at: usize, sum: i32| {
+            record[at..at + 2].copy_from_slice(&(sum as i16).to_ne_bytes());
+        };
+        put(HALVES + row * HALVES_ROW + 4 * b, self.sums[0]);
+        put(HALVES + row * HALVES_ROW + 4 * b + 2, self.sums[1]);
+        put(
+            BLOCKS + row * BLOCKS_ROW + 2 * b,
+            self.sums[0] + self.sums[1],
+        );
+    }
 }
 
-/// The scale of a block whose largest magnitude has these bits, and what brings its values to codes.
+/// The scale of numbers whose largest magnitude has these bits, and what brings them to codes.
 #[inline(always)]
-fn scale_and_inverse(largest: u32) -> (f32, f32) {
+fn scale_and_inverse(largest: u32, grain: Grain) -> (f32, f32) {
     let largest = f32::from_bits(largest);
     if largest.is_nan() || largest.is_infinite() {
         // Spoils the row, whatever the codes.
@@ -135,7 +193,13 @@ fn scale_and_inverse(largest: u32) -> (f32, f32) {
     } else if largest < f32::from_bits(7 << 23) {
         (0.0, 0.0)
     } else {
-        (to_eleven_bits(largest / 127.0), 127.0 / largest)
+        let inverse = 127.0 / largest;
+        let scale = match grain {
+            Grain::Block => to_eleven_bits(largest / 127.0),
+            // To the last bit what other engines take.
+            Grain::Segment => 1.0 / inverse,
+        };
+        (scale, inverse)
     }
 }
 
@@ -154,31 +218,43 @@ fn to_eleven_bits(scale: f32) -> f32 {
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::{BLOCK, Block, Place, scale_and_inverse};
+    use super::{BLOCK, Codes, Place};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub(super) fn quantize_row(values: &[f32], place: Place, out: &mut [u8]) {
         // SAFETY: this function has the features.
-        super::quantize_row(values, place, out, |block| unsafe { quantize(block) });
+        let largest = |block: &[f32; BLOCK]| unsafe { largest(block) };
+        // SAFETY: as above.
+        let codes = |block: &[f32; BLOCK], inverse: f32| unsafe { codes(block, inverse) };
+        super::quantize_row(values, place, out, largest, codes);
     }
 
     /// # Safety
     /// The caller has the features of `quantize_row` enabled.
     #[inline(always)]
-    unsafe fn quantize(block: &[f32; BLOCK]) -> Block {
+    unsafe fn largest(block: &[f32; BLOCK]) -> u32 {
+        // SAFETY: loads of the block's two halves.
+        unsafe {
+            let magnitude = |at: usize| {
+                let x = _mm512_loadu_si512(block.as_ptr().add(at).cast());
+                _mm512_and_si512(x, _mm512_set1_epi32(0x7fff_ffff))
+            };
+            _mm512_reduce_max_epu32(_mm512_max_epu32(magnitude(0), magnitude(16)))
+        }
+    }
+
+    /// # Safety
+    /// The caller has the features of `quantize_row` enabled.
+    #[inline(always)]
+    unsafe fn codes(block: &[f32; BLOCK], inverse: f32) -> Codes {
         // SAFETY: loads of the block's two halves, a store of its codes.
         unsafe {
-            let low = _mm512_loadu_ps(block.as_ptr());
-            let high = _mm512_loadu_ps(block.as_ptr().add(16));
-            let magnitude =
-                |x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fff_ffff));
-            let largest = _mm512_max_epu32(magnitude(low), magnitude(high));
-            let (scale, inverse) = scale_and_inverse(_mm512_reduce_max_epu32(largest));
-            let code = |x| {
+            let code = |at: usize| {
+                let x = _mm512_loadu_ps(block.as_ptr().add(at));
                 let scaled = _mm512_mul_ps(x, _mm512_set1_ps(inverse));
                 _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled))
             };
-            let codes = _mm256_set_m128i(code(high), code(low));
+            let codes = _mm256_set_m128i(code(16), code(0));
             // Sums of absolute differences add bytes without sign: codes offset by 128.
             let offset = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
             let sums = _mm256_sad_epu8(offset, _mm256_setzero_si256());
@@ -190,11 +266,7 @@ mod avx512 {
             ];
             let mut bytes = [0; BLOCK];
             _mm256_storeu_si256(bytes.as_mut_ptr().cast(), codes);
-            Block {
-                codes: bytes,
-                scale,
-                sums,
-            }
+            Codes { codes: bytes, sums }
         }
     }
 }

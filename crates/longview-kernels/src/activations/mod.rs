@@ -1,6 +1,7 @@
 //! Rows of activations, prepared once for the products that share them.
 
 mod forms;
+mod need;
 
 #[cfg(target_arch = "x86_64")]
 use std::marker::PhantomData;
@@ -10,34 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use crate::exec::Exec;
 use crate::isa::Isa;
 use crate::memory::AlignedBytes;
-use crate::packed::layout::BLOCK;
+use crate::packed::layout::{BLOCK, Grain, SEGMENT};
 use forms::{interleave, quantize};
-
-/// The forms of activations that products read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Need {
-    /// f32, for float weights and for [`crate::Numerics::F32`].
-    F32,
-    /// int8 blocks of 32, for quantised weights.
-    Int8,
-    /// Both, for products with weights of either kind.
-    Both,
-}
-
-impl Need {
-    /// What serves both `self` and `other`.
-    pub fn and(self, other: Need) -> Need {
-        if self == other { self } else { Need::Both }
-    }
-
-    fn f32(self) -> bool {
-        self != Need::Int8
-    }
-
-    fn int8(self) -> bool {
-        self != Need::F32
-    }
-}
+pub use need::Need;
 
 /// Rows of activations in the forms matrix products read; the buffers are kept from one
 /// [`Activations::set`] to the next.
@@ -48,20 +24,25 @@ impl Need {
 /// - f32: `[group][k][4]`.
 /// - int8: `[group][block]` records of codes `[4][32]` i8 · scale `[4]` f32 · −128 Σ codes `[4]` i32 ·
 ///   the same of the first half of the codes `[4]` i32 · Σ codes `[4]` f32. Where products take them in
-///   tiles, sixteen rows share a record instead of four.
+///   tiles, sixteen rows share a record instead of four; one of 256 elements is then codes
+///   `[quarter][16][64]` i8 · Σ codes of each half of a block `[16][16]` i16 · Σ codes of each block
+///   `[16][8]` i16 · scale `[16]` f32.
 ///
 /// The int8 form of a block is code = 127 x / max |x| rounded to the nearest integer, ties to even,
-/// and scale = max |x| / 127 rounded to eleven significant bits. A block that holds a NaN or an infinity has NaN as its scale, so that the
-/// row's results are NaN; one whose largest magnitude is below 2⁻¹²⁰ is taken as zeros.
+/// and scale = max |x| / 127. There are two, of 32 elements and of 256, as weights have scales that are any
+/// numbers or whole ones; the scale of the first is rounded to eleven significant bits. A block that
+/// holds a NaN or an infinity has NaN as its scale, so that the row's results are NaN; one whose largest
+/// magnitude is below 2⁻¹²⁰ is taken as zeros.
 pub struct Activations {
     /// Whose products read them.
     isa: Isa,
     rows: usize,
     k: usize,
-    has_f32: bool,
-    has_int8: bool,
+    /// The forms that are there.
+    has: Need,
     floats: AlignedBytes,
-    records: AlignedBytes,
+    /// Of each [`Grain`].
+    records: [AlignedBytes; 2],
     /// Rows of a group as [`Activations::set_with`] makes them, one for each thread.
     made: Vec<Mutex<Vec<f32>>>,
 }
@@ -71,6 +52,29 @@ pub type MakeRow<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) + Sync + 'a;
 
 /// Bytes of one row's share of a record.
 pub(crate) const ROW_RECORD: usize = BLOCK + 16;
+
+/// Where the parts of a record of 256 elements of sixteen rows are, and its length.
+pub(crate) mod tile_record {
+    use super::TILE_ROWS;
+    use crate::packed::layout::{BLOCK, SEGMENT};
+
+    /// Elements of a quarter, whose codes of a row lie side by side.
+    pub(crate) const QUARTER: usize = 2 * BLOCK;
+    /// Bytes of a quarter of the rows.
+    pub(crate) const QUARTER_BYTES: usize = TILE_ROWS * QUARTER;
+    /// Σ codes of the halves of the blocks, a row after another.
+    pub(crate) const HALVES: usize = TILE_ROWS * SEGMENT * BLOCK;
+    /// Bytes of a row of them.
+    pub(crate) const HALVES_ROW: usize = 2 * SEGMENT * size_of::<i16>();
+    /// Σ codes of the blocks, a row after another.
+    pub(crate) const BLOCKS: usize = HALVES + TILE_ROWS * HALVES_ROW;
+    /// Bytes of a row of them.
+    pub(crate) const BLOCKS_ROW: usize = SEGMENT * size_of::<i16>();
+    /// The scales.
+    pub(crate) const SCALES: usize = BLOCKS + TILE_ROWS * BLOCKS_ROW;
+    /// Bytes of all.
+    pub(crate) const BYTES: usize = SCALES + TILE_ROWS * size_of::<f32>();
+}
 
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
@@ -84,10 +88,9 @@ impl Activations {
             isa: Isa::Scalar,
             rows: 0,
             k: 0,
-            has_f32: false,
-            has_int8: false,
+            has: Need::default(),
             floats: AlignedBytes::zeroed(0),
-            records: AlignedBytes::zeroed(0),
+            records: [AlignedBytes::zeroed(0), AlignedBytes::zeroed(0)],
             made: Vec::new(),
         }
     }
@@ -160,14 +163,21 @@ impl Activations {
             });
     }
 
-    /// Makes room for the int8 form of `rows` rows of `k` numbers, a multiple of a block; every block of
-    /// every lot is written then.
+    /// Makes room for one int8 form of `rows` rows of `k` numbers, a multiple of its elements; every block
+    /// of every lot is written then.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn by_blocks(&mut self, exec: &Exec, rows: usize, k: usize) -> Blocks<'_> {
-        assert!(k.is_multiple_of(BLOCK), "whole blocks");
-        self.begin(exec, rows, k, Need::Int8);
+    pub(crate) fn by_blocks(
+        &mut self,
+        exec: &Exec,
+        rows: usize,
+        k: usize,
+        grain: Grain,
+    ) -> Blocks<'_> {
+        assert!(k.is_multiple_of(grain.elements()), "whole blocks");
+        self.begin(exec, rows, k, Need::of(grain));
         Blocks {
-            forms: self.forms(Need::Int8),
+            forms: self.forms(Need::of(grain)),
+            grain,
             activations: PhantomData,
         }
     }
@@ -175,13 +185,14 @@ impl Activations {
     /// Makes room for the forms of `rows` rows.
     fn begin(&mut self, exec: &Exec, rows: usize, k: usize, need: Need) {
         (self.isa, self.rows, self.k) = (exec.usable_isa(), rows, k);
-        (self.has_f32, self.has_int8) = (need.f32(), need.int8());
+        self.has = need;
         let shape = self.shape();
-        if need.f32() {
+        if need.f32 {
             reserve(&mut self.floats, shape.groups * shape.float_bytes());
         }
-        if need.int8() {
-            reserve(&mut self.records, shape.lots() * shape.record_bytes());
+        for grain in need.grains() {
+            let records = &mut self.records[grain as usize];
+            reserve(records, shape.lots() * shape.record_bytes(grain));
         }
     }
 
@@ -193,7 +204,7 @@ impl Activations {
             shape: self.shape(),
             rows: self.rows,
             floats: self.floats.as_mut_ptr(),
-            records: self.records.as_mut_ptr(),
+            records: self.records.each_mut().map(|records| records.as_mut_ptr()),
         }
     }
 
@@ -207,19 +218,15 @@ impl Activations {
         self.k
     }
 
-    /// Whether the f32 form is there.
-    pub fn has_f32(&self) -> bool {
-        self.has_f32
-    }
-
-    /// Whether the int8 form is there.
-    pub fn has_int8(&self) -> bool {
-        self.has_int8
+    /// The forms that are there.
+    pub fn has(&self) -> Need {
+        self.has
     }
 
     /// Bytes the buffers hold.
     pub fn bytes(&self) -> usize {
-        self.floats.len() + self.records.len()
+        let records = self.records.iter().map(|records| records.len());
+        self.floats.len() + records.sum::<usize>()
     }
 
     /// How the rows are grouped.
@@ -230,7 +237,7 @@ impl Activations {
     /// The f32 form, `[group][k][rows of a group]`.
     pub(crate) fn floats(&self) -> &[f32] {
         let count = self.shape().groups * self.shape().float_bytes() / size_of::<f32>();
-        assert!(self.has_f32, "activations were set without their f32 form");
+        assert!(self.has.f32, "activations were set without their f32 form");
         assert!(
             count * size_of::<f32>() <= self.floats.len(),
             "set reserved every group"
@@ -239,13 +246,13 @@ impl Activations {
         unsafe { std::slice::from_raw_parts(self.floats.as_ptr().cast(), count) }
     }
 
-    /// The int8 form, `[lot][block]` records.
-    pub(crate) fn records(&self) -> &[u8] {
+    /// An int8 form, `[lot][block]` records.
+    pub(crate) fn records(&self, grain: Grain) -> &[u8] {
         assert!(
-            self.has_int8,
-            "activations were set without their int8 form"
+            self.has.covers(Need::of(grain)),
+            "activations were set without this int8 form"
         );
-        &self.records[..self.shape().lots() * self.shape().record_bytes()]
+        &self.records[grain as usize][..self.shape().lots() * self.shape().record_bytes(grain)]
     }
 }
 
@@ -297,8 +304,13 @@ impl Shape {
     }
 
     /// Bytes of a lot in int8, a multiple of 16.
-    pub(crate) fn record_bytes(&self) -> usize {
-        self.k.div_ceil(BLOCK) * self.lot * ROW_RECORD
+    pub(crate) fn record_bytes(&self, grain: Grain) -> usize {
+        match grain {
+            Grain::Segment if self.in_tiles() => {
+                self.k.div_ceil(SEGMENT * BLOCK) * tile_record::BYTES
+            }
+            _ => self.k.div_ceil(BLOCK) * self.lot * ROW_RECORD,
+        }
     }
 }
 
@@ -331,28 +343,32 @@ impl RowBlock<'_> {
     }
 }
 
-/// Room for the int8 form of rows that come block by block.
+/// Room for an int8 form of rows that come block by block.
 #[cfg(target_arch = "x86_64")]
 pub(crate) struct Blocks<'a> {
     forms: Forms,
+    grain: Grain,
     activations: PhantomData<&'a mut Activations>,
 }
 
 #[cfg(target_arch = "x86_64")]
 impl Blocks<'_> {
-    /// Writes block `block` of the rows of `lot`, `[rows that are there][32]`. Each is one task's.
+    /// Writes block `block` of the rows of `lot`, `[rows that are there][elements of a block]`. Each is
+    /// one task's.
     pub(crate) fn write(&self, lot: usize, block: usize, x: &[f32]) {
         let Forms { isa, shape, .. } = self.forms;
-        assert!(lot < shape.lots() && block < shape.k / BLOCK);
-        assert_eq!(x.len(), self.forms.rows_of(lot).len() * BLOCK);
-        let (bytes, at) = (shape.lot * ROW_RECORD, lot * shape.record_bytes());
+        let elements = self.grain.elements();
+        assert!(lot < shape.lots() && block < shape.k / elements);
+        assert_eq!(x.len(), self.forms.rows_of(lot).len() * elements);
+        let of_lot = shape.record_bytes(self.grain);
+        let bytes = of_lot / (shape.k / elements);
         // SAFETY: the record lies in the buffer, which has one for each block of each lot, and no
         // other task writes it.
         let out = unsafe {
-            let start = self.forms.records.add(at + block * bytes);
-            std::slice::from_raw_parts_mut(start, bytes)
+            let start = self.forms.records[self.grain as usize].add(lot * of_lot);
+            std::slice::from_raw_parts_mut(start.add(block * bytes), bytes)
         };
-        quantize(isa, x, BLOCK, shape.lot, out);
+        quantize(isa, self.grain, x, elements, shape.lot, out);
     }
 }
 
@@ -364,7 +380,7 @@ struct Forms {
     /// Rows in all.
     rows: usize,
     floats: *mut u8,
-    records: *mut u8,
+    records: [*mut u8; 2],
 }
 
 // SAFETY: tasks write the parts of different groups, see `Forms::write`.
@@ -386,7 +402,7 @@ impl Forms {
             ..
         } = self.shape;
         assert!(lot < self.shape.lots(), "room was made for so many");
-        if self.need.f32() {
+        if self.need.f32 {
             let bytes = self.shape.float_bytes();
             for (i, x) in x.chunks(group * k).enumerate() {
                 let group_at = lot * (rows / group) + i;
@@ -401,12 +417,14 @@ impl Forms {
                 interleave(self.isa, x, k, group, out);
             }
         }
-        if self.need.int8() {
-            let bytes = self.shape.record_bytes();
+        for grain in self.need.grains() {
+            let bytes = self.shape.record_bytes(grain);
             // SAFETY: each lot has its own part of the buffer, which holds `lots` such parts.
-            let out =
-                unsafe { std::slice::from_raw_parts_mut(self.records.add(lot * bytes), bytes) };
-            quantize(self.isa, x, k, rows, out);
+            let out = unsafe {
+                let start = self.records[grain as usize].add(lot * bytes);
+                std::slice::from_raw_parts_mut(start, bytes)
+            };
+            quantize(self.isa, grain, x, k, rows, out);
         }
     }
 }
@@ -421,6 +439,12 @@ fn reserve(buffer: &mut AlignedBytes, bytes: usize) {
 mod tests {
     use super::*;
     use crate::isa::Numerics;
+
+    const BOTH: Need = Need {
+        f32: true,
+        blocks: true,
+        wide_blocks: false,
+    };
 
     fn exec(isa: Isa) -> Exec {
         Exec::new(2, isa, Numerics::Default)
@@ -438,11 +462,12 @@ mod tests {
             for rows in [1, 2, 3, 4, 5, 9, 70] {
                 let (k, x) = (96, wave(rows * 96));
                 let mut act = Activations::new();
-                act.set(&exec(isa), &x, rows, k, Need::Both);
+                act.set(&exec(isa), &x, rows, k, BOTH);
                 let shape = act.shape();
                 for (row, values) in x.chunks_exact(k).enumerate() {
                     for (b, block) in values.chunks_exact(BLOCK).enumerate() {
-                        let lot = &act.records()[row / shape.lot * shape.record_bytes()..];
+                        let lot = &act.records(Grain::Block)
+                            [row / shape.lot * shape.record_bytes(Grain::Block)..];
                         let record = &lot[b * shape.lot * ROW_RECORD..];
                         let read = RowBlock::read(record, shape.lot, row % shape.lot);
                         let largest = block.iter().fold(0.0f32, |m, v| m.max(v.abs()));
@@ -473,6 +498,59 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_256_have_one_scale_on_every_isa() {
+        for isa in Isa::available() {
+            for rows in [1, 3, 9, 70] {
+                let (k, grain) = (512, Grain::Segment);
+                let x = wave(rows * k);
+                let mut act = Activations::new();
+                act.set(&exec(isa), &x, rows, k, Need::WIDE_BLOCKS);
+                assert_eq!(act.has(), Need::WIDE_BLOCKS);
+                let shape = act.shape();
+                for (row, values) in x.chunks_exact(k).enumerate() {
+                    let lot = &act.records(grain)[row / shape.lot * shape.record_bytes(grain)..];
+                    let row = row % shape.lot;
+                    for (i, wide) in values.chunks_exact(256).enumerate() {
+                        let largest = wide.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                        let expected = 1.0 / (127.0 / largest);
+                        for (b, block) in wide.chunks_exact(BLOCK).enumerate() {
+                            let (codes, scale, sums) = if shape.in_tiles() {
+                                of_tile(&lot[i * tile_record::BYTES..], b, row)
+                            } else {
+                                let at = (i * SEGMENT + b) * shape.lot * ROW_RECORD;
+                                let read = RowBlock::read(&lot[at..], shape.lot, row);
+                                (read.codes, read.scale, read.negated.map(|sum| sum / -128))
+                            };
+                            assert_eq!(scale, expected, "{isa} {rows} {row}");
+                            let mut expected_sums = [0, 0];
+                            for (i, (&code, &value)) in codes.iter().zip(block).enumerate() {
+                                let code = code as i8;
+                                expected_sums[i / 16] += i32::from(code);
+                                let apart = (f32::from(code) * scale - value).abs();
+                                assert!(apart <= scale * 0.5001, "{isa} {value} {code}");
+                            }
+                            assert_eq!(sums, expected_sums);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Codes, scale and sums of codes of block `b` of a row in tiles.
+    fn of_tile(record: &[u8], b: usize, row: usize) -> (&[u8], f32, [i32; 2]) {
+        use tile_record::{HALVES, HALVES_ROW, QUARTER, QUARTER_BYTES, SCALES};
+        let codes = &record[b / 2 * QUARTER_BYTES + row * QUARTER + b % 2 * BLOCK..][..BLOCK];
+        let scale = &record[SCALES + 4 * row..][..4];
+        let sum = |half: usize| {
+            let at = HALVES + row * HALVES_ROW + 4 * b + 2 * half;
+            i32::from(i16::from_ne_bytes([record[at], record[at + 1]]))
+        };
+        let scale = f32::from_ne_bytes(scale.try_into().unwrap());
+        (codes, scale, [sum(0), sum(1)])
+    }
+
+    #[test]
     fn hostile_values_give_nan_or_zero_scales() {
         for isa in Isa::available() {
             for (value, expected) in [
@@ -484,8 +562,8 @@ mod tests {
                 let mut x = vec![0.0; 32];
                 x[17] = value;
                 let mut act = Activations::new();
-                act.set(&exec(isa), &x, 1, 32, Need::Int8);
-                let read = RowBlock::read(act.records(), 1, 0);
+                act.set(&exec(isa), &x, 1, 32, Need::BLOCKS);
+                let read = RowBlock::read(act.records(Grain::Block), 1, 0);
                 assert_eq!(read.scale.to_bits(), expected.to_bits());
                 assert!(value.is_nan() || read.codes.iter().all(|&code| code == 0));
             }
@@ -508,16 +586,18 @@ mod tests {
         }
         for isa in Isa::available() {
             let mut together = Activations::new();
-            together.set(&exec(isa), &x, rows, k, Need::Int8);
+            together.set(&exec(isa), &x, rows, k, Need::BLOCKS);
             let shape = together.shape();
             for (row, values) in x.chunks_exact(k).enumerate() {
                 let mut alone = Activations::new();
-                alone.set(&exec(Isa::Scalar), values, 1, k, Need::Int8);
+                alone.set(&exec(Isa::Scalar), values, 1, k, Need::BLOCKS);
                 for b in 0..k / BLOCK {
-                    let lot = &together.records()[row / shape.lot * shape.record_bytes()..];
+                    let lot = &together.records(Grain::Block)
+                        [row / shape.lot * shape.record_bytes(Grain::Block)..];
                     let record = &lot[b * shape.lot * ROW_RECORD..];
                     let read = RowBlock::read(record, shape.lot, row % shape.lot);
-                    let wanted = RowBlock::read(&alone.records()[b * ROW_RECORD..], 1, 0);
+                    let wanted =
+                        RowBlock::read(&alone.records(Grain::Block)[b * ROW_RECORD..], 1, 0);
                     assert_eq!(
                         read.scale.to_bits(),
                         wanted.scale.to_bits(),
@@ -541,7 +621,7 @@ mod tests {
                 let x = wave(rows * k);
                 let mut changed = x.clone();
                 let mut made = Activations::new();
-                made.set_with(&exec, &mut changed, rows, k, Need::Both, &|row, x, out| {
+                made.set_with(&exec, &mut changed, rows, k, BOTH, &|row, x, out| {
                     x[0] += 1.0;
                     out.copy_from_slice(x);
                     out[1] = row as f32;
@@ -552,9 +632,13 @@ mod tests {
                     x[1] = row as f32;
                 }
                 let mut given = Activations::new();
-                given.set(&exec, &wanted, rows, k, Need::Both);
+                given.set(&exec, &wanted, rows, k, BOTH);
                 assert_eq!(made.floats(), given.floats(), "{isa} {rows}");
-                assert_eq!(made.records(), given.records(), "{isa} {rows}");
+                assert_eq!(
+                    made.records(Grain::Block),
+                    given.records(Grain::Block),
+                    "{isa} {rows}"
+                );
                 for (row, changed) in changed.chunks_exact(k).enumerate() {
                     assert_eq!(changed[0], x[row * k] + 1.0);
                     assert_eq!(changed[1..], x[row * k + 1..(row + 1) * k]);
@@ -567,11 +651,11 @@ mod tests {
     fn buffers_are_kept() {
         let exec = exec(Isa::Scalar);
         let mut act = Activations::new();
-        act.set(&exec, &wave(640), 10, 64, Need::Both);
+        act.set(&exec, &wave(640), 10, 64, BOTH);
         let bytes = act.bytes();
         assert_eq!(bytes, 12 * (64 * size_of::<f32>() + 2 * ROW_RECORD));
-        act.set(&exec, &wave(64), 1, 64, Need::Int8);
+        act.set(&exec, &wave(64), 1, 64, Need::BLOCKS);
         assert_eq!(act.bytes(), bytes);
-        assert!(act.has_int8() && !act.has_f32());
+        assert!(act.has() == Need::BLOCKS);
     }
 }

@@ -3,6 +3,10 @@
 //! One way of summing for every shape: an output is one lane of one accumulator, to which the
 //! blocks (or, with f32 activations, the elements) of its row are added in ascending order. Tiles,
 //! threads and the number of rows only decide which outputs are computed side by side.
+//!
+//! Blocks are of 32 elements, or of 256 where the scales of weights are whole numbers but for one
+//! factor: there codes, scales and int8 activations make one whole number, Σ scale · code · x, which can
+//! be summed in any order. With minima Σ minimum · x makes a second one.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -31,7 +35,7 @@ use crate::exec::Exec;
 use crate::format::Format;
 use crate::isa::{Isa, Numerics};
 use crate::packed::Packed;
-use crate::packed::layout::{BLOCK, LANES};
+use crate::packed::layout::{BLOCK, LANES, Layout};
 use plan::Plan;
 
 /// Panels that many rows take together: as many as their sums leave registers for.
@@ -52,10 +56,9 @@ const PANELS_OF_SOME_ROWS: usize = 2;
 
 /// The form of activations that a product with weights of `format` reads.
 pub fn needed(numerics: Numerics, format: Format) -> Need {
-    if numerics == Numerics::F32 || format.is_float() {
-        Need::F32
-    } else {
-        Need::Int8
+    match Layout::of(format) {
+        Some(layout) if numerics != Numerics::F32 => Need::of(layout.grain()),
+        _ => Need::F32,
     }
 }
 
@@ -81,12 +84,8 @@ pub fn matmul_many(exec: &Exec, x: &Activations, ws: &[&Packed], outs: &mut [&mu
             x.rows().checked_mul(w.n()),
             "outputs are [rows][n]"
         );
-        let ready = match needed(exec.numerics, w.format()) {
-            Need::Int8 => x.has_int8(),
-            _ => x.has_f32(),
-        };
         assert!(
-            ready,
+            x.has().covers(needed(exec.numerics, w.format())),
             "activations lack the form that {} weights need",
             w.format()
         );
@@ -143,7 +142,7 @@ struct Part<'a> {
 
 impl Part<'_> {
     fn compute(&self, exec: &Exec) {
-        let int8 = needed(exec.numerics, self.w.format()) == Need::Int8;
+        let int8 = needed(exec.numerics, self.w.format()) != Need::F32;
         match exec.usable_isa() {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx if int8 => avx512::int8(self),

@@ -46,11 +46,21 @@ const EIGHTHS: usize = 8;
 impl<'a> Plan<'a> {
     /// The tasks of x · Wᵀ for each of `ws`.
     pub(super) fn new(exec: &Exec, x: &Activations, ws: &'a [&'a Packed]) -> Plan<'a> {
+        Plan::with_panels(exec, x, ws, 1)
+    }
+
+    /// The same, of each matrix a multiple of so many panels for each task, but for the last ones.
+    pub(super) fn with_panels(
+        exec: &Exec,
+        x: &Activations,
+        ws: &'a [&'a Packed],
+        panels: usize,
+    ) -> Plan<'a> {
         let groups = if x.rows() == 0 { 0 } else { x.shape().groups };
         let int8_groups = exec.usable_isa().rows_together() / 4;
         let most = ws.iter().map(|w| match needed(exec.numerics, w.format()) {
-            Need::Int8 => int8_groups,
-            _ => FLOAT_GROUPS,
+            Need::F32 => FLOAT_GROUPS,
+            _ => int8_groups,
         });
         let blocks = groups.div_ceil(most.min().unwrap_or(int8_groups)).max(1);
         let tile = match x.shape().in_tiles() {
@@ -59,7 +69,7 @@ impl<'a> Plan<'a> {
         };
         let group_block = groups.div_ceil(blocks).next_multiple_of(tile);
         let many = x.rows() >= MANY_ROWS;
-        let int8 = |w: &&Packed| needed(exec.numerics, w.format()) == Need::Int8;
+        let int8 = |w: &&Packed| needed(exec.numerics, w.format()) != Need::F32;
         let together = match x.rows() {
             rows if groups > FEW_GROUPS && rows <= SOME_ROWS && ws.iter().all(int8) => {
                 PANELS_OF_SOME_ROWS
@@ -74,7 +84,7 @@ impl<'a> Plan<'a> {
         let mut plan = Plan {
             ws,
             threads: exec.pool.threads(),
-            together,
+            together: together.next_multiple_of(panels),
             bytes: ws.iter().map(|w| w.bytes()).sum(),
             least: TASK_BYTES / x.rows().min(rows).div_ceil(8).max(1),
             // Every task of few rows begins with waiting for memory: few and large ones first.

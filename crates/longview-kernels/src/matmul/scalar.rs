@@ -4,54 +4,72 @@ use super::Part;
 use crate::activations::{ROW_RECORD, RowBlock};
 use crate::packed::float_at;
 use crate::packed::lane::LaneBlock;
-use crate::packed::layout::{BLOCK, LANES, Layout};
+use crate::packed::layout::{BLOCK, Grain, LANES, Layout};
 
 /// Quantised weights · int8 activations: exact integer dot products of each block, f32 sums.
 pub(super) fn int8(part: &Part) {
     let layout = Layout::of(part.w.format()).expect("int8 products have quantised weights");
     let shape = part.x.shape();
+    let (grain, records) = (layout.grain(), part.x.records(layout.grain()));
     for panel in part.panels.clone() {
         for lane in 0..part.lanes(panel) {
             part.rows()
                 .for_each(|row| part.update(row, panel, lane, |_| 0.0));
-            for b in 0..part.blocks() {
-                let w = LaneBlock::read(&layout, part.w.panel(panel), part.blocks(), b, lane);
+            for first in (0..part.blocks()).step_by(grain.elements() / BLOCK) {
+                let blocks: Vec<LaneBlock> = (first..first + grain.elements() / BLOCK)
+                    .map(|b| LaneBlock::read(&layout, part.w.panel(panel), part.blocks(), b, lane))
+                    .collect();
                 for row in part.rows() {
-                    let lot = &part.x.records()[row / shape.lot * shape.record_bytes()..];
-                    let record = &lot[b * shape.lot * ROW_RECORD..];
-                    let x = RowBlock::read(record, shape.lot, row % shape.lot);
-                    let dot = x.scale * block_dot(&layout, &w, &x);
-                    part.update(row, panel, lane, |sum| sum + dot);
+                    let lot = &records[row / shape.lot * shape.record_bytes(grain)..];
+                    let x = |b: usize| {
+                        let record = &lot[(first + b) * shape.lot * ROW_RECORD..];
+                        RowBlock::read(record, shape.lot, row % shape.lot)
+                    };
+                    let dot = match grain {
+                        Grain::Block => block_dot(&layout, &blocks[0], &x(0)),
+                        Grain::Segment => segment_dot(&layout, &blocks, x),
+                    };
+                    part.update(row, panel, lane, |sum| sum + x(0).scale * dot);
                 }
             }
         }
     }
 }
 
+/// A segment's contribution in units of the activation scale: whole numbers but for the factors.
+fn segment_dot<'a>(layout: &Layout, ws: &[LaneBlock], x: impl Fn(usize) -> RowBlock<'a>) -> f32 {
+    let (mut scaled, mut minima) = (0, 0);
+    for (b, w) in ws.iter().enumerate() {
+        let x = x(b);
+        for s in 0..2 {
+            scaled += w.small_scale[s] * half_dot(layout, w, &x, s);
+            minima += w.small_min[s] * (x.negated[s] / -128);
+        }
+    }
+    let dot = scaled as f32 * ws[0].factor;
+    match layout.has_min() {
+        true => minima as f32 * ws[0].min_factor + dot,
+        false => dot,
+    }
+}
+
+/// The dot product of the codes of a half.
+fn half_dot(layout: &Layout, w: &LaneBlock, x: &RowBlock, s: usize) -> i32 {
+    let start = if layout.has_min() { 0 } else { x.negated[s] };
+    let half = 16 * s..16 * s + 16;
+    let pairs = w.codes[half.clone()].iter().zip(&x.codes[half]);
+    pairs.fold(start, |sum, (&w, &x)| {
+        sum + i32::from(w) * i32::from(x as i8)
+    })
+}
+
 /// A block's contribution in units of the activation scale.
 fn block_dot(layout: &Layout, w: &LaneBlock, x: &RowBlock) -> f32 {
-    let half = |s: usize| {
-        let start = if layout.has_min() { 0 } else { x.negated[s] };
-        let pairs = w.codes[16 * s..16 * s + 16]
-            .iter()
-            .zip(&x.codes[16 * s..16 * s + 16]);
-        pairs.fold(start, |sum, (&w, &x)| {
-            sum + i32::from(w) * i32::from(x as i8)
-        })
-    };
-    let (low, high) = (half(0), half(1));
-    let dot = if layout.subs == 1 {
-        (low + high) as f32 * w.scale[0]
-    } else {
-        low as f32 * w.scale[0] + high as f32 * w.scale[1]
-    };
-    match (layout.has_min(), layout.subs) {
-        (false, _) => dot,
-        (true, 1) => dot + w.min[0] * x.sum,
-        (true, _) => {
-            let sum = |s: usize| x.negated[s] as f32 * (-1.0 / 128.0);
-            dot + w.min[0] * sum(0) + w.min[1] * sum(1)
-        }
+    let (low, high) = (half_dot(layout, w, x, 0), half_dot(layout, w, x, 1));
+    let dot = (low + high) as f32 * w.scale[0];
+    match layout.has_min() {
+        false => dot,
+        true => dot + w.min[0] * x.sum,
     }
 }
 

@@ -73,6 +73,14 @@ pub(super) struct Tile {
 }
 
 impl Tiles<'_> {
+    /// Where the sums of the rows to come are.
+    pub(super) fn sums(&self) -> Tile {
+        Tile {
+            from: self.from,
+            to: self.to,
+        }
+    }
+
     /// The next tile of so many groups, if they are there.
     #[inline(always)]
     pub(super) fn next(&mut self, groups: usize) -> Option<Tile> {
@@ -85,10 +93,7 @@ impl Tiles<'_> {
             met.start = met.start.wrapping_add(numbers(met.stride));
             expect(*met, 4 * groups, self.panels);
         }
-        let tile = Tile {
-            from: self.from,
-            to: self.to,
-        };
+        let tile = self.sums();
         let (from, to) = (&mut self.from, &mut self.to);
         from.start = from.start.wrapping_add(numbers(from.stride));
         to.start = to.start.wrapping_add(numbers(to.stride));
@@ -126,12 +131,24 @@ impl At<*const f32> {
         let start = self.start.wrapping_add(panel * LANES);
         At { start, ..self }
     }
+
+    /// The same of row `row` after this one.
+    pub(super) fn row(self, row: usize) -> Self {
+        let start = self.start.wrapping_add(row * self.stride);
+        At { start, ..self }
+    }
 }
 
 impl At<*mut f32> {
     /// The same of panel `panel` after this one.
     pub(super) fn panel(self, panel: usize) -> Self {
         let start = self.start.wrapping_add(panel * LANES);
+        At { start, ..self }
+    }
+
+    /// The same of row `row` after this one.
+    pub(super) fn row(self, row: usize) -> Self {
+        let start = self.start.wrapping_add(row * self.stride);
         At { start, ..self }
     }
 

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::layout::{BLOCK, LANES, Layout, SEGMENT, Scales};
+use super::layout::{BLOCK, Grain, LANES, Layout, SEGMENT, Scales};
 use crate::format::IQ4_VALUES;
 
 /// One row's 32 elements of a packed panel, in the form kernels compute with.
@@ -16,6 +16,12 @@ pub(crate) struct LaneBlock {
     pub(crate) scale: [f32; 2],
     /// Minimum of each half, added; 0 in centred formats.
     pub(crate) min: [f32; 2],
+    /// The scale of each half as a whole number, in units of `factor`, where segments have one.
+    pub(crate) small_scale: [i32; 2],
+    pub(crate) factor: f32,
+    /// The same of the minima.
+    pub(crate) small_min: [i32; 2],
+    pub(crate) min_factor: f32,
 }
 
 impl LaneBlock {
@@ -36,11 +42,53 @@ impl LaneBlock {
         let low = &segment[in_segment * top_bytes + b * low_bytes..][..low_bytes];
         let scales = &segment[in_segment * (top_bytes + low_bytes) + b * layout.scale_bytes()..];
         let factors = &segment[in_segment * (top_bytes + low_bytes + layout.scale_bytes())..];
-        let (scale, min) = read_scales(layout, scales, factors, lane);
-        LaneBlock {
+        let mut block = LaneBlock {
             codes: read_codes(layout, top, low, lane),
-            scale,
-            min,
+            scale: [0.0; 2],
+            min: [0.0; 2],
+            small_scale: [0; 2],
+            factor: 0.0,
+            small_min: [0; 2],
+            min_factor: 0.0,
+        };
+        block.read_scales(layout, scales, factors, lane);
+        block
+    }
+
+    fn read_scales(&mut self, layout: &Layout, scales: &[u8], factors: &[u8], lane: usize) {
+        let half = |plane: &[u8], at: usize| {
+            let at = 2 * (at * LANES + lane);
+            f16::from_le_bytes([plane[at], plane[at + 1]]).to_f32()
+        };
+        let small = |at: usize| scales[at * LANES + lane];
+        let wide = layout.widening();
+        match layout.scales {
+            Scales::Half => self.scale = [half(scales, 0) * wide; 2],
+            Scales::HalfMin => {
+                self.scale = [half(scales, 0) * wide; 2];
+                self.min = [half(scales, 1); 2];
+            }
+            Scales::Small => {
+                let scale = |s: usize| i32::from(small(s) as i8);
+                self.small_scale = [scale(0), scale(layout.subs - 1)];
+            }
+            Scales::SmallMin => {
+                self.small_scale = [i32::from(small(0)); 2];
+                self.small_min = [i32::from(small(1)); 2];
+            }
+            Scales::NibbleMin => {
+                self.small_scale = [0, 1].map(|s| i32::from(small(s) & 15));
+                self.small_min = [0, 1].map(|s| i32::from(small(s) >> 4));
+            }
+        }
+        if layout.grain() == Grain::Segment {
+            let factor = half(factors, 0);
+            self.factor = factor * wide;
+            self.scale = self.small_scale.map(|scale| factor * scale as f32 * wide);
+            if layout.has_min() {
+                self.min_factor = -half(factors, 1);
+                self.min = self.small_min.map(|min| self.min_factor * min as f32);
+            }
         }
     }
 
@@ -85,34 +133,4 @@ fn read_codes(layout: &Layout, top: &[u8], low: &[u8], lane: usize) -> [u8; BLOC
         }
     }
     codes
-}
-
-fn read_scales(
-    layout: &Layout,
-    scales: &[u8],
-    factors: &[u8],
-    lane: usize,
-) -> ([f32; 2], [f32; 2]) {
-    let half = |plane: &[u8], at: usize| {
-        let at = 2 * (at * LANES + lane);
-        f16::from_le_bytes([plane[at], plane[at + 1]]).to_f32()
-    };
-    let small = |at: usize| scales[at * LANES + lane];
-    let wide = layout.widening();
-    match layout.scales {
-        Scales::Half => ([half(scales, 0) * wide; 2], [0.0; 2]),
-        Scales::HalfMin => ([half(scales, 0) * wide; 2], [half(scales, 1); 2]),
-        Scales::Small => {
-            let scale = |s: usize| half(factors, 0) * f32::from(small(s) as i8) * wide;
-            ([scale(0), scale(layout.subs - 1)], [0.0; 2])
-        }
-        Scales::SmallMin => (
-            [half(factors, 0) * f32::from(small(0)) * wide; 2],
-            [-(half(factors, 1) * f32::from(small(1))); 2],
-        ),
-        Scales::NibbleMin => (
-            [0, 1].map(|s| half(factors, 0) * f32::from(small(s) & 15) * wide),
-            [0, 1].map(|s| -(half(factors, 1) * f32::from(small(s) >> 4))),
-        ),
-    }
 }

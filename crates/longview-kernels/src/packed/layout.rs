@@ -29,6 +29,26 @@ pub(crate) const BLOCK: usize = 32;
 /// Blocks of a full segment.
 pub(crate) const SEGMENT: usize = 8;
 
+/// Which elements share a scale of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grain {
+    /// Those of a block.
+    Block,
+    /// Those of a segment: scales of weights are whole numbers there but for the segment's factor, so
+    /// that its products add up to one whole number.
+    Segment,
+}
+
+impl Grain {
+    /// How many they are.
+    pub(crate) const fn elements(self) -> usize {
+        match self {
+            Grain::Block => BLOCK,
+            Grain::Segment => SEGMENT * BLOCK,
+        }
+    }
+}
+
 /// How the scales of a block are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scales {
@@ -130,6 +150,14 @@ impl Layout {
             rest => self.segment_bytes(rest),
         };
         blocks / SEGMENT * self.segment_bytes(SEGMENT) + tail
+    }
+
+    /// Which elements of activations share a scale.
+    pub(crate) const fn grain(&self) -> Grain {
+        match self.scales {
+            Scales::Half | Scales::HalfMin => Grain::Block,
+            Scales::Small | Scales::SmallMin | Scales::NibbleMin => Grain::Segment,
+        }
     }
 
     /// Whether a minimum is added to each element; without one, codes are centred.

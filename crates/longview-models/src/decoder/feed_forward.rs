@@ -68,9 +68,9 @@ fn gated(
 /// their buffers, where there are any, do not grow with the pass. Blocks are of about equal size: one of few rows would wait for
 /// the weights.
 fn block_rows(exec: &Exec, rows: usize, need: Need) -> usize {
-    let most = match need {
-        Need::Int8 => exec.isa.rows_together(),
-        Need::F32 | Need::Both => FLOAT_ROWS_PER_BLOCK,
+    let most = match need.f32 {
+        false => exec.isa.rows_together(),
+        true => FLOAT_ROWS_PER_BLOCK,
     };
     let blocks = rows.div_ceil(most).max(1);
     rows.div_ceil(blocks).next_multiple_of(16).max(1)
@@ -89,8 +89,7 @@ fn products(
     let (rows, ffn) = (activations.rows(), mlp.gate.weight.n());
     let need = needs(exec, &[&mlp.down.weight]);
     let Gates { gate, up, gated } = gates;
-    let quantised = need == Need::Int8
-        && mlp.gate.bias.is_none()
+    let quantised = mlp.gate.bias.is_none()
         && mlp.up.bias.is_none()
         && matmul_gated(
             exec,
@@ -98,6 +97,7 @@ fn products(
             &mlp.gate.weight,
             &mlp.up.weight,
             activation,
+            need,
             gated,
         );
     if !quantised {

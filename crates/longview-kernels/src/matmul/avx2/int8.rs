@@ -44,7 +44,8 @@ fn vnni<S: Source>(part: &Part) {
 /// Calls `add(rows, count)` for up to `MOST` rows of a group at a time.
 fn panels<S: Source, const MOST: usize>(part: &Part, add: impl Fn(&Rows, usize)) {
     let shape = part.x.shape();
-    let records = part.x.records();
+    let grain = S::LAYOUT.grain();
+    let records = part.x.records(grain);
     let mut unpacked = Unpacked::ZERO;
     for panel in part.panels.clone() {
         let weights = part.w.panel(panel).as_ptr();
@@ -57,7 +58,8 @@ fn panels<S: Source, const MOST: usize>(part: &Part, add: impl Fn(&Rows, usize))
             while row < rows.end {
                 let (group, slot) = (row / shape.group, row % shape.group);
                 let together = MOST.min(shape.group - slot).min(rows.end - row);
-                let first = group * shape.record_bytes() + at * SEGMENT * shape.group * ROW_RECORD;
+                let first =
+                    group * shape.record_bytes(grain) + at * SEGMENT * shape.group * ROW_RECORD;
                 let some = Rows {
                     unpacked: &unpacked,
                     count,

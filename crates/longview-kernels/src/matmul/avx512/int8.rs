@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 use super::each;
 use super::rows_int8::some_rows;
 use super::tiles_int8::{tiles_int8, tiles_int8_pairs};
-use super::unpack::Block;
+use super::tiles_small::{tiles_small, tiles_small_pairs};
+use super::unpack::{Block, Factors, SmallBlock, small_minima};
 use super::wide_int8::wide_int8;
 use crate::activations::ROW_RECORD;
 use crate::matmul::source::{Ahead, Segment, Source, with_source};
@@ -13,13 +14,13 @@ use crate::matmul::wide::{Finish, Pairs};
 use crate::matmul::{
     FEW_GROUPS, PANELS_OF_ONE_GROUP as FOUR, PANELS_OF_TWO_GROUPS as TWO, Part, SOME_ROWS,
 };
-use crate::packed::layout::{BLOCK, LANES, SEGMENT};
+use crate::packed::layout::{BLOCK, Grain, LANES, SEGMENT};
 
 /// Computes `part`, whose weights are quantised.
 pub(in crate::matmul) fn int8(part: &Part) {
     let format = part.w.format();
     if part.x.shape().in_tiles() {
-        with_source!(format, tiles_int8(part));
+        with_source!(format, in_tiles(part));
     } else if part.x.shape().groups <= FEW_GROUPS {
         with_source!(format, few_rows(part));
     } else if part.rows().len() <= SOME_ROWS {
@@ -31,7 +32,23 @@ pub(in crate::matmul) fn int8(part: &Part) {
 
 /// Computes `pairs`, whose weights are quantised and whose rows are in tiles.
 pub(in crate::matmul) fn int8_pairs(pairs: &Pairs, finish: &Finish) {
-    with_source!(pairs.ws[0].format(), tiles_int8_pairs(pairs, finish));
+    with_source!(pairs.ws[0].format(), pairs_in_tiles(pairs, finish));
+}
+
+fn in_tiles<S: Source>(part: &Part) {
+    if const { matches!(S::LAYOUT.grain(), Grain::Block) } {
+        tiles_int8::<S>(part);
+    } else {
+        tiles_small::<S>(part);
+    }
+}
+
+fn pairs_in_tiles<S: Source>(pairs: &Pairs, finish: &Finish) {
+    if const { matches!(S::LAYOUT.grain(), Grain::Block) } {
+        tiles_int8_pairs::<S>(pairs, finish);
+    } else {
+        tiles_small_pairs::<S>(pairs, finish);
+    }
 }
 
 fn few_rows<S: Source>(part: &Part) {
@@ -81,11 +98,11 @@ impl Tile<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
     unsafe fn compute<S: Source, const P: usize, const G: usize, const GROUPS: usize>(&self) {
         let part = self.part;
-        let blocks = part.blocks();
+        let (blocks, grain) = (part.blocks(), S::LAYOUT.grain());
         let panels: [*const u8; P] = std::array::from_fn(|p| part.w.panel(self.panel + p).as_ptr());
         let ahead = Ahead::new::<S>(P, blocks);
-        let records = part.x.records();
-        let stride = part.x.shape().record_bytes();
+        let records = part.x.records(grain);
+        let stride = part.x.shape().record_bytes(grain);
         let mut x: [*const u8; GROUPS] = std::array::from_fn(|i| records[i * stride..].as_ptr());
         let mut sums = [[_mm512_setzero_ps(); 12]; P];
         // SAFETY: segments and blocks are counted inside the panels, records inside the groups; rows and
@@ -93,14 +110,36 @@ impl Tile<'_> {
         unsafe {
             for at in 0..blocks.div_ceil(SEGMENT) {
                 let count = SEGMENT.min(blocks - at * SEGMENT);
+                let (mut scaled, first) = ([[_mm512_setzero_si512(); 12]; P], x);
                 for b in 0..count {
                     for p in 0..P {
                         ahead.ask::<S>(&[panels[p]], at, b);
                         let (segment, _) = Segment::at::<S>(panels[p], blocks, at);
-                        let w = Block::unpack::<S>(segment.planes::<S>(b));
-                        add::<S, G, GROUPS>(&w, &x, &mut sums[p]);
+                        let planes = segment.planes::<S>(b);
+                        if grain == Grain::Block {
+                            let w = Block::unpack::<S>(planes);
+                            add::<S, G, GROUPS>(&w, &x, &mut sums[p]);
+                        } else {
+                            let w = SmallBlock::unpack::<S>(planes);
+                            add_small::<S, G, GROUPS>(&w, &x, &mut scaled[p]);
+                        }
                     }
                     x = x.map(|x| x.wrapping_add(G * ROW_RECORD));
+                }
+                if grain == Grain::Block {
+                    continue;
+                }
+                for p in 0..P {
+                    let (segment, _) = Segment::at::<S>(panels[p], blocks, at);
+                    let factors = Factors::of::<S>(segment.planes::<S>(0));
+                    let minima = minima::<S>(segment);
+                    each!(r < G * GROUPS, {
+                        let record = first[r / G];
+                        let of_row = || times_minima::<S, G>(&minima, record, r % G);
+                        let scale = record.add(G * BLOCK + 4 * (r % G)).cast::<f32>();
+                        let (sum, scaled) = (sums[p][r], scaled[p][r]);
+                        sums[p][r] = factors.add::<S>(sum, scaled, of_row, scale.read_unaligned());
+                    });
                 }
             }
             for (p, sums) in sums.iter().enumerate() {
@@ -113,6 +152,55 @@ impl Tile<'_> {
                 });
             }
         }
+    }
+}
+
+/// The minima of a whole segment, in floats; zeros where the format has none.
+///
+/// # Safety
+/// The segment is one of a panel of `S`; the caller has the features enabled.
+#[inline(always)]
+pub(super) unsafe fn minima<S: Source>(segment: Segment) -> [[__m512; 2]; SEGMENT] {
+    // SAFETY: the blocks are the segment's.
+    unsafe {
+        let mut minima = [[_mm512_setzero_ps(); 2]; SEGMENT];
+        if S::LAYOUT.has_min() {
+            each!(b < SEGMENT, {
+                let [low, high] = small_minima::<S>(segment.planes::<S>(b));
+                minima[b] = [_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(high)];
+            } of 8);
+        }
+        minima
+    }
+}
+
+/// Σ minimum · x of a segment and row `row` of `G` rows, whose records of the segment begin at `record`:
+/// whole numbers that floats hold exactly, whatever the order.
+///
+/// # Safety
+/// The records are there; the caller has the features enabled.
+#[inline(always)]
+pub(super) unsafe fn times_minima<S: Source, const G: usize>(
+    minima: &[[__m512; 2]; SEGMENT],
+    record: *const u8,
+    row: usize,
+) -> __m512 {
+    // SAFETY: what is read lies inside the records.
+    unsafe {
+        let mut sum = _mm512_setzero_ps();
+        each!(b < SEGMENT, {
+            let record = record.add(b * G * ROW_RECORD);
+            let field = |i: usize| record.add(G * BLOCK + 4 * (i * G + row));
+            let all = field(3).cast::<f32>().read_unaligned();
+            if S::LAYOUT.subs == 1 {
+                sum = _mm512_fmadd_ps(minima[b][0], _mm512_set1_ps(all), sum);
+            } else {
+                let low = field(2).cast::<i32>().read_unaligned() as f32 * (-1.0 / 128.0);
+                sum = _mm512_fmadd_ps(minima[b][0], _mm512_set1_ps(low), sum);
+                sum = _mm512_fmadd_ps(minima[b][1], _mm512_set1_ps(all - low), sum);
+            }
+        } of 8);
+        sum
     }
 }
 
@@ -133,16 +221,49 @@ unsafe fn add<S: Source, const G: usize, const GROUPS: usize>(
             let record = x[r / G];
             let codes = record.add((r % G) * BLOCK);
             let field = |i: usize| record.add(G * BLOCK + 4 * (i * G + r % G));
+            let float = |i: usize| field(i).cast::<f32>().read_unaligned();
+            let mut ints = match layout.has_min() {
+                true => _mm512_setzero_si512(),
+                false => _mm512_set1_epi32(field(1).cast::<i32>().read_unaligned()),
+            };
+            each!(g < 8, {
+                ints = _mm512_dpbusd_epi32(ints, w.codes[g], four(codes, g));
+            } of 8);
+            let mut dot = _mm512_mul_ps(_mm512_cvtepi32_ps(ints), w.scale[0]);
+            if layout.has_min() {
+                dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(float(3)), dot);
+            }
+            sums[r] = _mm512_fmadd_ps(dot, _mm512_set1_ps(float(0)), sums[r]);
+            fence();
+        });
+    }
+}
+
+/// The same with scales in whole numbers: adds Σ scale · code · x.
+///
+/// # Safety
+/// As [`add`].
+#[inline(always)]
+unsafe fn add_small<S: Source, const G: usize, const GROUPS: usize>(
+    w: &SmallBlock,
+    x: &[*const u8; GROUPS],
+    sums: &mut [__m512i; 12],
+) {
+    let layout = S::LAYOUT;
+    // SAFETY: what is read lies inside the records.
+    unsafe {
+        each!(r < G * GROUPS, {
+            let record = x[r / G];
+            let codes = record.add((r % G) * BLOCK);
+            let field = |i: usize| record.add(G * BLOCK + 4 * (i * G + r % G));
             let int = |i: usize| _mm512_set1_epi32(field(i).cast::<i32>().read_unaligned());
-            let four =
-                |g: usize| _mm512_set1_epi32(codes.add(4 * g).cast::<i32>().read_unaligned());
             let zero = _mm512_setzero_si512();
-            let mut dot = if layout.subs == 1 {
-                let mut sum = if layout.has_min() { zero } else { int(1) };
+            if layout.subs == 1 {
+                let mut ints = if layout.has_min() { zero } else { int(1) };
                 each!(g < 8, {
-                    sum = _mm512_dpbusd_epi32(sum, w.codes[g], four(g));
+                    ints = _mm512_dpbusd_epi32(ints, w.codes[g], four(codes, g));
                 } of 8);
-                _mm512_mul_ps(_mm512_cvtepi32_ps(sum), w.scale[0])
+                sums[r] = _mm512_add_epi32(sums[r], _mm512_mullo_epi32(ints, w.scale[0]));
             } else {
                 let mut low = if layout.has_min() { zero } else { int(2) };
                 let mut high = zero;
@@ -150,25 +271,26 @@ unsafe fn add<S: Source, const G: usize, const GROUPS: usize>(
                     high = _mm512_sub_epi32(int(1), low);
                 }
                 each!(g < 4, {
-                    low = _mm512_dpbusd_epi32(low, w.codes[g], four(g));
-                    high = _mm512_dpbusd_epi32(high, w.codes[g + 4], four(g + 4));
+                    low = _mm512_dpbusd_epi32(low, w.codes[g], four(codes, g));
+                    high = _mm512_dpbusd_epi32(high, w.codes[g + 4], four(codes, g + 4));
                 } of 4);
-                let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(low), w.scale[0]);
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), w.scale[1], dot)
-            };
-            let float = |i: usize| field(i).cast::<f32>().read_unaligned();
-            if layout.has_min() && layout.subs == 1 {
-                dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(float(3)), dot);
-            } else if layout.has_min() {
-                let low = field(2).cast::<i32>().read_unaligned() as f32 * (-1.0 / 128.0);
-                dot = _mm512_fmadd_ps(w.min[0], _mm512_set1_ps(low), dot);
-                let high = _mm512_set1_ps(float(3) - low);
-                dot = _mm512_fmadd_ps(w.min[1], high, dot);
+                let low = _mm512_mullo_epi32(low, w.scale[0]);
+                let high = _mm512_mullo_epi32(high, w.scale[1]);
+                sums[r] = _mm512_add_epi32(sums[r], _mm512_add_epi32(low, high));
             }
-            sums[r] = _mm512_fmadd_ps(dot, _mm512_set1_ps(float(0)), sums[r]);
             fence();
         });
     }
+}
+
+/// Group `g` of a row's `codes`, in every lane.
+///
+/// # Safety
+/// The codes of a block are there; the caller has AVX-512 F enabled.
+#[inline(always)]
+unsafe fn four(codes: *const u8, g: usize) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_set1_epi32(codes.add(4 * g).cast::<i32>().read_unaligned()) }
 }
 
 /// Keeps the compiler from loading the operands of the next row before the last is done: there

@@ -5,10 +5,12 @@
 //! are unpacked into the cache and read again by every group of rows, or by tiles of them.
 
 mod float;
+mod folded;
 mod int8;
 mod rows_int8;
 mod tiles;
 mod tiles_int8;
+mod tiles_small;
 mod unpack;
 mod unpacked;
 mod wide_float;

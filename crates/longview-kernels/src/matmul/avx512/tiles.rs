@@ -110,6 +110,61 @@ macro_rules! store {
 store!(store_first, "tmm0");
 store!(store_second, "tmm1");
 
+store!(store_third, "tmm2");
+store!(store_fourth, "tmm3");
+
+/// Makes all sums zero.
+///
+/// Safety: [`Tiles`] are cut.
+#[inline(always)]
+pub(super) unsafe fn clear() {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            options(nostack, nomem, preserves_flags)
+        );
+    }
+}
+
+/// Makes `$name(x, w, step)`: adds to all sums the rows `x` of signed bytes, `[16][64]`, times the codes
+/// `w`, `[16][16][4]`, and those `step`, twice and three times `step` bytes after.
+///
+/// Safety: [`Tiles`] are cut; so many bytes may be read there.
+macro_rules! products {
+    ($name:ident, $op:literal) => {
+        #[inline(always)]
+        pub(super) unsafe fn $name(x: *const u8, w: *const u8, step: usize) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    "tileloadd tmm4, [{x} + {row}]",
+                    "tileloadd tmm6, [{a} + {row}]",
+                    concat!($op, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm7, [{b} + {row}]",
+                    concat!($op, " tmm1, tmm4, tmm7"),
+                    "tileloadd tmm6, [{c} + {row}]",
+                    concat!($op, " tmm2, tmm4, tmm6"),
+                    "tileloadd tmm7, [{d} + {row}]",
+                    concat!($op, " tmm3, tmm4, tmm7"),
+                    x = in(reg) x,
+                    a = in(reg) w,
+                    b = in(reg) w.wrapping_add(step),
+                    c = in(reg) w.wrapping_add(2 * step),
+                    d = in(reg) w.wrapping_add(3 * step),
+                    row = in(reg) ROW,
+                    options(nostack, readonly, preserves_flags)
+                );
+            }
+        }
+    };
+}
+products!(signed_fours, "tdpbssd");
+products!(unsigned_fours, "tdpbsud");
+
 /// So many products of whole tiles, of zeros: what the processor can do at most.
 ///
 /// # Safety

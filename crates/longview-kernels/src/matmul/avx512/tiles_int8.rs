@@ -13,32 +13,32 @@ use std::ops::Range;
 
 use super::each;
 use super::tiles::{self, Tiles as Cut};
-use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
+use super::unpacked::{BLOCKS, CODES, Place, Unpacked, WIDE_SLAB, slab_bytes};
 use crate::activations::{Activations, ROW_RECORD, TILE_ROWS};
 use crate::matmul::Part;
 use crate::matmul::source::Source;
 use crate::matmul::wide::{self, At, Finish, Kernel, Pairs, Tiles, walk, walk_pairs};
 use crate::packed::Packed;
-use crate::packed::layout::{BLOCK, LANES};
+use crate::packed::layout::{BLOCK, Grain, LANES};
 
 /// Computes `part`, whose rows share records of sixteen.
 pub(super) fn tiles_int8<S: Source>(part: &Part) {
-    let _cut = cut::<S>(part.x, &part.groups);
+    let _cut = cut(part.x, &part.groups);
     walk(part, &mut Tiled::<S>::new());
 }
 
 /// Computes `pairs`, whose rows share records of sixteen.
 pub(super) fn tiles_int8_pairs<S: Source>(pairs: &Pairs, finish: &Finish) {
-    let _cut = cut::<S>(pairs.x, &pairs.groups);
+    let _cut = cut(pairs.x, &pairs.groups);
     walk_pairs(pairs, &mut Tiled::<S>::new(), finish);
 }
 
-/// Cuts tiles for blocks of `S` and the rows of `groups`.
-fn cut<S: Source>(x: &Activations, groups: &Range<usize>) -> Cut {
+/// Cuts tiles for blocks and the rows of `groups`.
+fn cut(x: &Activations, groups: &Range<usize>) -> Cut {
     assert!(x.shape().in_tiles() && groups.start.is_multiple_of(GROUPS));
     // SAFETY: rows are in tiles where the instruction set is `Isa::Amx`, which runs only where the
     // processor offers it.
-    unsafe { Cut::cut(BLOCK / S::LAYOUT.subs) }
+    unsafe { Cut::cut(BLOCK) }
 }
 
 /// Groups of a tile.
@@ -47,10 +47,8 @@ const GROUPS: usize = TILE_ROWS / 4;
 const RECORD: usize = TILE_ROWS * ROW_RECORD;
 /// Blocks whose sums are kept: one that is scaled, and the one after it.
 const KEPT: usize = 2;
-/// Blocks that are worked on together: registers take turns, and halves take both of them.
-const fn turns<S: Source>() -> usize {
-    2 / S::LAYOUT.subs
-}
+/// Blocks that are worked on together: registers take turns.
+const TURNS: usize = 2;
 /// Steps of a product at least, so that what is begun ahead belongs to the next one at most.
 const STEPS: usize = 4;
 /// Numbers of a tile of sums.
@@ -73,10 +71,10 @@ impl<S: Source> Tiled<S> {
     }
 }
 
-/// Sums of tile products, `[block][half][16 rows][16]`.
+/// Sums of tile products, `[block][16 rows][16]`.
 #[repr(align(64))]
 struct Dots {
-    _room: [[[i32; SUMS]; 2]; KEPT],
+    _room: [[i32; SUMS]; KEPT],
 }
 
 impl<S: Source> Kernel for Tiled<S> {
@@ -95,9 +93,9 @@ impl<S: Source> Kernel for Tiled<S> {
     }
 
     fn add(&mut self, x: &Activations, mut tiles: Tiles<'_>, first: usize, count: usize) {
-        let stride = x.shape().record_bytes();
+        let stride = x.shape().record_bytes(Grain::Block);
         let lots = tiles.group / GROUPS..(tiles.group + tiles.groups).div_ceil(GROUPS);
-        let records = &x.records()[lots.start * stride..lots.end * stride];
+        let records = &x.records(Grain::Block)[lots.start * stride..lots.end * stride];
         let mut x = records.as_ptr().wrapping_add(first / BLOCK * RECORD);
         let panels = tiles.panels;
         let of_panel = |p: usize| {
@@ -205,11 +203,11 @@ impl Product {
     unsafe fn begin<S: Source>(&self, front: &mut Front) {
         // SAFETY: the caller's promise.
         unsafe {
-            for b in 0..turns::<S>() {
+            for b in 0..TURNS {
                 self.multiply::<S>(b, front);
             }
-            self.store::<S>(0);
-            self.multiply::<S>(turns::<S>(), front);
+            self.store(0);
+            self.multiply::<S>(TURNS, front);
         }
     }
 
@@ -232,8 +230,8 @@ impl Product {
             for first in (0..steps(self.blocks)).step_by(2) {
                 each!(turn < 2, {
                     let b = first + turn;
-                    self.store::<S>(b + 1);
-                    self.multiply::<S>(b + 1 + turns::<S>(), &mut ahead);
+                    self.store(b + 1);
+                    self.multiply::<S>(b + 1 + TURNS, &mut ahead);
                     if b < self.blocks {
                         self.scale::<S, R>(b, &mut sums);
                     }
@@ -249,31 +247,23 @@ impl Product {
     /// Where the sums of step `b` go.
     #[inline(always)]
     fn dots(&self, b: usize) -> *mut i32 {
-        self.dots.wrapping_add(b % KEPT * 2 * SUMS)
+        self.dots.wrapping_add(b % KEPT * SUMS)
     }
 
-    /// Multiplies the block at the front, in two halves where they have scales of their own, with
-    /// the registers of step `b`.
+    /// Multiplies the block at the front with the registers of step `b`.
     ///
     /// # Safety
     /// As [`Product::add`].
     #[inline(always)]
     unsafe fn multiply<S: Source>(&self, b: usize, front: &mut Front) {
-        let layout = S::LAYOUT;
         let Blocks { w, x } = front.at;
-        let halves = (x.wrapping_add(BLOCK / 2), w.wrapping_add(CODES / 2));
         // SAFETY: the caller's promise.
         unsafe {
-            match (layout.has_min(), layout.subs == 2 || b.is_multiple_of(2)) {
+            match (S::LAYOUT.has_min(), b.is_multiple_of(2)) {
                 (false, true) => tiles::signed_first(x, BLOCK, w),
                 (false, false) => tiles::signed_second(x, BLOCK, w),
                 (true, true) => tiles::unsigned_first(x, BLOCK, w),
                 (true, false) => tiles::unsigned_second(x, BLOCK, w),
-            }
-            match layout.has_min() {
-                _ if layout.subs == 1 => {}
-                false => tiles::signed_second(halves.0, BLOCK, halves.1),
-                true => tiles::unsigned_second(halves.0, BLOCK, halves.1),
             }
         }
         front.left -= 1;
@@ -292,17 +282,12 @@ impl Product {
     /// # Safety
     /// As [`Product::add`]; there is room for the sums.
     #[inline(always)]
-    unsafe fn store<S: Source>(&self, b: usize) {
-        let dots = self.dots(b);
+    unsafe fn store(&self, b: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            if S::LAYOUT.subs == 2 {
-                tiles::store_first(dots);
-                tiles::store_second(dots.add(SUMS));
-            } else if b.is_multiple_of(2) {
-                tiles::store_first(dots);
-            } else {
-                tiles::store_second(dots);
+            match b.is_multiple_of(2) {
+                true => tiles::store_first(self.dots(b)),
+                false => tiles::store_second(self.dots(b)),
             }
         }
     }
@@ -322,26 +307,17 @@ impl Product {
             let field =
                 |i: usize, r: usize| record.add(TILE_ROWS * BLOCK + 4 * (TILE_ROWS * i + r));
             let float = |i: usize, r: usize| field(i, r).cast::<f32>().read();
-            let scale = |s: usize| _mm512_load_ps(w.add(CODES + VECTOR * s).cast());
-            let min = |s: usize| _mm512_load_ps(w.add(Place::<S>::MINIMA + VECTOR * s).cast());
+            let scale = _mm512_load_ps(w.add(CODES).cast());
             let dots = self.dots(b);
-            let dot = |s: usize, r: usize| _mm512_load_si512(dots.add(s * SUMS + r * LANES).cast());
-            let (low, high) = (scale(0), scale(layout.subs - 1));
             let (shift, shifted) = (_mm512_set1_epi32(SHIFT), f32::from_bits(SHIFT as u32));
-            let unshift = _mm512_mul_ps(low, _mm512_set1_ps(-shifted));
+            let unshift = _mm512_mul_ps(scale, _mm512_set1_ps(-shifted));
             each!(r < R, {
-                let dot_shifted = _mm512_castsi512_ps(_mm512_add_epi32(dot(0, r), shift));
-                let mut sum = _mm512_fmadd_ps(dot_shifted, low, unshift);
-                if layout.subs == 2 {
-                    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot(1, r)), high, sum);
-                }
-                if layout.has_min() && layout.subs == 1 {
-                    sum = _mm512_fmadd_ps(min(0), _mm512_set1_ps(float(3, r)), sum);
-                } else if layout.has_min() {
-                    let of_low = field(2, r).cast::<i32>().read() as f32 * (-1.0 / 128.0);
-                    sum = _mm512_fmadd_ps(min(0), _mm512_set1_ps(of_low), sum);
-                    let of_high = _mm512_set1_ps(float(3, r) - of_low);
-                    sum = _mm512_fmadd_ps(min(1), of_high, sum);
+                let dot = _mm512_load_si512(dots.add(r * LANES).cast());
+                let dot_shifted = _mm512_castsi512_ps(_mm512_add_epi32(dot, shift));
+                let mut sum = _mm512_fmadd_ps(dot_shifted, scale, unshift);
+                if layout.has_min() {
+                    let min = _mm512_load_ps(w.add(Place::<S>::MINIMA).cast());
+                    sum = _mm512_fmadd_ps(min, _mm512_set1_ps(float(3, r)), sum);
                 }
                 sums[r] = _mm512_fmadd_ps(sum, _mm512_set1_ps(float(0, r)), sums[r]);
             } of 16);

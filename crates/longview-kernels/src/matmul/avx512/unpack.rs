@@ -36,6 +36,123 @@ impl Block {
     }
 }
 
+/// A block of a panel whose scales are whole numbers, in units of the segment's factor.
+#[derive(Clone, Copy)]
+pub(super) struct SmallBlock {
+    /// As [`Block::codes`].
+    pub(super) codes: [__m512i; 8],
+    /// Scale of each half; of the whole block where it has but one.
+    pub(super) scale: [__m512i; 2],
+}
+
+impl SmallBlock {
+    /// Unpacks a block of `S`.
+    ///
+    /// # Safety
+    /// As [`Block::unpack`].
+    #[inline(always)]
+    pub(super) unsafe fn unpack<S: Source>(planes: Planes) -> SmallBlock {
+        // SAFETY: the caller's promise.
+        unsafe {
+            SmallBlock {
+                codes: codes::<S>(planes.top, planes.low),
+                scale: small_scales::<S>(planes),
+            }
+        }
+    }
+}
+
+/// The factors of a segment, and what its sums of whole numbers become with them.
+#[derive(Clone, Copy)]
+pub(super) struct Factors {
+    pub(super) scale: __m512,
+    /// That of the minima, which are added.
+    pub(super) min: __m512,
+}
+
+impl Factors {
+    /// # Safety
+    /// `planes` are those of a block of the segment; the caller has AVX-512 F and F16C enabled.
+    #[inline(always)]
+    pub(super) unsafe fn of<S: Source>(planes: Planes) -> Factors {
+        let layout = S::LAYOUT;
+        // SAFETY: loads inside the segment's factors.
+        unsafe {
+            let half =
+                |at: usize| _mm512_cvtph_ps(_mm256_loadu_si256(planes.factors.add(32 * at).cast()));
+            let zero = _mm512_setzero_ps();
+            Factors {
+                scale: _mm512_mul_ps(half(0), _mm512_set1_ps(layout.widening())),
+                min: match layout.has_min() {
+                    true => _mm512_sub_ps(zero, half(1)),
+                    false => zero,
+                },
+            }
+        }
+    }
+
+    /// `sum` and what a segment adds to it: Σ scale · code · x is `scaled`, Σ minimum · x `minima`.
+    ///
+    /// # Safety
+    /// The caller has AVX-512 F enabled.
+    #[inline(always)]
+    pub(super) unsafe fn add<S: Source>(
+        &self,
+        sum: __m512,
+        scaled: __m512i,
+        minima: impl FnOnce() -> __m512,
+        x_scale: f32,
+    ) -> __m512 {
+        // SAFETY: register arithmetic.
+        unsafe {
+            let mut dot = _mm512_mul_ps(_mm512_cvtepi32_ps(scaled), self.scale);
+            if S::LAYOUT.has_min() {
+                dot = _mm512_fmadd_ps(minima(), self.min, dot);
+            }
+            _mm512_fmadd_ps(dot, _mm512_set1_ps(x_scale), sum)
+        }
+    }
+}
+
+/// # Safety
+/// As [`Block::unpack`].
+#[inline(always)]
+unsafe fn small_scales<S: Source>(planes: Planes) -> [__m512i; 2] {
+    // SAFETY: loads inside the block's scales.
+    unsafe {
+        let bytes = |at: usize| _mm_loadu_si128(planes.scales.add(16 * at).cast());
+        match S::LAYOUT.scales {
+            Scales::Small => {
+                let last = S::LAYOUT.subs - 1;
+                [0, last].map(|at| _mm512_cvtepi8_epi32(bytes(at)))
+            }
+            Scales::NibbleMin => {
+                [0, 1].map(|at| _mm512_cvtepu8_epi32(_mm_and_si128(bytes(at), _mm_set1_epi8(15))))
+            }
+            _ => [_mm512_cvtepu8_epi32(bytes(0)); 2],
+        }
+    }
+}
+
+/// The minima of each half of a block, whole numbers; of the whole block where it has but one.
+///
+/// # Safety
+/// As [`Block::unpack`]; the format has minima.
+#[inline(always)]
+pub(super) unsafe fn small_minima<S: Source>(planes: Planes) -> [__m512i; 2] {
+    // SAFETY: loads inside the block's scales.
+    unsafe {
+        let bytes = |at: usize| _mm_loadu_si128(planes.scales.add(16 * at).cast());
+        match S::LAYOUT.scales {
+            Scales::NibbleMin => [0, 1].map(|at| {
+                let high = _mm_srli_epi16::<4>(bytes(at));
+                _mm512_cvtepu8_epi32(_mm_and_si128(high, _mm_set1_epi8(15)))
+            }),
+            _ => [_mm512_cvtepu8_epi32(bytes(1)); 2],
+        }
+    }
+}
+
 /// # Safety
 /// `top` and `low` hold a block's planes.
 #[inline(always)]

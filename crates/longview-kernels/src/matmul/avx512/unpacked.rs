@@ -5,11 +5,11 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::unpack::Block;
+use super::unpack::{Block, Factors, SmallBlock, small_minima};
 use crate::matmul::source::{Segment, Source};
 use crate::matmul::wide;
 use crate::packed::Packed;
-use crate::packed::layout::{BLOCK, LANES, SEGMENT};
+use crate::packed::layout::{BLOCK, Grain, LANES, SEGMENT};
 
 /// Blocks that are unpacked at a time: two segments.
 pub(super) const BLOCKS: usize = 2 * SEGMENT;
@@ -19,15 +19,19 @@ pub(in crate::matmul) const WIDE_SLAB: usize = 8 * SEGMENT * BLOCK;
 pub(super) const VECTOR: usize = 64;
 /// Bytes of a block's codes.
 pub(super) const CODES: usize = LANES * BLOCK;
+/// Bytes of the factors of a panel.
+const FACTORS: usize = BLOCKS / SEGMENT * 2 * VECTOR;
 
 /// Some blocks of each panel of a tile, `[panel][BLOCKS]`, each codes `[group][row][4]` · scales
-/// `[half][row]` · minima `[half][row]`, which are added; halves and minima as the format has them.
+/// `[half][row]` · minima `[half][row]`, which are added; halves and minima as the format has them. Where
+/// scales and minima are whole numbers, scales are i32, and a panel ends with the factors of its segments,
+/// `[segment][2][row]`.
 ///
 /// With `SIGNED`, codes of formats without minima are two's complement; otherwise they are offset by
 /// 128. Those with minima have no sign.
 #[repr(align(64))]
 pub(super) struct Unpacked<S, const SIGNED: bool> {
-    room: MaybeUninit<[u8; wide::PANELS * BLOCKS * (CODES + 4 * VECTOR)]>,
+    room: MaybeUninit<[u8; wide::PANELS * (BLOCKS * (CODES + 4 * VECTOR) + FACTORS)]>,
     source: PhantomData<S>,
 }
 
@@ -44,7 +48,16 @@ impl<S: Source> Place<S> {
         Self::MINIMA
     };
     /// Bytes from one panel to the next.
-    pub(super) const PANEL: usize = BLOCKS * Self::BLOCK;
+    pub(super) const PANEL: usize = BLOCKS * Self::BLOCK
+        + match S::LAYOUT.grain() {
+            Grain::Block => 0,
+            Grain::Segment => FACTORS,
+        };
+
+    /// Where the factors of a panel's segment `at` are.
+    pub(super) const fn factors(at: usize) -> usize {
+        BLOCKS * Self::BLOCK + at * 2 * VECTOR
+    }
 }
 
 impl<S: Source, const SIGNED: bool> Unpacked<S, SIGNED> {
@@ -74,13 +87,20 @@ impl<S: Source, const SIGNED: bool> Unpacked<S, SIGNED> {
         let (panel, blocks) = (w.panel(panel).as_ptr(), w.k() / BLOCK);
         for at in (0..count / BLOCK).step_by(SEGMENT) {
             let segment = (first / BLOCK + at) / SEGMENT;
-            let to = slot * Place::<S>::PANEL + at * Place::<S>::BLOCK;
             // SAFETY: `Isa::Avx512` runs only where the processor offers the features; `first` is
-            // the first element of a segment of the panel, and there is room for the segment in
-            // slot `slot`.
+            // the first element of a segment of the panel, and there is room for the segment and its
+            // factors in slot `slot`.
             unsafe {
-                let to = self.room.as_mut_ptr().cast::<u8>().add(to);
-                read::<S, SIGNED>(panel, blocks, segment, to);
+                let start = self.room.as_mut_ptr().cast::<u8>();
+                let slot = start.add(slot * Place::<S>::PANEL);
+                let to = slot.add(at * Place::<S>::BLOCK);
+                match S::LAYOUT.grain() {
+                    Grain::Block => read::<S, SIGNED>(panel, blocks, segment, to),
+                    Grain::Segment => {
+                        let factors = slot.add(Place::<S>::factors(at / SEGMENT));
+                        read_small::<S>(panel, blocks, segment, to, factors);
+                    }
+                }
             }
         }
     }
@@ -126,5 +146,42 @@ unsafe fn read<S: Source, const SIGNED: bool>(
                 }
             }
         }
+    }
+}
+
+/// Unpacks segment `at` of `panel`, a whole one whose scales are whole numbers.
+///
+/// # Safety
+/// As [`read`]; `factors`, aligned alike, has room for those of a segment.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn read_small<S: Source>(
+    panel: *const u8,
+    blocks: usize,
+    at: usize,
+    to: *mut u8,
+    factors: *mut u8,
+) {
+    let layout = S::LAYOUT;
+    // SAFETY: the caller's promise; blocks are counted inside the segment.
+    unsafe {
+        let (segment, count) = Segment::at::<S>(panel, blocks, at);
+        for b in 0..count {
+            let planes = segment.planes::<S>(b);
+            let block = SmallBlock::unpack::<S>(planes);
+            let to = to.add(b * Place::<S>::BLOCK);
+            for (g, code) in block.codes.into_iter().enumerate() {
+                _mm512_store_si512(to.add(VECTOR * g).cast(), code);
+            }
+            for s in 0..layout.subs {
+                _mm512_store_si512(to.add(CODES + VECTOR * s).cast(), block.scale[s]);
+                if layout.has_min() {
+                    let min = _mm512_cvtepi32_ps(small_minima::<S>(planes)[s]);
+                    _mm512_store_ps(to.add(Place::<S>::MINIMA + VECTOR * s).cast(), min);
+                }
+            }
+        }
+        let of_all = Factors::of::<S>(segment.planes::<S>(0));
+        _mm512_store_ps(factors.cast(), of_all.scale);
+        _mm512_store_ps(factors.add(VECTOR).cast(), of_all.min);
     }
 }

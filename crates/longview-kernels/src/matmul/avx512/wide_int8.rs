@@ -9,14 +9,15 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::each;
-use super::int8::fence;
+use super::int8::{fence, times_minima};
+use super::unpack::Factors;
 use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
 use crate::activations::{Activations, ROW_RECORD};
 use crate::matmul::source::Source;
 use crate::matmul::wide::{Kernel, Tile, Tiles, walk};
 use crate::matmul::{PANELS_TOGETHER, Part};
 use crate::packed::Packed;
-use crate::packed::layout::{BLOCK, LANES};
+use crate::packed::layout::{BLOCK, Grain, LANES, SEGMENT};
 
 /// Computes `part`, of at least four rows.
 pub(super) fn wide_int8<S: Source>(part: &Part) {
@@ -42,8 +43,9 @@ impl<S: Source> Kernel for Wide<S> {
     }
 
     fn add(&mut self, x: &Activations, tiles: Tiles<'_>, first: usize, count: usize) {
-        let stride = x.shape().record_bytes();
-        let records = &x.records()[..(tiles.group + tiles.groups) * stride];
+        let grain = S::LAYOUT.grain();
+        let stride = x.shape().record_bytes(grain);
+        let records = &x.records(grain)[..(tiles.group + tiles.groups) * stride];
         let x = Records {
             start: records
                 .as_ptr()
@@ -104,8 +106,6 @@ unsafe fn of_group<S: Source, const P: usize>(
     blocks: usize,
     tile: Tile,
 ) {
-    let layout = S::LAYOUT;
-    let (subs, groups) = (layout.subs, 8 / layout.subs);
     // SAFETY: what is read and written lies inside what the caller promises.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 4]; P];
@@ -115,78 +115,21 @@ unsafe fn of_group<S: Source, const P: usize>(
                 sums[p][r] = _mm512_loadu_ps(from);
             } of 4);
         } of 3);
-        for b in 0..blocks {
-            let w = w.add(b * Place::<S>::BLOCK);
-            let part = |p: usize, at: usize| w.add(p * Place::<S>::PANEL + at);
-            let record = x.add(b * RECORD);
-            let field = |i: usize, r: usize| record.add(4 * BLOCK + 4 * (4 * i + r));
-            let int = |i: usize, r: usize| field(i, r).cast::<i32>().read_unaligned();
-            let float = |i: usize, r: usize| field(i, r).cast::<f32>().read_unaligned();
-            let scale = |p: usize, s: usize| _mm512_load_ps(part(p, CODES + VECTOR * s).cast());
-            let min = |p: usize, s: usize| {
-                _mm512_load_ps(part(p, Place::<S>::MINIMA + VECTOR * s).cast())
-            };
-            let mut dots = [[_mm512_setzero_ps(); 4]; P];
-            each!(s < subs, {
-                let mut ints = [[_mm512_setzero_si512(); 4]; P];
-                if !layout.has_min() {
-                    each!(r < 4, {
-                        let start = match (subs, s) {
-                            (1, _) => int(1, r),
-                            (_, 0) => int(2, r),
-                            _ => int(1, r) - int(2, r),
-                        };
-                        each!(p < P, {
-                            ints[p][r] = _mm512_set1_epi32(start);
-                        } of 3);
-                    } of 4);
+        match S::LAYOUT.grain() {
+            Grain::Block => {
+                for b in 0..blocks {
+                    let w = w.add(b * Place::<S>::BLOCK);
+                    add::<S, P>(w, x.add(b * RECORD), &mut sums);
                 }
-                each!(i < groups, {
-                    let g = s * groups + i;
-                    let mut codes = [_mm512_setzero_si512(); P];
-                    each!(p < P, {
-                        codes[p] = _mm512_load_si512(part(p, VECTOR * g).cast());
-                    } of 3);
-                    each!(r < 4, {
-                        let four = record.add(r * BLOCK + 4 * g).cast::<i32>();
-                        let four = _mm512_set1_epi32(four.read_unaligned());
-                        each!(p < P, {
-                            ints[p][r] = _mm512_dpbusd_epi32(ints[p][r], codes[p], four);
-                        } of 3);
-                            if subs == 2 {
-                                // Three sets of registers: no room for operands loaded early.
-                                fence();
-                            }
-                    } of 4);
-                    fence();
-                } of 8);
-                each!(p < P, {
-                    each!(r < 4, {
-                        let dot = _mm512_cvtepi32_ps(ints[p][r]);
-                        dots[p][r] = if s == 0 {
-                            _mm512_mul_ps(dot, scale(p, s))
-                        } else {
-                            _mm512_fmadd_ps(dot, scale(p, s), dots[p][r])
-                        };
-                    } of 4);
-                    if s + 1 == subs {
-                        each!(r < 4, {
-                            let mut dot = dots[p][r];
-                            if layout.has_min() && subs == 1 {
-                                dot = _mm512_fmadd_ps(min(p, 0), _mm512_set1_ps(float(3, r)), dot);
-                            } else if layout.has_min() {
-                                let low = int(2, r) as f32 * (-1.0 / 128.0);
-                                dot = _mm512_fmadd_ps(min(p, 0), _mm512_set1_ps(low), dot);
-                                let high = _mm512_set1_ps(float(3, r) - low);
-                                dot = _mm512_fmadd_ps(min(p, 1), high, dot);
-                            }
-                            let scale = _mm512_set1_ps(float(0, r));
-                            sums[p][r] = _mm512_fmadd_ps(dot, scale, sums[p][r]);
-                        } of 4);
-                    }
-                    fence();
-                } of 3);
-            } of 2);
+            }
+            Grain::Segment => {
+                for at in 0..blocks / SEGMENT {
+                    let first = at * SEGMENT;
+                    let factors = w.add(Place::<S>::factors(at));
+                    let w = w.add(first * Place::<S>::BLOCK);
+                    add_segment::<S, P>(w, factors, x.add(first * RECORD), &mut sums);
+                }
+            }
         }
         each!(p < P, {
             each!(r < 4, {
@@ -194,5 +137,152 @@ unsafe fn of_group<S: Source, const P: usize>(
                 _mm512_storeu_ps(to, sums[p][r]);
             } of 4);
         } of 3);
+    }
+}
+
+/// Adds the unpacked block `w` of `P` panels times the four rows of `record`.
+///
+/// # Safety
+/// As [`compute`].
+#[inline(always)]
+unsafe fn add<S: Source, const P: usize>(
+    w: *const u8,
+    record: *const u8,
+    sums: &mut [[__m512; 4]; P],
+) {
+    let layout = S::LAYOUT;
+    // SAFETY: what is read lies inside the block and the record.
+    unsafe {
+        let part = |p: usize, at: usize| w.add(p * Place::<S>::PANEL + at);
+        let ints = dots::<S, P>(w, record, 0);
+        each!(p < P, {
+            let scale = _mm512_load_ps(part(p, CODES).cast());
+            each!(r < 4, {
+                let float = |i: usize| {
+                    let field = record.add(4 * BLOCK + 4 * (4 * i + r)).cast::<f32>();
+                    _mm512_set1_ps(field.read_unaligned())
+                };
+                let mut dot = _mm512_mul_ps(_mm512_cvtepi32_ps(ints[p][r]), scale);
+                if layout.has_min() {
+                    let min = _mm512_load_ps(part(p, Place::<S>::MINIMA).cast());
+                    dot = _mm512_fmadd_ps(min, float(3), dot);
+                }
+                sums[p][r] = _mm512_fmadd_ps(dot, float(0), sums[p][r]);
+            } of 4);
+            fence();
+        } of 3);
+    }
+}
+
+/// Adds the unpacked segment `w` of `P` panels, whose `factors` are those of the first, times the four
+/// rows of the records from `record` on.
+///
+/// # Safety
+/// As [`compute`].
+#[inline(always)]
+unsafe fn add_segment<S: Source, const P: usize>(
+    w: *const u8,
+    factors: *const u8,
+    record: *const u8,
+    sums: &mut [[__m512; 4]; P],
+) {
+    let layout = S::LAYOUT;
+    // SAFETY: what is read lies inside the segment and its records.
+    unsafe {
+        let mut scaled = [[_mm512_setzero_si512(); 4]; P];
+        for b in 0..SEGMENT {
+            let (w, record) = (w.add(b * Place::<S>::BLOCK), record.add(b * RECORD));
+            each!(s < layout.subs, {
+                let ints = dots::<S, P>(w, record, s);
+                each!(p < P, {
+                    let scale = w.add(p * Place::<S>::PANEL + CODES + VECTOR * s);
+                    let scale = _mm512_load_si512(scale.cast());
+                    each!(r < 4, {
+                        let dot = _mm512_mullo_epi32(ints[p][r], scale);
+                        scaled[p][r] = _mm512_add_epi32(scaled[p][r], dot);
+                    } of 4);
+                } of 3);
+                fence();
+            } of 2);
+        }
+        each!(p < P, {
+            let factors = factors.add(p * Place::<S>::PANEL);
+            let factors = Factors {
+                scale: _mm512_load_ps(factors.cast()),
+                min: _mm512_load_ps(factors.add(VECTOR).cast()),
+            };
+            let mut minima = [[_mm512_setzero_ps(); 2]; SEGMENT];
+            if layout.has_min() {
+                each!(b < SEGMENT, {
+                    each!(s < layout.subs, {
+                        let at = b * Place::<S>::BLOCK + Place::<S>::MINIMA + VECTOR * s;
+                        let min = w.add(p * Place::<S>::PANEL + at);
+                        minima[b][s] = _mm512_load_ps(min.cast());
+                    } of 2);
+                } of 8);
+            }
+            each!(r < 4, {
+                let of_row = || times_minima::<S, 4>(&minima, record, r);
+                let scale = record.add(4 * BLOCK + 4 * r).cast::<f32>().read_unaligned();
+                sums[p][r] = factors.add::<S>(sums[p][r], scaled[p][r], of_row, scale);
+            } of 4);
+            fence();
+        } of 3);
+    }
+}
+
+/// The integer dot products of a block of `P` panels, or of its half `s` where halves have scales of
+/// their own, with the four rows of `record`.
+///
+/// # Safety
+/// As [`compute`].
+#[inline(always)]
+unsafe fn dots<S: Source, const P: usize>(
+    w: *const u8,
+    record: *const u8,
+    s: usize,
+) -> [[__m512i; 4]; P] {
+    let layout = S::LAYOUT;
+    let (subs, groups) = (layout.subs, 8 / layout.subs);
+    // SAFETY: what is read lies inside the block and the record.
+    unsafe {
+        let mut ints = [[_mm512_setzero_si512(); 4]; P];
+        if !layout.has_min() {
+            each!(r < 4, {
+                let int = |i: usize| {
+                    let field = record.add(4 * BLOCK + 4 * (4 * i + r)).cast::<i32>();
+                    field.read_unaligned()
+                };
+                let start = match (subs, s) {
+                    (1, _) => int(1),
+                    (_, 0) => int(2),
+                    _ => int(1) - int(2),
+                };
+                each!(p < P, {
+                    ints[p][r] = _mm512_set1_epi32(start);
+                } of 3);
+            } of 4);
+        }
+        each!(i < groups, {
+            let g = s * groups + i;
+            let mut codes = [_mm512_setzero_si512(); P];
+            each!(p < P, {
+                let at = w.add(p * Place::<S>::PANEL + VECTOR * g);
+                codes[p] = _mm512_load_si512(at.cast());
+            } of 3);
+            each!(r < 4, {
+                let four = record.add(r * BLOCK + 4 * g).cast::<i32>();
+                let four = _mm512_set1_epi32(four.read_unaligned());
+                each!(p < P, {
+                    ints[p][r] = _mm512_dpbusd_epi32(ints[p][r], codes[p], four);
+                } of 3);
+                if layout.grain() == Grain::Segment {
+                    // Three sets of registers: no room for operands loaded early.
+                    fence();
+                }
+            } of 4);
+            fence();
+        } of 8);
+        ints
     }
 }

@@ -16,7 +16,8 @@ pub(in crate::matmul) fn int8(part: &Part, isa: Isa) {
 
 fn panels<S: Source>(part: &Part, isa: Isa) {
     let shape = part.x.shape();
-    let records = part.x.records();
+    let grain = S::LAYOUT.grain();
+    let records = part.x.records(grain);
     // A group alone reads the panel itself; several share an unpacked copy of each segment.
     let alone = part.groups.len() == 1;
     let order = if isa == Isa::NeonI8mm && shape.group == 4 {
@@ -37,7 +38,8 @@ fn panels<S: Source>(part: &Part, isa: Isa) {
             }
             for group in part.groups.clone() {
                 let row = group * shape.group;
-                let first = group * shape.record_bytes() + at * SEGMENT * shape.group * ROW_RECORD;
+                let first =
+                    group * shape.record_bytes(grain) + at * SEGMENT * shape.group * ROW_RECORD;
                 let tile = Tile {
                     count,
                     fresh: at == 0,
