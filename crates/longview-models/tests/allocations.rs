@@ -2,13 +2,16 @@
 //! of 64 tokens.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use longview_kernels::{Exec, Isa, Numerics};
+use longview_kernels::{Exec, Isa, Numerics, Pool};
 use longview_kv::{BLOCK_TOKENS, KvType, Ledger, Segment, Wanted};
-use longview_models::{Model, ModelFile, Workspace};
+use longview_models::shapes::make_from;
+use longview_models::{Config, Model, ModelFile, Recipe, Workspace};
 use longview_weights::WeightFile;
+use serde_json::json;
 
 /// The system's allocator, with a count of what is asked of it by all threads.
 struct Counting;
@@ -36,8 +39,34 @@ static ALLOCATOR: Counting = Counting;
 /// many.
 const READ: usize = 129;
 
-fn load(folder: &Path, exec: &Exec) -> Model {
-    let file = ModelFile::new(WeightFile::open(folder).unwrap()).unwrap();
+/// Weights of blocks of 32, of 256, and of both.
+const RECIPES: [(&str, Recipe); 3] = [
+    ("Q8_0", Recipe::Q8_0),
+    ("Q4_K_M", Recipe::Q4_K_M),
+    ("Q4_0", Recipe::Q4_0),
+];
+
+/// A small model in `folder` of weights as `recipe` has them.
+fn quantised(folder: &Path, name: &str, recipe: Recipe) -> PathBuf {
+    let config = json!({"model_type": "llama", "hidden_size": 256, "intermediate_size": 512,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+        "vocab_size": 320, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": false});
+    let file = folder.join(format!("{name}.gguf"));
+    make_from(
+        &Config::new(name, config),
+        recipe,
+        1,
+        &file,
+        &Pool::new(1),
+        &mut |_| ControlFlow::Continue(()),
+    )
+    .unwrap();
+    file
+}
+
+fn load(path: &Path, exec: &Exec) -> Model {
+    let file = ModelFile::new(WeightFile::open(path).unwrap()).unwrap();
     file.load(exec, KvType::F16, &Ledger::unlimited(), &mut |_, _| {})
         .unwrap()
 }
@@ -45,12 +74,17 @@ fn load(folder: &Path, exec: &Exec) -> Model {
 #[test]
 fn decode_steps_allocate_only_blocks() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let folder = tempfile::tempdir().unwrap();
+    // Full attention, windows with soft caps, head norms, and experts.
+    let floats = ["llama31", "gemma2", "qwen3", "mixtral", "mistral_window"];
+    let quantised = RECIPES.map(|(name, recipe)| quantised(folder.path(), name, recipe));
+    let floats = floats.map(|name| fixtures.join(name));
+    let models: Vec<PathBuf> = floats.into_iter().chain(quantised).collect();
     let mut seen = 0;
     for threads in [1, 2] {
         let exec = Exec::new(threads, Isa::best(), Numerics::Default);
-        // Full attention, windows with soft caps, head norms, and experts.
-        for name in ["llama31", "gemma2", "qwen3", "mixtral", "mistral_window"] {
-            let model = load(&fixtures.join(name), &exec);
+        for path in &models {
+            let (model, name) = (load(path, &exec), path.display());
             let mut context = model.new_context(300, &Ledger::unlimited()).unwrap();
             let mut workspace = Workspace::new();
             let mut step = |tokens: &[u32]| {
@@ -84,5 +118,5 @@ fn decode_steps_allocate_only_blocks() {
             );
         }
     }
-    assert_eq!(seen, 2 * 5, "every run enters one new block");
+    assert_eq!(seen, 2 * models.len(), "every run enters one new block");
 }
