@@ -15,6 +15,9 @@ const REMARKS: [&str; 2] = [
     "<!-- remarks: end -->",
 ];
 
+/// What forms and patterns stand beside.
+const FLOORS: [&str; 2] = ["streaming-llm", "random"];
+
 /// What people wrote on `page`, a leaderboard; nothing where there is none.
 pub fn remarks_of(page: &str) -> Option<&str> {
     let (_, rest) = page.split_once(REMARKS[0])?;
@@ -193,10 +196,11 @@ impl<'a> Means<'a> {
         text
     }
 
-    /// Methods without a budget: forms and patterns.
+    /// Methods without a budget: forms and patterns, beside what the floors score in as many bytes.
     fn others(&self) -> String {
         let heading = ["methods", "score", "of dense, bytes held"].map(str::to_owned);
-        let mut rows = vec![heading.to_vec()];
+        let floors = FLOORS.map(|name| format!("`{name}` in those bytes"));
+        let mut rows = vec![heading.into_iter().chain(floors).collect()];
         for entry in &self.standing.entries {
             let setup = entry.setup.to_string();
             let Some(of) = self.summary(&setup, Sight::Unseen) else {
@@ -204,17 +208,46 @@ impl<'a> Means<'a> {
             };
             if entry.budget.is_none() {
                 let share = of.share_held.map(|share| format!("{:.1} %", 100.0 * share));
-                rows.push(vec![
+                let floor = |name| self.floor_in(name, of.share_held?);
+                let floors = FLOORS.map(|name| floor(name).map(|score| format!("{score:.0}")));
+                let none = || "–".to_owned();
+                let cells = [
                     format!("`{}`", brief(&setup)),
                     self.cell(Some(&entry), Sight::Unseen),
-                    share.unwrap_or_else(|| "–".to_owned()),
-                ]);
+                    share.unwrap_or_else(none),
+                ];
+                let floors = floors.map(|score| score.unwrap_or_else(none));
+                rows.push(cells.into_iter().chain(floors).collect());
             }
         }
         match rows.len() {
             1 => String::new(),
-            _ => format!("\n### Forms and patterns\n\n{}", markdown_table(&rows)),
+            _ => format!(
+                "\n### Forms and patterns\n\nThe floors on a line between their nearest budgets, or the largest one and \
+                 the dense path; `longview eval` measures them at the very bytes.\n\n{}",
+                markdown_table(&rows)
+            ),
         }
+    }
+
+    /// The score that the method `name` has where it holds `share` of the dense path's bytes: on a line
+    /// between two of its budgets that were measured, or one and the dense path.
+    fn floor_in(&self, name: &str, share: f64) -> Option<f64> {
+        let mut families = self.families().into_iter();
+        let family = families.find(|family| family.name == name)?;
+        let measured = family.entries.iter().filter_map(|entry| {
+            let of = self.summary(&entry.setup.to_string(), Sight::Unseen)?;
+            Some((of.share_held?, of.score))
+        });
+        let dense = self.summary("dense", Sight::Unseen)?;
+        let mut points: Vec<(f64, f64)> = measured.chain([(1.0, dense.score)]).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let around = points.windows(2).find_map(|pair| match pair {
+            &[below, above] if below.0 <= share && share < above.0 => Some((below, above)),
+            _ => None,
+        });
+        let (below, above) = around?;
+        Some(below.1 + (above.1 - below.1) * (share - below.0) / (above.0 - below.0))
     }
 
     /// What the dense path fails.
@@ -308,6 +341,9 @@ mod tests {
             found.unwrap().setup.to_string()
         };
         let (snapkv, kivi) = (of("snapkv", Some(10)), of("kivi", None));
+        // A tenth of the bytes, beside a quarter: a sixth of the way to the dense path.
+        let mut floor = outcome("easy", &of("random", Some(10)), 0, 10.0);
+        floor.bytes_held = 200;
         let mut seen = outcome("easy", &snapkv, 0, 70.0);
         let mut dense_seen = outcome("easy", "dense", 0, 100.0);
         (seen.case.question, dense_seen.case.question) = (Sight::Seen, Sight::Seen);
@@ -318,6 +354,7 @@ mod tests {
                 outcome("hard", "dense", 0, 10.0),
                 outcome("easy", &snapkv, 0, 40.0),
                 outcome("easy", &kivi, 0, 90.0),
+                floor,
                 dense_seen,
                 seen,
             ]),
@@ -335,7 +372,7 @@ mod tests {
             "`keep=x`: it needs a file",
             "| `snapkv` | unseen | 40.0 ± 44.4 | – |",
             "| `snapkv` | seen | 70.0 ± 43.8 | – |",
-            "| `kivi` | 90.0 ± 41.5 | 25.0 % |",
+            "| `kivi` | 90.0 ± 41.5 | 25.0 % | – | 25 |",
             "40 at 10 %; question seen: 70 at 10 %",
             "2 bits with almost the same quality",
             "dense path scores 100.0 with the question unseen",
