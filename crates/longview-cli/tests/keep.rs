@@ -491,43 +491,6 @@ fn trained_heads_keep_a_fact_while_a_text_is_read() {
 }
 
 #[test]
-fn bench_measures_what_is_kept() {
-    let bench = |more: &[&str]| {
-        let all = [
-            &["bench", "--json", "--model", STAND_IN, "--rounds", "1"][..],
-            &["--prompt", "0", "--generate", "4"],
-            more,
-        ];
-        longview(&all.concat()).done().json()
-    };
-    // Several texts at once go on from the same pairs; each reads its own.
-    let keep = ["--keep", "knorm(budget=64)"];
-    let answer = bench(&[&keep[..], &["--depth", "0,600", "--streams", "1,3"]].concat());
-    // Four layers of two KV heads; nothing leaves an empty context.
-    let kept = answer["kept"].as_array().unwrap();
-    assert_eq!(kept.len(), 1, "{answer}");
-    assert_eq!(
-        (&kept[0]["depth"], &kept[0]["pairs_kept"]),
-        (&600.into(), &(8 * 64).into())
-    );
-    assert_eq!(kept[0]["pairs_seen"], 8 * 600);
-    let runs = answer["runs"].as_array().unwrap();
-    let streams = |run: &serde_json::Value| (run["streams"].as_u64(), run["tokens"].as_u64());
-    let seen: Vec<_> = runs.iter().map(streams).collect();
-    let of = |count| (Some(count), Some(4 * count));
-    assert_eq!(seen, [of(1), of(3), of(1), of(3)], "{answer}");
-    // Pages that a read method picks, and blocks that a prefill attended to, for each of them.
-    let methods = ["--read", "quest(budget=10%)", "--prefill", "a-shape"];
-    let json = bench(&[&methods[..], &["--depth", "600", "--streams", "2"]].concat());
-    let of_two = &json["runs"][0];
-    assert_eq!(
-        (&of_two["streams"], &of_two["tokens"]),
-        (&2.into(), &8.into()),
-        "{json}"
-    );
-}
-
-#[test]
 fn what_is_left_of_documents_is_asked_again_by_name() {
     let folder = Folder::new();
     let book = folder.write("book.txt", story(1200));

@@ -29,13 +29,20 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
     // Many users on one number: without one, most of what the machine has to give.
     let memory = engine.memory.or_else(usual_memory);
     engine.memory = memory;
-    let session = Session::open_keeping(&engine, &args.methods, &args.store)?;
+    let mut session = Session::open_keeping(&engine, &args.methods, &args.store)?;
+    let tokens = session.engine.plan(1).longest_context;
+    let limits = &args.limits;
+    // Of the largest prompt there may be: what methods take of others is less.
+    let prompt = tokens.saturating_sub(limits.max_answer).max(1);
+    session.foretell(
+        limits.max_prompt.map_or(prompt, |most| prompt.min(most)),
+        tokens,
+    )?;
     let recommended = session.recommended(&engine);
     let contexts_folder = match session.store_place() {
         Some(StorePlace::Folder(folder)) => Some(folder.clone()),
         _ => None,
     };
-    let limits = &args.limits;
     #[cfg(feature = "tls")]
     let scheme = if tls.is_some() { "https" } else { "http" };
     #[cfg(not(feature = "tls"))]
@@ -73,7 +80,6 @@ pub(crate) fn run(args: &ServeArgs, format: Format) -> Result<(), Failure> {
         engine, notices, ..
     } = session;
     let name = engine.describe().name;
-    let tokens = engine.plan(1).longest_context;
     allow_many_connections();
     let server = Server::bind(engine, options)?;
     server.stop_on_signals()?;

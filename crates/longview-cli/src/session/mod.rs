@@ -152,6 +152,14 @@ impl Session {
     ) -> Result<Context, Failure> {
         let methods = self.methods.acting();
         let context = self.engine.new_context_with(&methods, prompt, planned)?;
+        self.foretell(prompt, planned)?;
+        Ok(context)
+    }
+
+    /// Adds to the notices what the methods chosen take with a prompt of `prompt` tokens in a context planned
+    /// to hold `planned`.
+    pub(crate) fn foretell(&mut self, prompt: usize, planned: usize) -> Result<(), Failure> {
+        let methods = self.methods.acting();
         let layout = self.engine.model().layout();
         let mut notices = Vec::new();
         if let Some(keep) = &methods.keep {
@@ -176,7 +184,7 @@ impl Session {
             ));
         }
         self.add_notices(notices);
-        Ok(context)
+        Ok(())
     }
 
     /// The most tokens that a context may have: the model's positions, or any number under a keep

@@ -99,6 +99,16 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
                 .to_owned(),
         );
     }
+    for &depth in &args.depth {
+        let read = if depth > 0 { depth } else { longest };
+        session.foretell(read, depth + longest)?;
+    }
+    if format == Format::Text {
+        session
+            .notices
+            .iter()
+            .for_each(|notice| output::tell(notice));
+    }
     let mut bench = Bench {
         session: &session,
         rounds: args.rounds,
@@ -123,13 +133,7 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
             }
             output::print_json(&object)
         }
-        Format::Text => {
-            session
-                .notices
-                .iter()
-                .for_each(|notice| output::tell(notice));
-            output::print(&text(&session, limits.as_ref(), &runs, &kept))
-        }
+        Format::Text => output::print(&text(&session, limits.as_ref(), &runs, &kept)),
     }
 }
 
