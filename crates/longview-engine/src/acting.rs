@@ -47,11 +47,30 @@ impl ContextMethods {
         let Some(keep) = &self.keep else {
             return prompt_tokens;
         };
-        let needs = keep.score.needs();
-        if needs.every_token() || keep.when.block.is_some() {
+        if self.computes_all().is_some() {
             return 0;
         }
-        prompt_tokens.saturating_sub(needs.last_queries)
+        prompt_tokens.saturating_sub(keep.score.needs().last_queries)
+    }
+
+    /// Why a keep method has every token of a prompt computed, whatever a store has of it, and how that can be
+    /// helped; `None` where it goes on from what is kept.
+    pub fn computes_all(&self) -> Option<&'static str> {
+        let keep = self.keep.as_ref()?;
+        if keep.score.needs().every_token() {
+            Some(
+                "it scores by the attention of every token, which is gathered while tokens are computed and \
+                 not kept with them; a method that looks at keys alone or at the last queries goes on from a \
+                 kept context",
+            )
+        } else if keep.when.block.is_some() {
+            Some(
+                "it drops pairs while the prompt is read; with block=never, where the method has that, it \
+                 goes on from a kept context and decides at the end",
+            )
+        } else {
+            None
+        }
     }
 }
 

@@ -175,6 +175,12 @@ impl Session {
                 human_bytes(layout.context_bytes(prompt, 1)),
             ));
         }
+        let stored = self.engine.store().is_some();
+        if let Some(why) = methods.computes_all().filter(|_| stored) {
+            notices.push(format!(
+                "keep: the whole prompt is computed, whatever is kept of it: {why}"
+            ));
+        }
         if let Some(read) = methods.read.filter(|read| read.bytes(layout, planned) > 0) {
             notices.push(format!(
                 "read: {} beside the {} of keys and values of {} tokens, to choose by",
