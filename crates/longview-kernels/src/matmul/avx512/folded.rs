@@ -31,6 +31,16 @@ pub(super) struct Folded<S> {
     source: PhantomData<S>,
 }
 
+/// Where the codes of panel `slot` are.
+const fn codes_at(slot: usize) -> usize {
+    slot * 2 * PLANE
+}
+
+/// Where what stands beside them is.
+const fn beside_at(slot: usize) -> usize {
+    codes_at(wide::PANELS) + slot * BESIDE
+}
+
 impl<S: Source> Folded<S> {
     pub(super) fn new() -> Self {
         Folded {
@@ -41,24 +51,27 @@ impl<S: Source> Folded<S> {
 
     /// The codes of panel `slot`.
     pub(super) fn codes(&self, slot: usize) -> *const u8 {
-        self.room
-            .as_ptr()
-            .cast::<u8>()
-            .wrapping_add(slot * 2 * PLANE)
+        self.start().wrapping_add(codes_at(slot))
     }
 
     /// The factors of panel `slot`, and after them its minima.
     pub(super) fn beside(&self, slot: usize) -> *const u8 {
-        self.codes(wide::PANELS).wrapping_add(slot * BESIDE)
+        self.start().wrapping_add(beside_at(slot))
+    }
+
+    fn start(&self) -> *const u8 {
+        self.room.as_ptr().cast()
     }
 
     /// Unpacks the segment of `panel` that begins with element `first` as panel `slot`.
     pub(super) fn unpack(&mut self, w: &Packed, panel: usize, slot: usize, first: usize) {
         assert!(slot < wide::PANELS && first.is_multiple_of(SEGMENT * BLOCK) && first < w.k());
-        let (codes, beside) = (self.codes(slot).cast_mut(), self.beside(slot).cast_mut());
+        let start = self.room.as_mut_ptr().cast::<u8>();
+        let codes = start.wrapping_add(codes_at(slot));
+        let beside = start.wrapping_add(beside_at(slot));
         let panel = w.panel(panel).as_ptr();
         // SAFETY: `Isa::Amx` runs only where the processor offers the features; the segment is the
-        // panel's, and there is room for what is made of it, of which only `self` reads.
+        // panel's, and there is room for what is made of it.
         unsafe {
             fold::<S>(
                 panel,
