@@ -491,49 +491,6 @@ fn trained_heads_keep_a_fact_while_a_text_is_read() {
 }
 
 #[test]
-fn a_method_goes_on_from_a_context_on_disk_or_says_why_not() {
-    let folder = Folder::new();
-    let book = folder.write("book.txt", story(1000));
-    let store = folder.path("store");
-    let ask = |more: &[&str]| {
-        let place = ["--cache-dir", &store, "--cache-max", "1GiB"];
-        let model = ["ask", "--json", "--model", STAND_IN, "-n", "4"];
-        let whole = [&model[..], &place, more, &[KETTLE]].concat();
-        longview(&whole).done().json()
-    };
-    let read = ask(&["--file", &book, "--label", "book"]);
-    let prompt = read["prompt_tokens"].as_u64().unwrap();
-    let computed = |json: &serde_json::Value| json["computed_tokens"].as_u64().unwrap();
-    // The last queries are computed again, and no more: whole blocks of 64 are left out of what is taken.
-    for (method, most) in [
-        ("knorm(budget=25%, block=never)", 64),
-        ("snapkv(budget=25%, window=32)", 96),
-        ("snapkv(budget=25%, window=100)", 164),
-    ] {
-        let json = ask(&["--load", "book", "--keep", method]);
-        assert!(computed(&json) <= most, "{method}: {json}");
-        assert!(json["keep"]["pairs_dropped"].as_u64() > Some(0), "{json}");
-        // What the same method leaves of the same text, read at once.
-        let anew = longview(&[
-            "ask", "--json", "--model", STAND_IN, "-n", "4", "--file", &book, "--keep", method,
-            KETTLE,
-        ]);
-        let anew = anew.done().json();
-        assert_eq!(computed(&anew), prompt);
-        assert_eq!(json["generated_ids"], anew["generated_ids"], "{method}");
-        assert_eq!(json["keep"]["pairs_kept"], anew["keep"]["pairs_kept"]);
-    }
-    for (method, why) in [
-        ("h2o(budget=25%)", "the attention of every token"),
-        ("keydiff(budget=25%)", "block=never"),
-    ] {
-        let json = ask(&["--load", "book", "--keep", method]);
-        assert_eq!(computed(&json), prompt, "{json}");
-        assert!(json["notices"].to_string().contains(why), "{json}");
-    }
-}
-
-#[test]
 fn what_is_left_of_documents_is_asked_again_by_name() {
     let folder = Folder::new();
     let book = folder.write("book.txt", story(1200));

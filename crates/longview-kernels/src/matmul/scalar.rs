@@ -4,32 +4,47 @@ use super::Part;
 use crate::activations::{ROW_RECORD, RowBlock};
 use crate::packed::float_at;
 use crate::packed::lane::LaneBlock;
-use crate::packed::layout::{BLOCK, Grain, LANES, Layout};
+use crate::packed::layout::{BLOCK, Grain, LANES, Layout, SEGMENT};
 
 /// Quantised weights · int8 activations: exact integer dot products of each block, f32 sums.
 pub(super) fn int8(part: &Part) {
     let layout = Layout::of(part.w.format()).expect("int8 products have quantised weights");
+    match layout.grain() {
+        Grain::Block => {
+            by_blocks::<1>(part, &layout, |[w], x| block_dot(&layout, w, &x(0)));
+        }
+        Grain::Segment => {
+            by_blocks::<SEGMENT>(part, &layout, |ws, x| segment_dot(&layout, ws, x));
+        }
+    }
+}
+
+/// Sums what `dot` makes of `N` blocks after another, which share an activation scale.
+fn by_blocks<'x, const N: usize>(
+    part: &Part<'x>,
+    layout: &Layout,
+    dot: impl Fn(&[LaneBlock; N], &dyn Fn(usize) -> RowBlock<'x>) -> f32,
+) {
     let shape = part.x.shape();
     let (grain, records) = (layout.grain(), part.x.records(layout.grain()));
     for panel in part.panels.clone() {
         for lane in 0..part.lanes(panel) {
             part.rows()
                 .for_each(|row| part.update(row, panel, lane, |_| 0.0));
-            for first in (0..part.blocks()).step_by(grain.elements() / BLOCK) {
-                let blocks: Vec<LaneBlock> = (first..first + grain.elements() / BLOCK)
-                    .map(|b| LaneBlock::read(&layout, part.w.panel(panel), part.blocks(), b, lane))
-                    .collect();
+            for first in (0..part.blocks()).step_by(N) {
+                let read = |b: usize| {
+                    let (bytes, blocks) = (part.w.panel(panel), part.blocks());
+                    LaneBlock::read(layout, bytes, blocks, first + b, lane)
+                };
+                let ws: [LaneBlock; N] = std::array::from_fn(read);
                 for row in part.rows() {
                     let lot = &records[row / shape.lot * shape.record_bytes(grain)..];
                     let x = |b: usize| {
                         let record = &lot[(first + b) * shape.lot * ROW_RECORD..];
                         RowBlock::read(record, shape.lot, row % shape.lot)
                     };
-                    let dot = match grain {
-                        Grain::Block => block_dot(&layout, &blocks[0], &x(0)),
-                        Grain::Segment => segment_dot(&layout, &blocks, x),
-                    };
-                    part.update(row, panel, lane, |sum| sum + x(0).scale * dot);
+                    let added = x(0).scale * dot(&ws, &x);
+                    part.update(row, panel, lane, |sum| sum + added);
                 }
             }
         }
@@ -37,7 +52,11 @@ pub(super) fn int8(part: &Part) {
 }
 
 /// A segment's contribution in units of the activation scale: whole numbers but for the factors.
-fn segment_dot<'a>(layout: &Layout, ws: &[LaneBlock], x: impl Fn(usize) -> RowBlock<'a>) -> f32 {
+fn segment_dot<'a>(
+    layout: &Layout,
+    ws: &[LaneBlock; SEGMENT],
+    x: &dyn Fn(usize) -> RowBlock<'a>,
+) -> f32 {
     let (mut scaled, mut minima) = (0, 0);
     for (b, w) in ws.iter().enumerate() {
         let x = x(b);

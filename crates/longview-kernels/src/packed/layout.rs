@@ -24,7 +24,7 @@ use crate::format::Format;
 
 /// Output rows of a panel.
 pub(crate) const LANES: usize = 16;
-/// Elements of a block, the unit of activation scales.
+/// Elements of a block.
 pub(crate) const BLOCK: usize = 32;
 /// Blocks of a full segment.
 pub(crate) const SEGMENT: usize = 8;

@@ -5,6 +5,9 @@
 
 use std::arch::asm;
 use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::activations::{Activations, TILE_ROWS};
 
 /// Bytes of a row of a tile with four-way products or 32-bit sums.
 const ROW: usize = 64;
@@ -27,12 +30,24 @@ struct Cut {
 }
 
 impl Tiles {
+    /// Cuts the tiles for products of the rows of `groups` over `depth` bytes.
+    ///
+    /// # Panics
+    /// When the rows are not in tiles, or `groups` begin inside one.
+    pub(super) fn for_rows(x: &Activations, groups: &Range<usize>, depth: usize) -> Tiles {
+        let of_tile = TILE_ROWS / x.shape().group;
+        assert!(x.shape().in_tiles() && groups.start.is_multiple_of(of_tile));
+        // SAFETY: rows are in tiles where the instruction set is `Isa::Amx`, which runs only where the
+        // processor offers it.
+        unsafe { Tiles::cut(depth) }
+    }
+
     /// Cuts the tiles for products of sixteen rows with sixteen outputs over `depth` bytes: four of sums,
     /// two of rows, two of codes.
     ///
     /// # Safety
     /// The processor offers [`crate::Isa::Amx`].
-    pub(super) unsafe fn cut(depth: usize) -> Tiles {
+    unsafe fn cut(depth: usize) -> Tiles {
         assert!(depth.is_multiple_of(4) && depth <= ROW);
         let (deep, quads) = (depth as u16, (depth / 4) as u8);
         let whole = ROW as u16;

@@ -23,22 +23,14 @@ use crate::packed::layout::{BLOCK, Grain, LANES};
 
 /// Computes `part`, whose rows share records of sixteen.
 pub(super) fn tiles_int8<S: Source>(part: &Part) {
-    let _cut = cut(part.x, &part.groups);
+    let _cut = Cut::for_rows(part.x, &part.groups, BLOCK);
     walk(part, &mut Tiled::<S>::new());
 }
 
 /// Computes `pairs`, whose rows share records of sixteen.
 pub(super) fn tiles_int8_pairs<S: Source>(pairs: &Pairs, finish: &Finish) {
-    let _cut = cut(pairs.x, &pairs.groups);
+    let _cut = Cut::for_rows(pairs.x, &pairs.groups, BLOCK);
     walk_pairs(pairs, &mut Tiled::<S>::new(), finish);
-}
-
-/// Cuts tiles for blocks and the rows of `groups`.
-fn cut(x: &Activations, groups: &Range<usize>) -> Cut {
-    assert!(x.shape().in_tiles() && groups.start.is_multiple_of(GROUPS));
-    // SAFETY: rows are in tiles where the instruction set is `Isa::Amx`, which runs only where the
-    // processor offers it.
-    unsafe { Cut::cut(BLOCK) }
 }
 
 /// Groups of a tile.

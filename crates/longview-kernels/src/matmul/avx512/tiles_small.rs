@@ -23,22 +23,14 @@ use crate::packed::layout::{BLOCK, Grain, LANES, SEGMENT};
 
 /// Computes `part`, whose rows share records of sixteen.
 pub(super) fn tiles_small<S: Source>(part: &Part) {
-    let _cut = cut(part.x, &part.groups);
+    let _cut = Cut::for_rows(part.x, &part.groups, QUARTER);
     walk(part, &mut Tiled::<S>::new());
 }
 
 /// Computes `pairs`, whose rows share records of sixteen.
 pub(super) fn tiles_small_pairs<S: Source>(pairs: &Pairs, finish: &Finish) {
-    let _cut = cut(pairs.x, &pairs.groups);
+    let _cut = Cut::for_rows(pairs.x, &pairs.groups, QUARTER);
     walk_pairs(pairs, &mut Tiled::<S>::new(), finish);
-}
-
-/// Cuts tiles for quarters of a segment and the rows of `groups`.
-fn cut(x: &Activations, groups: &Range<usize>) -> Cut {
-    assert!(x.shape().in_tiles() && groups.start.is_multiple_of(GROUPS));
-    // SAFETY: rows are in tiles where the instruction set is `Isa::Amx`, which runs only where the
-    // processor offers it.
-    unsafe { Cut::cut(QUARTER) }
 }
 
 /// Groups of a tile.
