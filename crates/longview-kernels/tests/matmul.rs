@@ -75,6 +75,8 @@ struct Case {
     n: usize,
     k: usize,
     weights: Vec<f32>,
+    /// Those that whole numbers are summed of.
+    summed: Vec<f32>,
     packed: Packed,
 }
 
@@ -85,13 +87,21 @@ impl Case {
 
     fn of(format: Format, n: usize, k: usize, bytes: &[u8], exec: &Exec) -> Case {
         let packed = Packed::pack(format, n, k, bytes, &|row| row, &exec.pool).unwrap();
-        let mut weights = vec![0.0; n * k];
-        dequantize(format, bytes, &mut weights);
+        let weights = |bytes: &[u8]| {
+            let mut weights = vec![0.0; n * k];
+            dequantize(format, bytes, &mut weights);
+            weights
+        };
+        let summed = match format {
+            Format::Q4_0 => weights(&round_scales(k, bytes)),
+            _ => weights(bytes),
+        };
         Case {
             format,
             n,
             k,
-            weights,
+            weights: weights(bytes),
+            summed,
             packed,
         }
     }
@@ -108,12 +118,16 @@ impl Case {
     /// Asserts that `out` is x · Wᵀ up to the rounding of f32 sums.
     fn check(&self, exec: &Exec, x: &[f32], out: &[f32]) {
         let x = match needed(exec.numerics, self.format) {
-            Need::BLOCKS => x.chunks_exact(32).flat_map(rounded).collect(),
-            Need::WIDE_BLOCKS => x.chunks_exact(256).flat_map(rounded).collect(),
+            Need::BLOCKS => self.in_codes(x, 32),
+            Need::WIDE_BLOCKS => self.in_codes(x, 256),
             _ => x.to_vec(),
         };
+        let weights = match exec.isa {
+            Isa::Scalar | Isa::Avx512 | Isa::Amx if exec.numerics != Numerics::F32 => &self.summed,
+            _ => &self.weights,
+        };
         for (i, out) in out.iter().enumerate() {
-            let w = &self.weights[i % self.n * self.k..][..self.k];
+            let w = &weights[i % self.n * self.k..][..self.k];
             let x = &x[i / self.n * self.k..][..self.k];
             let terms = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
             let (sum, size) = terms.fold((0.0, 1e-30), |(s, m), t| (s + t, m + t.abs()));
@@ -131,18 +145,50 @@ impl Case {
     }
 }
 
+impl Case {
+    /// What rows of activations in int8 blocks of so many elements stand for.
+    fn in_codes(&self, x: &[f32], block: usize) -> Vec<f32> {
+        let rows = x.chunks_exact(self.k);
+        let blocks = rows.flat_map(|row| row.chunks(block));
+        blocks.flat_map(|x| in_codes(x, block == 32)).collect()
+    }
+}
+
 /// What an int8 block of activations stands for.
-fn rounded(block: &[f32]) -> Vec<f32> {
-    let largest = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+fn in_codes(x: &[f32], half: bool) -> impl Iterator<Item = f32> {
+    let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-    let scale = match block.len() {
-        32 => half::f16::from_f32(largest / 127.0).to_f32(),
-        _ => largest / 127.0,
+    let scale = match half {
+        true => f16::from_f32(largest / 127.0).to_f32(),
+        false => largest / 127.0,
     };
-    block
-        .iter()
-        .map(|x| (x * inverse).round_ties_even() * scale)
-        .collect()
+    x.iter()
+        .map(move |x| (x * inverse).round_ties_even() * scale)
+}
+
+/// `bytes` of Q4_0, rows of `k` numbers, with scales as sums of whole numbers take them: multiples of 2⁻¹¹ of
+/// the power of two in the largest of eight.
+fn round_scales(k: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for segment in bytes
+        .chunks_mut(k / 32 * 18)
+        .flat_map(|row| row.chunks_mut(8 * 18))
+    {
+        let scale = |block: &[u8]| f16::from_le_bytes([block[0], block[1]]).to_f64();
+        let sizes = || segment.chunks(18).map(|block| scale(block).abs());
+        let largest = sizes().fold(0.0, f64::max);
+        if largest == 0.0 || !sizes().all(f64::is_finite) {
+            continue;
+        }
+        let unit = largest.log2().floor().exp2() / 2048.0;
+        for block in segment.chunks_mut(18) {
+            let rounded = (scale(block) / unit).round_ties_even() * unit;
+            let half = f16::from_f64(rounded);
+            assert_eq!(half.to_f64(), rounded, "no more bits than before");
+            block[..2].copy_from_slice(&half.to_le_bytes());
+        }
+    }
+    bytes
 }
 
 fn execs(threads: usize) -> impl Iterator<Item = Exec> {
@@ -335,6 +381,60 @@ fn threads_are_any_number_and_bytes_lie_anywhere() {
             );
         }
     }
+}
+
+#[test]
+fn scales_of_any_size_are_rounded_and_bad_ones_spoil_their_output_alone() {
+    let (n, k, rows) = (16, 288, 70);
+    let x: Vec<f32> = (0..rows * k)
+        .map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.01)
+        .collect();
+    let mut bytes = Random(5).weights(Format::Q4_0, n * k);
+    let mut set = |row: usize, block: usize, scale: f16| {
+        let at = (row * k / 32 + block) * 18;
+        bytes[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+    };
+    (0..9).for_each(|block| set(0, block, f16::ZERO));
+    (0..9).for_each(|block| set(1, block, f16::from_bits(block as u16)));
+    set(2, 3, f16::MAX);
+    set(3, 3, f16::MIN);
+    set(4, 7, f16::NAN);
+    set(5, 0, f16::INFINITY);
+    set(6, 8, f16::NEG_INFINITY);
+    for exec in execs(2).filter(|exec| exec.numerics == Numerics::Default) {
+        let case = Case::of(Format::Q4_0, n, k, &bytes, &exec);
+        let out = case.product(&exec, &x);
+        for out in out.chunks_exact(n) {
+            assert_eq!(out[0], 0.0, "{}", exec.isa);
+            for (output, value) in out.iter().enumerate() {
+                let bad = (4..7).contains(&output);
+                assert_eq!(value.is_finite(), !bad, "{}: {output} is {value}", exec.isa);
+            }
+        }
+        // The others are as exact as ever.
+        let mut known = out.clone();
+        let sums = Case::of(Format::Q4_0, n, k, &without_bad(k, &bytes), &exec);
+        for (at, value) in sums.product(&exec, &x).into_iter().enumerate() {
+            if (4..7).contains(&(at % n)) {
+                known[at] = value;
+            }
+        }
+        sums.check(&exec, &x, &known);
+    }
+}
+
+/// The same with zeros for scales that are no numbers.
+fn without_bad(k: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for block in bytes
+        .chunks_exact_mut(k / 32 * 18)
+        .flat_map(|row| row.chunks_exact_mut(18))
+    {
+        if !f16::from_le_bytes([block[0], block[1]]).is_finite() {
+            block[..2].fill(0);
+        }
+    }
+    bytes
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub(crate) use records::{ROW_RECORD, RowBlock, Shape, TILE_ROWS, tile_record};
 ///
 /// The int8 form of a block is code = 127 x / max |x| rounded to the nearest integer, ties to even,
 /// and scale = max |x| / 127. There are two, of 32 elements and of 256, as weights have scales that are any
-/// numbers or whole ones; the scale of the first is rounded to eleven significant bits. A block that
+/// numbers or are summed up as whole ones; the scale of the first is rounded to eleven significant bits. A block that
 /// holds a NaN or an infinity has NaN as its scale, so that the row's results are NaN; one whose largest
 /// magnitude is below 2⁻¹²⁰ is taken as zeros.
 pub struct Activations {

@@ -7,7 +7,8 @@ pub struct Need {
     pub f32: bool,
     /// int8 in blocks of 32, for weights whose blocks have scales of their own.
     pub blocks: bool,
-    /// int8 in blocks of 256, for weights whose scales are small whole numbers (the K formats).
+    /// int8 in blocks of 256, for weights whose scales are small whole numbers (the K formats) or are rounded to such
+    /// (Q4_0).
     pub wide_blocks: bool,
 }
 

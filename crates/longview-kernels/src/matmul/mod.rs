@@ -5,8 +5,9 @@
 //! threads and the number of rows only decide which outputs are computed side by side.
 //!
 //! Blocks are of 32 elements, or of 256 where the scales of weights are whole numbers but for one
-//! factor: there codes, scales and int8 activations make one whole number, Σ scale · code · x, which can
-//! be summed in any order. With minima Σ minimum · x makes a second one.
+//! factor, as in the K formats, or may be rounded to such, as in Q4_0 (by kernels with AVX-512 and plain
+//! Rust; others take them as they are): there codes, scales and int8 activations make one whole number,
+//! Σ scale · code · x, which can be summed in any order. With minima Σ minimum · x makes a second one.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -11,7 +11,12 @@ pub(super) fn int8(part: &Part) {
     let layout = Layout::of(part.w.format()).expect("int8 products have quantised weights");
     match layout.grain() {
         Grain::Block => {
-            by_blocks::<1>(part, &layout, |[w], x| block_dot(&layout, w, &x(0)));
+            by_blocks::<1>(part, &layout, |ws, x| {
+                ws.iter()
+                    .flatten()
+                    .map(|w| block_dot(&layout, w, &x(0)))
+                    .sum()
+            });
         }
         Grain::Segment => {
             by_blocks::<SEGMENT>(part, &layout, |ws, x| segment_dot(&layout, ws, x));
@@ -19,11 +24,11 @@ pub(super) fn int8(part: &Part) {
     }
 }
 
-/// Sums what `dot` makes of `N` blocks after another, which share an activation scale.
+/// Sums what `dot` makes of up to `N` blocks after another, which share an activation scale.
 fn by_blocks<'x, const N: usize>(
     part: &Part<'x>,
     layout: &Layout,
-    dot: impl Fn(&[LaneBlock; N], &dyn Fn(usize) -> RowBlock<'x>) -> f32,
+    dot: impl Fn(&[Option<LaneBlock>; N], &dyn Fn(usize) -> RowBlock<'x>) -> f32,
 ) {
     let shape = part.x.shape();
     let (grain, records) = (layout.grain(), part.x.records(layout.grain()));
@@ -34,9 +39,10 @@ fn by_blocks<'x, const N: usize>(
             for first in (0..part.blocks()).step_by(N) {
                 let read = |b: usize| {
                     let (bytes, blocks) = (part.w.panel(panel), part.blocks());
-                    LaneBlock::read(layout, bytes, blocks, first + b, lane)
+                    let there = first + b < blocks;
+                    there.then(|| LaneBlock::read(layout, bytes, blocks, first + b, lane))
                 };
-                let ws: [LaneBlock; N] = std::array::from_fn(read);
+                let ws: [Option<LaneBlock>; N] = std::array::from_fn(read);
                 for row in part.rows() {
                     let lot = &records[row / shape.lot * shape.record_bytes(grain)..];
                     let x = |b: usize| {
@@ -54,20 +60,21 @@ fn by_blocks<'x, const N: usize>(
 /// A segment's contribution in units of the activation scale: whole numbers but for the factors.
 fn segment_dot<'a>(
     layout: &Layout,
-    ws: &[LaneBlock; SEGMENT],
+    ws: &[Option<LaneBlock>; SEGMENT],
     x: &dyn Fn(usize) -> RowBlock<'a>,
 ) -> f32 {
-    let (mut scaled, mut minima) = (0, 0);
-    for (b, w) in ws.iter().enumerate() {
+    let (mut scaled, mut minima, mut factors) = (0, 0, (0.0, 0.0));
+    for (b, w) in ws.iter().flatten().enumerate() {
         let x = x(b);
         for s in 0..2 {
-            scaled += w.small_scale[s] * half_dot(layout, w, &x, s);
+            scaled += w.small_scale[s] * (half_dot(layout, w, &x, s) >> layout.dropped_bits());
             minima += w.small_min[s] * (x.negated[s] / -128);
         }
+        factors = (w.factor, w.min_factor);
     }
-    let dot = scaled as f32 * ws[0].factor;
+    let dot = scaled as f32 * factors.0;
     match layout.has_min() {
-        true => minima as f32 * ws[0].min_factor + dot,
+        true => minima as f32 * factors.1 + dot,
         false => dot,
     }
 }

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::layout::{BLOCK, Grain, LANES, Layout, SEGMENT, Scales};
+use super::layout::{BLOCK, LANES, Layout, SEGMENT, Scales};
 use crate::format::IQ4_VALUES;
 
 /// One row's 32 elements of a packed panel, in the form kernels compute with.
@@ -16,7 +16,8 @@ pub(crate) struct LaneBlock {
     pub(crate) scale: [f32; 2],
     /// Minimum of each half, added; 0 in centred formats.
     pub(crate) min: [f32; 2],
-    /// The scale of each half as a whole number, in units of `factor`, where segments have one.
+    /// The scale of each half as a whole number, in units of `factor`, where sums are whole numbers: of
+    /// codes as they are, but for rounded scales, whose sums drop [`Layout::dropped_bits`].
     pub(crate) small_scale: [i32; 2],
     pub(crate) factor: f32,
     /// The same of the minima.
@@ -40,8 +41,9 @@ impl LaneBlock {
         let (top_bytes, low_bytes) = (layout.top_bytes(), layout.low_bytes());
         let top = &segment[b * top_bytes..][..top_bytes];
         let low = &segment[in_segment * top_bytes + b * low_bytes..][..low_bytes];
-        let scales = &segment[in_segment * (top_bytes + low_bytes) + b * layout.scale_bytes()..];
-        let factors = &segment[in_segment * (top_bytes + low_bytes + layout.scale_bytes())..];
+        let all_scales = &segment[in_segment * (top_bytes + low_bytes)..];
+        let (all_scales, factors) = all_scales.split_at(in_segment * layout.scale_bytes());
+        let scales = &all_scales[b * layout.scale_bytes()..];
         let mut block = LaneBlock {
             codes: read_codes(layout, top, low, lane),
             scale: [0.0; 2],
@@ -52,18 +54,25 @@ impl LaneBlock {
             min_factor: 0.0,
         };
         block.read_scales(layout, scales, factors, lane);
+        if layout.scales == Scales::Rounded {
+            let of_segment = all_scales.chunks_exact(layout.scale_bytes());
+            let largest = of_segment.map(|scales| half_bits(scales, lane) & 0x7fff);
+            let unit = unit(largest.max().unwrap_or(0));
+            let scale = f16::from_bits(half_bits(scales, lane)).to_f32();
+            // Not a number where the unit is none, which is taken as 0: `factor` spoils the sum then.
+            block.small_scale = [(scale / unit).round_ties_even() as i32; 2];
+            block.factor = unit;
+        }
         block
     }
 
     fn read_scales(&mut self, layout: &Layout, scales: &[u8], factors: &[u8], lane: usize) {
-        let half = |plane: &[u8], at: usize| {
-            let at = 2 * (at * LANES + lane);
-            f16::from_le_bytes([plane[at], plane[at + 1]]).to_f32()
-        };
+        let half =
+            |plane: &[u8], at: usize| f16::from_bits(half_bits(plane, at * LANES + lane)).to_f32();
         let small = |at: usize| scales[at * LANES + lane];
         let wide = layout.widening();
         match layout.scales {
-            Scales::Half => self.scale = [half(scales, 0) * wide; 2],
+            Scales::Half | Scales::Rounded => self.scale = [half(scales, 0) * wide; 2],
             Scales::HalfMin => {
                 self.scale = [half(scales, 0) * wide; 2];
                 self.min = [half(scales, 1); 2];
@@ -81,7 +90,7 @@ impl LaneBlock {
                 self.small_min = [0, 1].map(|s| i32::from(small(s) >> 4));
             }
         }
-        if layout.grain() == Grain::Segment {
+        if layout.factor_bytes() > 0 {
             let factor = half(factors, 0);
             self.factor = factor * wide;
             self.scale = self.small_scale.map(|scale| factor * scale as f32 * wide);
@@ -103,6 +112,20 @@ impl LaneBlock {
             }
         })
     }
+}
+
+/// What rounded scales are multiples of, given the bits of the largest magnitude of a segment's: a power of
+/// two, such that there are fewer than 2¹² of it in the largest. A scale that is not below a half of that
+/// one's power of two keeps the eleven bits of an f16, a smaller one as many as lie above the unit. Zero
+/// where all scales are, infinite where one is no number.
+pub(crate) fn unit(largest: u16) -> f32 {
+    let power = f16::from_bits(largest).to_f32().to_bits() & 0x7f80_0000;
+    f32::from_bits(power) / 2048.0
+}
+
+/// The bits of f16 number `at` of `plane`.
+fn half_bits(plane: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([plane[2 * at], plane[2 * at + 1]])
 }
 
 fn read_codes(layout: &Layout, top: &[u8], low: &[u8], lane: usize) -> [u8; BLOCK] {

@@ -34,8 +34,8 @@ pub(crate) const SEGMENT: usize = 8;
 pub(crate) enum Grain {
     /// Those of a block.
     Block,
-    /// Those of a segment: scales of weights are whole numbers there but for the segment's factor, so
-    /// that its products add up to one whole number.
+    /// Those of a segment: scales of weights are whole numbers there but for the segment's factor, or are
+    /// rounded to such, so that its products add up to one whole number.
     Segment,
 }
 
@@ -54,6 +54,9 @@ impl Grain {
 pub(crate) enum Scales {
     /// f16 scale.
     Half,
+    /// f16 scale, which kernels that sum whole numbers round to a multiple of the segment's unit (see
+    /// [`super::lane::unit`]).
+    Rounded,
     /// f16 scale · f16 minimum, which is added.
     HalfMin,
     /// i8 scale for each sub-block; f16 factor.
@@ -85,7 +88,8 @@ impl Layout {
     pub(crate) const fn of(format: Format) -> Option<Layout> {
         let (top_bits, low_bits, subs, scales) = match format {
             Format::F32 | Format::F16 | Format::BF16 => return None,
-            Format::Q4_0 | Format::IQ4_NL => (4, 0, 1, Scales::Half),
+            Format::Q4_0 => (4, 0, 1, Scales::Rounded),
+            Format::IQ4_NL => (4, 0, 1, Scales::Half),
             Format::Q4_1 => (4, 0, 1, Scales::HalfMin),
             Format::Q5_0 => (4, 1, 1, Scales::Half),
             Format::Q5_1 => (4, 1, 1, Scales::HalfMin),
@@ -121,7 +125,7 @@ impl Layout {
     pub(crate) const fn scale_bytes(&self) -> usize {
         LANES
             * match self.scales {
-                Scales::Half | Scales::SmallMin => 2,
+                Scales::Half | Scales::Rounded | Scales::SmallMin => 2,
                 Scales::HalfMin => 4,
                 Scales::Small | Scales::NibbleMin => self.subs,
             }
@@ -131,7 +135,7 @@ impl Layout {
     pub(crate) const fn factor_bytes(&self) -> usize {
         LANES
             * match self.scales {
-                Scales::Half | Scales::HalfMin => 0,
+                Scales::Half | Scales::HalfMin | Scales::Rounded => 0,
                 Scales::Small => 2,
                 Scales::SmallMin | Scales::NibbleMin => 4,
             }
@@ -156,7 +160,9 @@ impl Layout {
     pub(crate) const fn grain(&self) -> Grain {
         match self.scales {
             Scales::Half | Scales::HalfMin => Grain::Block,
-            Scales::Small | Scales::SmallMin | Scales::NibbleMin => Grain::Segment,
+            Scales::Rounded | Scales::Small | Scales::SmallMin | Scales::NibbleMin => {
+                Grain::Segment
+            }
         }
     }
 
@@ -166,6 +172,15 @@ impl Layout {
             self.scales,
             Scales::HalfMin | Scales::SmallMin | Scales::NibbleMin
         )
+    }
+
+    /// Bits that codes are shifted up by and their sums down again, before they meet a rounded scale:
+    /// with them its twelve bits would be too many.
+    pub(crate) const fn dropped_bits(&self) -> usize {
+        match self.scales {
+            Scales::Rounded => 8 - self.top_bits - self.low_bits,
+            _ => 0,
+        }
     }
 
     /// Kernels shift codes to the top of their byte, so that every centred format has its zero at

@@ -152,7 +152,9 @@ fn put_codes(plane: &mut [u8], bits: usize, lane: usize, words: &Words) {
 #[inline(always)]
 fn put_scales(layout: &Layout, plane: &mut [u8], lane: usize, bytes: &[u8; 4]) {
     let width = match layout.scales {
-        super::layout::Scales::Half | super::layout::Scales::HalfMin => 2,
+        super::layout::Scales::Half
+        | super::layout::Scales::HalfMin
+        | super::layout::Scales::Rounded => 2,
         _ => 1,
     };
     let count = layout.scale_bytes() / LANES;

@@ -136,7 +136,7 @@ unsafe fn scales<S: Source>(planes: Planes, half: usize) -> ([__m256; 2], [__m25
         let negate = |min: __m256| _mm256_sub_ps(_mm256_setzero_ps(), min);
         let zero = _mm256_setzero_ps();
         match layout.scales {
-            Scales::Half => ([float(planes.scales, 0); 2], [zero; 2]),
+            Scales::Half | Scales::Rounded => ([float(planes.scales, 0); 2], [zero; 2]),
             Scales::HalfMin => ([float(planes.scales, 0); 2], [float(planes.scales, 1); 2]),
             Scales::Small => {
                 let factor = float(planes.factors, 0);

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::unpack::{Factors, SmallBlock, small_minima};
+use super::unpack::{DROPPED, Factors, SmallBlock, Unit, small_minima};
 use super::unpacked::{CODES, VECTOR};
 use crate::matmul::source::{Segment, Source};
 use crate::matmul::wide;
@@ -23,7 +23,7 @@ const PAIRS: usize = SEGMENT;
 const BESIDE: usize = (2 + PAIRS) * VECTOR;
 
 /// A segment of each panel of a tile: for each panel the high and the low bytes, `[block][group][row][4]`
-/// (two's complement in formats without minima), then for each panel its factors `[2][row]` and pairs of
+/// (those two's complement in formats without minima), then for each panel its factors `[2][row]` and pairs of
 /// minima `[pair][row][2]` i16, of two blocks or of a block's halves.
 #[repr(align(64))]
 pub(super) struct Folded<S> {
@@ -103,7 +103,7 @@ pub(super) unsafe fn times_minima<S: Source>(minima: *const u8, sums: *const u8)
     }
 }
 
-/// Folds segment `at` of `panel`, a whole one.
+/// Folds segment `at` of `panel`; blocks that it lacks are zeros.
 ///
 /// # Safety
 /// The processor offers the features; the segment lies in the panel of so many blocks, and there is room
@@ -120,13 +120,14 @@ unsafe fn fold<S: Source>(
     // SAFETY: the caller's promise; blocks are counted inside the segment.
     unsafe {
         let (segment, count) = Segment::at::<S>(panel, blocks, at);
-        debug_assert_eq!(count, SEGMENT);
+        debug_assert!(count == SEGMENT || !layout.has_min());
+        let unit = Unit::of::<S>(segment, count);
         let twice = |small: __m512i| {
             let low = _mm512_and_si512(small, _mm512_set1_epi32(0xffff));
             _mm512_or_si512(low, _mm512_slli_epi32::<16>(small))
         };
-        for b in 0..SEGMENT {
-            let block = SmallBlock::unpack::<S>(segment.planes::<S>(b));
+        for b in 0..count {
+            let block = SmallBlock::unpack::<S>(segment.planes::<S>(b), unit);
             let scales = [twice(block.scale[0]), twice(block.scale[1])];
             for (g, code) in block.codes.into_iter().enumerate() {
                 let scale = scales[g / 4 * (layout.subs - 1)];
@@ -136,7 +137,12 @@ unsafe fn fold<S: Source>(
                 _mm512_store_si512(to.add(PLANE).cast(), low);
             }
         }
-        let factors = Factors::of::<S>(segment.planes::<S>(0));
+        for plane in [codes, codes.add(PLANE)] {
+            plane
+                .add(count * CODES)
+                .write_bytes(0, (SEGMENT - count) * CODES);
+        }
+        let factors = Factors::of::<S>(segment.planes::<S>(0), unit);
         _mm512_store_ps(beside.cast(), factors.scale);
         _mm512_store_ps(beside.add(VECTOR).cast(), factors.min);
         if layout.has_min() {
@@ -155,7 +161,8 @@ unsafe fn fold<S: Source>(
 }
 
 /// The high and the low byte of `code` times `scale`, in every byte; `scale` is the same in both halves of
-/// a lane. Without minima codes are centred at 128, and both bytes have signs.
+/// a lane. Without minima codes are centred at 128, and the high byte has a sign; where bits are to be
+/// dropped, they are.
 ///
 /// # Safety
 /// The caller has AVX-512 BW enabled.
@@ -164,13 +171,17 @@ unsafe fn split<S: Source>(code: __m512i, scale: __m512i) -> (__m512i, __m512i) 
     // SAFETY: register arithmetic.
     unsafe {
         let below = _mm512_set1_epi16(0x00ff);
-        let (even, odd, round) = if S::LAYOUT.has_min() {
+        let (even, odd) = if S::LAYOUT.has_min() {
             let even = _mm512_and_si512(code, below);
-            (even, _mm512_srli_epi16::<8>(code), _mm512_setzero_si512())
+            (even, _mm512_srli_epi16::<8>(code))
         } else {
             let code = _mm512_xor_si512(code, _mm512_set1_epi8(-128));
-            let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(code));
-            (even, _mm512_srai_epi16::<8>(code), _mm512_set1_epi16(128))
+            let (even, odd) = (_mm512_slli_epi16::<8>(code), code);
+            let down = |code| match S::LAYOUT.dropped_bits() {
+                0 => _mm512_srai_epi16::<8>(code),
+                _ => _mm512_srai_epi16::<{ 8 + DROPPED }>(code),
+            };
+            (down(even), down(odd))
         };
         let (even, odd) = (
             _mm512_mullo_epi16(even, scale),
@@ -179,7 +190,6 @@ unsafe fn split<S: Source>(code: __m512i, scale: __m512i) -> (__m512i, __m512i) 
         // In every 16 bits the first where `below` is, else the second.
         let join = |first, second| _mm512_ternarylogic_epi32::<0xca>(below, first, second);
         let low = join(even, _mm512_slli_epi16::<8>(odd));
-        let (even, odd) = (_mm512_add_epi16(even, round), _mm512_add_epi16(odd, round));
         (join(_mm512_srli_epi16::<8>(even), odd), low)
     }
 }

@@ -6,7 +6,7 @@ use super::each;
 use super::rows_int8::some_rows;
 use super::tiles_int8::{tiles_int8, tiles_int8_pairs};
 use super::tiles_small::{tiles_small, tiles_small_pairs};
-use super::unpack::{Block, Factors, SmallBlock, small_minima};
+use super::unpack::{Block, Factors, SmallBlock, Unit, add_scaled, small_minima};
 use super::wide_int8::wide_int8;
 use crate::activations::ROW_RECORD;
 use crate::matmul::source::{Ahead, Segment, Source, with_source};
@@ -111,6 +111,10 @@ impl Tile<'_> {
             for at in 0..blocks.div_ceil(SEGMENT) {
                 let count = SEGMENT.min(blocks - at * SEGMENT);
                 let (mut scaled, first) = ([[_mm512_setzero_si512(); 12]; P], x);
+                let units: [Unit; P] = std::array::from_fn(|p| {
+                    let (segment, count) = Segment::at::<S>(panels[p], blocks, at);
+                    Unit::of::<S>(segment, count)
+                });
                 for b in 0..count {
                     for p in 0..P {
                         ahead.ask::<S>(&[panels[p]], at, b);
@@ -120,7 +124,7 @@ impl Tile<'_> {
                             let w = Block::unpack::<S>(planes);
                             add::<S, G, GROUPS>(&w, &x, &mut sums[p]);
                         } else {
-                            let w = SmallBlock::unpack::<S>(planes);
+                            let w = SmallBlock::unpack::<S>(planes, units[p]);
                             add_small::<S, G, GROUPS>(&w, &x, &mut scaled[p]);
                         }
                     }
@@ -131,7 +135,7 @@ impl Tile<'_> {
                 }
                 for p in 0..P {
                     let (segment, _) = Segment::at::<S>(panels[p], blocks, at);
-                    let factors = Factors::of::<S>(segment.planes::<S>(0));
+                    let factors = Factors::of::<S>(segment.planes::<S>(0), units[p]);
                     let minima = minima::<S>(segment);
                     each!(r < G * GROUPS, {
                         let record = first[r / G];
@@ -263,7 +267,7 @@ unsafe fn add_small<S: Source, const G: usize, const GROUPS: usize>(
                 each!(g < 8, {
                     ints = _mm512_dpbusd_epi32(ints, w.codes[g], four(codes, g));
                 } of 8);
-                sums[r] = _mm512_add_epi32(sums[r], _mm512_mullo_epi32(ints, w.scale[0]));
+                sums[r] = add_scaled::<S>(sums[r], ints, w.scale[0]);
             } else {
                 let mut low = if layout.has_min() { zero } else { int(2) };
                 let mut high = zero;
@@ -274,9 +278,8 @@ unsafe fn add_small<S: Source, const G: usize, const GROUPS: usize>(
                     low = _mm512_dpbusd_epi32(low, w.codes[g], four(codes, g));
                     high = _mm512_dpbusd_epi32(high, w.codes[g + 4], four(codes, g + 4));
                 } of 4);
-                let low = _mm512_mullo_epi32(low, w.scale[0]);
-                let high = _mm512_mullo_epi32(high, w.scale[1]);
-                sums[r] = _mm512_add_epi32(sums[r], _mm512_add_epi32(low, high));
+                sums[r] = add_scaled::<S>(sums[r], low, w.scale[0]);
+                sums[r] = add_scaled::<S>(sums[r], high, w.scale[1]);
             }
             fence();
         });

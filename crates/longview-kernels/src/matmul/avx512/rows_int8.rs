@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 
 use super::each;
 use super::int8::{fence, minima, times_minima};
-use super::unpack::{Block, Factors, SmallBlock};
+use super::unpack::{Block, Factors, SmallBlock, Unit, add_scaled};
 use crate::activations::ROW_RECORD;
 use crate::matmul::source::{Ahead, Segment, Source};
 use crate::matmul::{PANELS_OF_SOME_ROWS as PANELS, Part, SOME_ROWS};
@@ -66,6 +66,10 @@ unsafe fn compute<S: Source, const P: usize>(part: &Part, panel: usize, sums: *m
             each!(p < P, {
                 segments[p] = Segment::at::<S>(panels[p], blocks, at);
             } of 2);
+            let mut units = [Unit::of::<S>(segments[0].0, segments[0].1); P];
+            each!(p < P, {
+                units[p] = Unit::of::<S>(segments[p].0, segments[p].1);
+            } of 2);
             if grain == Grain::Segment {
                 ints.write_bytes(0, 4 * groups * P * LANES);
             }
@@ -97,10 +101,10 @@ unsafe fn compute<S: Source, const P: usize>(part: &Part, panel: usize, sums: *m
                         to = to.add(4 * P * LANES);
                     }
                 } else {
-                    let mut w = [SmallBlock::unpack::<S>(planes[0]); P];
+                    let mut w = [SmallBlock::unpack::<S>(planes[0], units[0]); P];
                     each!(p < P, {
                         if p > 0 {
-                            w[p] = SmallBlock::unpack::<S>(planes[p]);
+                            w[p] = SmallBlock::unpack::<S>(planes[p], units[p]);
                         }
                     } of 2);
                     let mut to = ints;
@@ -121,7 +125,7 @@ unsafe fn compute<S: Source, const P: usize>(part: &Part, panel: usize, sums: *m
                 continue;
             }
             for (p, &(segment, _)) in segments.iter().enumerate() {
-                let factors = Factors::of::<S>(segment.planes::<S>(0));
+                let factors = Factors::of::<S>(segment.planes::<S>(0), units[p]);
                 let minima = minima::<S>(segment);
                 for row in 0..4 * groups {
                     let record = first.add(row / 4 * stride);
@@ -254,13 +258,12 @@ unsafe fn add_small<S: Source, const P: usize, const R: usize>(
         let ints = dots::<S, P, R>(codes, record, first);
         each!(r < R, {
             each!(p < P, {
-                let mut dot = _mm512_mullo_epi32(ints[0][r][p], w[p].scale[0]);
-                if S::LAYOUT.subs == 2 {
-                    let high = _mm512_mullo_epi32(ints[1][r][p], w[p].scale[1]);
-                    dot = _mm512_add_epi32(dot, high);
-                }
                 let to = to.add(((first + r) * P + p) * LANES).cast::<__m512i>();
-                _mm512_store_si512(to, _mm512_add_epi32(dot, _mm512_load_si512(to)));
+                let mut sum = _mm512_load_si512(to);
+                each!(s < S::LAYOUT.subs, {
+                    sum = add_scaled::<S>(sum, ints[s][r][p], w[p].scale[s]);
+                } of 2);
+                _mm512_store_si512(to, sum);
             } of 2);
         } of 4);
         fence();

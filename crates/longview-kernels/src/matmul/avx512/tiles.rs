@@ -146,11 +146,12 @@ pub(super) unsafe fn clear() {
 }
 
 /// Makes `$name(x, w, step)`: adds to all sums the rows `x` of signed bytes, `[16][64]`, times the codes
-/// `w`, `[16][16][4]`, and those `step`, twice and three times `step` bytes after.
+/// `w`, `[16][16][4]`, and those `step`, twice and three times `step` bytes after: the first and the third with
+/// `$high`, the others with `$low`.
 ///
 /// Safety: [`Tiles`] are cut; so many bytes may be read there.
 macro_rules! products {
-    ($name:ident, $op:literal) => {
+    ($name:ident, $high:literal, $low:literal) => {
         #[inline(always)]
         pub(super) unsafe fn $name(x: *const u8, w: *const u8, step: usize) {
             // SAFETY: the caller's promise.
@@ -158,13 +159,13 @@ macro_rules! products {
                 asm!(
                     "tileloadd tmm4, [{x} + {row}]",
                     "tileloadd tmm6, [{a} + {row}]",
-                    concat!($op, " tmm0, tmm4, tmm6"),
+                    concat!($high, " tmm0, tmm4, tmm6"),
                     "tileloadd tmm7, [{b} + {row}]",
-                    concat!($op, " tmm1, tmm4, tmm7"),
+                    concat!($low, " tmm1, tmm4, tmm7"),
                     "tileloadd tmm6, [{c} + {row}]",
-                    concat!($op, " tmm2, tmm4, tmm6"),
+                    concat!($high, " tmm2, tmm4, tmm6"),
                     "tileloadd tmm7, [{d} + {row}]",
-                    concat!($op, " tmm3, tmm4, tmm7"),
+                    concat!($low, " tmm3, tmm4, tmm7"),
                     x = in(reg) x,
                     a = in(reg) w,
                     b = in(reg) w.wrapping_add(step),
@@ -177,8 +178,8 @@ macro_rules! products {
         }
     };
 }
-products!(signed_fours, "tdpbssd");
-products!(unsigned_fours, "tdpbsud");
+products!(signed_fours, "tdpbssd", "tdpbsud");
+products!(unsigned_fours, "tdpbsud", "tdpbsud");
 
 /// So many products of whole tiles, of zeros: what the processor can do at most.
 ///

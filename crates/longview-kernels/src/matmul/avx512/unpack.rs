@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use crate::format::IQ4_VALUES;
-use crate::matmul::source::{Planes, Source};
+use crate::matmul::source::{Planes, Segment, Source};
 use crate::packed::layout::Scales;
 
 /// A block of a panel in registers, in the terms of [`crate::packed::lane::LaneBlock`].
@@ -46,18 +46,104 @@ pub(super) struct SmallBlock {
 }
 
 impl SmallBlock {
-    /// Unpacks a block of `S`.
+    /// Unpacks a block of `S`, given its segment's unit.
     ///
     /// # Safety
     /// As [`Block::unpack`].
     #[inline(always)]
-    pub(super) unsafe fn unpack<S: Source>(planes: Planes) -> SmallBlock {
+    pub(super) unsafe fn unpack<S: Source>(planes: Planes, unit: Unit) -> SmallBlock {
         // SAFETY: the caller's promise.
         unsafe {
             SmallBlock {
                 codes: codes::<S>(planes.top, planes.low),
-                scale: small_scales::<S>(planes),
+                scale: small_scales::<S>(planes, unit),
             }
+        }
+    }
+}
+
+/// `sums` and a block's dot products times its scales, whole numbers.
+///
+/// # Safety
+/// The caller has AVX-512 VNNI enabled.
+#[inline(always)]
+pub(super) unsafe fn add_scaled<S: Source>(
+    sums: __m512i,
+    dots: __m512i,
+    scale: __m512i,
+) -> __m512i {
+    // SAFETY: register arithmetic.
+    unsafe {
+        match S::LAYOUT.dropped_bits() {
+            0 => _mm512_add_epi32(sums, _mm512_mullo_epi32(dots, scale)),
+            // Sixteen bits hold the sum of 32 codes of four bits times bytes, and the scale.
+            _ => _mm512_dpwssd_epi32(sums, _mm512_srai_epi32::<DROPPED>(dots), scale),
+        }
+    }
+}
+
+/// [`crate::packed::layout::Layout::dropped_bits`] where there are any.
+pub(super) const DROPPED: u32 = 4;
+
+/// One over what rounded scales of a segment are multiples of (see [`crate::packed::lane::unit`]), powers of
+/// two; nothing that is read where scales are not rounded.
+#[derive(Clone, Copy)]
+pub(super) struct Unit(__m512);
+
+impl Unit {
+    /// That of a segment of so many blocks.
+    ///
+    /// # Safety
+    /// The segment is one of a panel of `S`; the caller has AVX-512 F, VL and F16C enabled.
+    #[inline(always)]
+    pub(super) unsafe fn of<S: Source>(segment: Segment, blocks: usize) -> Unit {
+        const { assert!(S::LAYOUT.dropped_bits() == 0 || S::LAYOUT.dropped_bits() == DROPPED as usize) };
+        // SAFETY: loads of the blocks' scales.
+        unsafe {
+            if !matches!(S::LAYOUT.scales, Scales::Rounded) {
+                return Unit(_mm512_setzero_ps());
+            }
+            let mut largest = _mm256_setzero_si256();
+            for b in 0..blocks {
+                let scales = _mm256_loadu_si256(segment.planes::<S>(b).scales.cast());
+                let magnitude = _mm256_and_si256(scales, _mm256_set1_epi16(0x7fff));
+                largest = _mm256_max_epu16(largest, magnitude);
+            }
+            let power = _mm512_castps_si512(_mm512_cvtph_ps(largest));
+            let power = _mm512_and_si512(power, _mm512_set1_epi32(0x7f80_0000));
+            // The exponent that brings 2ᵉ to 2¹¹; of infinities and zeros any number will do.
+            let inverse = _mm512_sub_epi32(_mm512_set1_epi32(Unit::BOTH), power);
+            Unit(_mm512_castsi512_ps(inverse))
+        }
+    }
+
+    /// The exponents of a number and of 2¹¹ over it, added up, where they lie in a float.
+    const BOTH: i32 = ((127_u32 + 127 + 11) << 23) as i32;
+
+    /// What a whole number of units is to be multiplied by.
+    ///
+    /// # Safety
+    /// The caller has AVX-512 F enabled.
+    #[inline(always)]
+    unsafe fn factor(self) -> __m512 {
+        // SAFETY: register arithmetic.
+        unsafe {
+            let inverse = _mm512_castps_si512(self.0);
+            let power = _mm512_sub_epi32(_mm512_set1_epi32(Unit::BOTH), inverse);
+            _mm512_mul_ps(_mm512_castsi512_ps(power), _mm512_set1_ps(1.0 / 2048.0))
+        }
+    }
+
+    /// Scales as multiples of the unit, in the lower half of each lane.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    unsafe fn round(self, scales: __m512) -> __m512i {
+        // SAFETY: register arithmetic.
+        unsafe {
+            let whole = _mm512_cvtps_epi32(_mm512_mul_ps(scales, self.0));
+            _mm512_and_si512(whole, _mm512_set1_epi32(0xffff))
         }
     }
 }
@@ -72,12 +158,19 @@ pub(super) struct Factors {
 
 impl Factors {
     /// # Safety
-    /// `planes` are those of a block of the segment; the caller has AVX-512 F and F16C enabled.
+    /// `planes` are those of a block of the segment, `unit` its own; the caller has AVX-512 F and F16C
+    /// enabled.
     #[inline(always)]
-    pub(super) unsafe fn of<S: Source>(planes: Planes) -> Factors {
+    pub(super) unsafe fn of<S: Source>(planes: Planes, unit: Unit) -> Factors {
         let layout = S::LAYOUT;
         // SAFETY: loads inside the segment's factors.
         unsafe {
+            if layout.factor_bytes() == 0 {
+                return Factors {
+                    scale: unit.factor(),
+                    min: _mm512_setzero_ps(),
+                };
+            }
             let half =
                 |at: usize| _mm512_cvtph_ps(_mm256_loadu_si256(planes.factors.add(32 * at).cast()));
             let zero = _mm512_setzero_ps();
@@ -117,11 +210,15 @@ impl Factors {
 /// # Safety
 /// As [`Block::unpack`].
 #[inline(always)]
-unsafe fn small_scales<S: Source>(planes: Planes) -> [__m512i; 2] {
+unsafe fn small_scales<S: Source>(planes: Planes, unit: Unit) -> [__m512i; 2] {
     // SAFETY: loads inside the block's scales.
     unsafe {
         let bytes = |at: usize| _mm_loadu_si128(planes.scales.add(16 * at).cast());
         match S::LAYOUT.scales {
+            Scales::Rounded => {
+                let scales = _mm512_cvtph_ps(_mm256_loadu_si256(planes.scales.cast()));
+                [unit.round(scales); 2]
+            }
             Scales::Small => {
                 let last = S::LAYOUT.subs - 1;
                 [0, last].map(|at| _mm512_cvtepi8_epi32(bytes(at)))
@@ -281,7 +378,7 @@ unsafe fn scales<S: Source>(scales: *const u8, factors: *const u8) -> ([__m512; 
         let negate = |min: __m512| _mm512_sub_ps(_mm512_setzero_ps(), min);
         let zero = _mm512_setzero_ps();
         match layout.scales {
-            Scales::Half => ([widen(half(scales, 0)); 2], [zero; 2]),
+            Scales::Half | Scales::Rounded => ([widen(half(scales, 0)); 2], [zero; 2]),
             Scales::HalfMin => ([widen(half(scales, 0)); 2], [half(scales, 1); 2]),
             Scales::Small => {
                 let factor = widen(half(factors, 0));

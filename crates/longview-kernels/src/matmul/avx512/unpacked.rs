@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::unpack::{Block, Factors, SmallBlock, small_minima};
+use super::unpack::{Block, Factors, SmallBlock, Unit, small_minima};
 use crate::matmul::source::{Segment, Source};
 use crate::matmul::wide;
 use crate::packed::Packed;
@@ -149,7 +149,7 @@ unsafe fn read<S: Source, const SIGNED: bool>(
     }
 }
 
-/// Unpacks segment `at` of `panel`, a whole one whose scales are whole numbers.
+/// Unpacks segment `at` of `panel`, whose scales are whole numbers.
 ///
 /// # Safety
 /// As [`read`]; `factors`, aligned alike, has room for those of a segment.
@@ -165,9 +165,10 @@ unsafe fn read_small<S: Source>(
     // SAFETY: the caller's promise; blocks are counted inside the segment.
     unsafe {
         let (segment, count) = Segment::at::<S>(panel, blocks, at);
+        let unit = Unit::of::<S>(segment, count);
         for b in 0..count {
             let planes = segment.planes::<S>(b);
-            let block = SmallBlock::unpack::<S>(planes);
+            let block = SmallBlock::unpack::<S>(planes, unit);
             let to = to.add(b * Place::<S>::BLOCK);
             for (g, code) in block.codes.into_iter().enumerate() {
                 _mm512_store_si512(to.add(VECTOR * g).cast(), code);
@@ -180,7 +181,7 @@ unsafe fn read_small<S: Source>(
                 }
             }
         }
-        let of_all = Factors::of::<S>(segment.planes::<S>(0));
+        let of_all = Factors::of::<S>(segment.planes::<S>(0), unit);
         _mm512_store_ps(factors.cast(), of_all.scale);
         _mm512_store_ps(factors.add(VECTOR).cast(), of_all.min);
     }

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::each;
 use super::int8::{fence, times_minima};
-use super::unpack::Factors;
+use super::unpack::{Factors, add_scaled};
 use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
 use crate::activations::{Activations, ROW_RECORD};
 use crate::matmul::source::Source;
@@ -123,11 +123,12 @@ unsafe fn of_group<S: Source, const P: usize>(
                 }
             }
             Grain::Segment => {
-                for at in 0..blocks / SEGMENT {
+                for at in 0..blocks.div_ceil(SEGMENT) {
                     let first = at * SEGMENT;
+                    let count = SEGMENT.min(blocks - first);
                     let factors = w.add(Place::<S>::factors(at));
                     let w = w.add(first * Place::<S>::BLOCK);
-                    add_segment::<S, P>(w, factors, x.add(first * RECORD), &mut sums);
+                    add_segment::<S, P>(w, factors, count, x.add(first * RECORD), &mut sums);
                 }
             }
         }
@@ -174,8 +175,8 @@ unsafe fn add<S: Source, const P: usize>(
     }
 }
 
-/// Adds the unpacked segment `w` of `P` panels, whose `factors` are those of the first, times the four
-/// rows of the records from `record` on.
+/// Adds the unpacked segment `w` of `blocks` blocks of `P` panels, whose `factors` are those of the first,
+/// times the four rows of the records from `record` on.
 ///
 /// # Safety
 /// As [`compute`].
@@ -183,6 +184,7 @@ unsafe fn add<S: Source, const P: usize>(
 unsafe fn add_segment<S: Source, const P: usize>(
     w: *const u8,
     factors: *const u8,
+    blocks: usize,
     record: *const u8,
     sums: &mut [[__m512; 4]; P],
 ) {
@@ -190,7 +192,7 @@ unsafe fn add_segment<S: Source, const P: usize>(
     // SAFETY: what is read lies inside the segment and its records.
     unsafe {
         let mut scaled = [[_mm512_setzero_si512(); 4]; P];
-        for b in 0..SEGMENT {
+        for b in 0..blocks {
             let (w, record) = (w.add(b * Place::<S>::BLOCK), record.add(b * RECORD));
             each!(s < layout.subs, {
                 let ints = dots::<S, P>(w, record, s);
@@ -198,8 +200,7 @@ unsafe fn add_segment<S: Source, const P: usize>(
                     let scale = w.add(p * Place::<S>::PANEL + CODES + VECTOR * s);
                     let scale = _mm512_load_si512(scale.cast());
                     each!(r < 4, {
-                        let dot = _mm512_mullo_epi32(ints[p][r], scale);
-                        scaled[p][r] = _mm512_add_epi32(scaled[p][r], dot);
+                        scaled[p][r] = add_scaled::<S>(scaled[p][r], ints[p][r], scale);
                     } of 4);
                 } of 3);
                 fence();

@@ -230,7 +230,7 @@ unsafe fn scales<S: Source>(planes: Planes, q: usize) -> ([float32x4_t; 2], [flo
         };
         let zero = vdupq_n_f32(0.0);
         match layout.scales {
-            Scales::Half => ([float(planes.scales, 0); 2], [zero; 2]),
+            Scales::Half | Scales::Rounded => ([float(planes.scales, 0); 2], [zero; 2]),
             Scales::HalfMin => ([float(planes.scales, 0); 2], [float(planes.scales, 1); 2]),
             Scales::Small => {
                 let factor = float(planes.factors, 0);
