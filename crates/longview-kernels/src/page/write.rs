@@ -211,6 +211,30 @@ impl WriteTokens<'_> {
         }
     }
 
+    /// The same for one token: vectors of its channels are converted, and their numbers spread.
+    #[inline(always)]
+    fn key_of_one<L: Lanes, const BYTES: usize>(&mut self, l: L) {
+        let (geom, k_type) = (self.geom, self.geom.k_type);
+        let rows = self.page_k.chunks_exact_mut(k_type.row_bytes(PAGE_TOKENS));
+        let mut rows = rows.map(|row| &mut row[k_type.row_bytes(self.first_slot)..]);
+        for some in self.k.row(0, geom.head_dim).chunks(16) {
+            let (mut whole, mut stored) = ([0f32; 16], [[0u8; BYTES]; 16]);
+            whole[..some.len()].copy_from_slice(some);
+            for (to, from) in stored
+                .as_flattened_mut()
+                .chunks_mut(BYTES * L::WIDTH)
+                .zip(whole.chunks(L::WIDTH))
+            {
+                let mut numbers = [0f32; 16];
+                numbers[..L::WIDTH].copy_from_slice(from);
+                write_vector(l, k_type, to, &numbers);
+            }
+            for (number, row) in stored[..some.len()].iter().zip(&mut rows) {
+                row[..BYTES].copy_from_slice(number);
+            }
+        }
+    }
+
     #[inline(always)]
     fn value_vectors<L: Lanes>(&mut self, l: L) {
         let (v_type, row_bytes) = (self.geom.v_type, self.geom.v_row_bytes());
@@ -239,10 +263,11 @@ impl Kernel for WriteTokens<'_> {
 
     #[inline(always)]
     fn lanes<L: Lanes>(mut self, l: L) {
-        if has_vectors(self.geom.k_type) {
-            self.key_vectors(l);
-        } else {
-            self.keys_one_by_one();
+        match (self.geom.k_type, self.count) {
+            (KvType::F16, 1) => self.key_of_one::<L, 2>(l),
+            (KvType::F32, 1) => self.key_of_one::<L, 4>(l),
+            (k_type, _) if has_vectors(k_type) => self.key_vectors(l),
+            _ => self.keys_one_by_one(),
         }
         if has_vectors(self.geom.v_type) {
             self.value_vectors(l);
