@@ -35,7 +35,7 @@ pub use error::KernelError;
 pub use exec::Exec;
 pub use format::Format;
 pub use isa::{Isa, Numerics};
-pub use matmul::{matmul, matmul_gated, matmul_many, needed};
+pub use matmul::{announce, matmul, matmul_gated, matmul_many, needed};
 pub use memory::{AlignedBytes, Floats};
 pub use packed::Packed;
 pub use pool::Pool;

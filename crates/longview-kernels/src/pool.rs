@@ -3,10 +3,13 @@
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::memory::prefetch_farther;
 
 /// How long a worker that has just worked waits for more before it sleeps.
 const SPIN: Duration = Duration::from_micros(80);
@@ -44,6 +47,7 @@ impl Pool {
             wake: Condvar::new(),
             closing: AtomicBool::new(false),
             counts_waiting: AtomicBool::new(false),
+            expected: (0..wanted).map(|_| Expected::default()).collect(),
             waited_ns: AtomicU64::new(0),
             spin: if crowded { Duration::ZERO } else { SPIN },
         });
@@ -131,6 +135,16 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Tells worker `worker` what it will read first in a run to come, in place of what it was told before.
+    pub(crate) fn announce(&self, worker: usize, bytes: &[u8]) {
+        let expected = &self.shared.expected[worker];
+        expected.bytes.store(bytes.len(), Ordering::Relaxed);
+        let start = bytes.as_ptr().cast_mut();
+        expected.start.store(start, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::SeqCst);
@@ -139,6 +153,45 @@ impl Drop for Pool {
             // Workers catch the panics of tasks, so joining cannot fail for a reason to report.
             let _ = worker.join();
         }
+    }
+}
+
+/// What a worker is to read first in a run to come, which it may ask for while it waits and memory is idle:
+/// an address and a number of bytes. Nothing is read there, so it need not stay.
+#[derive(Default)]
+struct Expected {
+    start: AtomicPtr<u8>,
+    bytes: AtomicUsize,
+}
+
+/// How far a waiting worker has asked for what it expects.
+struct Asked {
+    start: *const u8,
+    bytes: usize,
+}
+
+impl Asked {
+    fn nothing() -> Asked {
+        Asked {
+            start: std::ptr::null(),
+            bytes: 0,
+        }
+    }
+
+    /// Asks for the next lines of `expected`, or lets some time pass when there are none.
+    fn go_on(&mut self, expected: &Expected) {
+        let start = expected.start.load(Ordering::Relaxed).cast_const();
+        if start != self.start {
+            *self = Asked { start, bytes: 0 };
+        }
+        if self.bytes >= expected.bytes.load(Ordering::Relaxed) {
+            return std::hint::spin_loop();
+        }
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        for line in 0..4 {
+            prefetch_farther(self.start.wrapping_add(self.bytes + 64 * line));
+        }
+        self.bytes += 4 * 64;
     }
 }
 
@@ -164,6 +217,8 @@ struct Shared {
     wake: Condvar,
     closing: AtomicBool,
     counts_waiting: AtomicBool,
+    /// Of each worker.
+    expected: Vec<Expected>,
     /// Nanoseconds that callers have waited in [`Shared::close`] while that is counted.
     waited_ns: AtomicU64,
     spin: Duration,
@@ -199,11 +254,11 @@ impl Shared {
     /// Ends a run: lets nobody in any more and waits for those inside.
     fn close(&self) {
         let mut gate = self.gate.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut looks = 0u32;
+        let (mut looks, mut asked) = (0u32, Asked::nothing());
         while gate & INSIDE != 0 {
             looks += 1;
             if looks < 10_000 {
-                std::hint::spin_loop()
+                asked.go_on(&self.expected[0]);
             } else {
                 std::thread::yield_now()
             }
@@ -232,7 +287,7 @@ impl Shared {
     fn serve(self: &Arc<Shared>, worker: usize) {
         let _here = Here::enter(self, worker);
         let mut done = 0;
-        while let Some(run) = self.await_run(done) {
+        while let Some(run) = self.await_run(done, worker) {
             done = run;
             if !self.enter(run) {
                 continue;
@@ -249,20 +304,20 @@ impl Shared {
     }
 
     /// Waits for an open run other than `done`; `None` when the pool is dropped.
-    fn await_run(&self, done: u64) -> Option<u64> {
+    fn await_run(&self, done: u64, worker: usize) -> Option<u64> {
         let fresh = || {
             let gate = self.gate.load(Ordering::SeqCst);
             (gate & OPEN != 0 && gate >> 32 != done).then_some(gate >> 32)
         };
         let closing = || self.closing.load(Ordering::SeqCst);
         if !self.spin.is_zero() {
-            let start = Instant::now();
+            let (start, mut asked) = (Instant::now(), Asked::nothing());
             while start.elapsed() < self.spin {
                 for _ in 0..64 {
                     if let Some(run) = fresh() {
                         return Some(run);
                     }
-                    std::hint::spin_loop();
+                    asked.go_on(&self.expected[worker]);
                 }
                 if closing() {
                     return None;
@@ -404,6 +459,20 @@ mod tests {
             busy[worker].fetch_sub(1, Ordering::SeqCst);
         });
         seen.into_iter().map(AtomicU32::into_inner).collect()
+    }
+
+    #[test]
+    fn what_is_announced_need_not_be_there_any_more() {
+        let pool = Pool::new(3);
+        for round in 0..50 {
+            for worker in 0..3 {
+                let bytes = vec![0; 1 << (10 + round % 10)];
+                pool.announce(worker, &bytes);
+            }
+            assert!(counts(&pool, 7).iter().all(|&count| count == 1));
+        }
+        pool.announce(0, &[]);
+        assert!(counts(&pool, 7).iter().all(|&count| count == 1));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use half::{bf16, f16};
 use longview_kernels::activation::Activation;
 use longview_kernels::format::dequantize;
 use longview_kernels::{
-    Activations, Exec, Format, Isa, Need, Numerics, Packed, matmul, matmul_gated, matmul_many,
-    needed,
+    Activations, Exec, Format, Isa, Need, Numerics, Packed, announce, matmul, matmul_gated,
+    matmul_many, needed,
 };
 use proptest::prelude::*;
 
@@ -510,6 +510,27 @@ fn tiles_give_the_bits_that_registers_give() {
             let outs: Vec<Vec<u32>> = isas.iter().map(|&isa| of(isa, blocks)).collect();
             let same = outs.windows(2).all(|pair| pair[0] == pair[1]);
             assert!(same, "{format}, {blocks} blocks");
+        }
+    }
+}
+
+#[test]
+fn products_that_were_announced_give_the_same_bits() {
+    for exec in execs(3) {
+        let wide = Case::new(Format::Q4_0, 100, 512, 1, &exec);
+        let other = Case::new(Format::F16, 33, 512, 2, &exec);
+        for rows in [1, 4, 70] {
+            let x: Vec<f32> = (0..rows * 512).map(|i| (i % 97) as f32 - 48.0).collect();
+            let quiet = wide.product(&exec, &x);
+            let mut act = Activations::new();
+            let need = needed(exec.numerics, Format::Q4_0).and(Need::F32);
+            act.set(&exec, &x, rows, 512, need);
+            for ws in [&[&wide.packed][..], &[&other.packed, &wide.packed], &[]] {
+                announce(&exec, &act, ws);
+                let mut out = vec![f32::NAN; quiet.len()];
+                matmul(&exec, &act, &wide.packed, &mut out);
+                assert_eq!(out, quiet);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ mod feed_forward;
 
 use longview_kernels::activation::{self, softcap};
 use longview_kernels::format::dequantize;
-use longview_kernels::{Exec, Floats, matmul, matmul_many, needed};
+use longview_kernels::{Activations, Exec, Floats, announce, matmul, matmul_many, needed};
 use longview_kv::keep::{AttentionOf, LayerRows};
 use longview_kv::{Attention, Batch};
 
@@ -81,7 +81,8 @@ pub(crate) fn forward(
         };
         match (&plan.mlp, &layer.mlp) {
             (MlpBlueprint::Gated { activation, .. }, Mlp::Gated(mlp)) => {
-                from_stream(exec, mlp, *activation, entry, w);
+                let then = |x: &Activations| announce_layer(model, exec, index + 1, x);
+                from_stream(exec, mlp, *activation, entry, &then, w);
             }
             (
                 MlpBlueprint::Experts {
@@ -222,6 +223,7 @@ fn attention(
         w.k.sized(rows * kv_len),
         w.v.sized(rows * kv_len),
     ];
+    announce(exec, &w.activations, &[&layer.output.weight]);
     matmul_many(exec, &w.activations, &weights, outs);
     add_bias(exec, &layer.query, &mut w.q);
     add_bias(exec, &layer.key, &mut w.k);
@@ -288,6 +290,10 @@ fn attention(
     w.activations
         .set(exec, &w.normed, rows, q_len, needs(exec, &[&output.weight]));
     w.lap(Work::Quantise);
+    match &model.weights().layers[index].mlp {
+        Mlp::Gated(mlp) => announce(exec, &w.activations, &[&mlp.gate.weight, &mlp.up.weight]),
+        Mlp::Experts { .. } => announce(exec, &w.activations, &[]),
+    }
     matmul(
         exec,
         &w.activations,
@@ -297,6 +303,19 @@ fn attention(
     add_bias(exec, output, &mut w.normed);
     w.lap(Work::Output);
     Ok(())
+}
+
+/// Tells the threads with which weights layer `index` begins, or that logits follow.
+fn announce_layer(model: &Model, exec: &Exec, index: usize, x: &Activations) {
+    let weights = model.weights();
+    match weights.layers.get(index).map(|layer| &layer.mixer) {
+        Some(load::Mixer::Attention(attention)) => {
+            let [query, key, value] = [&attention.query, &attention.key, &attention.value];
+            announce(exec, x, &[&query.weight, &key.weight, &value.weight]);
+        }
+        Some(load::Mixer::GatedDelta(_)) => announce(exec, x, &[]),
+        None => announce(exec, x, &[&weights.output]),
+    }
 }
 
 /// Last hidden states of the rows wanted.
@@ -335,6 +354,8 @@ fn logits(model: &Model, exec: &Exec, batch: &Batch<'_>, entry: Entry<'_>, w: &m
     let added = &w.normed[..rows * hidden];
     entry.prepare(exec, &mut w.wanted, added, need, &mut w.activations);
     w.lap(Work::Norms);
+    // Another token may follow.
+    announce_layer(model, exec, 0, &w.activations);
     matmul(
         exec,
         &w.activations,

@@ -113,6 +113,30 @@ pub fn matmul_many(exec: &Exec, x: &Activations, ws: &[&Packed], outs: &mut [&mu
     });
 }
 
+/// Rows up to which a product waits for memory more than for anything else.
+const EXPECTED_ROWS: usize = 8;
+/// Bytes of weights that a thread asks for before a product: what arrives while the few rows of an input
+/// are made, and stays in the second-level cache until it is read.
+const EXPECTED_BYTES: usize = 256 << 10;
+
+/// Tells the threads that a product with `ws` comes next, or soon, of as many rows as `x` has: while they
+/// have nothing else to do they ask for the weights that they will read first. Changes no result.
+pub fn announce(exec: &Exec, x: &Activations, ws: &[&Packed]) {
+    let plan = (x.rows() <= EXPECTED_ROWS).then(|| Plan::new(exec, x, ws));
+    for worker in 0..exec.pool.threads() {
+        let mut first: &[u8] = &[];
+        if let Some(plan) = plan.as_ref().filter(|plan| worker < plan.tasks()) {
+            plan.parts(worker, |i, panels, _| {
+                if first.is_empty() {
+                    first = ws[i].panels_from(panels.start);
+                }
+            });
+        }
+        exec.pool
+            .announce(worker, &first[..first.len().min(EXPECTED_BYTES)]);
+    }
+}
+
 /// The output slices, of which each task writes its own elements.
 struct Outputs<'a>(*mut &'a mut [f32]);
 

@@ -184,6 +184,11 @@ impl Packed {
         &self.bytes[panel * self.panel_bytes..][..self.panel_bytes]
     }
 
+    /// The bytes of a panel and of those after it.
+    pub(crate) fn panels_from(&self, panel: usize) -> &[u8] {
+        &self.bytes[panel * self.panel_bytes..]
+    }
+
     /// Panels, the last possibly part empty.
     pub(crate) fn panels(&self) -> usize {
         self.n.div_ceil(LANES)

@@ -1,7 +1,7 @@
 //! The feed-forward part of a layer: one gated part, or the experts that a router picks.
 
 use longview_kernels::activation::{self, Activation};
-use longview_kernels::{Activations, Exec, Need, matmul, matmul_gated, matmul_many};
+use longview_kernels::{Activations, Exec, Need, announce, matmul, matmul_gated, matmul_many};
 
 use super::entry::Entry;
 use super::{add_bias, needs};
@@ -13,12 +13,16 @@ use crate::workspace::{Gates, Workspace};
 /// Rows of a block where activations stay floats: products take no more at once then.
 const FLOAT_ROWS_PER_BLOCK: usize = 96;
 
+/// Tells the threads which weights come after a product, given its input.
+type Then<'a> = &'a dyn Fn(&Activations);
+
 /// `w.normed` becomes what the gated part gives for the residual stream, some rows after others.
 pub(super) fn from_stream(
     exec: &Exec,
     mlp: &Gated,
     activation: Activation,
     entry: Entry<'_>,
+    then: Then<'_>,
     w: &mut Workspace,
 ) {
     let Workspace {
@@ -35,7 +39,7 @@ pub(super) fn from_stream(
     for (hidden, x) in hidden.chunks_mut(step).zip(normed.chunks_mut(step)) {
         entry.prepare(exec, hidden, x, need, activations);
         lap(profile, Work::Norms);
-        products(exec, mlp, activation, x, gates, activations, profile);
+        products(exec, mlp, activation, then, x, gates, activations, profile);
     }
 }
 
@@ -59,7 +63,8 @@ fn gated(
     for x in x.chunks_mut(block_rows(exec, rows, need) * hidden) {
         activations.set(exec, x, x.len() / hidden, hidden, need);
         lap(profile, Work::Quantise);
-        products(exec, mlp, activation, x, gates, activations, profile);
+        let then = |x: &Activations| announce(exec, x, &[]);
+        products(exec, mlp, activation, &then, x, gates, activations, profile);
     }
 }
 
@@ -77,10 +82,15 @@ fn block_rows(exec: &Exec, rows: usize, need: Need) -> usize {
 }
 
 /// `out` becomes `down(activation(gate(x)) · up(x))` of the rows `x` that `activations` holds.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the buffers it works in are the caller's"
+)]
 fn products(
     exec: &Exec,
     mlp: &Gated,
     activation: Activation,
+    then: Then<'_>,
     out: &mut [f32],
     gates: &mut Gates,
     activations: &mut Activations,
@@ -89,6 +99,7 @@ fn products(
     let (rows, ffn) = (activations.rows(), mlp.gate.weight.n());
     let need = needs(exec, &[&mlp.down.weight]);
     let Gates { gate, up, gated } = gates;
+    announce(exec, activations, &[&mlp.down.weight]);
     let quantised = mlp.gate.bias.is_none()
         && mlp.up.bias.is_none()
         && matmul_gated(
@@ -119,6 +130,7 @@ fn products(
         });
     }
     lap(profile, Work::Quantise);
+    then(gated);
     matmul(exec, gated, &mlp.down.weight, out);
     add_bias(exec, &mlp.down, out);
     lap(profile, Work::Down);
