@@ -321,6 +321,8 @@ fn products_that_gate_on_the_way_give_the_bits_of_one_after_the_other() {
             (64, 5),
             (256, 49),
             (768, 277),
+            (256, 30),
+            (256, 23),
         ] {
             if format.block_len() == 256 && rows > 277 {
                 continue;
@@ -337,7 +339,9 @@ fn products_that_gate_on_the_way_give_the_bits_of_one_after_the_other() {
                 let mut made = Activations::new();
                 let (gates, ups) = (&gate.packed, &up.packed);
                 let is_made = matmul_gated(&exec, &inputs, gates, ups, activation, need, &mut made);
-                let tiles = exec.isa == Isa::Amx && rows >= 48;
+                // Both its input and what it makes are in tiles.
+                let in_tiles = |need: Need| rows >= if need.blocks { 48 } else { 24 };
+                let tiles = exec.isa == Isa::Amx && in_tiles(need) && in_tiles(inputs.has());
                 assert_eq!(is_made, tiles && whole, "{format} {ffn} {rows} {down}");
                 if !is_made {
                     continue;
@@ -492,10 +496,10 @@ fn tiles_give_the_bits_that_registers_give() {
         .filter(offered)
         .collect();
     for format in codes() {
-        let of = |isa: Isa, blocks: usize| {
+        let of = |isa: Isa, blocks: usize, rows: usize| {
             let exec = Exec::new(2, isa, Numerics::Default);
             let case = Case::new(format, 83, blocks * format.block_len(), 29, &exec);
-            let mut x = Random(31).floats(101 * case.k);
+            let mut x = Random(31).floats(rows * case.k);
             // Scales far apart, a block of zeros, and a row that is spoilt.
             for (i, x) in x.iter_mut().enumerate() {
                 *x *= f32::powi(2.0, (i / 32 % 40) as i32 - 20);
@@ -507,9 +511,11 @@ fn tiles_give_the_bits_that_registers_give() {
         };
         // Fewer blocks than are begun ahead, odd numbers of them, and more than one slab.
         for blocks in [1, 2, 3, 5, 17, 2816 / format.block_len()] {
-            let outs: Vec<Vec<u32>> = isas.iter().map(|&isa| of(isa, blocks)).collect();
-            let same = outs.windows(2).all(|pair| pair[0] == pair[1]);
-            assert!(same, "{format}, {blocks} blocks");
+            for rows in [29, 101] {
+                let outs: Vec<Vec<u32>> = isas.iter().map(|&isa| of(isa, blocks, rows)).collect();
+                let same = outs.windows(2).all(|pair| pair[0] == pair[1]);
+                assert!(same, "{format}, {blocks} blocks, {rows} rows");
+            }
         }
     }
 }

@@ -135,22 +135,27 @@ impl Activations {
     }
 
     /// Makes room for one int8 form of `rows` rows of `k` numbers, a multiple of its elements; every block
-    /// of every lot is written then.
+    /// of every lot is written then. `None`, and nothing changes, where lots are not of `lot` rows.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn by_blocks(
         &mut self,
         exec: &Exec,
+        lot: usize,
         rows: usize,
         k: usize,
         grain: Grain,
-    ) -> Blocks<'_> {
+    ) -> Option<Blocks<'_>> {
         assert!(k.is_multiple_of(grain.elements()), "whole blocks");
-        self.begin(exec, rows, k, Need::of(grain));
-        Blocks {
-            forms: self.forms(Need::of(grain)),
+        let need = Need::of(grain);
+        if Shape::of(exec.usable_isa(), rows, k, need).lot != lot {
+            return None;
+        }
+        self.begin(exec, rows, k, need);
+        Some(Blocks {
+            forms: self.forms(need),
             grain,
             activations: PhantomData,
-        }
+        })
     }
 
     /// Makes room for the forms of `rows` rows.
@@ -202,7 +207,7 @@ impl Activations {
 
     /// How the rows are grouped.
     pub(crate) fn shape(&self) -> Shape {
-        Shape::of(self.isa, self.rows, self.k)
+        Shape::of(self.isa, self.rows, self.k, self.has)
     }
 
     /// The f32 form, `[group][k][rows of a group]`.

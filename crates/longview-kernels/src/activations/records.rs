@@ -1,5 +1,6 @@
 //! How rows of activations are grouped, and where the parts of their int8 records are.
 
+use super::Need;
 use crate::isa::Isa;
 use crate::packed::layout::{BLOCK, Grain, SEGMENT};
 
@@ -31,8 +32,10 @@ pub(crate) mod tile_record {
 
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
-/// Rows from which on products take them in tiles, where there are tiles.
+/// Rows from which on products take them in tiles, where there are tiles: fewer where a tile adds up
+/// segments, whose sums leave it an eighth as often.
 const TILES_FROM: usize = 48;
+const TILES_OF_SEGMENTS_FROM: usize = 24;
 
 /// How rows are grouped.
 #[derive(Clone, Copy, Debug)]
@@ -48,9 +51,14 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    pub(super) fn of(isa: Isa, rows: usize, k: usize) -> Shape {
+    /// That of so many rows for products that need them so.
+    pub(super) fn of(isa: Isa, rows: usize, k: usize, need: Need) -> Shape {
         let group = rows.clamp(1, 4);
-        let in_tiles = isa == Isa::Amx && rows >= TILES_FROM;
+        let from = match need.blocks {
+            true => TILES_FROM,
+            false => TILES_OF_SEGMENTS_FROM,
+        };
+        let in_tiles = isa == Isa::Amx && rows >= from;
         Shape {
             group,
             groups: rows.div_ceil(group),

@@ -77,7 +77,9 @@ mod tiles {
             return false;
         }
         let isa = exec.usable_isa();
-        let blocks = out.by_blocks(exec, x.rows(), gate.n(), grain);
+        let Some(blocks) = out.by_blocks(exec, x.shape().lot, x.rows(), gate.n(), grain) else {
+            return false;
+        };
         let finish = |block: usize, lot: usize, pairs: &[f32]| {
             let mut made = [0.0; TILE_ROWS * BLOCK];
             let made = &mut made[..pairs.len() / 2];

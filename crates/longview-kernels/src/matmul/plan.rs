@@ -71,10 +71,10 @@ impl<'a> Plan<'a> {
         let many = x.rows() >= MANY_ROWS;
         let int8 = |w: &&Packed| needed(exec.numerics, w.format()) != Need::F32;
         let together = match x.rows() {
+            _ if x.shape().in_tiles() && ws.iter().all(int8) => PANELS_IN_TILES,
             rows if groups > FEW_GROUPS && rows <= SOME_ROWS && ws.iter().all(int8) => {
                 PANELS_OF_SOME_ROWS
             }
-            _ if x.shape().in_tiles() && ws.iter().all(int8) => PANELS_IN_TILES,
             _ if many => PANELS_TOGETHER,
             _ if groups == 1 => PANELS_OF_ONE_GROUP,
             _ if groups == 2 => PANELS_OF_TWO_GROUPS,
