@@ -61,7 +61,7 @@ impl Engine {
     ) -> Result<MemoryPlan, EngineError> {
         let mut plan = self.plan_in(store, planned_tokens);
         let generated = planned_tokens.saturating_sub(prompt_tokens);
-        let bytes = self.keep_bytes_in(keep, store, prompt_tokens, generated)?;
+        let bytes = self.keep_bytes(keep, store, prompt_tokens, generated)?;
         // It is in memory while the method decides, whatever a store could hold.
         (plan.kv, plan.kv_least) = (bytes.peak, bytes.peak);
         let fixed = plan.program + plan.index + plan.weights + plan.scratch;
@@ -69,7 +69,7 @@ impl Engine {
         if let Some(limit) = plan.limit {
             let fits = |&tokens: &usize| {
                 let prompt = tokens.saturating_sub(generated);
-                let bytes = self.keep_bytes_in(keep, store, prompt, generated);
+                let bytes = self.keep_bytes(keep, store, prompt, generated);
                 bytes.is_ok_and(|bytes| fixed + bytes.peak + bytes.scratch <= limit)
             };
             plan.longest_context = largest(plan.model_tokens, fits);
@@ -187,21 +187,11 @@ impl Engine {
     }
 
     /// Bytes that a prompt of `prompt_tokens` tokens with `generated_tokens` more will take under
-    /// `keep`.
+    /// `keep`, in the form `store` where that is not the engine's.
     ///
     /// # Errors
     /// As [`Keep::bytes`].
     pub fn keep_bytes(
-        &self,
-        keep: &Keep,
-        prompt_tokens: usize,
-        generated_tokens: usize,
-    ) -> Result<KeepBytes, EngineError> {
-        self.keep_bytes_in(keep, None, prompt_tokens, generated_tokens)
-    }
-
-    /// The same of a context in the form `store`, where that is not the engine's.
-    pub(crate) fn keep_bytes_in(
         &self,
         keep: &Keep,
         store: Option<KvForms>,

@@ -232,6 +232,39 @@ fn what_is_found_scores_and_is_shown_beside_the_dense_path() {
 }
 
 #[test]
+fn what_was_foretold_is_not_exceeded() {
+    let engine = stand_in();
+    let material = Material::shipped(Wording::needle());
+    let setups = "snapkv(budget=20%),streaming-llm(budget=128),knorm(budget=30%)+q8,q4";
+    let plan = plan(&["niah-single-2"], setups, 500);
+    let evaluation = Evaluation::new(&engine, &material, &plan).unwrap();
+    let foretold = evaluation.foretell();
+    let known: Vec<&str> = foretold.iter().map(|told| told.setup.as_str()).collect();
+    assert_eq!(
+        known.len(),
+        3,
+        "a form without a keep method takes what it takes: {known:?}"
+    );
+    let mut record = Record::in_memory();
+    evaluation
+        .run(&mut record, &mut |_| Control::Continue)
+        .unwrap();
+    let rows = evaluation.rows(&record);
+    for told in foretold {
+        assert!(told.bytes.steady < told.dense / 2 && told.bytes.steady <= told.bytes.peak);
+        let row = rows.iter().find(|row| row.setup == told.setup).unwrap();
+        assert!(row.bytes_held <= told.bytes.steady, "{}", told.setup);
+        assert!(
+            row.peak_bytes <= told.bytes.peak,
+            "{}: {} {}",
+            told.setup,
+            row.peak_bytes,
+            told.bytes.peak
+        );
+    }
+}
+
+#[test]
 fn what_setups_share_changes_no_answer() {
     let engine = stand_in();
     let material = Material::shipped(Wording::needle());

@@ -163,9 +163,9 @@ impl Session {
         let layout = self.engine.model().layout();
         let mut notices = Vec::new();
         if let Some(keep) = &methods.keep {
-            let bytes = self
-                .engine
-                .keep_bytes(keep, prompt, planned.saturating_sub(prompt))?;
+            let bytes =
+                self.engine
+                    .keep_bytes(keep, None, prompt, planned.saturating_sub(prompt))?;
             notices.push(format!(
                 "keep: at most {} of keys and values while reading and writing, {} when the prompt of \
                  {} tokens is read, instead of {}",

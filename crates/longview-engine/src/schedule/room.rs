@@ -49,7 +49,7 @@ impl Scheduler {
             let answer = job.longest_answer().min(EXPECTED_ANSWER);
             let bytes =
                 self.engine
-                    .keep_bytes_in(keep, job.methods.store, sequence.tokens.len(), answer);
+                    .keep_bytes(keep, job.methods.store, sequence.tokens.len(), answer);
             // What cannot be told is told when it is opened.
             let peak = bytes.map_or(0, |bytes| bytes.peak + bytes.scratch);
             return peak.saturating_sub(sequence.kv_bytes());

@@ -8,6 +8,7 @@ mod text;
 use std::time::Duration;
 
 use longview_engine::{Control, Engine};
+use longview_kv::keep::KeepBytes;
 use longview_kv::{Context, KvForms};
 
 use crate::draw::seed_of;
@@ -90,6 +91,19 @@ pub struct Evaluation<'a> {
     prompter: Prompter<'a>,
     material: &'a Material,
     plan: &'a Plan,
+}
+
+/// What a setup's keep method will take at a length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foretold {
+    /// The setup's canonical text.
+    pub setup: String,
+    /// Tokens of a sample.
+    pub length: usize,
+    /// Bytes of keys and values while the sample is read and when it is.
+    pub bytes: KeepBytes,
+    /// Bytes that all of them take in the engine's form.
+    pub dense: u64,
 }
 
 /// A setup that cannot be used with a model, and why.
@@ -236,6 +250,30 @@ impl<'a> Evaluation<'a> {
             material: self.material.hash(),
             seed: self.plan.seed,
         }
+    }
+
+    /// What the keep methods of the plan will take, length by length; nothing of those that are refused, as
+    /// [`Evaluation::run`] says.
+    pub fn foretell(&self) -> Vec<Foretold> {
+        let engine = self.engine;
+        let layout = engine.model().blueprint().kv_layout(engine.kv_forms());
+        let mut all = Vec::new();
+        for &length in &self.plan.lengths {
+            for setup in &self.plan.setups {
+                let (keep, forms) = (setup.methods().keep(), setup.methods().kv_forms());
+                let Some(Ok(bytes)) = keep.map(|keep| engine.keep_bytes(keep, forms, length, 0))
+                else {
+                    continue;
+                };
+                all.push(Foretold {
+                    setup: setup.to_string(),
+                    length,
+                    bytes,
+                    dense: layout.context_bytes(length, 1),
+                });
+            }
+        }
+        all
     }
 
     /// Adds to `record` every outcome of the plan that it lacks, length by length, task by task and

@@ -4,10 +4,10 @@ use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use longview::Control;
+use longview::{Control, human_bytes};
 use longview_eval::{
-    EvalError, Evaluation, Haystack, Material, Plan, Record, Refusal, Row, RunProgress, Setup,
-    Subject, report,
+    EvalError, Evaluation, Foretold, Haystack, Material, Plan, Record, Refusal, Row, RunProgress,
+    Setup, Subject, report,
 };
 use serde_json::{Map, Value, json};
 
@@ -19,6 +19,7 @@ use crate::interrupt;
 use crate::output::{self, note};
 use crate::progress::Progress;
 use crate::session::Session;
+use crate::size::human_count;
 
 /// Runs tasks and reports on them.
 pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
@@ -47,6 +48,22 @@ pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
             Record::open(folder, args.share, &evaluation.identity()).map_err(failed)?
         }
     };
+    for Foretold {
+        setup,
+        length,
+        bytes,
+        dense,
+    } in evaluation.foretell()
+    {
+        note(format!(
+            "{setup} with samples of {} tokens: at most {} of keys and values while they are read, {} when they \
+             are, instead of {}",
+            human_count(length),
+            human_bytes(bytes.peak),
+            human_bytes(bytes.steady),
+            human_bytes(dense),
+        ));
+    }
     let bar = Progress::spinner("measuring".to_owned());
     let ended = evaluation.run(&mut record, &mut |progress| show(&bar, progress));
     bar.finish();
