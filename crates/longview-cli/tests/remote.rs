@@ -43,6 +43,33 @@ fn what_one_machine_has_read_another_takes_over_and_keeps() {
 }
 
 #[test]
+fn every_form_of_keys_and_values_goes_from_machine_to_machine() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(400));
+    let url = format!("file://{}", folder.path("shared"));
+    for form in ["q8", "q4", "kivi", "kivi(bits=2)", "mustafar", "accllm"] {
+        let ask = |machine: &str| {
+            let store = folder.path(&format!("{machine} {form}"));
+            let flags = [
+                "--cache-dir",
+                &store,
+                "--cache-remote",
+                &url,
+                "--store",
+                form,
+            ];
+            let ask = ["ask", "--json", "--file", &book, "-n", "4", FALCON];
+            longview(&[&ask[..], &flags].concat()).done().json()
+        };
+        let (first, found) = (ask("one"), ask("two"));
+        // Nothing of the forms before is taken for this one.
+        assert_eq!(first["reuse"]["remote"].as_u64().unwrap_or(0), 0, "{form}");
+        assert!(number(&found["reuse"], "remote") > 300, "{form}: {found}");
+        assert_eq!(found["generated_ids"], first["generated_ids"], "{form}");
+    }
+}
+
+#[test]
 fn a_store_that_cannot_be_reached_is_refused_by_name() {
     let run = ["run", "--prompt", "x", "-n", "1", "--cache-remote"];
     for (url, words) in [
