@@ -261,8 +261,10 @@ impl<'a> Evaluation<'a> {
         for &length in &self.plan.lengths {
             for setup in &self.plan.setups {
                 let (keep, forms) = (setup.methods().keep(), setup.methods().kv_forms());
-                let Some(Ok(bytes)) = keep.map(|keep| engine.keep_bytes(keep, forms, length, 0))
-                else {
+                let Some(keep) = keep else {
+                    continue;
+                };
+                let Ok(bytes) = engine.keep_bytes(keep, forms, length, 0) else {
                     continue;
                 };
                 all.push(Foretold {
