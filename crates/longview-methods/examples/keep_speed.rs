@@ -27,6 +27,9 @@ const CHUNK: usize = 1024;
 /// Decode steps of each kind that are measured.
 const STEPS: usize = 40;
 
+/// Compactions that are measured while a text is read.
+const ROUNDS: usize = 41;
+
 const IDENTITY: Identity = Identity {
     model: 0,
     rope: RopeSet::Short,
@@ -86,6 +89,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             dense / kept,
             done.time.as_secs_f64() * 1e3,
             done.time.as_secs_f64() * 1e6 / layers as f64 / tokens as f64,
+        );
+    }
+    let budget = tokens * percent / 100;
+    for method in [
+        "keydiff(budget={}, block=128)",
+        "streaming-llm(budget={}, block=128)",
+    ] {
+        let mut methods = Methods::new();
+        methods.set(Stage::Keep, &method.replace("{}", &budget.to_string()))?;
+        let keep = methods.keep().ok_or("a method that drops pairs")?;
+        let mut context = Context::new(Arc::clone(&layout), Ledger::unlimited(), IDENTITY);
+        context.keep(keep, 2 * tokens, &Plain)?;
+        let mut times = Vec::new();
+        while times.len() < ROUNDS {
+            world.write(&mut context, 128)?;
+            let pairs = context.kept_positions(0, 0).len();
+            let done = context.compress(&world.exec, &Plain)?;
+            // As many as before stay of every head.
+            if pairs == budget + 128 && done.after < done.before {
+                times.push(done.time.as_secs_f64() * 1e3);
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        println!(
+            "{}: a compaction of {} {:.1} ms, {:.1} to {:.1}",
+            keep.text,
+            human_bytes(context.kv_bytes()),
+            times[ROUNDS / 2],
+            times[0],
+            times[ROUNDS - 1]
         );
     }
     let mut whole = Context::new(Arc::clone(&layout), Ledger::unlimited(), IDENTITY);
@@ -159,6 +192,8 @@ impl World {
     /// Appends `count` tokens of noise.
     fn write(&mut self, context: &mut Context, count: usize) -> Result<(), KvError> {
         let tokens = vec![0; count];
+        // No two chunks alike.
+        let from = context.len() % (CHUNK * (HEADS - KV_HEADS) * DIM);
         let segment = Segment {
             context,
             tokens: &tokens,
@@ -166,7 +201,7 @@ impl World {
         };
         let mut batch = Batch::new([segment], IDENTITY)?;
         for layer in 0..self.layers {
-            let rows = &self.noise[..count * KV_HEADS * DIM];
+            let rows = &self.noise[from..from + count * KV_HEADS * DIM];
             batch.append(&self.exec, layer, rows, rows);
             let q = &self.noise[..count * HEADS * DIM];
             let seen = LayerRows {

@@ -7,6 +7,7 @@
 //! may not see.
 
 mod bounds;
+mod columns;
 mod element;
 mod expand;
 mod fetch;
@@ -24,6 +25,7 @@ mod values;
 use std::ops::Range;
 
 pub use bounds::{BoundsGeometry, enclose_bounds, score_bounds, set_bounds};
+pub use columns::{add_weighted_columns, column_squares};
 pub use floats::{exp_below, key_floats, score_page, softmax, value_floats, value_stride};
 pub use partials::Partials;
 

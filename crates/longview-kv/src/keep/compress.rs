@@ -12,11 +12,11 @@ use super::scored::score_all;
 use super::stays::Stays;
 use super::stream::Stream;
 use super::view::{LayerView, ROWS_AT_ONCE};
-use super::{AttentionOf, Moment, Scores};
+use super::{AttentionOf, Moment, Positions, Scores};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
-use crate::layout::LayerState;
+use crate::layout::{KvLayout, LayerState};
 use crate::ledger::Purpose;
 use crate::run::BlockRun;
 use crate::shared::SharedList;
@@ -199,13 +199,18 @@ impl Context {
         let end = self.len();
         let layout = Arc::clone(self.layout());
         let place_bytes = kept.plan.place_bytes();
+        // A stream that keeps as many pairs of every head is written over where it lies.
+        let (within, anew): (Vec<_>, Vec<_>) = layers
+            .iter()
+            .zip(chosen)
+            .partition(|of_layer| kept.moves_within(*of_layer.0, of_layer.1, end - edge, &layout));
         // Tokens from the edge on were chosen all.
-        let new_bytes = |(&layer, chosen): (&usize, &Chosen)| {
+        let new_bytes = |&(&layer, chosen): &(&usize, &Chosen)| {
             let counts = chosen.iter().map(|pairs| pairs.len() - (end - edge));
             let counts: Vec<usize> = counts.collect();
             Stream::bytes_of(&layout.groups[layout.layers[layer].0], &counts, place_bytes)
         };
-        let new: Vec<u64> = layers.iter().zip(chosen).map(new_bytes).collect();
+        let new: Vec<u64> = anew.iter().map(new_bytes).collect();
         // Old streams leave one by one as new ones are written: all the room that takes is reserved
         // before anything changes, so that nothing can fail on the way.
         let old_bytes = |&layer: &usize| match kept.streams.get(layer) {
@@ -215,14 +220,17 @@ impl Context {
         };
         let mut over = 0i128;
         let mut most = 0i128;
-        for (&new, old) in new.iter().zip(layers.iter().map(old_bytes)) {
+        for (&new, old) in new
+            .iter()
+            .zip(anew.iter().map(|(layer, _)| old_bytes(layer)))
+        {
             over += i128::from(new);
             most = most.max(over);
             over -= i128::from(old);
         }
         let most = u64::try_from(most).unwrap_or(u64::MAX);
         // Heads are moved one after another.
-        let moving = |(&layer, chosen): (&usize, &Chosen)| {
+        let moving = |&(&layer, chosen): &(&usize, &Chosen)| {
             let group = &layout.groups[layout.layers[layer].0];
             let of_head = |(head, pairs): (usize, &Vec<u32>)| {
                 let stream = kept.stream(layer);
@@ -232,7 +240,7 @@ impl Context {
             };
             chosen.iter().enumerate().map(of_head).max()
         };
-        let moving = layers.iter().zip(chosen).filter_map(moving).max();
+        let moving = anew.iter().filter_map(moving).max();
         let moving = moving.unwrap_or(0) as u64;
         let _moving = self.ledger.reserve(Purpose::Scratch, moving)?;
         if let Some(home) = &self.home {
@@ -242,10 +250,11 @@ impl Context {
         kept.observed.own(&self.ledger)?;
 
         kept.streams.resize_with(layout.layers.len(), || None);
+        self.close_gaps(kept, &within, end - edge, exec, model);
         // The next layer's stream takes the memory of the last one's: asking for it anew would have all of
         // it cleared.
         let mut spare = None;
-        for ((&layer, chosen), &bytes) in layers.iter().zip(chosen).zip(&new) {
+        for ((&layer, chosen), &bytes) in anew.into_iter().zip(&new) {
             // Taken out, so that the layer can be looked at beside it.
             let mut memory = kept.take_memory(layer, chosen.len());
             let view = LayerView::new(exec.isa, self, kept, layer, end, model);
@@ -272,6 +281,48 @@ impl Context {
         kept.observed.shrink(kept.pairs(end));
         self.free_blocks(edge);
         Ok(())
+    }
+
+    /// Moves up what stays of layers whose streams keep as many pairs as they have ([`Kept::moves_within`]), and
+    /// behind it what was read since; the last `in_blocks` pairs of every head stay in blocks.
+    fn close_gaps(
+        &self,
+        kept: &mut Kept,
+        layers: &[(&usize, &Chosen)],
+        in_blocks: usize,
+        exec: &Exec,
+        model: &dyn AttentionOf,
+    ) {
+        let taken = layers.iter().filter_map(|&(&layer, chosen)| {
+            let stream = Arc::into_inner(kept.streams[layer].take()?)?;
+            let moving = chosen.iter().map(|pairs| &pairs[..pairs.len() - in_blocks]);
+            Some((layer, stream, moving.collect()))
+        });
+        let mut taken: Vec<(usize, Stream, Vec<&[u32]>)> = taken.collect();
+        exec.pool
+            .for_each(&mut taken, |_, (layer, stream, moving), _| {
+                // Without its stream the layer is what was read since.
+                let view = LayerView::new(exec.isa, self, kept, *layer, self.len(), model);
+                let position = |head: usize, &pair: &u32| {
+                    let old = stream.positions(head);
+                    let since = || (view.position(head, pair as usize - old.len())) as u32;
+                    old.get(pair as usize).copied().unwrap_or_else(since)
+                };
+                let of_head = |(head, pairs): (usize, &&[u32])| {
+                    pairs.iter().map(|pair| position(head, pair)).collect()
+                };
+                let positions = moving.iter().enumerate().map(of_head).collect();
+                let append = |head, pairs: &[u32], to: (&mut [u8], &mut [u8]), slot| {
+                    view.copy(head, pairs, to, slot);
+                };
+                stream.close_gaps(view.group(), moving, positions, append);
+            });
+        for (layer, stream, _) in taken {
+            kept.streams[layer] = Some(Arc::new(stream));
+        }
+        for &(&layer, chosen) in layers {
+            kept.observed.gather(layer, chosen);
+        }
     }
 
     /// Drops the blocks of full layers with tokens before `edge`, whose pairs are in streams now. What is
@@ -313,6 +364,28 @@ impl Context {
 }
 
 impl Kept {
+    /// Whether the stream of `layer`, which nobody else holds, keeps as many pairs of every head as it has, as they
+    /// are, where the last `in_blocks` of those `chosen` stay in blocks.
+    fn moves_within(
+        &self,
+        layer: usize,
+        chosen: &Chosen,
+        in_blocks: usize,
+        layout: &KvLayout,
+    ) -> bool {
+        let group = &layout.groups[layout.layers[layer].0];
+        let as_they_are = self.plan.merge.is_none() && self.plan.positions == Positions::Text;
+        let Some(Some(stream)) = self.streams.get(layer) else {
+            return false;
+        };
+        let counts = chosen.iter().map(|pairs| pairs.len() - in_blocks);
+        let old = (0..stream.heads()).map(|head| stream.positions(head).len());
+        as_they_are
+            && !group.geometry.is_whole()
+            && Arc::strong_count(stream) == 1
+            && counts.eq(old)
+    }
+
     /// Pairs of `heads` heads together, when `len` tokens have been read.
     fn pairs_in_all(&self, len: usize, heads: usize) -> usize {
         let streams = self.streams.iter().flatten();

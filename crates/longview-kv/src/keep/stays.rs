@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use longview_kernels::page::{self, PAGE_TOKENS};
 use longview_kernels::{AlignedBytes, Exec};
 
 use super::compress::Chosen;
@@ -78,24 +77,9 @@ impl Stays<'_> {
     /// Pairs of all heads as they are.
     fn copy(&self, exec: &Exec, stream: &mut Stream) {
         let (view, group) = (self.view, self.view.group());
-        stream.each_page_mut(exec, group, |head, pairs, to, mut slot| {
-            let mut moving = &self.moving(head)[pairs];
-            let (Some(&first), Some(&last)) = (moving.first(), moving.last()) else {
-                return;
-            };
-            let wanted = first as usize..last as usize + 1;
-            view.each_page_of(head, wanted, |first, slots, page, _| {
-                let mut picked = [0u8; PAGE_TOKENS];
-                let here = moving.partition_point(|&pair| (pair as usize) < first + slots.len());
-                let (now, rest) = moving.split_at(here);
-                for (picked, &pair) in picked.iter_mut().zip(now) {
-                    *picked = (slots.start + pair as usize - first) as u8;
-                }
-                let to = to.split_at_mut(group.geometry.k_bytes());
-                page::copy_slots(&group.geometry, (page.k, page.v), &picked[..here], to, slot);
-                slot += here;
-                moving = rest;
-            });
+        stream.each_page_mut(exec, group, |head, pairs, to, slot| {
+            let to = to.split_at_mut(group.geometry.k_bytes());
+            view.copy(head, &self.moving(head)[pairs], to, slot);
         });
     }
 

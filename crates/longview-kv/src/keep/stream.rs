@@ -2,8 +2,9 @@
 //!
 //! Every KV head has as many as it was given. The heads of a layer lie one after another in one
 //! sequence of pages, each from a multiple of [`STEP`] slots on, so that a head that keeps little
-//! takes little; in forms that are made of whole pages each has pages of its own. A stream is written once and then shared by forks; the next compaction makes a new
-//! one and frees the old.
+//! takes little; in forms that are made of whole pages each has pages of its own. A stream is written once and then
+//! shared by forks; the next compaction makes a new one and frees the old, or writes over one that nobody else
+//! holds and that keeps as many pairs of every head.
 
 use std::ops::Range;
 
@@ -130,6 +131,73 @@ impl Stream {
                 }
             }
         });
+    }
+
+    /// Leaves every head the pairs with the numbers `chosen`, ascending and as many as it has, where they lie: its
+    /// own move up, and `append(head, numbers, keys and values of a page, slot)` puts what comes from elsewhere
+    /// behind them. There numbers count from 0, while in `chosen` they follow those of the head's own pairs.
+    /// `positions` are the tokens that all are of.
+    ///
+    /// # Panics
+    /// When they are not as many, and in forms that are made of whole pages.
+    pub(crate) fn close_gaps(
+        &mut self,
+        group: &Group,
+        chosen: &[&[u32]],
+        positions: Vec<Vec<u32>>,
+        append: impl Fn(usize, &[u32], (&mut [u8], &mut [u8]), usize),
+    ) {
+        let counts = chosen.iter().map(|chosen| chosen.len());
+        assert!(
+            counts.eq(self.heads.iter().map(|head| head.positions.len())),
+            "as many pairs as before"
+        );
+        let (bytes, k_bytes) = (group.page_bytes(), group.geometry.k_bytes());
+        let pages = self.pages.bytes_mut();
+        // A page is made beside them and then put over the old one, of which no later page takes anything.
+        let mut made = vec![0; bytes];
+        for at in (0..pages.len()).step_by(bytes) {
+            let base = at / bytes * PAGE_TOKENS;
+            let here = |(number, head): (usize, &Head)| {
+                let start = base.max(head.first);
+                let end = (base + PAGE_TOKENS).min(head.first + head.positions.len());
+                (start < end).then(|| (number, head.first, start - head.first..end - head.first))
+            };
+            let mut all = self.heads.iter().enumerate().filter_map(here);
+            // Nothing has left before the last of them.
+            if all.all(|(head, _, pairs)| chosen[head][pairs.end - 1] as usize == pairs.end - 1) {
+                continue;
+            }
+            made.fill(0);
+            let (made_k, made_v) = made.split_at_mut(k_bytes);
+            for (number, first, pairs) in self.heads.iter().enumerate().filter_map(here) {
+                let mut slot = first + pairs.start - base;
+                let moving = &chosen[number][pairs];
+                let count = chosen[number].len();
+                let (mut own, rest) =
+                    moving.split_at(moving.partition_point(|&pair| (pair as usize) < count));
+                while let Some(&pair) = own.first() {
+                    let from = (first + pair as usize) / PAGE_TOKENS;
+                    let slot_of = |pair: u32| first + pair as usize - from * PAGE_TOKENS;
+                    let there = own.partition_point(|&pair| slot_of(pair) < PAGE_TOKENS);
+                    let mut picked = [0u8; PAGE_TOKENS];
+                    for (picked, &pair) in picked.iter_mut().zip(&own[..there]) {
+                        *picked = slot_of(pair) as u8;
+                    }
+                    let from = pages[from * bytes..][..bytes].split_at(k_bytes);
+                    let to = (&mut *made_k, &mut *made_v);
+                    page::copy_slots(&group.geometry, from, &picked[..there], to, slot);
+                    slot += there;
+                    own = &own[there..];
+                }
+                let rest: Vec<u32> = rest.iter().map(|pair| pair - count as u32).collect();
+                append(number, &rest, (&mut *made_k, &mut *made_v), slot);
+            }
+            pages[at..at + bytes].copy_from_slice(&made);
+        }
+        for (head, positions) in self.heads.iter_mut().zip(positions) {
+            head.positions = positions;
+        }
     }
 
     /// Makes the pages of head `head` of its pairs, in a form that is made of whole pages. Slots behind the

@@ -50,11 +50,7 @@ impl Score for KeyDiff {
             let mut sums = vec![0f32; dim * LANES];
             layer.keys(head, &mut |page| {
                 let mut squares = [0f32; LANES];
-                for row in page.keys.chunks_exact(LANES) {
-                    for (sum, x) in squares.iter_mut().zip(row) {
-                        *sum += x * x;
-                    }
-                }
+                page.squares(&mut squares);
                 // Slots that hold no pair count for nothing.
                 let mut units = [0f32; LANES];
                 for slot in page.slots.clone() {
@@ -62,12 +58,7 @@ impl Score for KeyDiff {
                 }
                 let pairs = page.first..page.first + page.slots.len();
                 inverse[pairs].copy_from_slice(&units[page.slots.clone()]);
-                let rows = page.keys.chunks_exact(LANES);
-                for (sums, row) in sums.chunks_exact_mut(LANES).zip(rows) {
-                    for ((sum, x), unit) in sums.iter_mut().zip(row).zip(&units) {
-                        *sum += x * unit;
-                    }
-                }
+                page.add_weighted(&units, &mut sums);
             });
             let lanes = sums.chunks_exact(LANES);
             let mut anchor: Vec<f32> = lanes.map(|lanes| lanes.iter().sum()).collect();

@@ -39,13 +39,7 @@ impl Score for Knorm {
             let scores = scores.head_mut(head);
             let mut squares = [0f32; 64];
             layer.keys(head, &mut |page| {
-                squares.fill(0.0);
-                for row in page.keys.chunks_exact(64) {
-                    squares
-                        .iter_mut()
-                        .zip(row)
-                        .for_each(|(sum, x)| *sum += x * x);
-                }
+                page.squares(&mut squares);
                 let to = &mut scores[page.first..page.first + page.slots.len()];
                 for (score, square) in to.iter_mut().zip(&squares[page.slots.clone()]) {
                     *score = -square.sqrt();

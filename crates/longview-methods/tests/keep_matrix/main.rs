@@ -3,6 +3,7 @@
 
 mod files;
 mod refusals;
+mod within;
 #[allow(dead_code, reason = "read methods use the rest of it")]
 mod world;
 

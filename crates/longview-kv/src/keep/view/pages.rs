@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use longview_kernels::attention::{PageRef, key_floats, value_floats, value_stride};
+use longview_kernels::Isa;
+use longview_kernels::attention::{
+    PageRef, add_weighted_columns, column_squares, key_floats, value_floats, value_stride,
+};
 use longview_kernels::page::{self, PAGE_TOKENS, PageGeometry};
 
 use super::{Latest, LayerView};
@@ -17,6 +20,19 @@ pub struct KeyPage<'a> {
     pub slots: Range<usize>,
     /// `[head_dim][64]`
     pub keys: &'a [f32],
+    isa: Isa,
+}
+
+impl KeyPage<'_> {
+    /// The squared lengths of the keys in all 64 columns.
+    pub fn squares(&self, out: &mut [f32; PAGE_TOKENS]) {
+        column_squares(self.isa, self.keys, out);
+    }
+
+    /// Adds each key times its column's weight to `sums [head_dim][64]`, where columns are not added up.
+    pub fn add_weighted(&self, weights: &[f32; PAGE_TOKENS], sums: &mut [f32]) {
+        add_weighted_columns(self.isa, self.keys, weights, sums);
+    }
 }
 
 /// Values of pairs that lie side by side.
@@ -41,6 +57,7 @@ impl<'a> LayerView<'a> {
                 first,
                 slots,
                 keys: &keys,
+                isa: self.isa,
             });
         });
     }
@@ -93,6 +110,39 @@ impl<'a> LayerView<'a> {
             }
         });
         pairs
+    }
+
+    /// Copies the pairs `which` of a head, ascending, as they are stored, to the keys and values `to` of a page,
+    /// from slot `slot` on.
+    pub(in crate::keep) fn copy(
+        &self,
+        head: usize,
+        mut which: &[u32],
+        to: (&mut [u8], &mut [u8]),
+        mut slot: usize,
+    ) {
+        let (Some(&first), Some(&last)) = (which.first(), which.last()) else {
+            return;
+        };
+        let wanted = first as usize..last as usize + 1;
+        self.each_page_of(head, wanted, |first, slots, page, geometry| {
+            let here = which.partition_point(|&pair| (pair as usize) < first + slots.len());
+            let (now, rest) = which.split_at(here);
+            let mut picked = [0u8; PAGE_TOKENS];
+            for (picked, &pair) in picked.iter_mut().zip(now) {
+                *picked = (slots.start + pair as usize - first) as u8;
+            }
+            let (to_k, to_v) = (&mut *to.0, &mut *to.1);
+            page::copy_slots(
+                geometry,
+                (page.k, page.v),
+                &picked[..here],
+                (to_k, to_v),
+                slot,
+            );
+            slot += here;
+            which = rest;
+        });
     }
 
     /// The block with which the latest tokens begin that the row at `position` reads as they were written,
