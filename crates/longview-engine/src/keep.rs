@@ -247,7 +247,9 @@ impl Engine {
             repeated.tokens += input.len();
             let mut fork = context.fork();
             fork.watch_repeat(tokens, prefix)?;
-            for chunk in input.chunks(self.chunk_tokens()) {
+            // Of about one size: a last pass of a few rows would read all weights for them.
+            let passes = input.len().div_ceil(self.chunk_tokens()).max(1);
+            for chunk in input.chunks(input.len().div_ceil(passes)) {
                 let segment = Segment {
                     context: &mut fork,
                     tokens: chunk,

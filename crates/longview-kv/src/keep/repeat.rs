@@ -8,10 +8,13 @@ use longview_kernels::Exec;
 use longview_kernels::attention::softmax;
 
 use super::larger;
-use super::view::{LayerView, ROWS_AT_ONCE};
+use super::view::LayerView;
 use crate::context::Context;
 use crate::error::KvError;
 use crate::ledger::{Purpose, Reservation};
+
+/// Query rows whose logits are in memory at once: they are as long as two parts, which a core's own cache holds.
+pub(super) const WATCHED_ROWS: usize = 48;
 
 /// For every layer and KV head the largest attention that each token of a range was given.
 pub struct Marks {
@@ -234,8 +237,9 @@ impl Watch {
                 let fixed = prefix + part.len();
                 let ranges = [0..prefix, part, pair(base)..pair(view.tokens())];
                 let mut logits = Vec::new();
-                for (block, rows) in q.chunks(row * (ROWS_AT_ONCE / group).max(1)).enumerate() {
-                    let first = start + block * (ROWS_AT_ONCE / group).max(1);
+                let at_once = (WATCHED_ROWS / group).max(1);
+                for (block, rows) in q.chunks(row * at_once).enumerate() {
+                    let first = start + block * at_once;
                     let of_head =
                         |row: &[f32]| row[head * group * dim..(head + 1) * group * dim].to_vec();
                     let queries: Vec<f32> = rows.chunks_exact(row).flat_map(of_head).collect();
