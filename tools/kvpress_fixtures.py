@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import kvpress
+import numpy as np
 import torch
 import transformers
 from kvpress.utils import compute_n_kept
@@ -60,6 +61,17 @@ METHODS: list[tuple[str, Any, bool]] = [
 SINKS = 3
 KVZIP = f"kvzip(budget={{pairs}}, part=2k, sinks={SINKS}, recent=0, alloc=threshold)"
 
+# kvpress takes the same runs for all heads of a layer; ours choose head by head, so its press is asked about one head
+# at a time. The window begins where a run does: kvpress counts what always stays into the mean of its run.
+RUN = 16
+CHUNKS = f"snapkv(budget={{pairs}}, window=20, kernel=5, pool=avg, chunks={RUN})"
+
+# Half of the heads, and three quarters, keep their first and last tokens only. The test runs in its crate's folder.
+HEADS = MODEL / "heads.tsv"
+DUO_SINKS, DUO_RECENT = 4, 60
+DUO = f'duo-attention(scores="../../models/needle/{HEADS.name}", budget={{pairs}}, sinks={DUO_SINKS}, recent={DUO_RECENT})'
+DUO_SHARES = (0.5, 0.75)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,6 +98,14 @@ def main() -> None:
     for share in SHARES:
         pairs = compute_n_kept(len(ids), 1 - share)
         cases.append({"method": KVZIP.format(pairs=pairs), "kept": repeated(ids, pairs, 1 - share)})
+    for share in SHARES:
+        scores = scores_of(kvpress.SnapKVPress(window_size=20, kernel_size=5), ids, "sdpa", 1 - share)
+        kept = [[runs(head, 1 - share) for head in layer] for layer in scores]
+        cases.append({"method": CHUNKS.format(pairs=len(kept[0][0])), "kept": kept})
+    for share in DUO_SHARES:
+        kept = by_heads(len(ids), share)
+        counts = [len(head) for layer in kept for head in layer]
+        cases.append({"method": DUO.format(pairs=sum(counts) // len(counts)), "kept": kept})
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
     versions = f"kvpress {version('kvpress')}, transformers {transformers.__version__}, torch {torch.__version__}"
@@ -145,6 +165,41 @@ def repeated(ids: list[int], pairs: int, dropped: float) -> list[list[list[int]]
     kept: list[list[list[int]]] = [[[] for _ in range(heads)] for _ in range(layers)]
     for at in sorted(best):
         kept[at // tokens // heads][at // tokens % heads].append(at % tokens)
+    return kept
+
+
+def runs(scores: torch.Tensor, dropped: float) -> list[int]:
+    """What the runs of one head with these scores keep."""
+
+    class Known(kvpress.RandomPress):
+        def score(self, *_: Any) -> torch.Tensor:
+            return scores[None, None]
+
+    press = kvpress.ChunkKVPress(press=Known(compression_ratio=dropped), chunk_length=RUN)
+    numbers = torch.arange(len(scores))[None, None, :, None]
+    kept, _ = press.compress(SimpleNamespace(head_dim=1), None, numbers, numbers, None, {})
+    return kept.flatten().tolist()
+
+
+def by_heads(tokens: int, share: float) -> list[list[list[int]]]:
+    """What stays where this share of the heads keep their first and last tokens only."""
+    scores = np.loadtxt(HEADS, dtype=float, delimiter="\t")
+
+    class Known(kvpress.DuoAttentionPress):
+        @staticmethod
+        def load_attention_pattern(_: Any) -> tuple[int, int, np.ndarray]:
+            return DUO_SINKS, DUO_RECENT, scores
+
+    press = Known(head_compression_ratio=share)
+    press.post_init_from_model(SimpleNamespace(device="cpu"))
+    kept = []
+    for layer, heads in enumerate(scores):
+        keys = torch.zeros(1, len(heads), tokens, 1)
+        module = SimpleNamespace(layer_idx=layer, config=SimpleNamespace(_attn_implementation="sdpa"))
+        press.compress(module, None, keys, keys, None, {})
+        _, masked_heads, masked = module.masked_key_indices
+        gone = [set(masked[masked_heads == head].tolist()) for head in range(len(heads))]
+        kept.append([[token for token in range(tokens) if token not in of_head] for of_head in gone])
     return kept
 
 

@@ -32,7 +32,7 @@ fn kept_pairs_agree_with_kvpress() {
     let fixture: Value = serde_json::from_str(FIXTURE).unwrap();
     let prompt = numbers(&fixture["prompt"]);
     let cases = fixture["cases"].as_array().unwrap();
-    assert_eq!(cases.len(), 20);
+    assert_eq!(cases.len(), 24);
     let model: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/needle");
     let engine = Engine::open(&EngineOptions {
         model: ModelSource::Path(model),
