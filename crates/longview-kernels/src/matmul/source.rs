@@ -156,17 +156,25 @@ impl Ahead {
         }
     }
 
-    /// Asks for what lies ahead of a block of a segment of each of `panels`.
+    /// Asks for what lies ahead of a block of a segment of each of `panels`: every so many lines (`STEP`), from line
+    /// `from` on. A line of one panel follows that of another: the processor, which fetches further lines of what it
+    /// sees read in order, then has more streams to do so for.
     #[inline(always)]
-    pub(super) fn ask<S: Source>(&self, panels: &[*const u8], segment: usize, block: usize) {
+    pub(super) fn ask<S: Source, const STEP: usize>(
+        &self,
+        panels: &[*const u8],
+        segment: usize,
+        block: usize,
+        from: usize,
+    ) {
         let bytes = S::LAYOUT.segment_bytes(SEGMENT);
         let block_bytes = bytes / SEGMENT;
         let mut start = (segment + 1) * bytes + block * block_bytes + AHEAD;
         if start >= self.panel_bytes {
             start += self.skipped;
         }
-        for panel in panels {
-            for line in 0..block_bytes.div_ceil(64) {
+        for line in (from..block_bytes.div_ceil(64)).step_by(STEP) {
+            for panel in panels {
                 prefetch(panel.wrapping_add(start + 64 * line));
             }
         }

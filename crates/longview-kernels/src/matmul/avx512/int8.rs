@@ -117,7 +117,7 @@ impl Tile<'_> {
                 });
                 for b in 0..count {
                     for p in 0..P {
-                        ahead.ask::<S>(&[panels[p]], at, b);
+                        ahead.ask::<S, P>(&panels, at, b, p);
                         let (segment, _) = Segment::at::<S>(panels[p], blocks, at);
                         let planes = segment.planes::<S>(b);
                         if grain == Grain::Block {

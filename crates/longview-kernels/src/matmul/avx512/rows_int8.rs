@@ -75,7 +75,7 @@ unsafe fn compute<S: Source, const P: usize>(part: &Part, panel: usize, sums: *m
             }
             let first = x;
             for b in 0..segments[0].1 {
-                ahead.ask::<S>(&panels, at, b);
+                ahead.ask::<S, 1>(&panels, at, b, 0);
                 let mut planes = [segments[0].0.planes::<S>(b); P];
                 each!(p < P, {
                     planes[p] = segments[p].0.planes::<S>(b);
