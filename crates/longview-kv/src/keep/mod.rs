@@ -8,6 +8,7 @@
 
 mod allocate;
 mod compress;
+mod footprint;
 mod images;
 mod observe;
 mod pace;
@@ -16,7 +17,6 @@ mod repeat;
 mod scored;
 mod seen;
 mod snapshot;
-mod stated;
 mod stays;
 pub(crate) mod stream;
 mod view;
@@ -26,6 +26,7 @@ use std::ops::Range;
 
 pub use allocate::{Allocation, Counts, share_out};
 pub use compress::Compression;
+pub use footprint::KeepBytes;
 pub use images::LeavesFirst;
 pub use observe::LayerRows;
 pub use pace::KeepReport;
@@ -33,7 +34,6 @@ pub(crate) use pace::Kept;
 pub use pairs::Pairs;
 pub use repeat::{Marks, Repeated, Repetition};
 pub use scored::Scored;
-pub use stated::KeepBytes;
 pub use view::{KeyPage, LayerView, Queries, ValuePage};
 
 use longview_kernels::{Exec, Isa};

@@ -45,6 +45,25 @@ struct Head {
     tokens: Vec<u32>,
 }
 
+impl Head {
+    /// Its pairs that lie in page `index` of the stream, and the slot of the first.
+    fn in_page(&self, index: usize) -> Option<(Range<usize>, usize)> {
+        let base = index * PAGE_TOKENS;
+        let start = base.max(self.first);
+        let end = (base + PAGE_TOKENS).min(self.first + self.positions.len());
+        (start < end).then(|| (start - self.first..end - self.first, start - base))
+    }
+}
+
+/// The slots of `pairs`, at most a page of them, as [`page::copy_slots`] takes them.
+pub(super) fn picked(pairs: &[u32], slot_of: impl Fn(u32) -> usize) -> [u8; PAGE_TOKENS] {
+    let mut picked = [0; PAGE_TOKENS];
+    for (picked, &pair) in picked.iter_mut().zip(pairs) {
+        *picked = slot_of(pair) as u8;
+    }
+    picked
+}
+
 /// The slots of one head: whole pages that hold all of them, and where among these they lie.
 pub(crate) struct Slots {
     /// Pages of the stream.
@@ -121,13 +140,9 @@ impl Stream {
         let (heads, pages) = (&self.heads, self.pages.bytes_mut());
         let bytes = group.page_bytes();
         exec.pool.for_each_chunk(pages, bytes, |index, page, _| {
-            let base = index * PAGE_TOKENS;
             for (at, head) in heads.iter().enumerate() {
-                let start = base.max(head.first);
-                let end = (base + PAGE_TOKENS).min(head.first + head.positions.len());
-                if start < end {
-                    let pairs = start - head.first..end - head.first;
-                    write(at, pairs, page, start - base);
+                if let Some((pairs, slot)) = head.in_page(index) {
+                    write(at, pairs, page, slot);
                 }
             }
         });
@@ -156,34 +171,30 @@ impl Stream {
         let pages = self.pages.bytes_mut();
         // A page is made beside them and then put over the old one, of which no later page takes anything.
         let mut made = vec![0; bytes];
-        for at in (0..pages.len()).step_by(bytes) {
-            let base = at / bytes * PAGE_TOKENS;
-            let here = |(number, head): (usize, &Head)| {
-                let start = base.max(head.first);
-                let end = (base + PAGE_TOKENS).min(head.first + head.positions.len());
-                (start < end).then(|| (number, head.first, start - head.first..end - head.first))
+        for index in 0..pages.len() / bytes {
+            let stays = |(head, chosen): (&Head, &&[u32])| {
+                let last = head.in_page(index).map(|(pairs, _)| pairs.end - 1);
+                last.is_none_or(|last| chosen[last] as usize == last)
             };
-            let mut all = self.heads.iter().enumerate().filter_map(here);
             // Nothing has left before the last of them.
-            if all.all(|(head, _, pairs)| chosen[head][pairs.end - 1] as usize == pairs.end - 1) {
+            if self.heads.iter().zip(chosen).all(stays) {
                 continue;
             }
             made.fill(0);
             let (made_k, made_v) = made.split_at_mut(k_bytes);
-            for (number, first, pairs) in self.heads.iter().enumerate().filter_map(here) {
-                let mut slot = first + pairs.start - base;
+            for (number, head) in self.heads.iter().enumerate() {
+                let Some((pairs, mut slot)) = head.in_page(index) else {
+                    continue;
+                };
                 let moving = &chosen[number][pairs];
                 let count = chosen[number].len();
                 let (mut own, rest) =
                     moving.split_at(moving.partition_point(|&pair| (pair as usize) < count));
                 while let Some(&pair) = own.first() {
-                    let from = (first + pair as usize) / PAGE_TOKENS;
-                    let slot_of = |pair: u32| first + pair as usize - from * PAGE_TOKENS;
+                    let from = (head.first + pair as usize) / PAGE_TOKENS;
+                    let slot_of = |pair: u32| head.first + pair as usize - from * PAGE_TOKENS;
                     let there = own.partition_point(|&pair| slot_of(pair) < PAGE_TOKENS);
-                    let mut picked = [0u8; PAGE_TOKENS];
-                    for (picked, &pair) in picked.iter_mut().zip(&own[..there]) {
-                        *picked = slot_of(pair) as u8;
-                    }
+                    let picked = picked(&own[..there], slot_of);
                     let from = pages[from * bytes..][..bytes].split_at(k_bytes);
                     let to = (&mut *made_k, &mut *made_v);
                     page::copy_slots(&group.geometry, from, &picked[..there], to, slot);
@@ -193,7 +204,7 @@ impl Stream {
                 let rest: Vec<u32> = rest.iter().map(|pair| pair - count as u32).collect();
                 append(number, &rest, (&mut *made_k, &mut *made_v), slot);
             }
-            pages[at..at + bytes].copy_from_slice(&made);
+            pages[index * bytes..][..bytes].copy_from_slice(&made);
         }
         for (head, positions) in self.heads.iter_mut().zip(positions) {
             head.positions = positions;

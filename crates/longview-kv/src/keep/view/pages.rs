@@ -10,6 +10,7 @@ use longview_kernels::page::{self, PAGE_TOKENS, PageGeometry};
 
 use super::{Latest, LayerView};
 use crate::keep::Pairs;
+use crate::keep::stream::picked;
 use crate::layout::Group;
 
 /// Keys of pairs that lie side by side.
@@ -128,10 +129,7 @@ impl<'a> LayerView<'a> {
         self.each_page_of(head, wanted, |first, slots, page, geometry| {
             let here = which.partition_point(|&pair| (pair as usize) < first + slots.len());
             let (now, rest) = which.split_at(here);
-            let mut picked = [0u8; PAGE_TOKENS];
-            for (picked, &pair) in picked.iter_mut().zip(now) {
-                *picked = (slots.start + pair as usize - first) as u8;
-            }
+            let picked = picked(now, |pair| slots.start + pair as usize - first);
             let (to_k, to_v) = (&mut *to.0, &mut *to.1);
             page::copy_slots(
                 geometry,
