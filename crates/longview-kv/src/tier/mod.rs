@@ -169,7 +169,8 @@ pub trait Tier: Send + Sync {
     /// Makes everything put so far survive a power loss.
     ///
     /// # Errors
-    /// When the system refuses; what was not synced may then be lost.
+    /// When the system refuses, or has refused to write a block since the last call; what was not synced may
+    /// then be lost.
     fn sync(&self) -> Result<(), TierError>;
 
     /// Gives back memory in which blocks wait to be put.

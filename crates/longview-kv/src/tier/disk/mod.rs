@@ -222,7 +222,8 @@ impl Tier for DiskTier {
     }
 
     fn sync(&self) -> Result<(), TierError> {
-        self.disk.sync()
+        self.disk.sync()?;
+        self.disk.take_lost()
     }
 
     fn usage(&self) -> TierUsage {

@@ -36,6 +36,8 @@ pub(super) struct Writing {
     dirty_folders: BTreeSet<PathBuf>,
     /// When room was last counted with what others have written.
     pub(super) counted: Option<SystemTime>,
+    /// Why the first block since [`Disk::take_lost`] could not be written: where, and what the system said.
+    lost: Option<(PathBuf, io::Error)>,
     /// When nothing could be evicted although there was no room, and the bytes held then.
     stuck: Option<(Instant, u64)>,
 }
@@ -163,6 +165,14 @@ impl Disk {
             }
         }
         outcome
+    }
+
+    /// That blocks could not be written since the last time this was asked, if any.
+    pub(super) fn take_lost(&self) -> Result<(), TierError> {
+        match self.writing().lost.take() {
+            Some((path, error)) => Err(io_error(&path, "write")(error)),
+            None => Ok(()),
+        }
     }
 
     /// Removes an extent's file. The caller has seen that nobody else writes to it.
@@ -359,6 +369,13 @@ impl Disk {
             let _ = self.files.remove(&temporary);
         }
         let path = self.path_of(&info.key);
+        if let Err(error) = &outcome
+            && !is_full(error)
+        {
+            // Who put it goes on without; whoever has everything synced is told.
+            let same = io::Error::new(error.kind(), error.to_string());
+            writing.lost.get_or_insert_with(|| (path.clone(), same));
+        }
         match outcome.map_err(io_error(&path, "write"))? {
             Some(file) => {
                 let stat = file.stat().map_err(io_error(&path, "look at"))?;
