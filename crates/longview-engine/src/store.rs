@@ -143,7 +143,7 @@ impl Ingredients {
                 Numerics::F32 => "f32",
             },
             kv: kv_forms.to_string(),
-            isa: exec.isa.kept_as().to_string(),
+            isa: exec.isa.to_string(),
         })
     }
 

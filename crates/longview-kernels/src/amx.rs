@@ -5,16 +5,17 @@
 
 use std::arch::asm;
 use std::marker::PhantomData;
-use std::ops::Range;
 
-use crate::activations::{Activations, TILE_ROWS};
-
-/// Bytes of a row of a tile with four-way products or 32-bit sums.
-const ROW: usize = 64;
+/// Bytes of a row of a tile.
+pub(crate) const ROW: usize = 64;
+/// Rows of a tile at most.
+pub(crate) const ROWS: usize = 16;
+/// Bytes of a whole tile.
+pub(crate) const TILE: usize = ROWS * ROW;
 
 /// The tiles of this thread, made ready; given back when it is dropped, so that the system need not
 /// keep them whenever it takes the processor away.
-pub(super) struct Tiles {
+pub(crate) struct Tiles {
     /// Those of another thread are others.
     here: PhantomData<*const ()>,
 }
@@ -30,27 +31,45 @@ struct Cut {
 }
 
 impl Tiles {
-    /// Cuts the tiles for products of the rows of `groups` over `depth` bytes.
-    ///
-    /// # Panics
-    /// When the rows are not in tiles, or `groups` begin inside one.
-    pub(super) fn for_rows(x: &Activations, groups: &Range<usize>, depth: usize) -> Tiles {
-        let of_tile = TILE_ROWS / x.shape().group;
-        assert!(x.shape().in_tiles() && groups.start.is_multiple_of(of_tile));
-        // SAFETY: rows are in tiles where the instruction set is `Isa::Amx`, which runs only where the
-        // processor offers it.
-        unsafe { Tiles::cut(depth) }
-    }
-
     /// Cuts the tiles for products of sixteen rows with sixteen outputs over `depth` bytes: four of sums,
     /// two of rows, two of codes.
     ///
     /// # Safety
     /// The processor offers [`crate::Isa::Amx`].
-    unsafe fn cut(depth: usize) -> Tiles {
+    pub(crate) unsafe fn for_bytes(depth: usize) -> Tiles {
         assert!(depth.is_multiple_of(4) && depth <= ROW);
-        let (deep, quads) = (depth as u16, (depth / 4) as u8);
-        let whole = ROW as u16;
+        let (whole, deep, quads) = (ROW as u16, depth as u16, (depth / 4) as u8);
+        // SAFETY: the caller's promise.
+        unsafe {
+            Tiles::cut(
+                [whole, whole, whole, whole, deep, deep, whole, whole],
+                [16, 16, 16, 16, 16, 16, quads, quads],
+            )
+        }
+    }
+
+    /// Cuts the tiles for products of `rows` rows with sixteen outputs over 32 bf16: four of sums, one of
+    /// rows, one of what they are multiplied with.
+    ///
+    /// # Safety
+    /// The processor offers [`crate::Isa::Amx`].
+    pub(crate) unsafe fn for_floats(rows: usize) -> Tiles {
+        assert!((1..=ROWS).contains(&rows));
+        let rows = rows as u8;
+        // SAFETY: the caller's promise.
+        unsafe {
+            Tiles::cut(
+                [ROW as u16; 8],
+                [rows, rows, rows, rows, rows, rows, 16, rows],
+            )
+        }
+    }
+
+    /// Cuts the tiles: the bytes of a row of each, and the rows.
+    ///
+    /// # Safety
+    /// The processor offers [`crate::Isa::Amx`].
+    unsafe fn cut(row_bytes: [u16; 8], rows: [u8; 8]) -> Tiles {
         let mut cut = Cut {
             palette: 1,
             start: 0,
@@ -58,8 +77,8 @@ impl Tiles {
             row_bytes: [0; 16],
             rows: [0; 16],
         };
-        cut.row_bytes[..8].copy_from_slice(&[whole, whole, whole, whole, deep, deep, whole, whole]);
-        cut.rows[..8].copy_from_slice(&[16, 16, 16, 16, 16, 16, quads, quads]);
+        cut.row_bytes[..8].copy_from_slice(&row_bytes);
+        cut.rows[..8].copy_from_slice(&rows);
         // SAFETY: the caller's promise; the cut is one that every processor with tiles allows.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const cut, options(nostack, readonly)) };
         Tiles { here: PhantomData }
@@ -80,7 +99,7 @@ impl Drop for Tiles {
 macro_rules! product {
     ($name:ident, $op:literal, $sums:literal, $x:literal, $w:literal) => {
         #[inline(always)]
-        pub(super) unsafe fn $name(x: *const u8, x_stride: usize, w: *const u8) {
+        pub(crate) unsafe fn $name(x: *const u8, x_stride: usize, w: *const u8) {
             // SAFETY: the caller's promise.
             unsafe {
                 asm!(
@@ -109,7 +128,7 @@ product!(unsigned_second, "tdpbsud", "tmm1", "tmm5", "tmm7");
 macro_rules! store {
     ($name:ident, $tile:literal) => {
         #[inline(always)]
-        pub(super) unsafe fn $name(sums: *mut i32) {
+        pub(crate) unsafe fn $name(sums: *mut i32) {
             // SAFETY: the caller's promise.
             unsafe {
                 asm!(
@@ -132,7 +151,7 @@ store!(store_fourth, "tmm3");
 ///
 /// Safety: [`Tiles`] are cut.
 #[inline(always)]
-pub(super) unsafe fn clear() {
+pub(crate) unsafe fn clear() {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
@@ -153,7 +172,7 @@ pub(super) unsafe fn clear() {
 macro_rules! products {
     ($name:ident, $high:literal, $low:literal) => {
         #[inline(always)]
-        pub(super) unsafe fn $name(x: *const u8, w: *const u8, step: usize) {
+        pub(crate) unsafe fn $name(x: *const u8, w: *const u8, step: usize) {
             // SAFETY: the caller's promise.
             unsafe {
                 asm!(
@@ -181,14 +200,136 @@ macro_rules! products {
 products!(signed_fours, "tdpbssd", "tdpbsud");
 products!(unsigned_fours, "tdpbsud", "tdpbsud");
 
-/// So many products of whole tiles, of zeros: what the processor can do at most.
+/// Loads sixteen rows, `[16][64]` bytes, for [`add_floats`].
+///
+/// Safety: [`Tiles`] are cut for floats; so many bytes may be read there.
+#[inline(always)]
+pub(crate) unsafe fn load_rows(x: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{x} + {row}]",
+            x = in(reg) x,
+            row = in(reg) ROW,
+            options(nostack, readonly, preserves_flags)
+        );
+    }
+}
+
+/// Makes the sums in tile `AT`, one of four, zero.
+///
+/// Safety: [`Tiles`] are cut.
+#[inline(always)]
+pub(crate) unsafe fn clear_sums<const AT: usize>() {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("tilezero tmm{at}", at = const AT, options(nostack, nomem, preserves_flags)) };
+}
+
+/// Loads the sums of tile `AT`, whose rows are `stride` floats apart.
+///
+/// Safety: [`Tiles`] are cut; so many floats may be read there.
+#[inline(always)]
+pub(crate) unsafe fn load_sums<const AT: usize>(sums: *const f32, stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tileloadd tmm{at}, [{sums} + {stride}]",
+            at = const AT,
+            sums = in(reg) sums,
+            stride = in(reg) 4 * stride,
+            options(nostack, readonly, preserves_flags)
+        );
+    }
+}
+
+/// Writes the sums of tile `AT`, with rows `stride` floats apart.
+///
+/// Safety: [`Tiles`] are cut; so many floats may be written there.
+#[inline(always)]
+pub(crate) unsafe fn store_sums<const AT: usize>(sums: *mut f32, stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tilestored [{sums} + {stride}], tmm{at}",
+            at = const AT,
+            sums = in(reg) sums,
+            stride = in(reg) 4 * stride,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Adds to the sums in tile `AT` the loaded rows times `w`, sixteen pairs of rows of bf16 `[16][16][2]`.
+///
+/// Safety: [`Tiles`] are cut for floats; so many bytes may be read there.
+#[inline(always)]
+pub(crate) unsafe fn add_floats<const AT: usize>(w: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tileloadd tmm6, [{w} + {row}]",
+            "tdpbf16ps tmm{at}, tmm4, tmm6",
+            at = const AT,
+            w = in(reg) w,
+            row = in(reg) ROW,
+            options(nostack, readonly, preserves_flags)
+        );
+    }
+}
+
+/// Loads as many rows as [`Tiles`] were cut for, `[16][64]` bytes, and those of two other tiles, for [`add_all_floats`].
+///
+/// Safety: [`Tiles`] are cut for floats; so many bytes may be read there.
+#[inline(always)]
+pub(crate) unsafe fn load_all_rows(x: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{x} + {row}]",
+            "tileloadd tmm5, [{y} + {row}]",
+            "tileloadd tmm7, [{z} + {row}]",
+            x = in(reg) x,
+            y = in(reg) x.wrapping_add(TILE),
+            z = in(reg) x.wrapping_add(2 * TILE),
+            row = in(reg) ROW,
+            options(nostack, readonly, preserves_flags)
+        );
+    }
+}
+
+/// Adds to the sums in tile `AT` the rows of the three loaded tiles times `w`, and then those of the first
+/// two times the tile after `w`: sixteen pairs of rows of bf16 each, `[16][16][2]`.
+///
+/// Safety: [`Tiles`] are cut for floats; so many bytes may be read there.
+#[inline(always)]
+pub(crate) unsafe fn add_all_floats<const AT: usize>(w: *const u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tileloadd tmm6, [{w} + {row}]",
+            "tdpbf16ps tmm{at}, tmm4, tmm6",
+            "tdpbf16ps tmm{at}, tmm5, tmm6",
+            "tdpbf16ps tmm{at}, tmm7, tmm6",
+            "tileloadd tmm6, [{v} + {row}]",
+            "tdpbf16ps tmm{at}, tmm4, tmm6",
+            "tdpbf16ps tmm{at}, tmm5, tmm6",
+            at = const AT,
+            w = in(reg) w,
+            v = in(reg) w.wrapping_add(TILE),
+            row = in(reg) ROW,
+            options(nostack, readonly, preserves_flags)
+        );
+    }
+}
+
+/// So many products of whole tiles/// So many products of whole tiles, of zeros: what the processor can do at most.
 ///
 /// # Safety
 /// The processor offers [`crate::Isa::Amx`].
 pub(crate) unsafe fn whole_products(count: usize) {
     // SAFETY: the caller's promise; the loop uses tiles alone.
     unsafe {
-        let _tiles = Tiles::cut(ROW);
+        let _tiles = Tiles::for_bytes(ROW);
         asm!("tilezero tmm4", "tilezero tmm6", options(nostack, nomem));
         for _ in 0..count.div_ceil(4) {
             asm!(

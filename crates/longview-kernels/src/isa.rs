@@ -15,8 +15,8 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with AVX-512 F/BW/DQ/VL and VNNI.
     Avx512,
-    /// The same with the tiles of AMX for 8-bit products of many rows; every result is that of
-    /// [`Isa::Avx512`], bit for bit.
+    /// The same with the tiles of AMX: for 8-bit products of many rows, to the bits of [`Isa::Avx512`], and for
+    /// attention over f16 pages.
     Amx,
     /// 64-bit ARM with NEON, which all of them have.
     Neon,
@@ -79,14 +79,6 @@ impl Isa {
                 }
             }
             _ => Ok(Isa::best()),
-        }
-    }
-
-    /// The instruction set under whose name its results are kept: they are the same, bit for bit.
-    pub fn kept_as(self) -> Isa {
-        match self {
-            Isa::Amx => Isa::Avx512,
-            other => other,
         }
     }
 
@@ -169,14 +161,14 @@ impl FromStr for Isa {
     }
 }
 
-/// Whether the processor has tiles for 8-bit products and the system lets this process use them,
+/// Whether the processor has tiles for products of bytes and of bf16 and the system lets this process use them,
 /// which it has to be asked for once.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn tiles_are_granted() -> bool {
     use std::arch::x86_64::__cpuid_count;
 
-    /// Features of leaf 7 in `edx`: tiles, and their 8-bit products.
-    const TILES: u32 = 1 << 24 | 1 << 25;
+    /// Features of leaf 7 in `edx`: products of bf16, tiles, and products of bytes.
+    const TILES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
     /// `ARCH_REQ_XCOMP_PERM` of arch_prctl, and the state of the tiles.
     const ASK: libc::c_long = 0x1023;
     const TILE_DATA: libc::c_long = 18;

@@ -9,6 +9,8 @@
 
 pub mod activation;
 pub mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 mod compiled;
 mod error;

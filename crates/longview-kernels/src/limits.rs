@@ -5,7 +5,10 @@
 
 use std::time::{Duration, Instant};
 
+#[cfg(target_arch = "x86_64")]
+use crate::attention::amx;
 use crate::lanes::{self, Kernel, Lanes};
+use crate::page::KvType;
 use crate::{AlignedBytes, Isa, Pool};
 
 /// How long each figure is measured for.
@@ -57,6 +60,18 @@ pub fn measure(isa: Isa, pool: &Pool, buffer_bytes: usize) -> Limits {
         int8_tops: int8_rate(isa, pool) / 1e12,
         f32_gflops: f32_rate(isa, pool) / 1e9,
     }
+}
+
+/// What a multiplication and addition of attention over keys or values of type `kv_type`, beside others of type
+/// `beside`, takes of a processor: the time of so many of bytes, or of one in single precision where there is
+/// `None`.
+pub fn byte_products(isa: Isa, kv_type: KvType, beside: KvType) -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx && amx::are_read(kv_type, beside) {
+        return Some(amx::BYTE_PRODUCTS);
+    }
+    let _ = (isa, beside);
+    kv_type.byte_products()
 }
 
 /// Bytes a second.
@@ -293,7 +308,7 @@ mod int8 {
     #[cfg(target_arch = "x86_64")]
     unsafe fn tiles() -> i32 {
         // SAFETY: the caller's promise.
-        unsafe { crate::matmul::whole_products(STEPS * CHAINS) };
+        unsafe { crate::amx::whole_products(STEPS * CHAINS) };
         0
     }
 

@@ -55,14 +55,16 @@ proptest! {
             Just(16usize), Just(64), Just(80), Just(96), Just(128), Just(256), 1usize..200
         ],
         k_type in kv_types(),
-        v_type in kv_types(),
-        rows in 1usize..24,
+        other_type in kv_types(),
+        is_alike in any::<bool>(),
+        rows in prop_oneof![1usize..24, 30usize..70],
         tokens in 1usize..1300,
         key_scale in prop_oneof![Just(0.1f32), Just(1.0), Just(30.0)],
         softcap in prop_oneof![Just(0f32), Just(20.0)],
         with_sinks in any::<bool>(),
         seed in any::<u64>(),
     ) {
+        let v_type = if is_alike { k_type } else { other_type };
         let geom = PageGeometry { head_dim, v_dim, k_type, v_type };
         let cache = Cache::new(geom, tokens, key_scale, seed, !seed);
         let mut noise = Noise(seed ^ 1);
@@ -116,6 +118,9 @@ fn a_row_has_the_same_bits_alone_and_among_others_and_whatever_invisible_slots_h
     let tokens = 700;
     for (head_dim, v_dim, k_type, v_type) in [
         (64, 64, KvType::F16, KvType::F16),
+        (80, 72, KvType::F16, KvType::F16),
+        (128, 144, KvType::F16, KvType::F16),
+        (20, 16, KvType::F16, KvType::F16),
         (80, 72, KvType::F32, KvType::F16),
         (16, 112, KvType::F16, KvType::F32),
         (96, 80, KvType::BF16, KvType::BF16),
@@ -371,24 +376,40 @@ fn a_number_that_is_none_is_not_hidden_from_rows_that_see_it() {
         .into_iter()
         .flat_map(|isa| forms().map(move |kv_type| (isa, kv_type)))
     {
-        for (k_type, v_type) in [(kv_type, KvType::F32), (KvType::F32, kv_type)] {
+        let pairs = [
+            (kv_type, KvType::F32),
+            (KvType::F32, kv_type),
+            (kv_type, kv_type),
+        ];
+        for (k_type, v_type) in pairs {
             let geom = PageGeometry {
                 head_dim: 64,
                 v_dim: 64,
                 k_type,
                 v_type,
             };
+            let visible: Vec<_> = [0..64, 0..21, 0..20].into_iter().cycle().take(37).collect();
+            let q = Noise(3).normals(visible.len() * 64, 0.2);
             let mut cache = Cache::new(geom, 64, 1.0, 1, 2);
+            let before = cache.attend(isa, &q, &visible, 0.0);
             let mut numbers = vec![0.5; 64];
             numbers[40] = f32::NAN;
             let (k, v) = &mut cache.pages[0];
             write_key(&geom, k, 20, &numbers);
             write_value(&geom, v, 20, &numbers);
-            let q = Noise(3).normals(3 * 64, 0.2);
-            let partials = cache.attend(isa, &q, &[0..64, 0..21, 0..20], 0.0);
-            for (row, sees) in [(0, true), (1, true), (2, false)] {
-                let is_number = partials.acc(row).iter().all(|x| !x.is_nan());
-                assert_eq!(is_number, !sees, "{isa} {geom:?} row {row}");
+            for rows in [0..3, 1..37, 0..37] {
+                let q = &q[rows.start * 64..rows.end * 64];
+                let partials = cache.attend(isa, q, &visible[rows.clone()], 0.0);
+                for row in rows.clone() {
+                    let at = row - rows.start;
+                    if visible[row].end > 20 {
+                        let is_number = partials.acc(at).iter().all(|x| !x.is_nan());
+                        assert!(!is_number, "{isa} {geom:?} row {row}");
+                    } else {
+                        let same = bits(&partials, at) == bits(&before, row);
+                        assert!(same, "{isa} {geom:?} row {row} of {rows:?}");
+                    }
+                }
             }
         }
     }

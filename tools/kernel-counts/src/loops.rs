@@ -9,11 +9,13 @@ use crate::counts::Loops;
 
 /// A function is taken when its name contains all of one of these lists. Functions of several formats that came out the
 /// same are one function with the name of any of them, so that all formats are listed.
-const FUNCTIONS: [&[&str]; 5] = [
+const FUNCTIONS: [&[&str]; 7] = [
     &["matmul::avx512", "source::"],
     &["matmul::avx512::float", "::Half"],
     &["matmul::avx512::wide_float::compute"],
     &["run_avx512", "attention::"],
+    &["attention::amx"],
+    &["run_beside_tiles"],
     &["activations::forms::avx512"],
 ];
 /// Instructions on 512-bit registers that make a loop a vector loop.

@@ -22,7 +22,7 @@ const KNOWN: (&[u8], &[(&str, &str)]) = (
         ("avx2", "a468448fb457b8e2"),
         ("avxvnni", "a468448fb457b8e2"),
         ("avx512", "72f6eb0f5e4246f6"),
-        ("amx", "72f6eb0f5e4246f6"),
+        ("amx", "5a1c0652e63b9aeb"),
     ],
 );
 

@@ -244,7 +244,7 @@ impl<'a> Evaluation<'a> {
         Identity {
             model: format!("{} ({} bytes)", described.name, described.file_bytes),
             numerics: self.engine.exec().numerics.to_string(),
-            isa: self.engine.exec().isa.kept_as().to_string(),
+            isa: self.engine.exec().isa.to_string(),
             chunk_tokens: self.engine.chunk_tokens(),
             wording: self.material.wording.name.clone(),
             material: self.material.hash(),

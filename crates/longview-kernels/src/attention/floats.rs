@@ -13,7 +13,7 @@ use crate::page::{
 
 /// The scores of the queries `q [rows][head_dim]`, the softmax scale already multiplied in, against
 /// all 64 slots of a page's keys: `scores [rows][64]`, with the bits that they have inside of
-/// [`super::attend_span`]. What stands in slots that no token was written to counts like any other.
+/// [`super::attend_span`], but for f16 keys beside f16 values where [`Isa::Amx`] reads them. What stands in slots that no token was written to counts like any other.
 ///
 /// # Panics
 /// When a length does not follow from the geometry.

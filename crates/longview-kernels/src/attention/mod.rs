@@ -6,6 +6,8 @@
 //! result has the same bits alone or among hundreds of rows, and whatever the slots hold that it
 //! may not see.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod bounds;
 mod columns;
 mod element;
@@ -75,6 +77,9 @@ pub struct AttentionScratch {
     fixed: Fixed,
     /// Queries as whole numbers, for any page.
     queries: Fixed,
+    /// What tiles read.
+    #[cfg(target_arch = "x86_64")]
+    amx: amx::Room,
 }
 
 impl AttentionScratch {
@@ -103,6 +108,8 @@ impl AttentionScratch {
         if matches!(geom.v_type, KvType::Kivi(_) | KvType::Dotted(_)) {
             self.fixed.reserve(sets, PAGE_TOKENS);
         }
+        #[cfg(target_arch = "x86_64")]
+        self.amx.reserve(geom, heads, rows);
         if rows.div_ceil(TILE_ROWS) >= tiles::TILES_WORTH_CONVERTING || geom.is_whole() {
             self.k.at_least(geom.head_dim * PAGE_TOKENS);
             let stride = geom.v_dim.next_multiple_of(VALUE_PADDING);
@@ -113,7 +120,10 @@ impl AttentionScratch {
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
         let floats = [&self.k, &self.v, &self.scores, &self.weights].map(|b| b.capacity());
-        4 * floats.iter().sum::<usize>() + self.fixed.bytes() + self.queries.bytes()
+        let floats = 4 * floats.iter().sum::<usize>();
+        #[cfg(target_arch = "x86_64")]
+        let floats = floats + self.amx.bytes();
+        floats + self.fixed.bytes() + self.queries.bytes()
     }
 }
 
@@ -183,16 +193,18 @@ pub fn attend_further(
         rows.visible.iter().all(|r| r.is_empty() || r.end <= slots),
         "rows see only slots inside the pages"
     );
-    lanes::run(
-        isa,
-        Attend {
-            geom,
-            pages,
-            rows,
-            scratch,
-            out,
-        },
-    );
+    let attend = Attend {
+        geom,
+        pages,
+        rows,
+        scratch,
+        out,
+    };
+    #[cfg(target_arch = "x86_64")]
+    if amx::reads(isa, geom) {
+        return amx::attend(attend);
+    }
+    lanes::run(isa, attend);
 }
 
 /// The slots of page `page` that a row with `visible` sees, counted from the page's start; an empty

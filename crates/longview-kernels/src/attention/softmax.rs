@@ -1,4 +1,4 @@
-//! The running softmax of one register tile.
+//! The running softmax of the scores of some rows against a page.
 
 #![expect(
     clippy::needless_range_loop,
@@ -7,8 +7,7 @@
 
 use std::ops::Range;
 
-use super::TILE_ROWS;
-use super::fetch::Fetch;
+use super::fetch::{Fetch, Pace};
 use crate::lanes::{Kernel, Lanes, exp_scalar};
 use crate::page::PAGE_TOKENS;
 
@@ -27,6 +26,27 @@ pub(super) struct SoftmaxTile<'a> {
     pub sum: &'a mut [f32],
     pub scale: &'a mut [f32],
     pub next: Fetch<'a>,
+}
+
+/// What is done between the rows of a softmax.
+pub(super) trait Beside<L: Lanes> {
+    /// Whether weights take the place of scores.
+    const KEEPS: bool;
+
+    /// Before the rows `rows` of `of`.
+    fn rows(&mut self, l: L, rows: Range<usize>, of: usize);
+
+    /// Before the largest score of a row is looked for, one of [`TOGETHER`].
+    fn top(&mut self, l: L, row: usize);
+
+    /// Before the exponentials of such a row.
+    fn row(&mut self, l: L, row: usize);
+
+    /// Before those of one of its vectors.
+    fn vector(&mut self, l: L, at: usize);
+
+    /// After them: the row's weights, as many vectors as 64 numbers take.
+    fn weights(&mut self, l: L, row: usize, weights: &[L::V; 8]);
 }
 
 /// How far a score may be above what is subtracted from it: its exponential, and sums of many, are as
@@ -65,37 +85,107 @@ impl Kernel for SoftmaxTile<'_> {
     }
 
     #[inline(always)]
-    fn lanes<L: Lanes>(mut self, l: L) {
-        let rows = self.slots.len();
-        assert!(rows <= TILE_ROWS && self.scores.len() == rows * PAGE_TOKENS);
-        assert!(self.max.len() == rows && self.sum.len() == rows && self.scale.len() == rows);
-        self.scale.fill(1.0);
-        for first in (0..rows).step_by(TOGETHER) {
-            let end = rows.min(first + TOGETHER);
-            let is_plain = self.softcap == 0.0
-                && (self.slots[first..end].iter()).all(|slots| slots.len() == PAGE_TOKENS);
-            match (is_plain, end - first) {
-                (true, 1) => self.some::<L, 1, true>(l, first),
-                (true, 2) => self.some::<L, 2, true>(l, first),
-                (true, 3) => self.some::<L, 3, true>(l, first),
-                (true, _) => self.some::<L, 4, true>(l, first),
-                (false, 1) => self.some::<L, 1, false>(l, first),
-                (false, 2) => self.some::<L, 2, false>(l, first),
-                (false, 3) => self.some::<L, 3, false>(l, first),
-                (false, _) => self.some::<L, 4, false>(l, first),
-            }
-        }
+    fn lanes<L: Lanes>(self, l: L) {
+        let asking = Asking {
+            all: self.next,
+            pace: Fetch::NOTHING.pace(1),
+            lines: 0,
+        };
+        self.run(l, asking);
     }
 }
 
+/// Asks for memory, a share of it before every row.
+struct Asking<'a> {
+    all: Fetch<'a>,
+    pace: Pace,
+    /// For each of the rows that come.
+    lines: usize,
+}
+
+impl<L: Lanes> Beside<L> for Asking<'_> {
+    const KEEPS: bool = true;
+
+    #[inline(always)]
+    fn rows(&mut self, _l: L, rows: Range<usize>, of: usize) {
+        let share = self.all.part(rows.start, rows.end, of);
+        self.lines = share.lines().div_ceil(rows.len());
+        self.pace = share.pace(self.lines * rows.len());
+    }
+
+    #[inline(always)]
+    fn top(&mut self, _l: L, _row: usize) {}
+
+    #[inline(always)]
+    fn row(&mut self, l: L, _row: usize) {
+        for _ in 0..self.lines {
+            self.pace.next(l);
+        }
+    }
+
+    #[inline(always)]
+    fn vector(&mut self, _l: L, _at: usize) {}
+
+    #[inline(always)]
+    fn weights(&mut self, _l: L, _row: usize, _weights: &[L::V; 8]) {}
+}
+
 /// Rows whose maxima and sums are found together.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 
 impl SoftmaxTile<'_> {
+    /// The softmax of all rows, with other work beside it instead of asking for memory.
+    #[inline(always)]
+    pub(super) fn run<L: Lanes, B: Beside<L>>(mut self, l: L, mut beside: B) {
+        let rows = self.slots.len();
+        self.check();
+        for first in (0..rows).step_by(TOGETHER) {
+            let end = rows.min(first + TOGETHER);
+            beside.rows(l, first..end, rows);
+            match end - first {
+                1 => self.any::<L, B, 1>(l, first, &mut beside),
+                2 => self.any::<L, B, 2>(l, first, &mut beside),
+                3 => self.any::<L, B, 3>(l, first, &mut beside),
+                _ => self.any::<L, B, TOGETHER>(l, first, &mut beside),
+            }
+        }
+    }
+
+    /// The same for [`TOGETHER`] rows.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn run_together<L: Lanes, B: Beside<L>>(mut self, l: L, mut beside: B) {
+        assert_eq!(self.slots.len(), TOGETHER);
+        self.check();
+        self.any::<L, B, TOGETHER>(l, 0, &mut beside);
+    }
+
+    fn check(&mut self) {
+        let rows = self.slots.len();
+        assert!(self.scores.len() == rows * PAGE_TOKENS);
+        assert!(self.max.len() == rows && self.sum.len() == rows && self.scale.len() == rows);
+        self.scale.fill(1.0);
+    }
+
+    #[inline(always)]
+    fn any<L: Lanes, B: Beside<L>, const N: usize>(&mut self, l: L, first: usize, beside: &mut B) {
+        let is_plain = self.softcap == 0.0
+            && (self.slots[first..first + N].iter()).all(|slots| slots.len() == PAGE_TOKENS);
+        match is_plain {
+            true => self.some::<L, B, N, true>(l, first, beside),
+            false => self.some::<L, B, N, false>(l, first, beside),
+        }
+    }
+
     /// The `N` rows from `first` on: the maxima of all first, then all exponentials, so that the rows'
     /// chains of dependent operations run side by side. `PLAIN` where nothing is capped or hidden.
     #[inline(always)]
-    fn some<L: Lanes, const N: usize, const PLAIN: bool>(&mut self, l: L, first: usize) {
+    fn some<L: Lanes, B: Beside<L>, const N: usize, const PLAIN: bool>(
+        &mut self,
+        l: L,
+        first: usize,
+        beside: &mut B,
+    ) {
         for r in 0..N {
             if !PLAIN {
                 let scores = &mut self.scores[(first + r) * PAGE_TOKENS..][..PAGE_TOKENS];
@@ -107,6 +197,7 @@ impl SoftmaxTile<'_> {
         for r in 0..N {
             // SAFETY: there are N rows of 64 scores.
             let v = unsafe { load(l, scores.add(r * PAGE_TOKENS)) };
+            beside.top(l, r);
             top[r] = folded::<L>(v, |a, b| l.max(a, b));
         }
         let top = l.tops(top);
@@ -117,13 +208,8 @@ impl SoftmaxTile<'_> {
             self.follow::<L, N>(l, first, &top);
         }
         let mut sum = [l.splat(0.0); TOGETHER];
-        let share = self.next.part(first, first + N, self.slots.len());
-        let lines = share.lines().div_ceil(N);
-        let mut next = share.pace(lines * N);
         for r in 0..N {
-            for _ in 0..lines {
-                next.next(l);
-            }
+            beside.row(l, r);
             // Scores of -inf alone leave the maximum at -inf, to which there is no difference.
             let max = self.max[first + r];
             let base = l.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
@@ -132,11 +218,15 @@ impl SoftmaxTile<'_> {
             // SAFETY: as above.
             let mut v = unsafe { load(l, scores) };
             for i in 0..PAGE_TOKENS / L::WIDTH {
+                beside.vector(l, i);
                 v[i] = l.exp_near(l.sub(v[i], base));
-                // SAFETY: as above.
-                unsafe { l.store_ptr(scores.add(i * L::WIDTH), v[i]) };
+                if B::KEEPS {
+                    // SAFETY: as above.
+                    unsafe { l.store_ptr(scores.add(i * L::WIDTH), v[i]) };
+                }
             }
             sum[r] = folded::<L>(v, |a, b| l.add(a, b));
+            beside.weights(l, first + r, &v);
         }
         let sum = l.sums(sum);
         for r in 0..N {

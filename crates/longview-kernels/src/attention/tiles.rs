@@ -58,6 +58,7 @@ pub(super) fn attend<L: Lanes>(
         weights,
         fixed,
         queries,
+        ..
     } = scratch;
     let mut span = Span {
         geom,

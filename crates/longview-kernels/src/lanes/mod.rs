@@ -19,7 +19,7 @@ use crate::page::Q4_MIDDLE;
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-use avx512::Avx512;
+pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 use neon::Neon;
 #[cfg(target_arch = "aarch64")]
@@ -54,6 +54,22 @@ pub(crate) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         }
         _ => kernel.scalar(),
     }
+}
+
+/// Runs `work` on [`Isa::Amx`] alone, whose vectors are those of AVX-512.
+///
+/// # Panics
+/// When the processor lacks it.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn run_beside_tiles<T>(work: impl FnOnce(Avx512) -> T) -> T {
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn run<T>(work: impl FnOnce(Avx512) -> T) -> T {
+        // SAFETY: the caller vouches for the features.
+        work(unsafe { Avx512::assume() })
+    }
+    assert!(Isa::Amx.is_available(), "a processor with tiles");
+    // SAFETY: it offers AVX-512 as well.
+    unsafe { run(work) }
 }
 
 /// # Safety

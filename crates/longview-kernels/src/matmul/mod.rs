@@ -27,8 +27,6 @@ mod wide;
 
 use std::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::whole_products;
 pub use gated::matmul_gated;
 
 use crate::activations::{Activations, Need};

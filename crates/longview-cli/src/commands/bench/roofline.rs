@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use longview::limits::Limits;
+use longview::limits::{Limits, byte_products};
 use longview::models::blueprint::{LayerBlueprint, Mixer};
 use longview::models::{Product, Work};
 use longview::pattern::{Prefill, QueryBlock};
@@ -120,8 +120,9 @@ impl Least {
         }
         let form = engine.model().layout().forms().of(layer);
         let need = &mut self.by[Work::Attention as usize];
-        for kv_type in [form.k, form.v] {
-            match kv_type.byte_products() {
+        let isa = engine.exec().isa;
+        for (kv_type, beside) in [(form.k, form.v), (form.v, form.k)] {
+            match byte_products(isa, kv_type, beside) {
                 Some(products) => need.int8 += products as f64 * ops / 2.0,
                 None => need.f32 += ops / 2.0,
             }

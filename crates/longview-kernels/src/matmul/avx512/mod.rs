@@ -8,7 +8,6 @@ mod float;
 mod folded;
 mod int8;
 mod rows_int8;
-mod tiles;
 mod tiles_int8;
 mod tiles_small;
 mod unpack;
@@ -18,8 +17,24 @@ mod wide_int8;
 
 pub(super) use float::float;
 pub(super) use int8::{int8, int8_pairs};
-pub(crate) use tiles::whole_products;
 pub(super) use unpacked::WIDE_SLAB;
+
+use std::ops::Range;
+
+use crate::activations::{Activations, TILE_ROWS};
+use crate::amx::Tiles;
+
+/// Cuts the tiles for products of the rows of `groups` over `depth` bytes.
+///
+/// # Panics
+/// When the rows are not in tiles, or `groups` begin inside one.
+fn cut_for_rows(x: &Activations, groups: &Range<usize>, depth: usize) -> Tiles {
+    let of_tile = TILE_ROWS / x.shape().group;
+    assert!(x.shape().in_tiles() && groups.start.is_multiple_of(of_tile));
+    // SAFETY: rows are in tiles where the instruction set is `Isa::Amx`, which runs only where the
+    // processor offers it.
+    unsafe { Tiles::for_bytes(depth) }
+}
 
 /// Repeats `$body` for `$i` in `0..$count`, written out so that arrays indexed by `$i` stay in
 /// registers; `of` tells the largest count there is, 12 when left out.

@@ -11,10 +11,11 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::cut_for_rows;
 use super::each;
-use super::tiles::{self, Tiles as Cut};
 use super::unpacked::{BLOCKS, CODES, Place, Unpacked, WIDE_SLAB, slab_bytes};
 use crate::activations::{Activations, ROW_RECORD, TILE_ROWS};
+use crate::amx;
 use crate::matmul::Part;
 use crate::matmul::source::Source;
 use crate::matmul::wide::{self, At, Finish, Kernel, Pairs, Tiles, walk, walk_pairs};
@@ -23,13 +24,13 @@ use crate::packed::layout::{BLOCK, Grain, LANES};
 
 /// Computes `part`, whose rows share records of sixteen.
 pub(super) fn tiles_int8<S: Source>(part: &Part) {
-    let _cut = Cut::for_rows(part.x, &part.groups, BLOCK);
+    let _cut = cut_for_rows(part.x, &part.groups, BLOCK);
     walk(part, &mut Tiled::<S>::new());
 }
 
 /// Computes `pairs`, whose rows share records of sixteen.
 pub(super) fn tiles_int8_pairs<S: Source>(pairs: &Pairs, finish: &Finish) {
-    let _cut = Cut::for_rows(pairs.x, &pairs.groups, BLOCK);
+    let _cut = cut_for_rows(pairs.x, &pairs.groups, BLOCK);
     walk_pairs(pairs, &mut Tiled::<S>::new(), finish);
 }
 
@@ -252,10 +253,10 @@ impl Product {
         // SAFETY: the caller's promise.
         unsafe {
             match (S::LAYOUT.has_min(), b.is_multiple_of(2)) {
-                (false, true) => tiles::signed_first(x, BLOCK, w),
-                (false, false) => tiles::signed_second(x, BLOCK, w),
-                (true, true) => tiles::unsigned_first(x, BLOCK, w),
-                (true, false) => tiles::unsigned_second(x, BLOCK, w),
+                (false, true) => amx::signed_first(x, BLOCK, w),
+                (false, false) => amx::signed_second(x, BLOCK, w),
+                (true, true) => amx::unsigned_first(x, BLOCK, w),
+                (true, false) => amx::unsigned_second(x, BLOCK, w),
             }
         }
         front.left -= 1;
@@ -278,8 +279,8 @@ impl Product {
         // SAFETY: the caller's promise.
         unsafe {
             match b.is_multiple_of(2) {
-                true => tiles::store_first(self.dots(b)),
-                false => tiles::store_second(self.dots(b)),
+                true => amx::store_first(self.dots(b)),
+                false => amx::store_second(self.dots(b)),
             }
         }
     }

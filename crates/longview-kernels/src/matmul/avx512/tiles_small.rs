@@ -8,13 +8,14 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::cut_for_rows;
 use super::each;
 use super::folded::{Folded, PLANE, times_minima};
-use super::tiles::{self, Tiles as Cut};
 use super::unpack::Factors;
 use super::unpacked::{VECTOR, WIDE_SLAB};
 use crate::activations::tile_record::{self, QUARTER, QUARTER_BYTES};
 use crate::activations::{Activations, TILE_ROWS};
+use crate::amx;
 use crate::matmul::Part;
 use crate::matmul::source::Source;
 use crate::matmul::wide::{self, At, Finish, Kernel, Pairs, Tiles, walk, walk_pairs};
@@ -23,13 +24,13 @@ use crate::packed::layout::{BLOCK, Grain, LANES, SEGMENT};
 
 /// Computes `part`, whose rows share records of sixteen.
 pub(super) fn tiles_small<S: Source>(part: &Part) {
-    let _cut = Cut::for_rows(part.x, &part.groups, QUARTER);
+    let _cut = cut_for_rows(part.x, &part.groups, QUARTER);
     walk(part, &mut Tiled::<S>::new());
 }
 
 /// Computes `pairs`, whose rows share records of sixteen.
 pub(super) fn tiles_small_pairs<S: Source>(pairs: &Pairs, finish: &Finish) {
-    let _cut = Cut::for_rows(pairs.x, &pairs.groups, QUARTER);
+    let _cut = cut_for_rows(pairs.x, &pairs.groups, QUARTER);
     walk_pairs(pairs, &mut Tiled::<S>::new(), finish);
 }
 
@@ -173,20 +174,20 @@ unsafe fn step<S: Source>(
     // SAFETY: the caller's promise.
     unsafe {
         if let Some(summed) = summed {
-            tiles::store_first(summed.dots);
-            tiles::store_second(summed.dots.add(SUMS));
-            tiles::store_third(summed.dots.add(2 * SUMS));
-            tiles::store_fourth(summed.dots.add(3 * SUMS));
+            amx::store_first(summed.dots);
+            amx::store_second(summed.dots.add(SUMS));
+            amx::store_third(summed.dots.add(2 * SUMS));
+            amx::store_fourth(summed.dots.add(3 * SUMS));
         }
-        tiles::clear();
+        amx::clear();
         each!(quarter < 4, {
             if let Some(next) = next {
                 let x = next.x.wrapping_add(quarter * QUARTER_BYTES);
                 let codes = next.codes.wrapping_add(quarter * TILE_ROWS * VECTOR);
                 if S::LAYOUT.has_min() {
-                    tiles::unsigned_fours(x, codes, PLANE);
+                    amx::unsigned_fours(x, codes, PLANE);
                 } else {
-                    tiles::signed_fours(x, codes, PLANE);
+                    amx::signed_fours(x, codes, PLANE);
                 }
             }
             if let Some(stored) = stored {
