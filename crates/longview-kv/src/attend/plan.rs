@@ -11,9 +11,9 @@ use super::{Call, HEADS_PER_TASK};
 /// (decode); beyond it, the query rows are (prefill). Results do not depend on the choice.
 const SPLIT_SPANS_UP_TO: usize = 32;
 
-/// Query rows a prefill task works on: their queries and accumulators stay in the second-level
-/// cache while the keys stream by.
-const ROWS_PER_TASK: usize = 256;
+/// Query rows a prefill task works on: their queries and accumulators stay in the second-level cache while the
+/// keys stream by, and a page that is converted or split serves them all.
+const ROWS_PER_TASK: usize = 512;
 
 /// Decode tasks a thread at least, where there are heads to part: with fewer, the last one decides
 /// the time.
