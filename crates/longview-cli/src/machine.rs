@@ -111,7 +111,7 @@ fn features() -> Vec<&'static str> {
     ];
     features
         .into_iter()
-        .chain([("amx-int8", longview::Isa::Amx.is_available())])
+        .chain(["amx-int8", "amx-bf16"].map(|name| (name, longview::Isa::Amx.is_available())))
         .filter_map(|(name, present)| present.then_some(name))
         .collect()
 }

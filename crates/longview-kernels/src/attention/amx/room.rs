@@ -5,9 +5,9 @@ use std::ops::Range;
 use super::is_split;
 use super::products::SUMS;
 use super::split::{DEPTH, FLOAT_PARTS, HALF_PARTS};
-use crate::Floats;
 use crate::amx::{ROWS, TILE};
 use crate::page::{PAGE_TOKENS, PageGeometry, VALUE_PADDING};
+use crate::{Floats, Isa};
 
 /// Buffers of a call.
 #[derive(Default)]
@@ -27,9 +27,9 @@ pub(in crate::attention) struct Room {
 }
 
 impl Room {
-    /// Makes room for calls with up to `rows` rows of each of `heads` heads.
+    /// Makes room for calls with up to `rows` rows of each of `heads` heads, where there are tiles.
     pub(in crate::attention) fn reserve(&mut self, geom: &PageGeometry, heads: usize, rows: usize) {
-        if !is_split(geom) {
+        if !Isa::Amx.is_available() || !is_split(geom) {
             return;
         }
         let tiles = rows.div_ceil(ROWS);
