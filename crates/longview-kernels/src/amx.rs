@@ -122,6 +122,48 @@ product!(signed_second, "tdpbssd", "tmm1", "tmm5", "tmm7");
 product!(unsigned_first, "tdpbsud", "tmm0", "tmm4", "tmm6");
 product!(unsigned_second, "tdpbsud", "tmm1", "tmm5", "tmm7");
 
+/// Makes `$name(sums)`, which writes the sums in the tile `$tile`, `[16 rows][16]`.
+///
+/// Safety: [`Tiles`] are cut; so many numbers may be written there.
+macro_rules! store {
+    ($name:ident, $tile:literal) => {
+        #[inline(always)]
+        pub(crate) unsafe fn $name(sums: *mut i32) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    concat!("tilestored [{sums} + {row}], ", $tile),
+                    sums = in(reg) sums,
+                    row = in(reg) ROW,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+    };
+}
+store!(store_first, "tmm0");
+store!(store_second, "tmm1");
+
+store!(store_third, "tmm2");
+store!(store_fourth, "tmm3");
+
+/// Makes all sums zero.
+///
+/// Safety: [`Tiles`] are cut.
+#[inline(always)]
+pub(crate) unsafe fn clear() {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            options(nostack, nomem, preserves_flags)
+        );
+    }
+}
+
 /// Makes `$name(x, w, step)`: adds to all sums the rows `x` of signed bytes, `[16][64]`, times the codes
 /// `w`, `[16][16][4]`, and those `step`, twice and three times `step` bytes after: the first and the third with
 /// `$high`, the others with `$low`.
@@ -200,12 +242,11 @@ pub(crate) unsafe fn load_sums<const AT: usize>(sums: *const f32, stride: usize)
     }
 }
 
-/// Writes the sums of tile `AT`, integers or floats, with rows `stride` of them apart.
+/// Writes the sums of tile `AT`, with rows `stride` floats apart.
 ///
-/// Safety: [`Tiles`] are cut; so many numbers may be written there.
+/// Safety: [`Tiles`] are cut; so many floats may be written there.
 #[inline(always)]
-pub(crate) unsafe fn store_sums<const AT: usize, T>(sums: *mut T, stride: usize) {
-    const { assert!(size_of::<T>() == 4) };
+pub(crate) unsafe fn store_sums<const AT: usize>(sums: *mut f32, stride: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(

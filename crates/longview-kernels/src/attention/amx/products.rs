@@ -271,7 +271,7 @@ impl Place {
     fn write<const AT: usize>(&self) {
         if AT < self.tiles {
             // SAFETY: see `Products`.
-            unsafe { amx::store_sums::<AT, _>(self.start.wrapping_add(16 * AT), self.stride) };
+            unsafe { amx::store_sums::<AT>(self.start.wrapping_add(16 * AT), self.stride) };
         }
     }
 }

@@ -279,8 +279,8 @@ impl Product {
         // SAFETY: the caller's promise.
         unsafe {
             match b.is_multiple_of(2) {
-                true => amx::store_sums::<0, _>(self.dots(b), LANES),
-                false => amx::store_sums::<1, _>(self.dots(b), LANES),
+                true => amx::store_first(self.dots(b)),
+                false => amx::store_second(self.dots(b)),
             }
         }
     }

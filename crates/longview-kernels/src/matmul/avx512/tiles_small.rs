@@ -174,15 +174,12 @@ unsafe fn step<S: Source>(
     // SAFETY: the caller's promise.
     unsafe {
         if let Some(summed) = summed {
-            amx::store_sums::<0, _>(summed.dots, LANES);
-            amx::store_sums::<1, _>(summed.dots.add(SUMS), LANES);
-            amx::store_sums::<2, _>(summed.dots.add(2 * SUMS), LANES);
-            amx::store_sums::<3, _>(summed.dots.add(3 * SUMS), LANES);
+            amx::store_first(summed.dots);
+            amx::store_second(summed.dots.add(SUMS));
+            amx::store_third(summed.dots.add(2 * SUMS));
+            amx::store_fourth(summed.dots.add(3 * SUMS));
         }
-        amx::clear_sums::<0>();
-        amx::clear_sums::<1>();
-        amx::clear_sums::<2>();
-        amx::clear_sums::<3>();
+        amx::clear();
         each!(quarter < 4, {
             if let Some(next) = next {
                 let x = next.x.wrapping_add(quarter * QUARTER_BYTES);
