@@ -33,8 +33,9 @@ pub(crate) fn prefetch(p: *const u8) {
     }
 }
 
-/// The same into the second-level cache, for a single stream: a core may wait for more lines there than
-/// it has places for in the nearest. On ARM, where that was not measured, into the nearest.
+/// The same into the second-level cache: a core may wait for more lines there than it has places for in
+/// the nearest, which on Zen 4 then hold up arithmetic as well. On ARM, where that was not measured, into
+/// the nearest.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
 pub(crate) fn prefetch_farther(p: *const u8) {

@@ -1,8 +1,6 @@
 //! Quantised formats as types, and where the blocks of a packed panel lie.
 
 use crate::format::Format;
-#[cfg(target_arch = "x86_64")]
-use crate::memory::prefetch;
 use crate::memory::prefetch_farther;
 use crate::packed::layout::{Layout, SEGMENT};
 
@@ -158,7 +156,8 @@ impl Ahead {
 
     /// Asks for what lies ahead of a block of a segment of each of `panels`: every so many lines (`STEP`), from line
     /// `from` on. A line of one panel follows that of another: the processor, which fetches further lines of what it
-    /// sees read in order, then has more streams to do so for.
+    /// sees read in order, then has more streams to do so for. `into` says into which
+    /// cache.
     #[inline(always)]
     pub(super) fn ask<S: Source, const STEP: usize>(
         &self,
@@ -166,6 +165,7 @@ impl Ahead {
         segment: usize,
         block: usize,
         from: usize,
+        into: impl Fn(*const u8),
     ) {
         let bytes = S::LAYOUT.segment_bytes(SEGMENT);
         let block_bytes = bytes / SEGMENT;
@@ -175,7 +175,7 @@ impl Ahead {
         }
         for line in (from..block_bytes.div_ceil(64)).step_by(STEP) {
             for panel in panels {
-                prefetch(panel.wrapping_add(start + 64 * line));
+                into(panel.wrapping_add(start + 64 * line));
             }
         }
     }

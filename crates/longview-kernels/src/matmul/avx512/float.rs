@@ -8,6 +8,7 @@ use crate::format::Format;
 use crate::matmul::slab::{Tile, slabs, tiles};
 use crate::matmul::source::{Source, with_source};
 use crate::matmul::{PANELS_OF_ONE_GROUP as TOGETHER, Part};
+use crate::memory::prefetch_farther;
 use crate::packed::layout::LANES;
 
 /// Computes `part` with its weights as f32.
@@ -102,7 +103,7 @@ unsafe fn together<W: Element, const P: usize, const G: usize>(part: &Part, pane
             for i in elements {
                 for (weights, sums) in weights.iter().zip(&mut sums) {
                     let at = weights.add(i * LANES * W::BYTES);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + skipped).cast());
+                    prefetch_farther(at.wrapping_add(AHEAD + skipped));
                     let w = W::load(at);
                     for (r, sum) in sums.iter_mut().enumerate() {
                         *sum = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(r)), *sum);

@@ -14,6 +14,7 @@ use crate::matmul::wide::{Finish, Pairs};
 use crate::matmul::{
     FEW_GROUPS, PANELS_OF_ONE_GROUP as FOUR, PANELS_OF_TWO_GROUPS as TWO, Part, SOME_ROWS,
 };
+use crate::memory::prefetch_farther;
 use crate::packed::layout::{BLOCK, Grain, LANES, SEGMENT};
 
 /// Computes `part`, whose weights are quantised.
@@ -117,7 +118,7 @@ impl Tile<'_> {
                 });
                 for b in 0..count {
                     for p in 0..P {
-                        ahead.ask::<S, P>(&panels, at, b, p);
+                        ahead.ask::<S, P>(&panels, at, b, p, prefetch_farther);
                         let (segment, _) = Segment::at::<S>(panels[p], blocks, at);
                         let planes = segment.planes::<S>(b);
                         if grain == Grain::Block {

@@ -14,6 +14,7 @@ use super::unpack::{Block, Factors, SmallBlock, Unit, add_scaled};
 use crate::activations::ROW_RECORD;
 use crate::matmul::source::{Ahead, Segment, Source};
 use crate::matmul::{PANELS_OF_SOME_ROWS as PANELS, Part, SOME_ROWS};
+use crate::memory::prefetch;
 use crate::packed::layout::{BLOCK, Grain, LANES, SEGMENT};
 
 /// The sums of all rows for two panels, and those of a segment in whole numbers.
@@ -75,7 +76,7 @@ unsafe fn compute<S: Source, const P: usize>(part: &Part, panel: usize, sums: *m
             }
             let first = x;
             for b in 0..segments[0].1 {
-                ahead.ask::<S, 1>(&panels, at, b, 0);
+                ahead.ask::<S, 1>(&panels, at, b, 0, prefetch);
                 let mut planes = [segments[0].0.planes::<S>(b); P];
                 each!(p < P, {
                     planes[p] = segments[p].0.planes::<S>(b);
