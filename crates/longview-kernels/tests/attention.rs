@@ -62,11 +62,15 @@ proptest! {
         key_scale in prop_oneof![Just(0.1f32), Just(1.0), Just(30.0)],
         softcap in prop_oneof![Just(0f32), Just(20.0)],
         with_sinks in any::<bool>(),
+        is_weighted in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let v_type = if is_alike { k_type } else { other_type };
         let geom = PageGeometry { head_dim, v_dim, k_type, v_type };
-        let cache = Cache::new(geom, tokens, key_scale, seed, !seed);
+        let mut cache = Cache::new(geom, tokens, key_scale, seed, !seed);
+        if is_weighted {
+            cache = cache.weighted(tokens, seed);
+        }
         let mut noise = Noise(seed ^ 1);
         let q = noise.normals(rows * head_dim, 1.0 / (head_dim as f32).sqrt());
         let visible: Vec<Range<u32>> = (0..rows)
@@ -144,6 +148,12 @@ fn a_row_has_the_same_bits_alone_and_among_others_and_whatever_invisible_slots_h
         let cache = Cache::new(geom, tokens, 1.0, 5, 6);
         // Same tokens; other bits in the slots behind them, and the pages filled up later.
         let other_garbage = Cache::new(geom, tokens, 1.0, 5, 7);
+        // In some of them pairs count as several.
+        let caches = [cache, other_garbage];
+        let [cache, other_garbage] = match head_dim % 32 {
+            16 => caches.map(|cache| cache.weighted(tokens, 9)),
+            _ => caches,
+        };
         let mut noise = Noise(8);
         let count = 512;
         let q = noise.normals(count * head_dim, 0.3);
@@ -556,6 +566,52 @@ fn where_a_span_is_cut_and_who_goes_on_changes_no_bit() {
                         "{isa} {kv_type} cut {cut} row {row}"
                     );
                 }
+            }
+        }
+    }
+}
+
+/// A pair that counts as *n* is *n* pairs that are the same.
+#[test]
+fn pairs_that_count_as_several_are_as_many() {
+    let forms = KvType::ALL.into_iter().chain(KvType::DOTTED);
+    for kv_type in forms {
+        let (dim, tokens, times) = (64, 40, 5);
+        let geom = PageGeometry {
+            head_dim: dim,
+            v_dim: dim,
+            k_type: kv_type,
+            v_type: kv_type,
+        };
+        let one = Cache::new(geom, tokens, 1.0, 3, 4);
+        let mut many = Cache::new(geom, tokens * times, 1.0, 3, 4);
+        let (mut key, mut value) = (vec![0.0; dim], vec![0.0; dim]);
+        for slot in 0..tokens * times {
+            read_key(&geom, &one.pages[0].0, slot / times, &mut key);
+            read_value(&geom, &one.pages[0].1, slot / times, &mut value);
+            let (k, v) = &mut many.pages[slot / PAGE_TOKENS];
+            write_key(&geom, k, slot % PAGE_TOKENS, &key);
+            write_value(&geom, v, slot % PAGE_TOKENS, &value);
+        }
+        let mut weighted = one;
+        weighted.log_weights = vec![(times as f32).ln(); PAGE_TOKENS];
+        let q = Noise(5).normals(3 * dim, 0.2);
+        for isa in Isa::available() {
+            let output = |cache: &Cache, end: usize| {
+                let partials = cache.attend(isa, &q, &vec![0..end as u32; 3], 0.0);
+                let mut out = vec![0.0; 3 * dim];
+                partials.finish(isa, None, &mut out);
+                out
+            };
+            let (left, right) = (output(&weighted, tokens), output(&many, tokens * times));
+            // Dotted pages round what weights a page's values by its largest.
+            let tolerance = match kv_type {
+                KvType::Dotted(dotted) if dotted.queries == QueryBits::Eight => 2e-2,
+                KvType::Dotted(_) => 2e-4,
+                _ => 1e-5,
+            };
+            for (a, b) in left.iter().zip(&right) {
+                assert!((a - b).abs() <= tolerance, "{isa} {kv_type}: {a} for {b}");
             }
         }
     }

@@ -85,6 +85,6 @@ impl Group {
     pub(crate) fn page<'a>(&self, slice: &'a [u8], head: usize) -> PageRef<'a> {
         let start = head * self.page_bytes();
         let (k, v) = slice[start..start + self.page_bytes()].split_at(self.geometry.k_bytes());
-        PageRef { k, v }
+        PageRef::new(k, v)
     }
 }

@@ -81,7 +81,7 @@ pub(crate) fn attention<'a>(isa: Isa, kv: KvType, head_dim: usize, rows: usize) 
             .chunks_exact(page_bytes)
             .map(|bytes| {
                 let (k, v) = bytes.split_at(geom.k_bytes());
-                PageRef { k, v }
+                PageRef::new(k, v)
             })
             .collect();
         let rows = QueryRows {

@@ -90,7 +90,7 @@ impl Cache {
     fn page(&self, place: usize) -> PageRef<'_> {
         let bytes = self.geom.k_bytes() + self.geom.v_bytes();
         let (k, v) = self.bytes[place * bytes..][..bytes].split_at(self.geom.k_bytes());
-        PageRef { k, v }
+        PageRef::new(k, v)
     }
 
     /// Attention of `rows` rows a head.

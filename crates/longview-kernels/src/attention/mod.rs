@@ -50,6 +50,20 @@ pub struct PageRef<'a> {
     pub k: &'a [u8],
     /// `[64][v_dim padded]`, in the geometry's value type, then the scales.
     pub v: &'a [u8],
+    /// `[64]`: what is added to the score of every slot after the soft cap, such as ln *n* where a pair
+    /// stands for *n* tokens; empty where nothing is.
+    pub log_weights: &'a [f32],
+}
+
+impl<'a> PageRef<'a> {
+    /// A page of which every pair stands for one token.
+    pub fn new(k: &'a [u8], v: &'a [u8]) -> PageRef<'a> {
+        PageRef {
+            k,
+            v,
+            log_weights: &[],
+        }
+    }
 }
 
 /// The queries that attend to one span of one or more KV heads.
@@ -187,6 +201,10 @@ pub fn attend_further(
     let bytes = (geom.k_bytes(), geom.v_bytes());
     for page in pages {
         assert_eq!((page.k.len(), page.v.len()), bytes, "page lengths");
+        assert!(
+            matches!(page.log_weights.len(), 0 | PAGE_TOKENS),
+            "a weight for every slot, or none"
+        );
     }
     let slots = (deep * PAGE_TOKENS) as u32;
     assert!(

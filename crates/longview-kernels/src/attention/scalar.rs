@@ -40,7 +40,8 @@ pub(super) fn attend(
                     Some(&score) => score,
                     None => score(geom, page, q, slot),
                 };
-                weights[slot] = softcapped(score, rows.softcap);
+                let added = page.log_weights.get(slot).copied().unwrap_or(0.0);
+                weights[slot] = softcapped(score, rows.softcap) + added;
             }
             let all = &mut weights;
             let weights = &mut all[slots.clone()];

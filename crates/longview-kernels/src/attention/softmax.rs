@@ -22,6 +22,8 @@ pub(super) struct SoftmaxTile<'a> {
     pub scores: &'a mut [f32],
     pub slots: &'a [Range<usize>],
     pub softcap: f32,
+    /// Added to the scores of every row after the soft cap, `[64]`; empty where nothing is.
+    pub log_weights: &'a [f32],
     pub max: &'a mut [f32],
     pub sum: &'a mut [f32],
     pub scale: &'a mut [f32],
@@ -70,6 +72,8 @@ impl Kernel for SoftmaxTile<'_> {
                     .iter_mut()
                     .for_each(|s| *s = self.softcap * (*s / self.softcap).tanh());
             }
+            let added = self.log_weights.iter().skip(slots.start);
+            scores.iter_mut().zip(added).for_each(|(s, x)| *s += x);
             let top = scores.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
             let max = followed(self.max[row], top);
             let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
@@ -164,12 +168,14 @@ impl SoftmaxTile<'_> {
         let rows = self.slots.len();
         assert!(self.scores.len() == rows * PAGE_TOKENS);
         assert!(self.max.len() == rows && self.sum.len() == rows && self.scale.len() == rows);
+        assert!(matches!(self.log_weights.len(), 0 | PAGE_TOKENS));
         self.scale.fill(1.0);
     }
 
     #[inline(always)]
     fn any<L: Lanes, B: Beside<L>, const N: usize>(&mut self, l: L, first: usize, beside: &mut B) {
         let is_plain = self.softcap == 0.0
+            && self.log_weights.is_empty()
             && (self.slots[first..first + N].iter()).all(|slots| slots.len() == PAGE_TOKENS);
         match is_plain {
             true => self.some::<L, B, N, true>(l, first, beside),
@@ -178,7 +184,7 @@ impl SoftmaxTile<'_> {
     }
 
     /// The `N` rows from `first` on: the maxima of all first, then all exponentials, so that the rows'
-    /// chains of dependent operations run side by side. `PLAIN` where nothing is capped or hidden.
+    /// chains of dependent operations run side by side. `PLAIN` where nothing is capped, weighted or hidden.
     #[inline(always)]
     fn some<L: Lanes, B: Beside<L>, const N: usize, const PLAIN: bool>(
         &mut self,
@@ -189,7 +195,8 @@ impl SoftmaxTile<'_> {
         for r in 0..N {
             if !PLAIN {
                 let scores = &mut self.scores[(first + r) * PAGE_TOKENS..][..PAGE_TOKENS];
-                cap_and_hide(l, self.softcap, &self.slots[first + r], scores);
+                let slots = &self.slots[first + r];
+                cap_and_hide(l, self.softcap, self.log_weights, slots, scores);
             }
         }
         let scores = self.scores[first * PAGE_TOKENS..][..N * PAGE_TOKENS].as_mut_ptr();
@@ -255,14 +262,23 @@ impl SoftmaxTile<'_> {
     }
 }
 
-/// Applies the soft cap and gives the slots that a row does not see a score of -inf.
+/// Applies the soft cap and what is added, and gives the slots that a row does not see a score of -inf.
 #[inline(always)]
-fn cap_and_hide<L: Lanes>(l: L, softcap: f32, slots: &Range<usize>, scores: &mut [f32]) {
+fn cap_and_hide<L: Lanes>(
+    l: L,
+    softcap: f32,
+    log_weights: &[f32],
+    slots: &Range<usize>,
+    scores: &mut [f32],
+) {
     let (cap, inverse) = (l.splat(softcap), l.splat(1.0 / softcap));
     for (i, scores) in scores.chunks_exact_mut(L::WIDTH).enumerate() {
         let mut s = l.load(scores);
         if softcap != 0.0 {
             s = l.mul(cap, l.tanh(l.mul(s, inverse)));
+        }
+        if let Some(added) = log_weights.get(i * L::WIDTH..(i + 1) * L::WIDTH) {
+            s = l.add(s, l.load(added));
         }
         let first = (i * L::WIDTH) as i32;
         let (lo, hi) = (slots.start as i32 - first, slots.end as i32 - first);

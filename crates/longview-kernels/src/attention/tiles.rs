@@ -74,6 +74,7 @@ pub(super) fn attend<L: Lanes>(
         queries,
         head: 0,
         index: 0,
+        log_weights: &[],
         slots: [const { 0..0 }; TILE_ROWS],
         sees: false,
     };
@@ -90,6 +91,7 @@ pub(super) fn attend<L: Lanes>(
         if (0..tiles).all(|tile| span.look(tile).is_empty()) {
             continue;
         }
+        span.log_weights = page.log_weights;
         // A page that many rows read takes longer than its successor needs to come.
         let ahead = if many { 1 } else { PAGES_AHEAD };
         let next = pages.get(place + ahead);
@@ -157,6 +159,7 @@ struct Span<'a> {
     /// The page that is read: its head, and which of its pages it is.
     head: usize,
     index: usize,
+    log_weights: &'a [f32],
     /// What the rows of a tile see of it.
     slots: [Range<usize>; TILE_ROWS],
     /// Whether that is anything, where there is one tile.
@@ -271,6 +274,7 @@ impl Span<'_> {
             scores,
             slots,
             softcap: self.rows.softcap,
+            log_weights: self.log_weights,
             max: &mut self.max[first..first + height],
             sum: &mut self.sum[first..first + height],
             scale,

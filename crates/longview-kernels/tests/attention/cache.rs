@@ -40,6 +40,8 @@ impl Noise {
 pub(crate) struct Cache {
     pub(crate) geom: PageGeometry,
     pub(crate) pages: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What is added to the scores, `[pages][64]`; nothing where every pair counts as one.
+    pub(crate) log_weights: Vec<f32>,
 }
 
 impl Cache {
@@ -92,7 +94,23 @@ impl Cache {
                 bits
             })
             .collect();
-        Cache { geom, pages }
+        let log_weights = Vec::new();
+        Cache {
+            geom,
+            pages,
+            log_weights,
+        }
+    }
+
+    /// The same where each of the first `tokens` pairs counts as 1 to 9; the other weights are no numbers.
+    pub(crate) fn weighted(mut self, tokens: usize, seed: u64) -> Cache {
+        let mut noise = Noise(seed);
+        let weight = |slot| match slot < tokens {
+            true => (1.0 + noise.below(9) as f32).ln(),
+            false => f32::NAN,
+        };
+        self.log_weights = (0..self.pages.len() * PAGE_TOKENS).map(weight).collect();
+        self
     }
 
     pub(crate) fn span(&self, span: usize) -> Vec<PageRef<'_>> {
@@ -102,10 +120,15 @@ impl Cache {
     }
 
     pub(crate) fn pages(&self, pages: Range<usize>) -> Vec<PageRef<'_>> {
-        self.pages[pages]
-            .iter()
-            .map(|(k, v)| PageRef { k, v })
-            .collect()
+        let page = |page: usize| {
+            let (k, v) = &self.pages[page];
+            let slots = page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS;
+            PageRef {
+                log_weights: self.log_weights.get(slots).unwrap_or_default(),
+                ..PageRef::new(k, v)
+            }
+        };
+        pages.map(page).collect()
     }
 
     pub(crate) fn spans(&self) -> usize {
@@ -170,11 +193,12 @@ impl Cache {
                     .map(|(&q, &k)| f64::from(q) * f64::from(k))
                     .sum();
                 let cap = f64::from(softcap);
-                if softcap == 0.0 {
-                    s
-                } else {
-                    cap * (s / cap).tanh()
-                }
+                let capped = match softcap {
+                    0.0 => s,
+                    _ => cap * (s / cap).tanh(),
+                };
+                let added = self.log_weights.get(*slot).copied();
+                capped + f64::from(added.unwrap_or_default())
             })
             .collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -182,7 +182,7 @@ impl Call<'_, '_> {
         let group_size = self.attention.heads / group.kind.kv_heads;
         let first = covered.start / PAGE_TOKENS;
         let last = covered.end.div_ceil(PAGE_TOKENS);
-        let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS * HEADS_PER_TASK];
+        let mut pages = [PageRef::new(&[], &[]); SPAN_BLOCKS * HEADS_PER_TASK];
         let mut used = 0;
         // The blocks whose pages are read, as they follow one another there.
         let mut present = [0; SPAN_BLOCKS];

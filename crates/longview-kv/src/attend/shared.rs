@@ -180,7 +180,7 @@ impl<'a> Call<'a, '_> {
             }
         }
 
-        let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS * HEADS_PER_TASK];
+        let mut pages = [PageRef::new(&[], &[]); SPAN_BLOCKS * HEADS_PER_TASK];
         let mut used = 0;
         let mut first_block = piece.blocks.end;
         for index in piece.blocks.clone() {

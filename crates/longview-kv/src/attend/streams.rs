@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use longview_kernels::attention::{PageRef, QueryRows, attend_span};
+use longview_kernels::attention::{PageRef, QueryRows, SPAN_TOKENS, attend_span};
 use longview_kernels::page::PAGE_TOKENS;
 
 use super::plan::{Cut, Source, Task};
@@ -74,16 +74,26 @@ impl<'a> Call<'a, '_> {
             if first >= last {
                 break;
             }
-            let mut pages = [PageRef { k: &[], v: &[] }; SPAN_BLOCKS];
+            let mut of_slots;
+            let mut pages = [PageRef::new(&[], &[]); SPAN_BLOCKS];
             for (page, index) in pages.iter_mut().zip(first..last) {
                 *page = stream.page(group, index);
             }
-            let pages = &pages[..last - first];
-            let slot = |slot: usize| {
-                slot.saturating_sub(span * SPAN_BLOCKS * PAGE_TOKENS)
-                    .min(pages.len() * PAGE_TOKENS) as u32
-            };
-            let visible = slot(slots.slots.start)..slot(slots.slots.end);
+            let pages = &mut pages[..last - first];
+            let before = span * SPAN_BLOCKS * PAGE_TOKENS;
+            let slot = |slot: usize| slot.saturating_sub(before).min(pages.len() * PAGE_TOKENS);
+            let seen = slot(slots.slots.start)..slot(slots.slots.end);
+            let log_weights = stream.log_weights(task.heads.start);
+            if !log_weights.is_empty() {
+                // In the order of slots, of which the first ones may be another head's.
+                of_slots = [0.0; SPAN_TOKENS];
+                let pair = before + seen.start - slots.slots.start;
+                of_slots[seen.clone()].copy_from_slice(&log_weights[pair..][..seen.len()]);
+                for (page, added) in pages.iter_mut().zip(of_slots.chunks_exact(PAGE_TOKENS)) {
+                    page.log_weights = added;
+                }
+            }
+            let visible = seen.start as u32..seen.end as u32;
             worker.visible.clear();
             worker.visible.extend(std::iter::repeat_n(visible, count));
             let rows = QueryRows {

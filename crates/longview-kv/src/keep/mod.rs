@@ -251,12 +251,24 @@ pub enum Scope {
     Model,
 }
 
+/// Whether it is known of how many tokens each pair is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Counting {
+    /// It is not.
+    #[default]
+    No,
+    /// For later merges alone, in 4 bytes a pair.
+    Merges,
+    /// Attention counts a pair as so many as well: their logarithm is added to its score. 8 bytes a pair.
+    Attention,
+}
+
 /// keep: what evicted pairs leave behind.
 pub trait Merge: Send + Sync {
     /// Whether it must know of how many tokens each pair is made: then it counts them in
-    /// [`Pairs::tokens`], and that is remembered, in 4 bytes a pair.
-    fn counts(&self) -> Gather {
-        Gather::No
+    /// [`Pairs::tokens`], and that is remembered.
+    fn counting(&self) -> Counting {
+        Counting::No
     }
 
     /// Which tokens it wants to let go of first.
@@ -386,11 +398,18 @@ impl Keep {
     /// Bytes that a pair of a stream takes beside its key and value: its position, and of how many tokens
     /// it is where that is counted.
     pub(super) fn place_bytes(&self) -> usize {
-        let counts = self.merge.as_ref().map(|merge| merge.counts());
-        match counts {
-            Some(Gather::Yes) => 2 * size_of::<u32>(),
-            _ => size_of::<u32>(),
-        }
+        let of_count = match self.counting() {
+            Counting::No => 0,
+            Counting::Merges => size_of::<u32>(),
+            Counting::Attention => size_of::<u32>() + size_of::<f32>(),
+        };
+        size_of::<u32>() + of_count
+    }
+
+    /// Whether it is known of how many tokens each pair is made.
+    pub(super) fn counting(&self) -> Counting {
+        let merge = self.merge.as_ref();
+        merge.map_or(Counting::No, |merge| merge.counting())
     }
 
     /// Bytes that moving a head of a layer of `group` takes, of which `kept` pairs stay and `gone` go, where

@@ -283,7 +283,7 @@ impl Context {
             let pages = body.take(pages).ok_or_else(damaged)?;
             stream.fill_pages(pages);
             for (at, counts) in counts.into_iter().enumerate() {
-                stream.set_tokens(at, counts);
+                stream.set_tokens(at, counts, plan.counting());
             }
             streams.push(stream);
         }

@@ -7,7 +7,7 @@ use longview_kernels::{AlignedBytes, Exec};
 use super::compress::Chosen;
 use super::stream::Stream;
 use super::view::LayerView;
-use super::{Gather, Keep, Merging, Pairs, Positions};
+use super::{Counting, Keep, Merging, Pairs, Positions};
 use crate::ledger::Reservation;
 
 /// What stays of one layer, on its way into a stream.
@@ -107,9 +107,9 @@ impl Stays<'_> {
 
     /// Remembers of how many tokens the pairs of a head are, where the merge counts them.
     fn count(&self, head: usize, pairs: &Pairs, stream: &mut Stream) {
-        let counts = self.plan.merge.as_ref().map(|merge| merge.counts());
-        if counts == Some(Gather::Yes) {
-            stream.set_tokens(head, pairs.tokens.clone());
+        let counting = self.plan.counting();
+        if counting != Counting::No {
+            stream.set_tokens(head, pairs.tokens.clone(), counting);
         }
     }
 

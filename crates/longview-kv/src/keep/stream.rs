@@ -12,7 +12,7 @@ use longview_kernels::attention::PageRef;
 use longview_kernels::page::{self, KvType, PAGE_TOKENS, PageGeometry};
 use longview_kernels::{AlignedBytes, Exec};
 
-use super::Pairs;
+use super::{Counting, Pairs};
 use crate::block::Block;
 use crate::layout::Group;
 use crate::ledger::Reservation;
@@ -43,6 +43,8 @@ struct Head {
     positions: Vec<u32>,
     /// Of how many tokens each pair is, where that is counted.
     tokens: Vec<u32>,
+    /// Their logarithms, where attention counts a pair as so many.
+    log_weights: Vec<f32>,
 }
 
 impl Head {
@@ -110,6 +112,7 @@ impl Stream {
                 first,
                 positions,
                 tokens: Vec::new(),
+                log_weights: Vec::new(),
             }
         };
         let heads: Vec<Head> = positions.into_iter().map(of_head).collect();
@@ -294,8 +297,18 @@ impl Stream {
     }
 
     /// Notes of how many tokens each pair of a head is.
-    pub(crate) fn set_tokens(&mut self, head: usize, tokens: Vec<u32>) {
-        self.heads[head].tokens = tokens;
+    pub(crate) fn set_tokens(&mut self, head: usize, tokens: Vec<u32>, counting: Counting) {
+        let head = &mut self.heads[head];
+        if counting == Counting::Attention {
+            let log = |&tokens: &u32| (f64::from(tokens).ln()) as f32;
+            head.log_weights = tokens.iter().map(log).collect();
+        }
+        head.tokens = tokens;
+    }
+
+    /// What attention adds to the scores of a head's pairs; nothing where each counts as one.
+    pub(crate) fn log_weights(&self, head: usize) -> &[f32] {
+        &self.heads[head].log_weights
     }
 
     /// Of how many tokens each pair of a head is; nothing where that is not counted.
@@ -338,6 +351,6 @@ impl Stream {
         let at = index * group.page_bytes();
         let page = &self.pages.bytes()[at..at + group.page_bytes()];
         let (k, v) = page.split_at(group.geometry.k_bytes());
-        PageRef { k, v }
+        PageRef::new(k, v)
     }
 }

@@ -301,6 +301,18 @@ impl<'a> LayerView<'a> {
         if shape.softcap != 0.0 {
             activation::softcap(self.isa, out, shape.softcap);
         }
+        let added = self.log_weights(head);
+        if !added.is_empty() {
+            for logits in out.chunks_exact_mut(self.pairs(head)) {
+                activation::add(self.isa, &mut logits[..added.len()], added);
+            }
+        }
+    }
+
+    /// What attention adds to the logits of the first pairs of a head, those of earlier compactions: the logarithm
+    /// of how many tokens each stands for; nothing where it counts each as one.
+    fn log_weights(&self, head: usize) -> &[f32] {
+        self.stream.map_or(&[], |stream| stream.log_weights(head))
     }
 
     /// The products of `vectors [rows][head_dim]` with the key of every pair of a head: `out
@@ -383,6 +395,15 @@ impl<'a> LayerView<'a> {
         });
         if shape.softcap != 0.0 {
             activation::softcap(self.isa, out, shape.softcap);
+        }
+        let added = self.log_weights(head);
+        let mut to = 0;
+        for range in ranges.iter().filter(|_| !added.is_empty()) {
+            let from = &added[range.start.min(added.len())..range.end.min(added.len())];
+            for logits in out.chunks_exact_mut(width) {
+                activation::add(self.isa, &mut logits[to..to + from.len()], from);
+            }
+            to += range.len();
         }
     }
 

@@ -5,8 +5,8 @@
 //! Neighbours in a text are alike. Each chunk of pairs is parted into even and odd places, and every
 //! even one is matched with the odd one whose key is most like its own; the more alike, the sooner it
 //! goes. Who is left is parted again, until one is left of a chunk. With `merge=chelsea` what goes is
-//! averaged into what stays near it. Later rounds match keys as they are, not the averages. What stands
-//! for n tokens has no ln n on its logit: pages have no number a slot to hold it (docs/keep.md).
+//! averaged into what stays near it, and with `merge=chelsea(as=tokens)` counts as many in attention. Later
+//! rounds match keys as they are, not the averages.
 
 use longview_kv::KvError;
 use longview_kv::keep::{LayerView, Question, Score, Scores, larger};
@@ -146,5 +146,44 @@ mod tests {
         assert_eq!(toy.positions(0, 0), [3, 5]);
         assert_eq!(toy.keys(0)[1], [0.0, 4.5]);
         assert_eq!(toy.keys(0)[0], [0.4, 1.2]);
+    }
+
+    #[test]
+    fn what_stands_for_copies_counts_as_many_where_it_is_told_to() {
+        // Ten texts of three words, each said four times over.
+        let words = [[1.0, 0.0], [0.0, 1.0], [-0.5, 0.5]];
+        let keys: Vec<[f32; 2]> = (0..120).map(|at| words[at / 4 % 3]).collect();
+        let read = |text: Option<&str>| {
+            let mut toy = Toy::new(1, 1, 2);
+            if let Some(text) = text {
+                toy.keep(text, keys.len());
+            }
+            toy.read_keys(&keys);
+            toy.compress();
+            toy
+        };
+        let rest = "budget=30, chunk=4, sinks=0, recent=0, block=never";
+        let mut whole = read(None);
+        let mut counted = read(Some(&format!(
+            "chelsea({rest}, merge=chelsea(near=4, as=tokens))"
+        )));
+        let mut plain = read(Some(&format!("chelsea({rest}, merge=chelsea(near=4))")));
+        assert_eq!(counted.positions(0, 0).len(), 30);
+        assert_eq!(counted.positions(0, 0), plain.positions(0, 0));
+        let (mut logits, mut told) = (Vec::new(), Vec::new());
+        plain.look(&mut |layer| layer.logits(0, &[1.0, 2.0], &mut logits));
+        counted.look(&mut |layer| layer.logits(0, &[1.0, 2.0], &mut told));
+        for (told, logit) in told.iter().zip(&logits) {
+            assert_eq!(*told, logit + 4f32.ln());
+        }
+        for query in [[1.0, 2.0], [-3.0, 0.5], [0.0, 0.0]] {
+            let [whole, counted, plain] =
+                [&mut whole, &mut counted, &mut plain].map(|toy| toy.fork().attend(query));
+            for (x, y) in counted.iter().zip(&whole) {
+                assert!((x - y).abs() < 1e-6, "{counted:?} for {whole:?}");
+            }
+            // One pair of zeros beside thirty weighs more than beside four times as many.
+            assert!(plain != counted);
+        }
     }
 }

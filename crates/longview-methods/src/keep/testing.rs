@@ -9,8 +9,8 @@ use longview_kv::keep::{
     Scores,
 };
 use longview_kv::{
-    Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout, LayerState, Ledger, RopeSet,
-    Segment, Wanted,
+    AttendWorkspace, Attention, Batch, Context, Identity, KvError, KvLayout, KvType, LayerLayout,
+    LayerState, Ledger, RopeSet, Segment, Wanted,
 };
 
 use crate::arguments::Arguments;
@@ -240,6 +240,31 @@ impl Toy {
             heads: self.kv_heads * self.group,
             angle: self.angle,
         }
+    }
+
+    /// What the one head of a toy of one layer makes of all pairs and of its own, of zeros, when it asks `query`.
+    pub(crate) fn attend<const D: usize>(&mut self, query: [f32; D]) -> Vec<f32> {
+        let segment = Segment {
+            context: &mut self.context,
+            tokens: &[0],
+            wanted: Wanted::Nothing,
+        };
+        let mut batch = Batch::new([segment], IDENTITY).unwrap();
+        batch.append(&self.exec, 0, &[0.0; D], &[0.0; D]);
+        let attention = Attention {
+            heads: 1,
+            scale: 1.0,
+            softcap: 0.0,
+            sinks: None,
+            rotate: &|_, _, _| {},
+        };
+        let mut out = vec![f32::NAN; D];
+        let room = &mut AttendWorkspace::default();
+        batch
+            .attend(&self.exec, 0, &attention, &query, &mut out, room)
+            .unwrap();
+        batch.commit();
+        out
     }
 
     /// `numbers(token, layer, channel of all heads)` gives query, key and value; the query heads of a

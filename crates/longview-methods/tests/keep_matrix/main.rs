@@ -56,6 +56,9 @@ fn texts(budget: &str) -> Vec<String> {
     texts.push(format!(
         "h2o(budget={budget}, block=64, merge=d2o, sinks=4)"
     ));
+    texts.push(format!(
+        "h2o(budget={budget}, block=64, merge=chelsea(as=tokens), sinks=4)"
+    ));
     texts.push(format!("tova(budget={budget}, block=64)"));
     texts.push(format!(
         "knorm(budget={budget}, block=100, decode=1, sinks=0, recent=0)"

@@ -90,6 +90,7 @@ fn attend_beside(l: Avx512, it: Attend<'_>) {
         scores: [scores, more_scores].map(|s| s.sized(ROWS * PAGE_TOKENS)),
         weights: [weights, more_weights].map(|w| w.sized(WEIGHTS)),
         sums: room.sums.sized(ROWS * stride),
+        log_weights: &[],
         acc,
         max,
         sum,
@@ -145,12 +146,14 @@ struct Span<'a> {
     scores: [&'a mut [f32]; 2],
     weights: [&'a mut [f32]; 2],
     sums: &'a mut [f32],
+    /// Of the page that is read.
+    log_weights: &'a [f32],
     acc: &'a mut [f32],
     max: &'a mut [f32],
     sum: &'a mut [f32],
 }
 
-impl Span<'_> {
+impl<'a> Span<'a> {
     #[inline(always)]
     fn split_queries(&mut self, dim: usize) {
         let (count, floats) = (self.rows.visible.len(), self.steps * FLOAT_PARTS * FLOATS);
@@ -167,13 +170,14 @@ impl Span<'_> {
 
     /// Attention of more than a tile of rows, for which it matters little how long pages take to be split.
     #[inline(always)]
-    fn many_rows(&mut self, l: Avx512, geom: &PageGeometry, pages: &[PageRef<'_>]) {
+    fn many_rows(&mut self, l: Avx512, geom: &PageGeometry, pages: &'a [PageRef<'a>]) {
         for (place, page) in pages.iter().enumerate() {
             let at = At::of(place, self.rows.heads);
             let some = self.some(at.index);
             if some.is_empty() {
                 continue;
             }
+            self.log_weights = page.log_weights;
             let next = pages.get(place + 1);
             self.split_keys(l, geom, page, next, |_| {});
             if self.are_alike(at.index) || split::are_finite(page.v, self.stride, &some) {
@@ -188,7 +192,7 @@ impl Span<'_> {
     /// Attention of up to a tile of rows: while a page's keys are split, the values of the page before are
     /// added, and while its values are, it is scored.
     #[inline(always)]
-    fn few_rows(&mut self, l: Avx512, geom: &PageGeometry, pages: &[PageRef<'_>]) {
+    fn few_rows(&mut self, l: Avx512, geom: &PageGeometry, pages: &'a [PageRef<'a>]) {
         let mut products = Products::default();
         for (place, page) in pages.iter().enumerate() {
             let at = At::of(place, self.rows.heads);
@@ -196,6 +200,7 @@ impl Span<'_> {
                 continue;
             };
             let some = self.some(at.index);
+            self.log_weights = page.log_weights;
             let next = pages.get(place + 1);
             let whole = self.steps * ROWS;
             self.split_keys(l, geom, page, next, |part| products.go_on(part, whole));
@@ -414,6 +419,7 @@ impl Span<'_> {
             scores: &mut self.scores[rows.slot][some.start * PAGE_TOKENS..some.end * PAGE_TOKENS],
             slots,
             softcap: self.rows.softcap,
+            log_weights: self.log_weights,
             max: &mut self.max[first..first + count],
             sum: &mut self.sum[first..first + count],
             scale,

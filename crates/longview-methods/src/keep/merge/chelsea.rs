@@ -3,17 +3,18 @@
 //!
 //! What goes is averaged into the kept pair near it whose key is most like its own, each counting as many
 //! tokens as were averaged into it before: whatever the order, a pair is the mean of its tokens. The first
-//! and the last tokens, which always stay, take nothing in; what has no other kept pair near it is gone. A
-//! cluster counts as one pair in attention, the paper's plain replacement.
+//! and the last tokens, which always stay, take nothing in; what has no other kept pair near it is gone. In
+//! attention a pair counts as one, which is plain replacement; with `as=tokens` as many as it is the mean
+//! of, by their logarithm on its score: exact where these are the same.
 
 use std::ops::Range;
 
-use longview_kv::keep::{Gather, Merge, Merging, Pairs};
+use longview_kv::keep::{Counting, Merge, Merging, Pairs};
 
 use super::{KEYS, Keys, Nearest, blend, blend_bytes, norm};
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 
-/// `chelsea(near, keys)`.
+/// `chelsea(near, keys, as)`.
 pub(crate) const METHOD: Method = Method {
     stage: Stage::Keep,
     name: "chelsea",
@@ -30,11 +31,23 @@ pub(crate) const METHOD: Method = Method {
             domain: Domain::Count,
         },
         KEYS,
+        Parameter {
+            name: "as",
+            default: "one",
+            unit: "",
+            doc: "what attention counts a pair as that others were averaged into: one, or as many tokens \
+                  as it is the mean of",
+            domain: Domain::Word(&["one", "tokens"]),
+        },
     ],
     build: Build::Merge(|arguments| {
         Box::new(Chelsea {
             near: arguments.count("near") as u32,
             keys: Keys::of(arguments),
+            counting: match arguments.word("as") {
+                "tokens" => Counting::Attention,
+                _ => Counting::Merges,
+            },
         })
     }),
 };
@@ -42,11 +55,12 @@ pub(crate) const METHOD: Method = Method {
 struct Chelsea {
     near: u32,
     keys: Keys,
+    counting: Counting,
 }
 
 impl Merge for Chelsea {
-    fn counts(&self) -> Gather {
-        Gather::Yes
+    fn counting(&self) -> Counting {
+        self.counting
     }
 
     fn scratch(&self, gone: usize, kept: usize, head_dim: usize) -> usize {
@@ -115,6 +129,7 @@ mod tests {
         let merge = Chelsea {
             near: 4,
             keys: Keys::Cached,
+            counting: Counting::Merges,
         };
         let mut kept = pairs(&[(0, [1.0, 0.0]), (10, [0.0, 1.0])]);
         let gone = pairs(&[
@@ -137,6 +152,7 @@ mod tests {
         let merge = Chelsea {
             near: 64,
             keys: Keys::Cached,
+            counting: Counting::Merges,
         };
         let mut kept = pairs(&[(0, [1.0, 0.0]), (3, [2.0, 0.0]), (9, [4.0, 0.0])]);
         let with = |gone: &[(u32, [f32; 2])], kept: &mut Pairs| {
