@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use longview_kv::Context;
+use longview_kv::{Context, KvError};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -104,12 +104,12 @@ impl Engine {
             .collect()
     }
 
-    /// Removes the tokens `spans`, ascending and apart, from `context`.
+    /// Removes the tokens `spans`, ascending and apart, from `context`. Where it cannot go back to before
+    /// them, since windows or recurrent states have passed, all that is left is read again.
     ///
     /// # Errors
-    /// Where the context cannot go back to before them: sliding-window layers or recurrent states have
-    /// passed, or a keep method has dropped pairs; and errors of the prefill. What the context holds is
-    /// then a prefix of what it was to hold.
+    /// Where a keep method has dropped pairs, and those of the prefill. What the context holds is then a
+    /// prefix of what it was to hold.
     pub fn remove(
         &self,
         context: &mut Context,
@@ -137,7 +137,13 @@ impl Engine {
             from = span.end;
         }
         rest.extend_from_slice(&all[from..]);
-        let realigned = self.realign(context, &rest, tail.reuse(), on)?;
+        let realigned = match self.realign(context, &rest, tail.reuse(), on) {
+            Err(EngineError::Kv(KvError::WindowPassed { .. } | KvError::NoCheckpoint { .. })) => {
+                context.truncate(0)?;
+                self.realign(context, &rest, Reuse::Prefix, on)?
+            }
+            realigned => realigned?,
+        };
         pruned.control = realigned.control;
         if realigned.control == Control::Continue {
             pruned.control = self.prefill(context, &rest[realigned.held..], on)?;

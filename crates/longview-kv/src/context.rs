@@ -252,7 +252,8 @@ impl Context {
     ///
     /// # Errors
     /// [`KvError::BeyondEnd`] when the context is shorter, [`KvError::WindowPassed`] when a
-    /// sliding-window layer no longer holds what the token at `len` must see,
+    /// sliding-window layer, or a form that holds the latest tokens apart, no longer holds what the token
+    /// at `len` must see, which for the first one is nothing,
     /// [`KvError::PairsGone`] when a keep method has dropped pairs of the tokens after it,
     /// [`KvError::NoCheckpoint`] when recurrent layers kept no state there.
     pub fn truncate(&mut self, len: usize) -> Result<(), KvError> {
@@ -263,7 +264,9 @@ impl Context {
             });
         }
         self.check_kept(len)?;
-        self.check_windows(&self.places, len)?;
+        if len > 0 {
+            self.check_windows(&self.places, len)?;
+        }
         self.go_back(len)?;
         if let Some(kept) = self.kept.as_mut().filter(|_| len < self.tokens.len()) {
             kept.observed.forget_sums();
