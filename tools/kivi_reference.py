@@ -108,7 +108,9 @@ class Model:
 
     def __init__(self) -> None:
         self.config = json.loads((MODEL / "config.json").read_text())
-        self.weights = {name: tensor.float() for name, tensor in load_file(MODEL / "model.safetensors").items()}
+        device = torch.get_default_device()
+        stored = load_file(MODEL / "model.safetensors")
+        self.weights = {name: tensor.to(device, torch.float32) for name, tensor in stored.items()}
         self.heads, self.kv_heads, self.dim = 8, 2, 64
         inverse = self.config["rope_theta"] ** (-torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim)
         self.inverse = inverse
@@ -225,7 +227,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", type=Path)
     parser.add_argument("--variants", nargs="+", default=["dense", "kivi4 after", "kivi4 while", "kivi2 after", "kivi2 while"])
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     arguments = parser.parse_args()
+    torch.set_default_device(arguments.device)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(MODEL / "tokenizer.json"))
     model = Model()
     samples = [json.loads(line) for line in arguments.samples.read_text().splitlines()]
