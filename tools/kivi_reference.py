@@ -3,12 +3,14 @@
 values are replaced by what the codes stand for.
 
     longview eval niah-single-1,niah-multikey-1 --lengths 4k --samples 40 --export samples.jsonl
-    python tools/kivi_reference.py samples.jsonl --variants dense 'kivi2 after' 'kivi2 while'
+    python tools/kivi_reference.py samples.jsonl --variants dense 'kivi2 after' 'kivi2 while' --out scores.jsonl
+    python tools/kivi_reference.py --table scores.jsonl
 
 `after` is the published way: the prompt is read in full precision and quantised when it has been read. `while` is
 Longview's: a row of the prompt, too, reads tokens that are no longer among the latest from their codes. `kivi2 k`
-and `kivi2 v` quantise keys or values alone. Prints scores, and the mean relative error of keys and values of each
-layer.
+and `kivi2 v` quantise keys or values alone. A line is written for every sample, with the mean relative error of keys
+and values of each layer, and what is there already is not asked again. The table has the differences from `dense` on
+the same samples, with their 95 % interval.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,17 +208,16 @@ class Cache:
         weights[:, : len(held_k)] -= of_held
         return weights @ v + of_held @ held_v
 
-    def errors(self) -> list[str]:
+    def errors(self) -> list[tuple[float, float]]:
         """Of each layer the root of the mean square error of keys and of values, as a share of theirs."""
-        lines = []
+        found = []
         for layer, held in enumerate(self.held):
             if held is None:
                 continue
             end = held[0].shape[1]
             share = lambda a, b: ((a - b).pow(2).mean() / b.pow(2).mean()).sqrt().item()
-            k, v = share(held[0], self.k[layer][:, :end]), share(held[1], self.v[layer][:, :end])
-            lines.append(f"layer {layer}: keys {100 * k:.1f} %, values {100 * v:.1f} %")
-        return lines
+            found.append((share(held[0], self.k[layer][:, :end]), share(held[1], self.v[layer][:, :end])))
+        return found
 
 
 def holds(answer: str, wanted: str) -> bool:
@@ -225,33 +227,69 @@ def holds(answer: str, wanted: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("samples", type=Path)
+    parser.add_argument("samples", type=Path, nargs="?")
     parser.add_argument("--variants", nargs="+", default=["dense", "kivi4 after", "kivi4 while", "kivi2 after", "kivi2 while"])
     parser.add_argument("--device", default="cpu", help="such as cuda")
+    parser.add_argument("--part", default="1/1", help="every n-th sample")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, nargs="+")
     arguments = parser.parse_args()
+    if arguments.table:
+        table([json.loads(line) for path in arguments.table for line in path.read_text().splitlines()])
+    elif arguments.samples and arguments.out:
+        score(arguments)
+    else:
+        parser.error("samples and --out are needed, or --table")
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Asks every sample of the part of every variant."""
     torch.set_default_device(arguments.device)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(MODEL / "tokenizer.json"))
     model = Model()
-    samples = [json.loads(line) for line in arguments.samples.read_text().splitlines()]
-    variants = [Variant.parse(text) for text in arguments.variants]
     layers = model.config["num_hidden_layers"]
-    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    errors: dict[str, list[str]] = {}
-    for sample in samples:
-        with torch.no_grad():
-            whole = Cache(Variant("dense"), layers)
-            model.read(whole, sample["document"], prompt=True)
-            for variant in variants:
+    index, of = (int(number) for number in arguments.part.split("/"))
+    samples = [json.loads(line) for line in arguments.samples.read_text().splitlines()]
+    samples = sorted((one for one in samples if one["sample"] % of == index - 1), key=lambda one: one["sample"])
+    there = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+    done = {(one["task"], one["sample"], one["variant"]) for one in map(json.loads, there)}
+    with arguments.out.open("a") as out, torch.no_grad():
+        for sample in samples:
+            whole = None
+            for variant in map(Variant.parse, arguments.variants):
+                if (sample["task"], sample["sample"], variant.name) in done:
+                    continue
                 if variant.while_reading:
                     cache = Cache(variant, layers)
                     model.read(cache, sample["document"], prompt=True)
                 else:
+                    if whole is None:
+                        whole = Cache(Variant("dense"), layers)
+                        model.read(whole, sample["document"], prompt=True)
                     cache = whole.fork(variant)
-                errors.setdefault(variant.name, cache.errors())
-                scores[variant.name][sample["task"]].append(ask(model, cache, sample, tokenizer))
-    for variant in variants:
-        means = ", ".join(f"{task} {sum(of) / len(of):.1f} ({len(of)})" for task, of in scores[variant.name].items())
-        print(f"{variant.name}: {means}", *errors[variant.name], sep="\n    ", flush=True)
+                line = {"task": sample["task"], "sample": sample["sample"], "variant": variant.name}
+                line |= {"score": ask(model, cache, sample, tokenizer), "errors": cache.errors()}
+                out.write(json.dumps(line) + "\n")
+            out.flush()
+
+
+def table(lines: list[dict]) -> None:
+    """Prints scores of each task, and what each variant is from the dense path on the same samples."""
+    scores: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for one in lines:
+        scores[one["task"]][one["variant"]][one["sample"]] = one["score"]
+    for task, variants in scores.items():
+        dense = variants.get("dense", {})
+        for variant, of in variants.items():
+            text = f"{task}: {variant} {sum(of.values()) / len(of):.1f} ({len(of)})"
+            off = [of[sample] - dense[sample] for sample in of if sample in dense]
+            if variant != "dense" and len(off) > 1:
+                text += f", {statistics.mean(off):+.1f} ± {1.96 * statistics.stdev(off) / len(off) ** 0.5:.1f} ({len(off)})"
+            print(text)
+    for name in sorted({one["variant"] for one in lines}):
+        for layer, of in enumerate(zip(*(one["errors"] for one in lines if one["variant"] == name))):
+            keys, values = (100 * statistics.mean(side) for side in zip(*of))
+            print(f"{name}, layer {layer}: keys {keys:.1f} %, values {values:.1f} %")
 
 
 def ask(model: Model, cache: Cache, sample: dict, tokenizer: PreTrainedTokenizerFast) -> float:

@@ -1,10 +1,10 @@
 //! How fast matrix products are here, next to what the machine can do at most.
 //!
-//! `cargo run --release -p longview-kernels --example matmul_speed -- [THREADS] [rows=1,512] [n=8192] [k=2048] [FORMAT …]`
+//! `cargo run --release -p longview-kernels --example matmul_speed -- [THREADS] [rows=1,512] [n=8192] [k=2048] [cached] [FORMAT …]`
 //!
 //! The shapes are those of a llama of one billion parameters. A product of few rows goes through
-//! copies of the matrix that together exceed the caches, so its weights come from memory. Each
-//! figure is the best of several rounds. The share is the time that the bytes or the operations
+//! copies of the matrix that together exceed the caches, so its weights come from memory, unless `cached`
+//! is said: then one copy stays where it fits (n=512). Each figure is the best of several rounds. The share is the time that the bytes or the operations
 //! need at least, whichever is longer, over the time taken.
 
 use std::time::{Duration, Instant};
@@ -54,7 +54,10 @@ fn main() -> Result<(), Failure> {
     for &format in &arguments.formats {
         for &(n, k) in &arguments.shapes {
             let one = copy(&exec, format, n, k)?;
-            let copies = (BEYOND_CACHE / one.bytes()).max(1);
+            let copies = match arguments.cached {
+                true => 1,
+                false => (BEYOND_CACHE / one.bytes()).max(1),
+            };
             let mut weights = vec![one];
             for _ in 1..copies {
                 weights.push(copy(&exec, format, n, k)?);
@@ -78,6 +81,7 @@ struct Arguments {
     rows: Vec<usize>,
     shapes: Vec<(usize, usize)>,
     formats: Vec<Format>,
+    cached: bool,
 }
 
 impl Arguments {
@@ -87,6 +91,7 @@ impl Arguments {
             rows: vec![1, 512],
             shapes: SHAPES.to_vec(),
             formats: Vec::new(),
+            cached: false,
         };
         for text in std::env::args().skip(1) {
             if let Some(rows) = text.strip_prefix("rows=") {
@@ -97,6 +102,8 @@ impl Arguments {
             } else if let Some(k) = text.strip_prefix("k=") {
                 let k: usize = k.parse()?;
                 parsed.shapes.retain(|shape| shape.1 == k);
+            } else if text == "cached" {
+                parsed.cached = true;
             } else if let Ok(threads) = text.parse() {
                 parsed.threads = threads;
             } else {

@@ -141,6 +141,8 @@ pub(super) struct Ahead {
     panel_bytes: usize,
     /// Bytes of the other panels, between the end of one and what is read after it.
     skipped: usize,
+    /// Bytes from a block to what is asked for when it is read.
+    distance: usize,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -151,7 +153,13 @@ impl Ahead {
         Ahead {
             panel_bytes,
             skipped: (panels - 1) * panel_bytes,
+            distance: S::LAYOUT.segment_bytes(SEGMENT) + AHEAD,
         }
+    }
+
+    /// The same, asking for what comes `distance` bytes later.
+    pub(super) fn at(self, distance: usize) -> Ahead {
+        Ahead { distance, ..self }
     }
 
     /// Asks for what lies ahead of a block of a segment of each of `panels`: every so many lines (`STEP`), from line
@@ -169,7 +177,7 @@ impl Ahead {
     ) {
         let bytes = S::LAYOUT.segment_bytes(SEGMENT);
         let block_bytes = bytes / SEGMENT;
-        let mut start = (segment + 1) * bytes + block * block_bytes + AHEAD;
+        let mut start = segment * bytes + block * block_bytes + self.distance;
         if start >= self.panel_bytes {
             start += self.skipped;
         }

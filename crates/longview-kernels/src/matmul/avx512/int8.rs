@@ -9,6 +9,7 @@ use super::tiles_small::{tiles_small, tiles_small_pairs};
 use super::unpack::{Block, Factors, SmallBlock, Unit, add_scaled, small_minima};
 use super::wide_int8::wide_int8;
 use crate::activations::ROW_RECORD;
+use crate::isa::prefers_one_stream;
 use crate::matmul::source::{Ahead, Segment, Source, with_source};
 use crate::matmul::wide::{Finish, Pairs};
 use crate::matmul::{
@@ -54,11 +55,12 @@ fn pairs_in_tiles<S: Source>(pairs: &Pairs, finish: &Finish) {
 
 fn few_rows<S: Source>(part: &Part) {
     let groups = part.x.shape().groups;
+    let alone = reads_alone::<S>(part.rows().len());
     let mut panel = part.panels.start;
     while panel < part.panels.end {
         let left = part.panels.end - panel;
         let panels = match groups {
-            1 if left >= FOUR => FOUR,
+            1 if left >= FOUR && !alone => FOUR,
             2 if left >= TWO => TWO,
             _ => 1,
         };
@@ -84,6 +86,17 @@ fn few_rows<S: Source>(part: &Part) {
     }
 }
 
+/// What one row asks for ahead in a panel that is read alone and has one plane: the processor fetches
+/// most of it by itself.
+const NEAR: usize = 1024;
+
+/// Whether products of so few rows, one group, take one panel after the other, and not several side by side.
+fn reads_alone<S: Source>(rows: usize) -> bool {
+    let layout = S::LAYOUT;
+    let gains = layout.top_bytes() > 0 || (rows == 1 && layout.low_bits <= 4);
+    gains && prefers_one_stream()
+}
+
 /// Some panels times all rows, up to three groups of them.
 struct Tile<'a> {
     part: &'a Part<'a>,
@@ -101,7 +114,10 @@ impl Tile<'_> {
         let part = self.part;
         let (blocks, grain) = (part.blocks(), S::LAYOUT.grain());
         let panels: [*const u8; P] = std::array::from_fn(|p| part.w.panel(self.panel + p).as_ptr());
-        let ahead = Ahead::new::<S>(P, blocks);
+        let mut ahead = Ahead::new::<S>(P, blocks);
+        if P == 1 && G == 1 && S::LAYOUT.top_bytes() == 0 && reads_alone::<S>(1) {
+            ahead = ahead.at(NEAR);
+        }
         let records = part.x.records(grain);
         let stride = part.x.shape().record_bytes(grain);
         let mut x: [*const u8; GROUPS] = std::array::from_fn(|i| records[i * stride..].as_ptr());
