@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use half::f16;
+use longview_kernels::memory::give_back_freed;
 use longview_kernels::rope::{RotaryRows, RotaryTable};
 use longview_kernels::{Exec, Isa, Numerics};
 use longview_kv::keep::{AttentionOf, AttentionShape};
@@ -206,8 +207,15 @@ impl ModelFile {
             let _ends = ahead.until_dropped();
             // Without that thread weights are read as they are touched.
             let _ = std::thread::Builder::new().spawn_scoped(scope, || ahead.run());
-            loader.load(&self.blueprint, &mut |done| on_layer(done, total))
+            loader.load(&self.blueprint, &mut |done| {
+                // Pages around tensors, too, and the file's table of them: some 9 MiB of a model of one billion
+                // parameters.
+                self.file.release_all();
+                on_layer(done, total);
+            })
         })?;
+        self.file.release_all();
+        give_back_freed();
         let rotary = self
             .blueprint
             .ropes

@@ -29,7 +29,7 @@ pub struct Packed {
 }
 
 /// Bytes that are packed before [`Packed::pack_in_pieces`] says which were read.
-const PIECE_BYTES: usize = 16 << 20;
+const PIECE_BYTES: usize = 4 << 20;
 
 impl Packed {
     /// Repacks `bytes`, the tensor as in the file: `n` rows of `k` elements.
