@@ -4,8 +4,9 @@
 //!
 //! The shapes are those of a llama of one billion parameters. A product of few rows goes through
 //! copies of the matrix that together exceed the caches, so its weights come from memory, unless `cached`
-//! is said: then one copy stays where it fits (n=512). Each figure is the best of several rounds. The share is the time that the bytes or the operations
-//! need at least, whichever is longer, over the time taken.
+//! is said: then one copy stays where it fits (n=512). Each figure is the best of several rounds. The
+//! share is the time that the bytes or the operations need at least, whichever is longer, over the time
+//! taken.
 
 use std::time::{Duration, Instant};
 

@@ -173,7 +173,9 @@ pub(crate) fn prefers_one_stream() -> bool {
     static ZEN_4: OnceLock<bool> = OnceLock::new();
     *ZEN_4.get_or_init(|| {
         let vendor = __cpuid(0);
-        let named = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat();
+        let named = [vendor.ebx, vendor.edx, vendor.ecx]
+            .map(u32::to_le_bytes)
+            .concat();
         let version = __cpuid(1).eax;
         let family = (version >> 8 & 15) + (version >> 20 & 255);
         named == b"AuthenticAMD" && family == FAMILY
