@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use longview_kernels::Exec;
+use serde::{Deserialize, Serialize};
 
-use super::seen::{LayerSeen, bytes};
+use super::seen::{LayerSeen, SeenSizes, bytes};
 use super::view::LayerView;
 use super::{AttentionOf, Gather, Needs};
 use crate::batch::Batch;
@@ -28,6 +29,13 @@ pub(crate) struct Observed {
 struct Gathered {
     layers: Vec<LayerSeen>,
     held: Reservation,
+}
+
+/// How much was gathered.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Sizes {
+    complete: bool,
+    layers: Vec<SeenSizes>,
 }
 
 /// The rows of one layer in a pass.
@@ -170,7 +178,9 @@ impl Observed {
     /// Keeps of the sums of a layer those of the pairs `which` of each head.
     pub(super) fn gather(&mut self, layer: usize, which: &[Vec<u32>]) {
         let needs = self.needs();
-        if [needs.column_sums, needs.row_entropies, needs.own] == [Gather::No; 3] {
+        let of_pairs = [needs.column_sums, needs.row_entropies, needs.own];
+        // What is not of all rows is never looked at.
+        if of_pairs == [Gather::No; 3] || !self.complete {
             return;
         }
         self.layers_mut()[layer].gather(which);
@@ -187,6 +197,59 @@ impl Observed {
         own.layers.iter_mut().for_each(LayerSeen::give_back);
         let over = own.held.bytes().saturating_sub(wanted);
         drop(own.held.split(over));
+    }
+
+    /// What was gathered for `needs` of a context of `len` tokens, for [`Observed::read`]; its numbers are
+    /// appended to `body`. `None` where nothing is gathered any more.
+    pub(super) fn write(&self, needs: Needs, len: usize, body: &mut Vec<u8>) -> Option<Sizes> {
+        if self.needs().is_nothing() {
+            return None;
+        }
+        let of_layer = |layer: &LayerSeen| {
+            let mut layer = layer.narrowed(needs, len);
+            if !self.complete {
+                layer.forget_pairs();
+            }
+            layer.write(body)
+        };
+        Some(Sizes {
+            complete: self.complete,
+            layers: self.gathered.layers.iter().map(of_layer).collect(),
+        })
+    }
+
+    /// Takes over what [`Observed::write`] gave of a context of `tokens` tokens in which layer after layer has
+    /// `pairs [heads]` pairs, none where nothing is gathered; `numbers` are those that follow in the body.
+    /// `Ok(None)` where it is of another method.
+    pub(super) fn read(
+        &mut self,
+        sizes: &Sizes,
+        pairs: &[Vec<usize>],
+        tokens: usize,
+        ledger: &Ledger,
+        numbers: &mut dyn FnMut(usize) -> Option<Vec<f32>>,
+    ) -> Result<Option<()>, KvError> {
+        let most = pairs.iter().flatten().copied().max().unwrap_or(0);
+        let mut layers = self.gathered.layers.clone();
+        let held = ledger.reserve(Purpose::Scratch, bytes(&layers, most))?;
+        if layers.len() != sizes.layers.len() || layers.len() != pairs.len() {
+            return Ok(None);
+        }
+        for ((layer, of_layer), pairs) in layers.iter_mut().zip(&sizes.layers).zip(pairs) {
+            let nothing = vec![0; pairs.len()];
+            let pairs = if sizes.complete { pairs } else { &nothing };
+            if layer.read(of_layer, pairs, tokens, numbers).is_none() {
+                return Ok(None);
+            }
+        }
+        self.gathered = Arc::new(Gathered { layers, held });
+        self.complete = sizes.complete;
+        Ok(Some(()))
+    }
+
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.gathered.held.bytes()
     }
 
     pub(super) fn layer(&self, layer: usize) -> &LayerSeen {

@@ -8,10 +8,11 @@ use longview_kernels::Exec;
 use longview_kernels::attention::softmax;
 
 use super::larger;
+use super::pace::Kept;
 use super::view::LayerView;
 use crate::context::Context;
 use crate::error::KvError;
-use crate::ledger::{Purpose, Reservation};
+use crate::ledger::{Ledger, Purpose, Reservation};
 
 /// Query rows whose logits are in memory at once: they are as long as two parts, which a core's own cache holds.
 pub(super) const WATCHED_ROWS: usize = 48;
@@ -172,6 +173,51 @@ impl Context {
         let tokens = kept.marked.max(repetition.prefix)..end;
         let open = !tokens.is_empty() && kept.pairs(end) > kept.room(end);
         open.then_some((repetition, tokens))
+    }
+}
+
+impl Kept {
+    /// Appends to `body` what forks saw of the first [`Kept::marked`] tokens in the layers `layers`.
+    pub(super) fn write_marks(&self, layers: &[usize], body: &mut Vec<u8>) {
+        for &layer in layers.iter().filter(|_| self.marked > 0) {
+            for of_head in &self.marks.layers[layer] {
+                let marks = &of_head[..self.marked];
+                body.extend(marks.iter().flat_map(|mark| mark.to_le_bytes()));
+            }
+        }
+    }
+
+    /// Bytes of what forks saw.
+    pub(super) fn marks_bytes(&self) -> u64 {
+        self.marks.room.as_ref().map_or(0, Reservation::bytes)
+    }
+
+    /// Takes over what [`Kept::write_marks`] gave of `marked` tokens; `layers` says how many heads each has,
+    /// and `numbers` are those that follow in the body. `Ok(None)` where they end before.
+    pub(super) fn read_marks(
+        &mut self,
+        marked: usize,
+        layers: &[(usize, usize)],
+        ledger: &Ledger,
+        numbers: &mut dyn FnMut(usize) -> Option<Vec<f32>>,
+    ) -> Result<Option<()>, KvError> {
+        let last = layers.last().map_or(0, |&(layer, _)| layer + 1);
+        let mut marks = vec![Vec::new(); last];
+        for &(layer, heads) in layers {
+            for _ in 0..heads {
+                let Some(of_head) = numbers(marked) else {
+                    return Ok(None);
+                };
+                marks[layer].push(of_head);
+            }
+        }
+        let room = ledger.reserve(Purpose::Scratch, bytes_of(&marks, marked))?;
+        self.marked = marked;
+        self.marks = Arc::new(Marked {
+            layers: marks,
+            room: Some(room),
+        });
+        Ok(Some(()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is gathered of one layer, and how the rows of a pass add to it.
 
 use longview_kernels::{Exec, activation};
+use serde::{Deserialize, Serialize};
 
 use super::observe::LayerRows;
 use super::view::LayerView;
@@ -35,6 +36,19 @@ pub(crate) struct LayerSeen {
     /// `[heads]`
     moments: Vec<Moments>,
     new_moments: Vec<Moments>,
+}
+
+/// How much was gathered of one layer, and of which tokens.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SeenSizes {
+    /// The position whose queries stand in each place.
+    held: Vec<u32>,
+    /// Pairs of each KV head.
+    sums: Vec<usize>,
+    entropies: Vec<usize>,
+    own: Vec<usize>,
+    /// Queries that were summed of each head.
+    moments: Vec<usize>,
 }
 
 /// Sums over queries of one head.
@@ -95,6 +109,13 @@ impl LayerSeen {
             &mut self.new_entropies,
             &mut self.new_own,
         ] {
+            lists.fill(Vec::new());
+        }
+    }
+
+    /// Lets go of what was gathered of single pairs.
+    pub(super) fn forget_pairs(&mut self) {
+        for lists in [&mut self.sums, &mut self.entropies, &mut self.own] {
             lists.fill(Vec::new());
         }
     }
@@ -166,6 +187,75 @@ impl LayerSeen {
             }
         }
         narrowed
+    }
+
+    /// All that was gathered, for [`LayerSeen::read`]; its numbers are appended to `body`. Nothing is
+    /// gathered while it runs.
+    pub(super) fn write(&self, body: &mut Vec<u8>) -> SeenSizes {
+        let mut numbers = |list: &[f32]| body.extend(list.iter().flat_map(|x| x.to_le_bytes()));
+        numbers(&self.queries);
+        for list in [&self.sums, &self.entropies, &self.own]
+            .into_iter()
+            .flatten()
+        {
+            numbers(list);
+        }
+        for moments in self.moments.iter().filter(|moments| moments.count > 0) {
+            numbers(&moments.first);
+            numbers(&moments.second);
+        }
+        let lengths = |lists: &[Vec<f32>]| lists.iter().map(Vec::len).collect();
+        SeenSizes {
+            held: self.held.clone(),
+            sums: lengths(&self.sums),
+            entropies: lengths(&self.entropies),
+            own: lengths(&self.own),
+            moments: self.moments.iter().map(|moments| moments.count).collect(),
+        }
+    }
+
+    /// Takes over what [`LayerSeen::write`] gave of a layer with `pairs [heads]` pairs, in a context of
+    /// `tokens` tokens, if it is of one like this; `numbers` are those that follow in the body.
+    pub(super) fn read(
+        &mut self,
+        sizes: &SeenSizes,
+        pairs: &[usize],
+        tokens: usize,
+        numbers: &mut dyn FnMut(usize) -> Option<Vec<f32>>,
+    ) -> Option<()> {
+        let places = self.held.len() as u32;
+        let is_in_place = |(place, &held): (u32, &u32)| {
+            held == NOBODY || held % places == place && (held as usize) < tokens
+        };
+        if sizes.held.len() != self.held.len() || !(0..).zip(&sizes.held).all(is_in_place) {
+            return None;
+        }
+        self.held.clone_from(&sizes.held);
+        self.queries = numbers(self.queries.len())?;
+        let lists = [
+            (&mut self.sums, &sizes.sums),
+            (&mut self.entropies, &sizes.entropies),
+            (&mut self.own, &sizes.own),
+        ];
+        for (lists, lengths) in lists {
+            if lists.len() != lengths.len() {
+                return None;
+            }
+            for ((list, &length), &pairs) in lists.iter_mut().zip(lengths).zip(pairs) {
+                *list = numbers(length).filter(|_| length == pairs)?;
+            }
+        }
+        if self.moments.len() != sizes.moments.len() {
+            return None;
+        }
+        let dim = self.head_dim;
+        for (moments, &count) in self.moments.iter_mut().zip(&sizes.moments) {
+            if count > 0 {
+                (moments.count, moments.first, moments.second) =
+                    (count, numbers(dim)?, numbers(dim * dim)?);
+            }
+        }
+        Some(())
     }
 
     /// Whether the layer is one that is compressed.

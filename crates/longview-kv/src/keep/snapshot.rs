@@ -4,7 +4,8 @@
 //! length of the head
 //! head   JSON: the method, and how much of everything follows
 //! body   for each layer that is compressed: positions of every head, of how many tokens its pairs are
-//!        where that is counted, pages; then the blocks of every group
+//!        where that is counted, pages; then the blocks of every group; then what the method was told of the
+//!        tokens while they were read, and what it saw when it repeated them, as far as it may still need that
 //! ```
 //!
 //! Whoever keeps the bytes keeps the tokens beside them and says which model they are of, and guards both
@@ -16,9 +17,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::observe::Sizes;
 use super::pace::{Done, Kept};
 use super::stream::Stream;
-use super::{Keep, Planned, When};
+use super::{Keep, Planned, Repeated, When};
 use crate::BLOCK_TOKENS;
 use crate::block::Block;
 use crate::context::Context;
@@ -46,6 +48,14 @@ struct Head {
     images: Vec<[usize; 2]>,
     layers: Vec<Layer>,
     groups: Vec<Blocks>,
+    /// What it was told; nothing where it decides by that no more, as in what earlier versions wrote.
+    #[serde(default)]
+    observed: Option<Sizes>,
+    /// Of how many of the first tokens it knows what was seen when they were repeated.
+    #[serde(default)]
+    marked: usize,
+    #[serde(default)]
+    repeated: Option<Again>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -58,6 +68,14 @@ struct Layer {
     memory: Vec<Option<u32>>,
 }
 
+/// What repeating it took: [`Repeated`].
+#[derive(Serialize, Deserialize)]
+struct Again {
+    tokens: usize,
+    seconds: f64,
+    predicted: Option<f64>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Blocks {
     first: usize,
@@ -67,13 +85,12 @@ struct Blocks {
 }
 
 impl Context {
-    /// What is left of the context, whose keep method has dropped pairs, for [`Context::restore_kept`]. What
-    /// a method was told of the tokens while they were read is not part of it: it must have nothing left to
-    /// decide by that.
+    /// What is left of the context, whose keep method has dropped pairs, for [`Context::restore_kept`], and
+    /// what the method was told that it may still decide by.
     ///
     /// # Errors
-    /// [`KvError::KeepRefused`] where it has, where nothing was dropped, or text was moved;
-    /// [`KvError::OverLimit`] when memory lacks room for it.
+    /// [`KvError::KeepRefused`] where nothing was dropped, or text was moved; [`KvError::OverLimit`] when
+    /// memory lacks room for it.
     pub fn save_kept(&mut self) -> Result<Vec<u8>, KvError> {
         if let Some(home) = &self.home {
             let store = Arc::clone(&home.store);
@@ -95,17 +112,15 @@ impl Context {
                 why: "it has dropped nothing: the context is whole, and kept as such".to_owned(),
             });
         };
-        if !kept.plan.is_done(kept.settled) {
-            let why = "it goes on to decide by what it was told while the text was read, which is not kept; a \
-                       document is, under a method that needs no question, with decode=never";
-            return Err(kept.plan.refused(why.to_owned()));
-        }
         if !self.places.is_plain() {
             return Err(kept
                 .plan
                 .refused("text in the context was moved".to_owned()));
         }
-        let _room = self.ledger.reserve(Purpose::Scratch, self.kv_bytes())?;
+        let told = kept.observed.bytes() + kept.marks_bytes();
+        let _room = self
+            .ledger
+            .reserve(Purpose::Scratch, self.kv_bytes() + told)?;
         let layers: Vec<usize> = self.layout.full_layers().map(|(layer, _)| layer).collect();
         let mut body = Vec::new();
         let mut of_layers = Vec::new();
@@ -155,6 +170,15 @@ impl Context {
                 bytes: group.block_bytes(),
             });
         }
+        let needs = kept.plan.score.needs();
+        let observed = kept.observed.write(needs, self.len(), &mut body);
+        let marked = match kept.is_final() {
+            true => 0,
+            false => kept.marked,
+        };
+        if marked > 0 {
+            kept.write_marks(&layers, &mut body);
+        }
         let Planned {
             slots,
             prompt,
@@ -177,6 +201,9 @@ impl Context {
                 .collect(),
             layers: of_layers,
             groups,
+            observed,
+            marked,
+            repeated: kept.done.repeated.map(Again::of),
         };
         let head = serde_json::to_vec(&head).expect("a head has only text and numbers");
         let length = (head.len() as u64).to_le_bytes();
@@ -218,14 +245,38 @@ impl Context {
         let mut body = Body { rest: body };
         let streams = self.read_streams(&head, &mut body, &plan)?;
         let runs = self.read_blocks(&head, &mut body, &plan)?;
+        let layers: Vec<(usize, usize)> = self
+            .layout
+            .full_layers()
+            .map(|(layer, place)| (layer, self.layout.groups[place].kind.kv_heads))
+            .collect();
+        let pairs = self.pairs_of(&head);
+        let ledger = self.ledger.clone();
+        let known = self.kept.as_deref().expect("it was looked at before");
+        // Beside what is there, which stays as it is where this fails.
+        let mut kept = known.clone();
+        let mut numbers = |count| body.floats(count);
+        let observed = match &head.observed {
+            Some(sizes) => kept
+                .observed
+                .read(sizes, &pairs, head.tokens, &ledger, &mut numbers)?,
+            None => {
+                kept.observed.end(&ledger);
+                Some(())
+            }
+        };
+        observed.ok_or_else(damaged)?;
+        if head.marked > 0 {
+            let marks = kept.read_marks(head.marked, &layers, &ledger, &mut numbers)?;
+            marks
+                .filter(|()| head.marked <= head.tokens)
+                .ok_or_else(damaged)?;
+        }
         if !body.rest.is_empty() {
             return Err(damaged());
         }
-        let layers: Vec<usize> = self.layout.full_layers().map(|(layer, _)| layer).collect();
-        let ledger = self.ledger.clone();
-        let kept = self.kept.as_deref_mut().expect("it was looked at before");
         kept.restore(&head, &layers, streams);
-        kept.observed.end(&ledger);
+        self.kept = Some(Box::new(kept));
         for (run, (first, blocks)) in self.groups.iter_mut().zip(runs) {
             run.begin_at(first, None);
             run.append(first, Gap::Dropped, blocks.into_iter().map(Slot::Open));
@@ -236,6 +287,16 @@ impl Context {
             home.chain = SharedList::default();
         }
         Ok(())
+    }
+
+    /// Pairs of every head of every layer, none of those that are not compressed.
+    fn pairs_of(&self, head: &Head) -> Vec<Vec<usize>> {
+        let mut pairs = vec![Vec::new(); self.layout.layers.len()];
+        for ((layer, _), of_layer) in self.layout.full_layers().zip(&head.layers) {
+            let since = head.tokens - head.edge;
+            pairs[layer] = of_layer.pairs.iter().map(|pairs| pairs + since).collect();
+        }
+        pairs
     }
 
     fn read_streams(
@@ -334,16 +395,35 @@ impl Context {
     }
 }
 
-impl Keep {
-    /// Whether it has nothing left to decide by what it was told while a text was read, which has been
-    /// `settled` or not.
-    fn is_done(&self, settled: bool) -> bool {
-        self.score.needs().is_nothing() || settled && self.when == When::default()
+impl Again {
+    fn of(repeated: Repeated) -> Again {
+        Again {
+            tokens: repeated.tokens,
+            seconds: repeated.time.as_secs_f64(),
+            predicted: repeated.predicted.map(|time| time.as_secs_f64()),
+        }
+    }
+
+    fn repeated(&self) -> Repeated {
+        Repeated {
+            tokens: self.tokens,
+            time: seconds(self.seconds),
+            predicted: self.predicted.map(seconds),
+        }
     }
 }
 
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
 impl Kept {
-    fn restore(&mut self, head: &Head, layers: &[usize], streams: Vec<Stream>) {
+    /// Whether what it keeps is final: it decides no more.
+    fn is_final(&self) -> bool {
+        self.settled && self.plan.when == When::default()
+    }
+
+    fn restore(&mut self, head: &Head, layers: &[(usize, usize)], streams: Vec<Stream>) {
         let [slots, prompt, heads, least] = head.planned;
         self.planned = Planned {
             slots,
@@ -356,13 +436,13 @@ impl Kept {
         self.images = head.images.iter().map(|&[start, end]| start..end).collect();
         self.done = Done {
             compactions: head.compactions,
-            time: Duration::try_from_secs_f64(head.seconds).unwrap_or_default(),
-            repeated: None,
+            time: seconds(head.seconds),
+            repeated: head.repeated.as_ref().map(Again::repeated),
         };
-        let last = layers.last().map_or(0, |layer| layer + 1);
+        let last = layers.last().map_or(0, |&(layer, _)| layer + 1);
         self.streams.clear();
         self.streams.resize_with(last, || None);
-        for ((&layer, stream), said) in layers.iter().zip(streams).zip(&head.layers) {
+        for ((&(layer, _), stream), said) in layers.iter().zip(streams).zip(&head.layers) {
             self.streams[layer] = Some(Arc::new(stream));
             if !said.memory.is_empty() {
                 let of_head = |bits: &Option<u32>| bits.map(f32::from_bits);
@@ -384,6 +464,11 @@ impl<'a> Body<'a> {
         let (taken, rest) = self.rest.split_at_checked(bytes)?;
         self.rest = rest;
         Some(taken)
+    }
+
+    fn floats(&mut self, count: usize) -> Option<Vec<f32>> {
+        let bits = self.numbers(count)?;
+        Some(bits.into_iter().map(f32::from_bits).collect())
     }
 
     fn numbers(&mut self, count: usize) -> Option<Vec<u32>> {
