@@ -60,7 +60,7 @@ pub(crate) fn document_pieces(now: Moment) -> Vec<u8> {
 
 /// The date with which the documents of a record were read, if it is known.
 pub(crate) fn document_date(record: &Record) -> Option<Moment> {
-    let pieces: DocumentPieces = serde_json::from_slice(parts(&record.pieces).0).ok()?;
+    let pieces: DocumentPieces = serde_json::from_slice(said(record)).ok()?;
     Some(pieces.documents)
 }
 
@@ -106,6 +106,11 @@ fn parts(pieces: &[u8]) -> (&[u8], Option<&[u8]>) {
         Some(at) => (&pieces[..at], Some(&pieces[at + 1..])),
         None => (pieces, None),
     }
+}
+
+/// What the maker of a record says of it.
+pub(crate) fn said(record: &Record) -> &[u8] {
+    parts(&record.pieces).0
 }
 
 /// What a keep method has left of a saved context, where that is what was saved.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use longview::records::Record;
 use longview::{BLOCK_TOKENS, Context, EngineError, KvError, Reuse};
 use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::progress::Progress;
+use crate::saved;
 use crate::session::{Session, show};
 use crate::size::human_count;
 
@@ -54,17 +56,24 @@ impl TakenOver {
         Ok(taken)
     }
 
-    /// Makes `context`, an empty one, what a keep method has `left` of the context of `tokens`.
+    /// Makes `context`, an empty one, what a keep method has left of the one that `record` was made of, if it
+    /// is of the same model and settings. `None` where that was saved whole.
     pub(crate) fn restored(
         context: &mut Context,
-        tokens: &[u32],
-        left: &[u8],
-    ) -> Result<TakenOver, Failure> {
-        let restored = context.restore_kept(tokens, left);
+        record: &Record,
+    ) -> Result<Option<TakenOver>, Failure> {
+        let Some(left) = saved::left(record) else {
+            return Ok(None);
+        };
+        if let Some(origin) = context.origin() {
+            let same = record.summary.check_origin(origin);
+            same.map_err(saved::failure)?;
+        }
+        let restored = context.restore_kept(&record.tokens, left);
         restored.map_err(|error| Failure::from(EngineError::from(error)))?;
         let mut taken = TakenOver::default();
-        taken.add(KEPT, tokens.len());
-        Ok(taken)
+        taken.add(KEPT, record.tokens.len());
+        Ok(Some(taken))
     }
 
     /// Lets `context`, which holds an earlier version of `tokens`, move what both have in common, and

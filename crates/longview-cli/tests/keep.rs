@@ -546,19 +546,148 @@ fn what_is_left_of_documents_is_asked_again_by_name() {
         .refused(2, &["kvzip(budget=50%", "leave --keep out"]);
     ask(&["--file", &book, "--label", "half"]).refused(2, &["labelled \"half\" already"]);
     ask(&["--load", "half", "--store", "q8"]).refused(2, &["kv=f16", "kv=q8"]);
-    // A method that goes on to decide is not kept, and says how it could be.
-    let goes_on = ask(&[
-        "--file",
-        &book,
-        "--label",
-        "more",
-        "--keep",
-        "h2o(budget=50%)",
-    ])
-    .done()
-    .json();
+    // One that goes on to decide by what it was told while they were read goes on with that, too.
+    let method = "h2o(budget=50%)";
+    let first = ask(&["--file", &book, "--label", "more", "--keep", method])
+        .done()
+        .json();
+    let again = ask(&["--load", "more"]).done().json();
+    for field in ["answer", "generated_ids", "kv_bytes"] {
+        assert_eq!(again[field], first[field], "{field}");
+    }
+    assert_eq!(again["keep"]["pairs_kept"], first["keep"]["pairs_kept"]);
+}
+
+#[test]
+fn a_compressed_conversation_goes_on_by_name_as_if_it_had_not_ended() {
+    let folder = Folder::new();
+    let store = folder.path("store");
+    let said = [
+        format!("{} {FALCON}\n", story(400).replace('\n', " ")),
+        format!("{KETTLE}\n"),
+        format!("{FALCON}\n"),
+    ];
+    for keep in ["snapkv(budget=128)", "h2o(budget=160)", "kvzip(budget=128)"] {
+        let chat = |name: &str, more: &[&str], lines: &[String]| {
+            let arguments = [
+                "chat",
+                "--json",
+                "--max-tokens",
+                "24",
+                "--cache-dir",
+                &store,
+                "--cache-max",
+                "1GiB",
+                "--label",
+                name,
+            ];
+            longview_reading(&[&arguments[..], more].concat(), lines.concat().as_bytes())
+                .done()
+                .json()
+        };
+        let name = keep.split_once('(').unwrap().0;
+        let whole = chat(&format!("{name}-whole"), &["--keep", keep], &said);
+        let first = chat(name, &["--keep", keep], &said[..2]);
+        assert!(
+            !first["notices"]
+                .to_string()
+                .contains("the context is not kept"),
+            "{first}"
+        );
+        // In another process, which is not told the method again.
+        let then = chat(name, &[], &said[2..]);
+        let (last, expected) = (&then["answers"][0], &whole["answers"][2]);
+        for field in ["answer", "generated_ids", "prompt_tokens", "kv_bytes"] {
+            assert_eq!(last[field], expected[field], "{keep}: {field} {then}");
+        }
+        assert_eq!(last["keep"]["pairs_kept"], expected["keep"]["pairs_kept"]);
+        assert!(
+            then["notices"]
+                .to_string()
+                .contains("answers are approximate"),
+            "{then}"
+        );
+        assert!(last["computed_tokens"].as_u64().unwrap() < 150, "{then}");
+        // Another method has what was said read anew, and so has none.
+        let other = chat(name, &["--keep", "all"], &said[1..2]);
+        assert!(
+            other["notices"].to_string().contains("read anew: exactly"),
+            "{other}"
+        );
+        assert!(other["answers"][0]["keep"].is_null(), "{other}");
+    }
+}
+
+#[test]
+fn what_is_left_of_a_text_is_continued_by_name() {
+    let folder = Folder::new();
+    let store = folder.path("store");
+    let text = story(600);
+    let run = |more: &[&str]| {
+        let arguments = [
+            "run",
+            "--json",
+            "--model",
+            STAND_IN,
+            "--max-tokens",
+            "16",
+            "--cache-dir",
+            &store,
+            "--cache-max",
+            "1GiB",
+        ];
+        longview(&[&arguments[..], more].concat())
+    };
+    let window = "streaming-llm(budget=200, block=64)";
+    let first = run(&["--label", "text", "--keep", window, "--prompt", &text])
+        .done()
+        .json();
     assert!(
-        goes_on["notices"].to_string().contains("decode=never"),
-        "{goes_on}"
+        !first["notices"]
+            .to_string()
+            .contains("the context is not kept"),
+        "{first}"
     );
+    for more in [&["--prompt", " And then"][..], &[]] {
+        let then = run(&[&["--load", "text"], more].concat()).done().json();
+        let kept = then["reuse"]["kept"].as_u64().unwrap();
+        assert!(
+            kept + 1 >= first["prompt_tokens"].as_u64().unwrap(),
+            "{then}"
+        );
+        assert_eq!(then["methods"]["keep"], first["methods"]["keep"]);
+        let held = then["kv_bytes"].as_u64().unwrap();
+        assert!(held < 2 * first["kv_bytes"].as_u64().unwrap(), "{then}");
+    }
+    longview(&[
+        "contexts",
+        "truncate",
+        "text",
+        "100",
+        "--cache-dir",
+        &store,
+        "--cache-max",
+        "1GiB",
+        "--model",
+        STAND_IN,
+    ])
+    .refused(
+        2,
+        &["streaming-llm(budget=200", "save the shorter text anew"],
+    );
+    // What counts all rows cannot take the last one back.
+    run(&[
+        "--label",
+        "sums",
+        "--keep",
+        "h2o(budget=200)",
+        "--prompt",
+        &text,
+    ])
+    .done();
+    run(&["--load", "sums"]).refused(2, &["--prompt"]);
+    run(&["--load", "sums", "--prompt", " And then"]).done();
+    // Without a name nothing of it lasts, which is said.
+    let unnamed = run(&["--keep", window, "--prompt", &text]).done().json();
+    assert_eq!(unnamed["keep"]["pairs_kept"], first["keep"]["pairs_kept"]);
 }

@@ -66,12 +66,12 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
     };
     let planned = session.planned_tokens(prompt.shared.len() + longest, &args.generation)?;
     let asked = prompt.shared.len() + longest;
-    let left = match &source {
-        Source::Kept(record) => Left::of(record),
+    let kept = match &source {
+        Source::Kept(record) => Some(&**record),
         Source::Read(_) => None,
     };
-    let restored = left.is_some();
-    let mut reader = Reader::open(&mut session, asked, planned, &prompt.shared, left)?;
+    let restored = kept.is_some_and(|record| saved::left(record).is_some());
+    let mut reader = Reader::open(&mut session, asked, planned, &prompt.shared, kept)?;
     if args.attention {
         let watched = reader.context.watch_attention();
         watched.map_err(longview::EngineError::from)?;
@@ -148,28 +148,6 @@ fn kept_documents(session: &Session, name: &str) -> Result<Box<Record>, Failure>
     let record = session.find_saved(name)?;
     Kind::Documents.check(name, &record)?;
     Ok(Box::new(record))
-}
-
-/// What a keep method has left of a saved context.
-struct Left<'a> {
-    record: &'a Record,
-    bytes: &'a [u8],
-}
-
-impl<'a> Left<'a> {
-    /// Nothing of a context that was saved whole.
-    fn of(record: &'a Record) -> Option<Left<'a>> {
-        saved::left(record).map(|bytes| Left { record, bytes })
-    }
-
-    /// Makes `context` that again, if it is of the same model and settings.
-    fn restore(self, context: &mut Context, shared: &[u32]) -> Result<TakenOver, Failure> {
-        if let Some(origin) = context.origin() {
-            let same = self.record.summary.check_origin(origin);
-            same.map_err(saved::failure)?;
-        }
-        TakenOver::restored(context, shared, self.bytes)
-    }
 }
 
 /// Where the questions come from.
@@ -253,22 +231,23 @@ struct Reader {
 }
 
 impl Reader {
-    /// A context that holds what is known of `shared`, or what a keep method has `left` of it; a prompt will
-    /// have `asked` tokens.
+    /// A context that holds what is known of `shared`, or what a keep method has left of it in `kept`; a
+    /// prompt will have `asked` tokens.
     fn open(
         session: &mut Session,
         asked: usize,
         planned: usize,
         shared: &[u32],
-        left: Option<Left<'_>>,
+        kept: Option<&Record>,
     ) -> Result<Reader, Failure> {
         let start = Instant::now();
         let mut context = session.new_context(asked, planned)?;
         // Questions attend to all of the documents.
         context.attend_until(shared.len());
         // Nothing is predicted from it, so it may be held to its last token.
-        let found = match left {
-            Some(left) => left.restore(&mut context, shared)?,
+        let left = kept.map(|record| TakenOver::restored(&mut context, record));
+        let found = match left.transpose()?.flatten() {
+            Some(found) => found,
             None => TakenOver::take_over(&mut context, session.usable(shared))?,
         };
         Ok(Reader {

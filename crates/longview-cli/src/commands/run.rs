@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use longview::records::{Record, title_of};
-use longview::{Specials, TextSide};
+use longview::{Context, Specials, TextSide};
 use serde_json::{Map, Value};
 
 use super::read_text;
@@ -36,6 +36,15 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         Session::open_keeping(&args.engine, &args.methods, &args.store)?
     };
     session.refuse_shift("run")?;
+    let loaded = args
+        .load
+        .as_deref()
+        .map(|name| session.find_saved(name))
+        .transpose()?;
+    if let (Some(name), Some(record)) = (&args.load, &loaded) {
+        Kind::Text.check(name, record)?;
+        session.adopt(record)?;
+    }
     let recommended = session.recommended(&args.engine);
     session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
     let specials = if args.special_tokens {
@@ -44,14 +53,6 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         Specials::AsText
     };
     session.engine.check_text(&prompt)?;
-    let loaded = args
-        .load
-        .as_deref()
-        .map(|name| session.find_saved(name))
-        .transpose()?;
-    if let (Some(name), Some(record)) = (&args.load, &loaded) {
-        Kind::Text.check(name, record)?;
-    }
     let text = session.engine.text();
     let tokens = match &loaded {
         None => text.with_prefix(text.tokenizer().encode(&prompt, specials)?),
@@ -63,6 +64,9 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     let planned = session.planned_tokens(tokens.len(), &args.generation)?;
     let start = Instant::now();
     let mut context = session.new_context(tokens.len(), planned)?;
+    let left = loaded.as_ref();
+    let left = left.map(|record| TakenOver::restored(&mut context, record));
+    let left = left.transpose()?.flatten();
     if let Some(record) = &loaded {
         session.check_saved(record, &context)?;
     }
@@ -78,10 +82,16 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     };
     let before = session.claim(&context, args.label.as_deref(), goes_on)?;
     // The last token's logits are wanted, so it is always computed.
-    let reuse = TakenOver::take_over(
-        &mut context,
-        session.usable(&tokens[..tokens.len().saturating_sub(1)]),
-    )?;
+    let all_but_last = tokens.len().saturating_sub(1);
+    let reuse = match left {
+        Some(kept) if context.len() <= all_but_last => kept,
+        Some(kept) => {
+            let last = context.len() - all_but_last;
+            back_by_one(&mut context)?;
+            kept.without(last)
+        }
+        None => TakenOver::take_over(&mut context, session.usable(&tokens[..all_but_last]))?,
+    };
     session.notices.extend(reuse.sentence(tokens.len()));
     session.tell_of_disk(planned);
     let request = Request {
@@ -106,6 +116,23 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         session.save(&context, id, entry);
     }
     finish(&mut session, answer, args, format)
+}
+
+/// Takes the last token of what a keep method has left of a text back, to read it again.
+fn back_by_one(context: &mut Context) -> Result<(), Failure> {
+    let decides_by_all = context
+        .keep_method()
+        .is_some_and(|keep| keep.score.needs().every_token());
+    let gone = match decides_by_all {
+        // What it was told counts the last token, and cannot be taken back.
+        true => Err(()),
+        false => context.truncate(context.len() - 1).map_err(|_| ()),
+    };
+    gone.map_err(|()| {
+        Failure::wrong(
+            "what is left of this text goes on with more of it only: give some text with --prompt",
+        )
+    })
 }
 
 /// The tokens of a text that continues another.

@@ -41,6 +41,8 @@ pub(crate) struct Session {
     pub(crate) saved: Option<Saved>,
     /// Where contexts are kept, if anywhere.
     store_place: Option<StorePlace>,
+    /// Why the last context that could not be kept was not, which is told once.
+    not_kept: Option<String>,
 }
 
 /// Whether what is read outlives this process.
@@ -140,6 +142,7 @@ impl Session {
             keeps,
             saved: None,
             store_place,
+            not_kept: None,
         })
     }
 

@@ -9,7 +9,7 @@ use longview::tier::Origin;
 
 use super::Session;
 use crate::failure::Failure;
-use crate::saved::{self, Entry, Kind};
+use crate::saved::{self, Entry};
 use crate::size::human_count;
 
 impl Session {
@@ -23,22 +23,24 @@ impl Session {
     ) -> Option<String> {
         if let Some(report) = context.keep_report().filter(|_| context.is_compressed()) {
             self.saved.as_ref()?;
-            let is_asked_for =
-                entry.label.is_some() && Kind::of_pieces(&entry.pieces) == Kind::Documents;
-            let left = match is_asked_for {
-                true => context
+            let left = match entry.label {
+                Some(_) => context
                     .fork()
                     .save_kept()
                     .map_err(|error| error.to_string()),
-                false => Err(format!(
-                    "{} has dropped pairs of it; what is left of documents is kept under a name: ask --label",
+                None => Err(format!(
+                    "{} has dropped pairs of it; what is left is kept under a name: --label",
                     report.method
                 )),
             };
             match left {
                 Ok(left) => entry.left = Some(left),
                 Err(why) => {
-                    self.notices.push(format!("the context is not kept: {why}"));
+                    let notice = format!("the context is not kept: {why}");
+                    // A conversation is saved after every answer.
+                    if self.not_kept.replace(why.clone()) != Some(why) {
+                        self.notices.push(notice);
+                    }
                     return None;
                 }
             }
@@ -124,8 +126,8 @@ impl Session {
         match self.methods.keep() {
             Some(keep) if keep.text == summary.methods => Ok(()),
             Some(_) => Err(Failure::wrong(format!(
-                "of context {} is left what --keep {:?} has kept: leave --keep out, or read the documents anew \
-                 with another",
+                "of context {} is left what --keep {:?} has kept: leave --keep out, or read the text anew with \
+                 another",
                 summary.id, summary.methods
             ))),
             None => {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use longview::records::title_of;
+use longview::records::{Record, title_of};
 use longview::text::{GenerationPrompt, Message, Moment, TemplateVars};
 use longview::{Context, EngineError, FinishReason, Prune, Reuse, Specials};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use crate::args::{ChatArgs, Format};
 use crate::date;
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::saved::{Entry, Kind};
+use crate::saved::{self, Entry, Kind};
 use crate::session::{Session, check_prompt};
 use crate::taken_over::TakenOver;
 
@@ -98,14 +98,13 @@ impl Conversation {
 
     /// The conversation that is to be gone on with, or a new one.
     pub(super) fn open(args: &ChatArgs, session: &mut Session) -> Result<Conversation, Failure> {
-        let mut conversation = Conversation::new(args, session)?;
         let Some(saved) = &session.saved else {
             return match args.label.as_ref().or(args.load.as_ref()) {
                 Some(name) => Err(Failure::wrong(format!(
                     "no conversation can be called {name:?}: nothing is kept (see --cache-dir and \
                      --cache-max)"
                 ))),
-                None => Ok(conversation),
+                None => Conversation::new(args, session),
             };
         };
         let known = match &args.label {
@@ -121,16 +120,25 @@ impl Conversation {
             }
             (load, known) => load.as_ref().or(known),
         };
-        let (Some(name), Some(_)) = (name, conversation.context.origin()) else {
-            return Ok(conversation);
+        let Some(name) = name else {
+            return Conversation::new(args, session);
         };
         let record = saved.open(name, &session.origins())?;
         Kind::Conversation.check(name, &record)?;
-        let script: Script = serde_json::from_slice(&record.pieces).map_err(|error| {
+        let script: Script = serde_json::from_slice(saved::said(&record)).map_err(|error| {
             Failure::failed(format!(
                 "context {name:?} is not as it was written: {error}"
             ))
         })?;
+        // Another method has all of it read anew: what was said is known.
+        let keep = session.methods.keep().map(|keep| &keep.text);
+        if args.methods.keep.is_none() || keep == Some(&record.summary.methods) {
+            session.adopt(&record)?;
+        }
+        let mut conversation = Conversation::new(args, session)?;
+        if conversation.context.origin().is_none() {
+            return Ok(conversation);
+        }
         let given = [
             ("--system", args.system.is_some()),
             ("--date", args.date.is_some()),
@@ -141,22 +149,46 @@ impl Conversation {
             ));
         }
         conversation.vars.now = script.now.unwrap_or(conversation.vars.now);
-        if record.summary.methods.is_empty() {
-            let usable = session.usable(&record.tokens);
-            let found = TakenOver::take_over(&mut conversation.context, usable)?;
+        if let Some(found) = conversation.find(name, &record, session)? {
             session.notices.extend(found.sentence(record.tokens.len()));
-            session.read(&mut conversation.context, &record.tokens)?;
             conversation.held = script.held;
             conversation.unknown = "the last answer ended in a way that is not saved";
-        } else {
-            session.notices.push(format!(
-                "the conversation {name:?} was approximate ({}) and is read anew, exactly",
-                record.summary.methods
-            ));
         }
         conversation.messages = script.messages;
         conversation.id = known.map(|_| record.summary.id);
         Ok(conversation)
+    }
+
+    /// Makes the context hold what `record`, called `name`, has of the conversation; `None` where that is
+    /// read anew.
+    fn find(
+        &mut self,
+        name: &str,
+        record: &Record,
+        session: &mut Session,
+    ) -> Result<Option<TakenOver>, Failure> {
+        let methods = &record.summary.methods;
+        if methods.is_empty() {
+            let usable = session.usable(&record.tokens);
+            let found = TakenOver::take_over(&mut self.context, usable)?;
+            session.read(&mut self.context, &record.tokens)?;
+            return Ok(Some(found));
+        }
+        let how = match session.methods.keep() {
+            Some(keep) if keep.text == *methods => {
+                match TakenOver::restored(&mut self.context, record) {
+                    Ok(Some(found)) => return Ok(Some(found)),
+                    Ok(None) => "as it was read before".to_owned(),
+                    Err(failure) => failure.message().unwrap_or_default(),
+                }
+            }
+            Some(keep) => format!("under {}", keep.text),
+            None => "exactly".to_owned(),
+        };
+        session.notices.push(format!(
+            "the conversation {name:?} was approximate ({methods}) and is read anew: {how}"
+        ));
+        Ok(None)
     }
 
     /// Saves it, under its label where it has one.
