@@ -60,19 +60,14 @@ pub(crate) fn document_pieces(now: Moment) -> Vec<u8> {
 
 /// The date with which the documents of a record were read, if it is known.
 pub(crate) fn document_date(record: &Record) -> Option<Moment> {
-    let pieces: DocumentPieces = serde_json::from_slice(said(record)).ok()?;
+    let pieces: DocumentPieces = serde_json::from_slice(record.said()).ok()?;
     Some(pieces.documents)
 }
 
 impl Kind {
     /// Of a record, as its pieces say.
     pub(crate) fn of(record: &Record) -> Kind {
-        Kind::of_pieces(&record.pieces)
-    }
-
-    /// The same of the pieces alone.
-    pub(crate) fn of_pieces(pieces: &[u8]) -> Kind {
-        match parts(pieces).0 {
+        match record.said() {
             b"" => Kind::Text,
             pieces if pieces == UNDATED || pieces.starts_with(DOCUMENT_PIECES) => Kind::Documents,
             _ => Kind::Conversation,
@@ -95,27 +90,6 @@ impl Kind {
             record.summary.title
         )))
     }
-}
-
-/// Stands between what a record's maker says and what a keep method has left: in no JSON.
-const LEFT: u8 = 0;
-
-/// What the maker of a record says, and what a keep method has left of the context.
-fn parts(pieces: &[u8]) -> (&[u8], Option<&[u8]>) {
-    match pieces.iter().position(|&byte| byte == LEFT) {
-        Some(at) => (&pieces[..at], Some(&pieces[at + 1..])),
-        None => (pieces, None),
-    }
-}
-
-/// What the maker of a record says of it.
-pub(crate) fn said(record: &Record) -> &[u8] {
-    parts(&record.pieces).0
-}
-
-/// What a keep method has left of a saved context, where that is what was saved.
-pub(crate) fn left(record: &Record) -> Option<&[u8]> {
-    parts(&record.pieces).1
 }
 
 /// The records of one salt in a folder that can be written to.
@@ -253,8 +227,7 @@ impl Saved {
         }
         record.pieces = entry.pieces;
         if let Some(left) = entry.left {
-            record.pieces.push(LEFT);
-            record.pieces.extend(left);
+            record.set_left(&left);
         }
         self.records.save(&record).map_err(failure)?;
         Ok(Some(record.summary.id))

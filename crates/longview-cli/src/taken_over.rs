@@ -62,7 +62,7 @@ impl TakenOver {
         context: &mut Context,
         record: &Record,
     ) -> Result<Option<TakenOver>, Failure> {
-        let Some(left) = saved::left(record) else {
+        let Some(left) = record.left() else {
             return Ok(None);
         };
         if let Some(origin) = context.origin() {

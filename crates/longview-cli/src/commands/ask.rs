@@ -18,7 +18,7 @@ use crate::input;
 use crate::interrupt;
 use crate::output::{self, note};
 use crate::prompt::{DocumentPrompt, template_notice};
-use crate::saved::{self, Entry, Kind, document_date, document_pieces};
+use crate::saved::{Entry, Kind, document_date, document_pieces};
 use crate::session::{Session, check_prompt};
 use crate::taken_over::TakenOver;
 
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         Source::Kept(record) => Some(&**record),
         Source::Read(_) => None,
     };
-    let restored = kept.is_some_and(|record| saved::left(record).is_some());
+    let restored = kept.is_some_and(|record| record.left().is_some());
     let mut reader = Reader::open(&mut session, asked, planned, &prompt.shared, kept)?;
     if args.attention {
         let watched = reader.context.watch_attention();

@@ -9,7 +9,7 @@ use longview::tier::Origin;
 
 use super::Session;
 use crate::failure::Failure;
-use crate::saved::{self, Entry};
+use crate::saved::Entry;
 use crate::size::human_count;
 
 impl Session {
@@ -116,7 +116,7 @@ impl Session {
     /// # Errors
     /// When another keep method was asked for, or this program does not know that one.
     pub(crate) fn adopt(&mut self, record: &Record) -> Result<(), Failure> {
-        if saved::left(record).is_none() {
+        if record.left().is_none() {
             return Ok(());
         }
         if let Some(saved) = &self.saved {

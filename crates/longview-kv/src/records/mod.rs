@@ -28,6 +28,9 @@ use crate::tier::{BlockKey, Origin, TierError};
 /// Characters of a text that tell it from others in a list.
 const TITLE_CHARACTERS: usize = 60;
 
+/// Stands between what a record's maker says and what a keep method has left: in no JSON.
+const LEFT: u8 = 0;
+
 /// How a text is called in a list: by its first 60 characters, in one line.
 pub fn title_of(text: &str) -> String {
     let is_gap = |letter: char| letter.is_whitespace() || letter.is_control();
@@ -138,6 +141,31 @@ impl Record {
             tokens,
             keys,
             pieces: Vec::new(),
+        }
+    }
+
+    /// What its maker says of it: all of its pieces, but for what [`Record::set_left`] put behind.
+    pub fn said(&self) -> &[u8] {
+        self.parts().0
+    }
+
+    /// What a keep method has left of the context ([`Context::save_kept`](crate::Context::save_kept)), where
+    /// that is what was saved.
+    pub fn left(&self) -> Option<&[u8]> {
+        self.parts().1
+    }
+
+    /// Puts what a keep method has left of the context behind what its maker says, which holds no zero byte.
+    pub fn set_left(&mut self, left: &[u8]) {
+        self.pieces.truncate(self.said().len());
+        self.pieces.push(LEFT);
+        self.pieces.extend(left);
+    }
+
+    fn parts(&self) -> (&[u8], Option<&[u8]>) {
+        match self.pieces.iter().position(|&byte| byte == LEFT) {
+            Some(at) => (&self.pieces[..at], Some(&self.pieces[at + 1..])),
+            None => (&self.pieces, None),
         }
     }
 }

@@ -154,7 +154,25 @@ impl Entry {
 
     /// Whether all of it is in its record and its store, so that it can be let go of and opened again.
     pub(super) fn is_idle(&self) -> bool {
-        self.saved && self.job.is_none() && self.made.is_none() && self.error.is_none()
+        let lasts = self.made.is_none() || self.compressed().is_some();
+        self.saved && self.job.is_none() && lasts && self.error.is_none()
+    }
+
+    /// The open context, where a keep method has dropped pairs of it: what is left is in its record.
+    pub(super) fn compressed(&self) -> Option<&Context> {
+        let context = self.context.as_ref().filter(|_| self.made.is_some());
+        context.filter(|context| context.is_compressed())
+    }
+
+    /// Takes `context` back, which was restored from its record.
+    pub(super) fn take_back(&mut self, context: Context) {
+        self.read = context.len();
+        self.context = Some(context);
+        self.status = match self.read == self.tokens.len() {
+            true => Status::Ready,
+            false => Status::Cancelled,
+        };
+        self.tell();
     }
 
     /// Tokens that its context is planned for: its own, or with the answer that a request usually has where

@@ -68,8 +68,9 @@ impl Contexts {
             let permit = app.enter(tokens.len(), Priority::Normal)?;
             // The engine has its context from now on.
             let before = match entry.context {
-                Some(_) => self.record(app, id, entry, None),
-                None => None,
+                // What is left of one under methods of its own is in the record that is there.
+                Some(_) if entry.made.is_none() => self.record(app, id, entry, None),
+                _ => None,
             };
             let start = match (entry.context.take(), &entry.made) {
                 (None, _) => Start::Nothing,

@@ -7,8 +7,8 @@
 //! whenever something about it changes.
 //!
 //! A context may be read under methods of its own. Such a one is not what the model defines, so nothing else
-//! finds it: it lives in memory, its record knows its text and methods alone, and after a restart it is
-//! read again when someone says so.
+//! finds it. It lives in memory; its record knows its text and methods, and what a keep method has left of it,
+//! which is taken up after a restart. Where nothing was dropped it is read again then, when someone says so.
 
 mod entry;
 mod job;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 
+use longview::Context;
 use longview::bundle::{self, BundleError};
 use longview::methods::{Methods, Stage};
 use longview::records::{Listed, Record, Records, Summary};
@@ -12,7 +13,7 @@ use longview::tier::{Origin, TierError};
 use serde::{Deserialize, Serialize};
 
 use super::entry::{self, Entry};
-use super::{Contexts, Draft, Form, Shown, Status, unknown};
+use super::{Contexts, Draft, Form, Shown, Status, acting, unknown};
 use crate::app::App;
 use crate::clock::Times;
 use crate::error::ApiError;
@@ -65,12 +66,22 @@ impl Contexts {
         let (Some(records), Some(_)) = (&self.records, self.tenant.origins()) else {
             return Ok(false);
         };
-        let is_away = self.with(id, |entry| Ok(entry.is_away()))?;
+        let is_away = self.with(id, |entry| Ok(entry.context.is_none()))?;
         let before = before.or_else(|| is_away.then(|| records.load(id).ok()).flatten());
-        let record = self.with(id, |entry| Ok(self.record(app, id, entry, before)))?;
-        let Some(record) = record else {
+        let record = self.with(id, |entry| {
+            let fork = entry.compressed().map(Context::fork);
+            Ok(self
+                .record(app, id, entry, before)
+                .map(|record| (record, fork)))
+        })?;
+        let Some((mut record, fork)) = record else {
             return Ok(false);
         };
+        if let Some(mut fork) = fork {
+            // Apart from the list, which others wait for.
+            let left = fork.save_kept().map_err(longview::EngineError::from)?;
+            record.set_left(&left);
+        }
         records.save(&record)?;
         self.with(id, |entry| {
             entry.saved = true;
@@ -92,11 +103,12 @@ impl Contexts {
     pub(crate) fn export(&self, app: &App, name: &str) -> Result<(String, File, u64), ApiError> {
         let id = self.find(app, name)?;
         self.with(&id, |entry| match entry.made {
-            None => Ok(()),
-            Some(_) => Err(ApiError::conflict(format!(
-                "the context was made under methods of its own ({}) and lives in memory; only whole ones are exported",
+            Some(_) if entry.compressed().is_none() => Err(ApiError::conflict(format!(
+                "the context was made under methods of its own ({}) that have dropped nothing of it, and lives in \
+                 memory; only whole ones and what a keep method has left are exported",
                 entry.methods_text()
             ))),
+            _ => Ok(()),
         })?;
         self.with(&id, |entry| match entry.job {
             None => Ok(()),
@@ -131,7 +143,7 @@ impl Contexts {
         let imported =
             bundle::import(bundle, &**tier, records, ledger, origins).map_err(of_bundle)?;
         let id = imported.record.summary.id.clone();
-        let mut entry = Entry::of_record(app.times(), imported.record);
+        let mut entry = self.opened(app, imported.record);
         let mut entries = self.lock();
         self.see(&mut entry);
         entries.insert(id.clone(), entry);
@@ -169,11 +181,37 @@ impl Contexts {
         record.summary.check_origins(origins)?;
         records.touch(&record.summary.id, times.surely_reached());
         let id = record.summary.id.clone();
+        // Another request may have opened it meanwhile.
+        let opened = self.opened(app, record);
         let mut entries = self.lock();
         let entry = entries.entry(id.clone());
-        self.see(entry.or_insert_with(|| Entry::of_record(times, record)));
+        self.see(entry.or_insert(opened));
         self.let_idle_go(&mut entries);
         Ok(id)
+    }
+
+    /// The entry of a record, with what a keep method has left of the context, where that was saved and there
+    /// is memory for it. Otherwise it is read again when someone says so.
+    fn opened(&self, app: &App, record: Record) -> Entry {
+        let left = record.left().map(<[u8]>::to_vec);
+        let tokens = record.tokens.len();
+        let mut entry = Entry::of_record(app.times(), record);
+        let (Some(left), Some(made)) = (left, entry.made.clone()) else {
+            return entry;
+        };
+        let all = entry.tokens.len();
+        let context = self.check_room(app, &made, all).ok().and_then(|()| {
+            let methods = acting(app, &made);
+            let engine = app.engine();
+            let context = engine.new_context_with_of(&self.tenant, &methods, all, all);
+            let mut context = context.ok()?;
+            context.restore_kept(&entry.tokens[..tokens], &left).ok()?;
+            Some(context)
+        });
+        if let Some(context) = context {
+            entry.take_back(context);
+        }
+        entry
     }
 
     fn records(&self) -> Result<&Records, ApiError> {
@@ -211,10 +249,22 @@ impl Entry {
         let nothing = || Record::new(origin, Vec::new(), Vec::new());
         let mut made = BTreeMap::new();
         let mut record = match (&self.made, &self.context) {
-            // What lives in memory alone is known by its text and by what makes it.
-            (Some(methods), _) => {
+            // One under methods of its own is known by its text and by what makes it, and by what a keep
+            // method has left of it, which is put behind.
+            (Some(methods), context) => {
                 made = entry::chosen(methods);
-                Record::new(origin, self.tokens.to_vec(), Vec::new())
+                let left = before.filter(|before| {
+                    let same = said(before).made == made;
+                    let of_it = self.tokens.starts_with(&before.tokens);
+                    context.is_none() && same && of_it && before.left().is_some()
+                });
+                match (left, self.compressed()) {
+                    (Some(left), _) => left,
+                    (None, Some(context)) => {
+                        Record::new(origin, context.tokens().to_vec(), Vec::new())
+                    }
+                    (None, None) => Record::new(origin, self.tokens.to_vec(), Vec::new()),
+                }
             }
             (None, Some(context)) => {
                 Record::new(context.origin()?, context.tokens().to_vec(), context.keys())
@@ -238,9 +288,9 @@ impl Entry {
         summary.rest = extra.rest.len() as u64;
         summary.form = self.form.name().to_owned();
         if !self.is_away() {
-            summary.bytes = match self.made {
-                None => self.bytes(),
-                Some(_) => 0,
+            summary.bytes = match (&self.made, self.compressed()) {
+                (None, _) | (_, Some(_)) => self.bytes(),
+                (Some(_), None) => summary.bytes,
             };
         }
         summary.created = self.created;
@@ -249,14 +299,17 @@ impl Entry {
         summary.pinned = self.pinned;
         // What another program says of its own stays as it is.
         if self.is_known() {
+            let left = record.left().map(<[u8]>::to_vec);
             record.pieces = serde_json::to_vec(&extra).ok()?;
+            if let Some(left) = left {
+                record.set_left(&left);
+            }
         }
         Some(record)
     }
 
     fn of_record(times: &Times, record: Record) -> Entry {
-        // Records of other makers hold something else here, or nothing.
-        let extra: Extra = serde_json::from_slice(&record.pieces).unwrap_or_default();
+        let extra = said(&record);
         let summary = record.summary;
         let made = methods_of(&extra.made).filter(|_| !extra.made.is_empty());
         let read = match made {
@@ -292,6 +345,11 @@ impl Entry {
     }
 }
 
+/// What a record says for the server; those of other makers hold something else there, or nothing.
+fn said(record: &Record) -> Extra {
+    serde_json::from_slice(record.said()).unwrap_or_default()
+}
+
 /// Methods by their texts; `None` where this program does not know one of them.
 fn methods_of(texts: &BTreeMap<String, String>) -> Option<Methods> {
     let mut methods = Methods::new();
@@ -305,8 +363,8 @@ fn methods_of(texts: &BTreeMap<String, String>) -> Option<Methods> {
 /// A saved context that is not open.
 pub(super) fn shown(summary: &Summary) -> Shown {
     let (held, rest) = (summary.tokens as usize, summary.rest as usize);
-    // What makes one approximate is in no store.
-    let read = match summary.methods.is_empty() {
+    // What makes one approximate is in no store; what a keep method has left of it is in its record.
+    let read = match summary.methods.is_empty() || summary.bytes > 0 {
         true => held,
         false => 0,
     };

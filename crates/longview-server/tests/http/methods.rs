@@ -318,7 +318,10 @@ fn a_context_may_be_made_under_methods_of_its_own() {
     }
     let nothing = json!({ "prompt": "", "max_tokens": 4, "longview": { "context": "c0" } });
     assert_eq!(server.post("/v1/completions", &nothing).status, 400);
-    assert_eq!(server.get("/v1/contexts/c0/export").status, 409);
+    // What a keep method has left may go elsewhere; what lives in memory alone may not.
+    assert_eq!(server.get("/v1/contexts/c2/export").status, 409);
+    let bundle = server.get("/v1/contexts/c0/export");
+    assert_eq!(bundle.status, 200);
     for (methods, param, words) in [
         (
             json!({ "keep": "snapkv" }),
@@ -360,22 +363,69 @@ fn a_context_may_be_made_under_methods_of_its_own() {
     let forked = go_on(&server, "fork", json!({})).good();
     assert_eq!(forked["choices"][0]["text"], wanted[0].as_str());
 
-    // After a restart it is known and has to be read again.
+    let grown = settled(&server, "c0");
+
+    // After a restart what a keep method has left is there, to the bit.
     server.stop();
     server.wait().unwrap();
     let server = Running::stand_in(folder.path());
-    let shown = server.get("/v1/contexts/c1").good();
+    let listed = server.get("/v1/contexts").good();
+    let of = |label: &str| {
+        let all = listed["data"].as_array().unwrap().iter();
+        all.clone()
+            .find(|one| one["label"] == label)
+            .unwrap()
+            .clone()
+    };
+    for (label, at) in [("c1", 1), ("fork", 0)] {
+        assert_eq!(of(label)["status"], "ready", "{listed}");
+        let shown = server.get(&format!("/v1/contexts/{label}")).good();
+        assert_eq!(shown["status"], "ready", "{shown}");
+        let again = go_on(&server, label, json!({})).good();
+        assert_eq!(again["choices"][0]["text"], wanted[at].as_str(), "{label}");
+        assert_eq!(again["longview"]["reused_tokens"], shown["tokens"]);
+    }
+    let shown = server.get("/v1/contexts/c0").good();
+    for field in ["tokens", "read_tokens", "bytes", "methods"] {
+        assert_eq!(shown[field], grown[field], "{field}");
+    }
+    assert_eq!(shown["keep"]["pairs_kept"], grown["keep"]["pairs_kept"]);
+    // What it is called may change before anybody has used it.
+    let renamed = json!({ "label": "renamed" }).to_string();
+    let renamed = server.send("PATCH", "/v1/contexts/c1", &[], renamed.as_bytes());
+    assert_eq!(renamed.status, 200);
+
+    // Where nothing was dropped it has to be read again.
+    let shown = server.get("/v1/contexts/c2").good();
     assert_eq!(
         (&shown["status"], &shown["read_tokens"]),
         (&json!("cancelled"), &json!(0))
     );
-    let refused = go_on(&server, "c1", json!({}));
+    let refused = go_on(&server, "c2", json!({}));
     assert_eq!(refused.status, 409);
     assert_eq!(refused.json()["error"]["code"], "context_not_ready");
-    server.post("/v1/contexts/c1/resume", &json!({})).good();
-    assert_eq!(settled(&server, "c1")["status"], "ready");
-    let again = go_on(&server, "c1", json!({})).good();
+    server.post("/v1/contexts/c2/resume", &json!({})).good();
+    assert_eq!(settled(&server, "c2")["status"], "ready");
+    let again = go_on(&server, "c2", json!({})).good();
+    assert_eq!(again["choices"][0]["text"], wanted[2].as_str());
+    drop(server);
+    let server = Running::stand_in(folder.path());
+    let again = go_on(&server, "renamed", json!({})).good();
     assert_eq!(again["choices"][0]["text"], wanted[1].as_str());
+
+    // So it goes elsewhere.
+    let other = tempfile::tempdir().unwrap();
+    let there = Running::stand_in(other.path());
+    let kind = [("content-type", "application/x-tar")];
+    let came = there.send(
+        "POST",
+        "/v1/contexts/import?label=there",
+        &kind,
+        &bundle.body,
+    );
+    assert_eq!(came.status, 201, "{}", String::from_utf8_lossy(&came.body));
+    let answer = go_on(&there, "there", json!({})).good();
+    assert_eq!(answer["choices"][0]["text"], wanted[0].as_str());
 }
 
 #[test]

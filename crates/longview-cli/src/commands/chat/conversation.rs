@@ -13,7 +13,7 @@ use crate::args::{ChatArgs, Format};
 use crate::date;
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::saved::{self, Entry, Kind};
+use crate::saved::{Entry, Kind};
 use crate::session::{Session, check_prompt};
 use crate::taken_over::TakenOver;
 
@@ -125,7 +125,7 @@ impl Conversation {
         };
         let record = saved.open(name, &session.origins())?;
         Kind::Conversation.check(name, &record)?;
-        let script: Script = serde_json::from_slice(saved::said(&record)).map_err(|error| {
+        let script: Script = serde_json::from_slice(record.said()).map_err(|error| {
             Failure::failed(format!(
                 "context {name:?} is not as it was written: {error}"
             ))

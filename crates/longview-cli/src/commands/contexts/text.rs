@@ -16,7 +16,7 @@ use crate::commands::run::continuation;
 use crate::documents::Documents;
 use crate::failure::Failure;
 use crate::output;
-use crate::saved::{Entry, Kind, document_pieces, failure, left};
+use crate::saved::{Entry, Kind, document_pieces, failure};
 use crate::session::{Session, refused};
 use crate::taken_over::TakenOver;
 
@@ -131,7 +131,7 @@ pub(super) fn truncate(
     };
     let mut record = records.find(&args.context).map_err(failure)?;
     Kind::Text.check(&args.context, &record)?;
-    if left(&record).is_some() {
+    if record.left().is_some() {
         return Err(Failure::wrong(format!(
             "context {:?} is what {} has left of a text, of which no part can be told apart: save the shorter \
              text anew with `longview contexts save`",
