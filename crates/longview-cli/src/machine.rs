@@ -160,6 +160,7 @@ mod tests {
         if fs::write("/proc/self/clear_refs", "5").is_ok() {
             assert!(peak_memory_bytes() < before + BUFFER as u64 * 3 / 4);
         }
-        assert!(peak_memory_bytes() >= before);
+        // The system counts pages of running threads in batches, so a number may be a little below an earlier one.
+        assert!(peak_memory_bytes() + BUFFER as u64 / 8 >= before);
     }
 }
