@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::unpack::{DROPPED, Factors, SmallBlock, Unit, small_minima};
+use super::unpack::{DROPPED, Factors, SmallBlock, Unit, pair_of_minima};
 use super::unpacked::{CODES, VECTOR};
 use crate::matmul::source::{Segment, Source};
 use crate::matmul::wide;
@@ -147,13 +147,8 @@ unsafe fn fold<S: Source>(
         _mm512_store_ps(beside.add(VECTOR).cast(), factors.min);
         if layout.has_min() {
             let minima = beside.add(2 * VECTOR);
-            let of_block = |b: usize| small_minima::<S>(segment.planes::<S>(b));
             for pair in 0..layout.subs * SEGMENT / 2 {
-                let [first, second] = match layout.subs {
-                    1 => [of_block(2 * pair)[0], of_block(2 * pair + 1)[0]],
-                    _ => of_block(pair),
-                };
-                let both = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
+                let both = pair_of_minima::<S>(segment, pair);
                 _mm512_store_si512(minima.add(VECTOR * pair).cast(), both);
             }
         }

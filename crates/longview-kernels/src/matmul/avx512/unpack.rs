@@ -250,6 +250,23 @@ pub(super) unsafe fn small_minima<S: Source>(planes: Planes) -> [__m512i; 2] {
     }
 }
 
+/// Pair `pair` of the minima of a whole segment, as i16: of two blocks, or of the halves of one.
+///
+/// # Safety
+/// The segment is a whole one of a panel of `S`, which has minima; the caller has the features enabled.
+#[inline(always)]
+pub(super) unsafe fn pair_of_minima<S: Source>(segment: Segment, pair: usize) -> __m512i {
+    // SAFETY: the blocks are the segment's.
+    unsafe {
+        let of_block = |b: usize| small_minima::<S>(segment.planes::<S>(b));
+        let [first, second] = match S::LAYOUT.subs {
+            1 => [of_block(2 * pair)[0], of_block(2 * pair + 1)[0]],
+            _ => of_block(pair),
+        };
+        _mm512_or_si512(first, _mm512_slli_epi32::<16>(second))
+    }
+}
+
 /// # Safety
 /// `top` and `low` hold a block's planes.
 #[inline(always)]

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::unpack::{Block, Factors, SmallBlock, Unit, small_minima};
+use super::unpack::{Block, Factors, SmallBlock, Unit, pair_of_minima};
 use crate::matmul::source::{Segment, Source};
 use crate::matmul::wide;
 use crate::packed::Packed;
@@ -28,7 +28,8 @@ const FACTORS: usize = BLOCKS / SEGMENT * 2 * VECTOR;
 /// `[segment][2][row]`.
 ///
 /// With `SIGNED`, codes of formats without minima are two's complement; otherwise they are offset by
-/// 128. Those with minima have no sign.
+/// 128. Those with minima have no sign. Minima that are whole numbers are pairs of i16: of a block's halves, or
+/// of a block and the next one, in every other block.
 #[repr(align(64))]
 pub(super) struct Unpacked<S, const SIGNED: bool> {
     room: MaybeUninit<[u8; wide::PANELS * (BLOCKS * (CODES + 4 * VECTOR) + FACTORS)]>,
@@ -42,10 +43,10 @@ impl<S: Source> Place<S> {
     /// Minima in a block.
     pub(super) const MINIMA: usize = CODES + S::LAYOUT.subs * VECTOR;
     /// Bytes of a block.
-    pub(super) const BLOCK: usize = if S::LAYOUT.has_min() {
-        Self::MINIMA + S::LAYOUT.subs * VECTOR
-    } else {
-        Self::MINIMA
+    pub(super) const BLOCK: usize = match (S::LAYOUT.has_min(), S::LAYOUT.grain()) {
+        (false, _) => Self::MINIMA,
+        (true, Grain::Block) => Self::MINIMA + S::LAYOUT.subs * VECTOR,
+        (true, Grain::Segment) => Self::MINIMA + VECTOR,
     };
     /// Bytes from one panel to the next.
     pub(super) const PANEL: usize = BLOCKS * Self::BLOCK
@@ -53,6 +54,14 @@ impl<S: Source> Place<S> {
             Grain::Block => 0,
             Grain::Segment => FACTORS,
         };
+
+    /// Pairs of minima of a segment.
+    pub(super) const PAIRS: usize = S::LAYOUT.subs * SEGMENT / 2;
+
+    /// Where pair `pair` of a segment's minima is.
+    pub(super) const fn pair(pair: usize) -> usize {
+        pair * 2 / S::LAYOUT.subs * Self::BLOCK + Self::MINIMA
+    }
 
     /// Where the factors of a panel's segment `at` are.
     pub(super) const fn factors(at: usize) -> usize {
@@ -175,10 +184,12 @@ unsafe fn read_small<S: Source>(
             }
             for s in 0..layout.subs {
                 _mm512_store_si512(to.add(CODES + VECTOR * s).cast(), block.scale[s]);
-                if layout.has_min() {
-                    let min = _mm512_cvtepi32_ps(small_minima::<S>(planes)[s]);
-                    _mm512_store_ps(to.add(Place::<S>::MINIMA + VECTOR * s).cast(), min);
-                }
+            }
+        }
+        if layout.has_min() {
+            for pair in 0..Place::<S>::PAIRS {
+                let to = to.add(Place::<S>::pair(pair));
+                _mm512_store_si512(to.cast(), pair_of_minima::<S>(segment, pair));
             }
         }
         let of_all = Factors::of::<S>(segment.planes::<S>(0), unit);

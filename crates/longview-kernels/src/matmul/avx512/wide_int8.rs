@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::each;
-use super::int8::{fence, times_minima};
+use super::int8::fence;
 use super::unpack::{Factors, add_scaled};
 use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
 use crate::activations::{Activations, ROW_RECORD};
@@ -206,30 +206,67 @@ unsafe fn add_segment<S: Source, const P: usize>(
                 fence();
             } of 2);
         }
+        let sums_of_x = match layout.has_min() {
+            true => pairs_of_sums::<S>(record),
+            false => [[0; 4]; SEGMENT],
+        };
         each!(p < P, {
             let factors = factors.add(p * Place::<S>::PANEL);
             let factors = Factors {
                 scale: _mm512_load_ps(factors.cast()),
                 min: _mm512_load_ps(factors.add(VECTOR).cast()),
             };
-            let mut minima = [[_mm512_setzero_ps(); 2]; SEGMENT];
+            let mut minima = [_mm512_setzero_si512(); SEGMENT];
             if layout.has_min() {
-                each!(b < SEGMENT, {
-                    each!(s < layout.subs, {
-                        let at = b * Place::<S>::BLOCK + Place::<S>::MINIMA + VECTOR * s;
-                        let min = w.add(p * Place::<S>::PANEL + at);
-                        minima[b][s] = _mm512_load_ps(min.cast());
-                    } of 2);
+                each!(pair < Place::<S>::PAIRS, {
+                    let min = w.add(p * Place::<S>::PANEL + Place::<S>::pair(pair));
+                    minima[pair] = _mm512_load_si512(min.cast());
                 } of 8);
             }
             each!(r < 4, {
-                let of_row = || times_minima::<S, 4>(&minima, record, r);
+                let of_row = || {
+                    let mut sum = _mm512_setzero_si512();
+                    each!(pair < Place::<S>::PAIRS, {
+                        let of_row = _mm512_set1_epi32(sums_of_x[pair][r]);
+                        sum = _mm512_dpwssd_epi32(sum, minima[pair], of_row);
+                    } of 8);
+                    _mm512_cvtepi32_ps(sum)
+                };
                 let scale = record.add(4 * BLOCK + 4 * r).cast::<f32>().read_unaligned();
                 sums[p][r] = factors.add::<S>(sums[p][r], scaled[p][r], of_row, scale);
             } of 4);
             fence();
         } of 3);
     }
+}
+
+/// Σ x of four rows, whose records of a segment begin at `record`, as pairs of i16 that belong to the pairs of
+/// the minima.
+///
+/// # Safety
+/// As [`compute`].
+#[inline(always)]
+unsafe fn pairs_of_sums<S: Source>(record: *const u8) -> [[i32; 4]; SEGMENT] {
+    let mut pairs = [[0; 4]; SEGMENT];
+    // SAFETY: what is read lies inside the records, what is written inside the pairs.
+    unsafe {
+        let field = |b: usize, i: usize| record.add(b * RECORD + 4 * BLOCK + 16 * i);
+        let sums = |b: usize| _mm_cvtps_epi32(_mm_loadu_ps(field(b, 3).cast()));
+        each!(pair < Place::<S>::PAIRS, {
+            let (first, second) = match S::LAYOUT.subs {
+                1 => (sums(2 * pair), sums(2 * pair + 1)),
+                _ => {
+                    // −128 times that of the first half.
+                    let low = _mm_loadu_si128(field(pair, 2).cast());
+                    let low = _mm_sub_epi32(_mm_setzero_si128(), _mm_srai_epi32::<7>(low));
+                    (low, _mm_sub_epi32(sums(pair), low))
+                }
+            };
+            let both = _mm_blend_epi16::<0b1010_1010>(first, _mm_slli_epi32::<16>(second));
+            _mm_storeu_si128(pairs[pair].as_mut_ptr().cast(), both);
+        } of 8);
+    }
+    pairs
 }
 
 /// The integer dot products of a block of `P` panels, or of its half `s` where halves have scales of
