@@ -415,9 +415,10 @@ impl Home {
 
 impl Group {
     /// The first token in blocks of this group, when those of full layers begin with token `edge`
-    /// because what was before has moved to streams.
+    /// because what was before has moved to streams. First tokens that are held apart stay.
     pub(crate) fn edge(&self, edge: usize) -> usize {
         match self.kind.state {
+            LayerState::Full if self.is_of_sinks() => 0,
             LayerState::Full => edge,
             LayerState::Window { .. } | LayerState::Recurrent { .. } => 0,
         }

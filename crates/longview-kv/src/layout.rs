@@ -206,20 +206,34 @@ impl KvLayout {
         self.groups.iter().filter_map(of_group).max().unwrap_or(0)
     }
 
+    /// The first tokens of layers of group `place` that are held apart from the others, as they were written.
+    pub(crate) fn apart_of(&self, place: usize) -> usize {
+        let recent = self.groups[place].recent;
+        let sinks = recent.and_then(|recent| recent.sinks);
+        sinks.map_or(0, |sinks| self.groups[sinks].most_blocks * BLOCK_TOKENS)
+    }
+
+    /// The most of them of any layer.
+    pub(crate) fn apart(&self) -> usize {
+        let groups = 0..self.groups.len();
+        groups.map(|place| self.apart_of(place)).max().unwrap_or(0)
+    }
+
+    /// Bytes of the blocks that hold them.
+    pub(crate) fn apart_bytes(&self) -> u64 {
+        let sinks = self.groups.iter().filter(|group| group.is_of_sinks());
+        sinks
+            .map(|group| (group.most_blocks * group.block_bytes()) as u64)
+            .sum()
+    }
+
     /// Why no keep method can act on its layers, if so.
     pub(crate) fn refuses_keep(&self) -> Option<&'static str> {
         for group in &self.groups {
-            let Some(recent) = group.recent else { continue };
-            if group.kind.state != LayerState::Full {
+            if group.recent.is_some() && group.kind.state != LayerState::Full {
                 return Some(
                     "the form of the store forgets what is behind its window already (accllm); choose \
                      one of the two",
-                );
-            }
-            if recent.sinks.is_some() {
-                return Some(
-                    "the first tokens are exempt from the form of the others (sinks=), and pairs of both \
-                     cannot be kept together; let the method keep them (sinks= inside of it)",
                 );
             }
         }
@@ -399,6 +413,11 @@ impl Group {
 
     pub(crate) fn is_recurrent(&self) -> bool {
         matches!(self.kind.state, LayerState::Recurrent { .. })
+    }
+
+    /// Whether it holds the first tokens of layers whose others are elsewhere.
+    pub(crate) fn is_of_sinks(&self) -> bool {
+        self.most_blocks < usize::MAX
     }
 
     /// Where `layer` (its place in the group) begins in a block.

@@ -169,7 +169,8 @@ impl Context {
             layers: &layers,
             chosen: &chosen,
             edge,
-            open: kept.plan.protected.sinks as u32..end.saturating_sub(last) as u32,
+            open: kept.plan.protected.sinks.max(self.layout().apart()) as u32
+                ..end.saturating_sub(last) as u32,
         };
         self.move_to_streams(kept, &decided, exec, model)?;
         kept.decided_at = end;
@@ -204,9 +205,11 @@ impl Context {
             .iter()
             .zip(chosen)
             .partition(|of_layer| kept.moves_within(*of_layer.0, of_layer.1, end - edge, &layout));
-        // Tokens from the edge on were chosen all.
+        // Tokens from the edge on were chosen all, and so were the first ones where they stay in blocks of their own.
+        let apart = |layer: usize| layout.apart_of(layout.layers[layer].0).min(edge);
         let new_bytes = |&(&layer, chosen): &(&usize, &Chosen)| {
-            let counts = chosen.iter().map(|pairs| pairs.len() - (end - edge));
+            let stay = apart(layer) + end - edge;
+            let counts = chosen.iter().map(|pairs| pairs.len() - stay);
             let counts: Vec<usize> = counts.collect();
             Stream::bytes_of(&layout.groups[layout.layers[layer].0], &counts, place_bytes)
         };
@@ -234,7 +237,8 @@ impl Context {
             let group = &layout.groups[layout.layers[layer].0];
             let of_head = |(head, pairs): (usize, &Vec<u32>)| {
                 let stream = kept.stream(layer);
-                let there = stream.map_or(0, |stream| stream.positions(head).len());
+                let there =
+                    stream.map_or(0, |stream| stream.apart() + stream.positions(head).len());
                 let gone = there + end - kept.edge - pairs.len();
                 kept.plan.moving_bytes(group, pairs.len(), gone)
             };
@@ -262,6 +266,7 @@ impl Context {
                 plan: &kept.plan,
                 view: &view,
                 chosen,
+                apart: apart(layer),
                 in_blocks: end - edge,
                 open: open.clone(),
             };
@@ -332,7 +337,7 @@ impl Context {
         let block = self.places.slot(edge) / BLOCK_TOKENS;
         let store = self.home.as_ref().map(|home| &*home.store);
         for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
-            if group.kind.state != LayerState::Full {
+            if group.kind.state != LayerState::Full || group.is_of_sinks() {
                 continue;
             }
             match edge < self.tokens.len() {
@@ -375,12 +380,14 @@ impl Kept {
     ) -> bool {
         let group = &layout.groups[layout.layers[layer].0];
         let as_they_are = self.plan.merge.is_none() && self.plan.positions == Positions::Text;
+        let apart = layout.apart_of(layout.layers[layer].0);
         let Some(Some(stream)) = self.streams.get(layer) else {
             return false;
         };
         let counts = chosen.iter().map(|pairs| pairs.len() - in_blocks);
         let old = (0..stream.heads()).map(|head| stream.positions(head).len());
         as_they_are
+            && apart == 0
             && !group.geometry.is_whole()
             && Arc::strong_count(stream) == 1
             && counts.eq(old)
@@ -389,7 +396,7 @@ impl Kept {
     /// Pairs of `heads` heads together, when `len` tokens have been read.
     fn pairs_in_all(&self, len: usize, heads: usize) -> usize {
         let streams = self.streams.iter().flatten();
-        streams.map(|stream| stream.pairs()).sum::<usize>() + (len - self.edge) * heads
+        streams.map(|stream| stream.held()).sum::<usize>() + (len - self.edge) * heads
     }
 }
 
@@ -422,7 +429,7 @@ fn choose(
                     view.layer()
                 )));
             }
-            let sinks = view.first_from(head, plan.protected.sinks);
+            let sinks = view.first_from(head, plan.protected.sinks.max(view.apart()));
             let last = plan.recent(slots, moment);
             let recent = view.first_from(head, view.tokens().saturating_sub(last).min(edge));
             scores[..sinks].fill(f32::INFINITY);

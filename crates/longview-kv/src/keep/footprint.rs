@@ -158,7 +158,8 @@ impl KvLayout {
     }
 
     fn full_groups(&self) -> impl Iterator<Item = &Group> {
-        let is_full = |group: &&Group| group.kind.state == LayerState::Full;
+        // The first tokens, where they are held apart, are no more however long a text is.
+        let is_full = |group: &&Group| group.kind.state == LayerState::Full && !group.is_of_sinks();
         self.groups.iter().filter(is_full)
     }
 }

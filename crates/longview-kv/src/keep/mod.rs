@@ -344,7 +344,7 @@ impl Keep {
             Budget::Pairs(pairs) => pairs,
             Budget::Share(share) => (share * prompt_tokens as f64).floor() as usize,
             Budget::Bytes(bytes) => {
-                let beside = layout.keep_tail_bytes();
+                let beside = layout.keep_tail_bytes() + layout.apart_bytes();
                 let fits = |&slots: &usize| self.stream_bytes(layout, slots) + beside <= bytes;
                 largest(prompt_tokens.max(1), fits)
             }
@@ -375,8 +375,8 @@ impl Keep {
     /// How many of the first and of the last tokens always stay, at most.
     fn always(&self, layout: &KvLayout) -> [usize; 2] {
         let Protected { sinks, recent, .. } = self.protected;
-        // Tokens that the store holds apart as the latest stay as well.
-        [sinks, recent.max(layout.keep_tail())]
+        // Tokens that the store holds apart as the first or the latest stay as well.
+        [sinks.max(layout.apart()), recent.max(layout.keep_tail())]
     }
 
     /// What the budget has room for of a prompt of `prompt` tokens.
@@ -432,6 +432,7 @@ impl Keep {
         let of_layer = |(_, place): (usize, usize)| {
             let group = &layout.groups[place];
             let heads = group.kind.kv_heads;
+            let slots = slots.saturating_sub(layout.apart_of(place));
             let even = Stream::most_bytes(group, heads, slots * heads, self.place_bytes());
             match self.allocate.scope() {
                 Scope::Layer => even,

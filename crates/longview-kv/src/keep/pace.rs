@@ -9,7 +9,7 @@ use super::observe::Observed;
 use super::repeat::{Marked, Watch};
 use super::scored::Scored;
 use super::stream::Stream;
-use super::{AttentionOf, Keep, LayerShape, Needs, Planned, Repeated, When};
+use super::{AttentionOf, Keep, LayerShape, Needs, Planned, Positions, Repeated, When};
 use crate::context::Context;
 use crate::error::KvError;
 use crate::layout::KvLayout;
@@ -122,6 +122,11 @@ impl Context {
         if let Some(why) = layout.refuses_keep() {
             return Err(plan.refused(why.to_owned()));
         }
+        if plan.positions == Positions::Slots && layout.apart() > 0 {
+            let why = "the first tokens are exempt from the form of the others (sinks= of --store), and stay where \
+                       they are; give positions=text";
+            return Err(plan.refused(why.to_owned()));
+        }
         if let (Some(wanted), Some(found)) = (&plan.made_for, model.fingerprint())
             && wanted != found
         {
@@ -222,8 +227,8 @@ impl Context {
     pub fn keep_report(&self) -> Option<KeepReport> {
         let kept = self.kept.as_ref()?;
         let heads = kept.heads(self.layout());
-        let streams = || kept.streams.iter().flatten();
-        let in_streams: usize = streams().map(|stream| stream.pairs()).sum();
+        let streams = || kept.streams.iter().flatten().map(|stream| &**stream);
+        let in_streams: usize = streams().map(Stream::held).sum();
         let in_blocks = (self.len() - kept.edge) * heads;
         Some(KeepReport {
             method: kept.plan.text.clone(),
@@ -243,13 +248,17 @@ impl Context {
     pub fn kept_positions(&self, layer: usize, head: usize) -> Vec<u32> {
         let kept = self.kept.as_deref();
         let stream = kept.and_then(|kept| kept.stream(layer));
+        let apart = stream.map_or(0, Stream::apart) as u32;
         let before = stream.map_or(&[][..], |stream| stream.positions(head));
         let group = &self.layout().groups[self.layout().layers[layer].0];
         assert!(head < group.kind.kv_heads, "a KV head of the layer");
         let first = self.first_token(group, self.len().saturating_sub(1));
         // After a compaction nothing may have been read yet.
         let own = first as u32..self.len() as u32;
-        before.iter().copied().chain(own).collect()
+        (0..apart)
+            .chain(before.iter().copied())
+            .chain(own)
+            .collect()
     }
 
     /// Whether it was made to watch what a repetition looks at.
@@ -408,7 +417,7 @@ impl Kept {
     pub(crate) fn pairs(&self, len: usize) -> usize {
         let streams = || self.streams.iter().flatten();
         let heads: usize = streams().map(|stream| stream.heads()).sum();
-        let pairs: usize = streams().map(|stream| stream.pairs()).sum();
+        let pairs: usize = streams().map(|stream| stream.held()).sum();
         pairs.div_ceil(heads.max(1)) + len - self.edge
     }
 

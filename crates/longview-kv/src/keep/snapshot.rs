@@ -66,6 +66,9 @@ struct Layer {
     counted: bool,
     /// Bits of what the merge remembers of each head.
     memory: Vec<Option<u32>>,
+    /// Pairs of each head before these, which lie in blocks of their own.
+    #[serde(default)]
+    apart: usize,
 }
 
 /// What repeating it took: [`Repeated`].
@@ -152,6 +155,7 @@ impl Context {
                 pairs: heads.map(|head| stream.positions(head).len()).collect(),
                 counted,
                 memory: memory.map_or_else(Vec::new, |heads| heads.iter().map(bits).collect()),
+                apart: stream.apart(),
             });
         }
         let mut groups = Vec::new();
@@ -293,7 +297,7 @@ impl Context {
     fn pairs_of(&self, head: &Head) -> Vec<Vec<usize>> {
         let mut pairs = vec![Vec::new(); self.layout.layers.len()];
         for ((layer, _), of_layer) in self.layout.full_layers().zip(&head.layers) {
-            let since = head.tokens - head.edge;
+            let since = of_layer.apart + head.tokens - head.edge;
             pairs[layer] = of_layer.pairs.iter().map(|pairs| pairs + since).collect();
         }
         pairs
@@ -315,13 +319,18 @@ impl Context {
         for (&(_, place), layer) in layers.iter().zip(&head.layers) {
             let group = &self.layout.groups[place];
             let ends = |&pairs: &usize| pairs <= head.edge;
-            if layer.pairs.len() != group.kind.kv_heads || !layer.pairs.iter().all(ends) {
+            let apart = self.layout.apart_of(place).min(head.edge);
+            if layer.pairs.len() != group.kind.kv_heads
+                || !layer.pairs.iter().all(ends)
+                || layer.apart != apart
+            {
                 return Err(damaged());
             }
             let mut positions = Vec::new();
             for &pairs in &layer.pairs {
                 let of_head = body.numbers(pairs).ok_or_else(damaged)?;
-                let ascend = of_head.windows(2).all(|pair| pair[0] < pair[1]);
+                let ascend = of_head.windows(2).all(|pair| pair[0] < pair[1])
+                    && of_head.first().is_none_or(|&first| first as usize >= apart);
                 let inside = of_head
                     .last()
                     .is_none_or(|&last| (last as usize) < head.edge);
@@ -340,6 +349,7 @@ impl Context {
             }
             let room = self.ledger.reserve(Purpose::Kv, bytes)?;
             let mut stream = Stream::with_room(group, positions, plan.place_bytes(), room, None);
+            stream.set_apart(apart);
             let pages = stream.page_bytes().len();
             let pages = body.take(pages).ok_or_else(damaged)?;
             stream.fill_pages(pages);

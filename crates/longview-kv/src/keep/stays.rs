@@ -15,6 +15,8 @@ pub(super) struct Stays<'a> {
     pub(super) plan: &'a Keep,
     pub(super) view: &'a LayerView<'a>,
     pub(super) chosen: &'a Chosen,
+    /// How many of the first pairs of every head stay in blocks of their own.
+    pub(super) apart: usize,
     /// How many of the last pairs of every head stay in blocks.
     pub(super) in_blocks: usize,
     /// The tokens between the first and the last ones, which always stay.
@@ -39,6 +41,7 @@ impl Stays<'_> {
         });
         let place_bytes = self.plan.place_bytes();
         let mut stream = Stream::with_room(group, positions.collect(), place_bytes, room, spare);
+        stream.set_apart(self.apart);
         if !group.geometry.is_whole() {
             self.copy(exec, &mut stream);
         }
@@ -54,7 +57,7 @@ impl Stays<'_> {
     /// The pairs of a head that move to the stream.
     fn moving(&self, head: usize) -> &[u32] {
         let chosen = &self.chosen[head];
-        &chosen[..chosen.len() - self.in_blocks]
+        &chosen[self.apart..chosen.len() - self.in_blocks]
     }
 
     /// Pages of a head made anew of its pairs, whose tokens share scales.

@@ -33,6 +33,8 @@ pub(crate) struct Stream {
     pages: Block,
     heads: Vec<Head>,
     places: Reservation,
+    /// Pairs of every head before its own: the first tokens, which lie in blocks of their own.
+    apart: usize,
 }
 
 /// The pairs kept of one KV head.
@@ -129,7 +131,22 @@ impl Stream {
             pages,
             heads,
             places,
+            apart: 0,
         }
+    }
+
+    /// Pairs of every head before its own: the first tokens, where the layer's form holds them apart.
+    pub(crate) fn apart(&self) -> usize {
+        self.apart
+    }
+
+    pub(crate) fn set_apart(&mut self, pairs: usize) {
+        self.apart = pairs;
+    }
+
+    /// Pairs of all heads, those of the first tokens included.
+    pub(crate) fn held(&self) -> usize {
+        self.pairs() + self.apart * self.heads()
     }
 
     /// Calls `write(head, its pairs, page, slot)` for the pairs of every head that go to each page, from that

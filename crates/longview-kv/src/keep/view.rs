@@ -23,7 +23,8 @@ pub use pages::{KeyPage, ValuePage};
 pub(super) const ROWS_AT_ONCE: usize = 24;
 
 /// One layer of a context. A head's pairs are numbered from 0, ascending by position: first what an
-/// earlier compaction left, then every token read since.
+/// earlier compaction left, which begins with the first tokens where the layer's form holds them apart, then
+/// every token read since.
 pub struct LayerView<'a> {
     isa: Isa,
     layer: usize,
@@ -34,6 +35,8 @@ pub struct LayerView<'a> {
     tail: Tail<'a>,
     /// The same with the latest tokens as they were written, where these are held apart.
     latest: Option<Latest<'a>>,
+    /// The first tokens as they were written, where these are.
+    sinks: Option<Sinks<'a>>,
     /// The first token in `tail`, and its slot there.
     edge: usize,
     edge_slot: usize,
@@ -62,6 +65,13 @@ struct Latest<'a> {
     /// The first block of `tail`, and the first that is there.
     first: usize,
     from: usize,
+}
+
+/// First tokens that are held apart from the later ones.
+struct Sinks<'a> {
+    group: &'a Group,
+    /// All of their blocks, from the first on, as far as they are there.
+    blocks: Tail<'a>,
 }
 
 /// Queries of the query heads of one KV head.
@@ -105,6 +115,15 @@ impl<'a> LayerView<'a> {
                 tail,
             }
         });
+        let sinks = group.recent.and_then(|recent| recent.sinks);
+        let sinks = sinks.map(|place| {
+            let group = &context.layout().groups[place];
+            let slice = |index| Some(context.block(place, index)?.layer(group, at));
+            Sinks {
+                group,
+                blocks: (0..group.most_blocks).map(slice).collect(),
+            }
+        });
         LayerView {
             isa,
             layer,
@@ -113,6 +132,7 @@ impl<'a> LayerView<'a> {
             stream: kept.stream(layer),
             tail: tail(place, group),
             latest,
+            sinks,
             edge,
             edge_slot: context.places.slot(edge) % PAGE_TOKENS,
             end,
@@ -164,14 +184,34 @@ impl<'a> LayerView<'a> {
 
     /// Pairs of a head.
     pub fn pairs(&self, head: usize) -> usize {
-        self.kept(head).len() + self.end - self.edge
+        self.before(head) + self.end - self.edge
+    }
+
+    /// The first tokens that the layer's form holds apart, which always stay.
+    pub(super) fn apart(&self) -> usize {
+        let sinks = self.sinks.as_ref();
+        sinks.map_or(0, |sinks| sinks.blocks.len() * PAGE_TOKENS)
+    }
+
+    /// Pairs of those of them that an earlier compaction has passed.
+    fn apart_before(&self) -> usize {
+        self.stream.map_or(0, Stream::apart)
+    }
+
+    /// Pairs of a head that an earlier compaction left.
+    fn before(&self, head: usize) -> usize {
+        self.apart_before() + self.kept(head).len()
     }
 
     /// The token that a pair is of.
     pub fn position(&self, head: usize, pair: usize) -> usize {
-        match self.kept(head).get(pair) {
+        let apart = self.apart_before();
+        if pair < apart {
+            return pair;
+        }
+        match self.kept(head).get(pair - apart) {
             Some(&position) => position as usize,
-            None => self.edge + pair - self.kept(head).len(),
+            None => self.edge + pair - self.before(head),
         }
     }
 
@@ -197,11 +237,12 @@ impl<'a> LayerView<'a> {
 
     /// The first pair of a head that is of token `position` or a later one.
     pub fn first_from(&self, head: usize, position: usize) -> usize {
-        let kept = self.kept(head);
+        let apart = self.apart_before();
         if position < self.edge {
-            kept.partition_point(|&at| (at as usize) < position)
+            let before = |&at: &u32| (at as usize) < position;
+            position.min(apart) + self.kept(head).partition_point(before)
         } else {
-            kept.len() + position.min(self.end) - self.edge
+            self.before(head) + position.min(self.end) - self.edge
         }
     }
 
@@ -303,14 +344,15 @@ impl<'a> LayerView<'a> {
         }
         let added = self.log_weights(head);
         if !added.is_empty() {
+            let apart = self.apart_before();
             for logits in out.chunks_exact_mut(self.pairs(head)) {
-                activation::add(self.isa, &mut logits[..added.len()], added);
+                activation::add(self.isa, &mut logits[apart..apart + added.len()], added);
             }
         }
     }
 
-    /// What attention adds to the logits of the first pairs of a head, those of earlier compactions: the logarithm
-    /// of how many tokens each stands for; nothing where it counts each as one.
+    /// What attention adds to the logits of the pairs of a head in its stream: the logarithm of how many tokens each
+    /// stands for; nothing where it counts each as one.
     fn log_weights(&self, head: usize) -> &[f32] {
         self.stream.map_or(&[], |stream| stream.log_weights(head))
     }
@@ -398,10 +440,13 @@ impl<'a> LayerView<'a> {
         }
         let added = self.log_weights(head);
         let mut to = 0;
+        let apart = self.apart_before();
         for range in ranges.iter().filter(|_| !added.is_empty()) {
-            let from = &added[range.start.min(added.len())..range.end.min(added.len())];
+            let in_stream = |pair: usize| pair.saturating_sub(apart).min(added.len());
+            let from = &added[in_stream(range.start)..in_stream(range.end)];
+            let at = to + apart.saturating_sub(range.start).min(range.len());
             for logits in out.chunks_exact_mut(width) {
-                activation::add(self.isa, &mut logits[to..to + from.len()], from);
+                activation::add(self.isa, &mut logits[at..at + from.len()], from);
             }
             to += range.len();
         }

@@ -1,6 +1,7 @@
 //! Every keep method × codec, on layers with full attention beside a sliding window: what must hold
 //! whatever a method decides. A method joins by its line in the registry.
 
+mod apart;
 mod files;
 mod refusals;
 mod within;

@@ -81,8 +81,13 @@ fn forms_that_hold_tokens_apart_say_what_they_cannot_be_kept_with() {
     for (store, keep, said) in [
         (
             "q8, sinks=64",
+            "streaming-llm(budget=200, positions=slots)",
+            "give positions=text",
+        ),
+        (
+            "q8, sinks=70",
             "random(budget=99)",
-            "the first tokens are exempt",
+            "the 128 first and 63 last tokens",
         ),
         (
             "accllm(window=128)",
@@ -108,6 +113,8 @@ fn forms_that_hold_tokens_apart_say_what_they_cannot_be_kept_with() {
         "kivi(residual=65)",
         "q8, recent=65",
         "mustafar",
+        "q8, sinks=64",
+        "kivi(residual=64), sinks=64",
         "k=kivi, v=q8, layers 0-0=f16",
     ] {
         assert_eq!(refused(store, "random(budget=240)"), None, "{store}");

@@ -56,7 +56,9 @@ pub(crate) struct World {
     pub(crate) context: Context,
     exec: Exec,
     workspace: AttendWorkspace,
+    /// Of most layers.
     kv_type: KvType,
+    forms: KvForms,
 }
 
 fn layout(state: LayerState, forms: impl Into<KvForms>) -> Arc<KvLayout> {
@@ -105,12 +107,18 @@ fn rows(seed: usize, start: usize, count: usize, width: usize) -> Vec<f32> {
 
 impl World {
     pub(crate) fn new(kv_type: KvType, ledger: Ledger) -> World {
-        let layout = layout(LayerState::Window { tokens: 70 }, kv_type);
+        World::with_forms(kv_type.into(), ledger)
+    }
+
+    pub(crate) fn with_forms(forms: KvForms, ledger: Ledger) -> World {
+        let layout = layout(LayerState::Window { tokens: 70 }, forms);
+        let kv_type = layout.kv_type();
         World {
             context: Context::new(layout, ledger, IDENTITY),
             exec: Exec::new(2, Isa::best(), Numerics::Default),
             workspace: AttendWorkspace::default(),
             kv_type,
+            forms,
         }
     }
 
@@ -120,11 +128,13 @@ impl World {
             exec: Exec::new(1, Isa::best(), Numerics::Default),
             workspace: AttendWorkspace::default(),
             kv_type: self.kv_type,
+            forms: self.forms,
         }
     }
 
     /// Begins anew with keys and values in `forms`.
     pub(crate) fn store_as(&mut self, forms: KvForms) {
+        self.forms = forms;
         let layout = layout(LayerState::Window { tokens: 70 }, forms);
         self.context = Context::new(layout, Ledger::unlimited(), IDENTITY);
     }
@@ -144,23 +154,23 @@ impl World {
     }
 
     pub(crate) fn stated(&self, keep: &Keep, prompt: usize, generated: usize) -> KeepBytes {
-        let layout = layout(LayerState::Window { tokens: 70 }, self.kv_type);
+        let layout = layout(LayerState::Window { tokens: 70 }, self.forms);
         keep.bytes(&layout, &Plain, prompt, generated, 64, 2)
             .unwrap()
     }
 
     pub(crate) fn slots(&self, keep: &Keep, prompt: usize) -> usize {
-        let layout = layout(LayerState::Window { tokens: 70 }, self.kv_type);
+        let layout = layout(LayerState::Window { tokens: 70 }, self.forms);
         keep.slots(&layout, prompt).unwrap()
     }
 
     pub(crate) fn dense_bytes(&self, tokens: usize) -> u64 {
-        layout(LayerState::Window { tokens: 70 }, self.kv_type).context_bytes(tokens, 64)
+        layout(LayerState::Window { tokens: 70 }, self.forms).context_bytes(tokens, 64)
     }
 
     pub(crate) fn index_bytes(&self, read: &Read, tokens: usize) -> u64 {
         read.bytes(
-            &layout(LayerState::Window { tokens: 70 }, self.kv_type),
+            &layout(LayerState::Window { tokens: 70 }, self.forms),
             tokens,
         )
     }

@@ -10,7 +10,7 @@ use longview_kernels::page::{self, PAGE_TOKENS, PageGeometry};
 
 use super::{Latest, LayerView};
 use crate::keep::Pairs;
-use crate::keep::stream::picked;
+use crate::keep::stream::{Stream, picked};
 use crate::layout::Group;
 
 /// Keys of pairs that lie side by side.
@@ -89,8 +89,11 @@ impl<'a> LayerView<'a> {
             tokens: which
                 .iter()
                 .map(|&pair| {
-                    self.stream
-                        .map_or(1, |stream| stream.tokens(head, pair as usize))
+                    let of_stream = |stream: &Stream| {
+                        let pair = (pair as usize).checked_sub(stream.apart());
+                        pair.map_or(1, |pair| stream.tokens(head, pair))
+                    };
+                    self.stream.map_or(1, of_stream)
                 })
                 .collect(),
             keys: vec![0.0; which.len() * dim],
@@ -198,7 +201,15 @@ impl<'a> LayerView<'a> {
                 }
                 pair += end - start;
             };
+        let first_ones = |index: usize| {
+            let sinks = self.sinks.as_ref().expect(there);
+            (
+                sinks.group.page(sinks.blocks[index].expect(there), head),
+                sinks.group,
+            )
+        };
         if let Some(stream) = self.stream {
+            each(0, stream.apart(), &mut |index| first_ones(index));
             let slots = stream.slots(head);
             each(slots.slots.start, slots.slots.end, &mut |index| {
                 let page = stream.page(self.group, slots.pages.start + index);
@@ -206,11 +217,13 @@ impl<'a> LayerView<'a> {
             });
         }
         let tail = self.edge_slot..self.edge_slot + self.end - self.edge;
+        let apart = self.apart() / PAGE_TOKENS;
         each(tail.start, tail.end, &mut |index| match &self.latest {
             Some(latest) if latest.first + index >= boundary => {
                 let page = latest.group.page(latest.tail[index].expect(there), head);
                 (page, latest.group)
             }
+            Some(latest) if latest.first + index < apart => first_ones(latest.first + index),
             _ => (
                 self.group.page(self.tail[index].expect(there), head),
                 self.group,
