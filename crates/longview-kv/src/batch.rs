@@ -137,26 +137,39 @@ impl<'a> Batch<'a> {
         self.segments[segment].tokens[row - self.starts[segment]]
     }
 
-    /// The rows whose logits are wanted, ascending.
-    pub fn wanted_rows(&self) -> impl Iterator<Item = usize> + '_ {
+    /// The rows of which something is wanted, ascending, and of each whether that is its last hidden state
+    /// instead of its logits: [`Wanted::Hidden`], or not.
+    pub fn outputs(&self) -> impl Iterator<Item = (usize, Wanted)> + '_ {
         self.segments
             .iter()
             .enumerate()
             .flat_map(|(index, segment)| {
                 let rows = self.rows_of(index);
-                match segment.wanted {
-                    Wanted::Nothing | Wanted::Hidden => rows.end..rows.end,
+                let rows = match segment.wanted {
+                    Wanted::Nothing => rows.end..rows.end,
                     Wanted::Last => rows.end - 1..rows.end,
-                    Wanted::All => rows,
-                }
+                    Wanted::All | Wanted::Hidden => rows,
+                };
+                rows.map(|row| (row, segment.wanted))
             })
     }
 
-    /// The rows whose last hidden states are wanted, ascending.
-    pub fn hidden_rows(&self) -> impl Iterator<Item = usize> + '_ {
-        let segments = self.segments.iter().enumerate();
-        let wanted = segments.filter(|(_, segment)| segment.wanted == Wanted::Hidden);
-        wanted.flat_map(|(index, _)| self.rows_of(index))
+    /// Whether a layer whose outputs nobody wants need not attend: nobody watches what its rows attend to,
+    /// and no block is read back for it.
+    pub fn may_skip_attention(&self) -> bool {
+        let is_unwatched = |segment: &Segment<'_>| {
+            let context = &*segment.context;
+            let end = context.len() + segment.tokens.len();
+            let reads = context.reads.as_ref();
+            context.watched.is_none() && reads.is_none_or(|reads| reads.from >= end)
+        };
+        self.feed.is_none() && self.segments.iter().all(is_unwatched)
+    }
+
+    /// Whether a keep method gathers something of layer `layer`, which [`Batch::observe`] is to show it.
+    pub fn is_observed(&self, layer: usize) -> bool {
+        let mut kept = self.segments.iter().map(|one| one.context.kept.as_deref());
+        kept.any(|kept| kept.is_some_and(|kept| kept.observes(layer)))
     }
 
     /// Stores the keys and values that layer `layer` made for every row.

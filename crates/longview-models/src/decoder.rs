@@ -8,7 +8,7 @@ use longview_kernels::activation::{self, softcap};
 use longview_kernels::format::dequantize;
 use longview_kernels::{Activations, Exec, Floats, announce, matmul, matmul_many, needed};
 use longview_kv::keep::{AttentionOf, LayerRows};
-use longview_kv::{Attention, Batch};
+use longview_kv::{Attention, Batch, Wanted};
 
 use crate::blueprint::{AttentionBlueprint, Mixer, MlpBlueprint};
 use crate::embedding::EmbeddingPages;
@@ -68,8 +68,20 @@ pub(crate) fn forward(
             }
             (Mixer::GatedDelta(shape), load::Mixer::GatedDelta(layer)) => {
                 gated_delta(exec, batch, index, shape, layer, entry, w)?;
+                if is_last(model, index) {
+                    narrow(batch, hidden, hidden, w);
+                }
             }
             _ => unreachable!("the loader makes the part that the blueprint names"),
+        }
+        if w.hidden.is_empty() {
+            // Nothing is wanted but what the layers keep.
+            w.states.clear();
+            w.logits.sized(0);
+            if let Some(profile) = &mut w.profile {
+                profile.layer(None);
+            }
+            return Ok(());
         }
 
         let entry = Entry {
@@ -127,6 +139,25 @@ pub(crate) fn forward(
     states(exec, batch, entry, w);
     logits(model, exec, batch, entry, w);
     Ok(())
+}
+
+fn is_last(model: &Model, layer: usize) -> bool {
+    layer + 1 == model.blueprint().layers.len()
+}
+
+/// Leaves of the residual stream, `[rows][hidden]`, and of `normed`, `[rows][width]`, the rows of which something is
+/// wanted: behind what the last layer keeps of the others, nobody reads them.
+fn narrow(batch: &Batch<'_>, hidden: usize, width: usize, w: &mut Workspace) {
+    let mut rows = 0;
+    for (place, (row, _)) in batch.outputs().enumerate() {
+        // Rows come in ascending order, so what is moved was not written over.
+        for (x, width) in [(&mut w.hidden, hidden), (&mut w.normed, width)] {
+            x.copy_within(row * width..(row + 1) * width, place * width);
+        }
+        rows = place + 1;
+    }
+    w.hidden.sized(rows * hidden);
+    w.normed.sized(rows * width);
 }
 
 /// Token embeddings, read from the file's own rows, or where they make the logits, too, from the packed ones, which
@@ -212,6 +243,10 @@ fn attention(
     let rows = batch.rows();
     let (q_len, kv_len) = (plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim);
     let hidden = model.blueprint().hidden;
+    // Where text is only read, the last layer is for its keys and values.
+    let reads_only =
+        is_last(model, index) && batch.outputs().next().is_none() && batch.may_skip_attention();
+    let has_queries = !reads_only || batch.is_observed(index);
     let weights = [&layer.query.weight, &layer.key.weight, &layer.value.weight];
     let need = layer.gate.iter().fold(needs(exec, &weights), |need, gate| {
         need.and(needs(exec, &[&gate.weight]))
@@ -219,16 +254,25 @@ fn attention(
     entry.prepare(exec, &mut w.hidden, &w.normed, need, &mut w.activations);
     w.lap(Work::Norms);
     let outs = &mut [
-        w.q.sized(rows * q_len),
+        w.q.sized(if has_queries { rows * q_len } else { 0 }),
         w.k.sized(rows * kv_len),
         w.v.sized(rows * kv_len),
     ];
-    announce(exec, &w.activations, &[&layer.output.weight]);
-    matmul_many(exec, &w.activations, &weights, outs);
+    match reads_only {
+        true => announce(exec, &w.activations, &[]),
+        false => announce(exec, &w.activations, &[&layer.output.weight]),
+    }
+    let unused = usize::from(!has_queries);
+    matmul_many(
+        exec,
+        &w.activations,
+        &weights[unused..],
+        &mut outs[unused..],
+    );
     add_bias(exec, &layer.query, &mut w.q);
     add_bias(exec, &layer.key, &mut w.k);
     add_bias(exec, &layer.value, &mut w.v);
-    if let Some(gate) = &layer.gate {
+    if let Some(gate) = layer.gate.as_ref().filter(|_| !reads_only) {
         let out = w.gates.gate.sized(rows * q_len);
         matmul(exec, &w.activations, &gate.weight, out);
         add_bias(exec, gate, &mut w.gates.gate);
@@ -262,8 +306,15 @@ fn attention(
         k: &w.k,
         v: &w.v,
     };
-    batch.observe(exec, seen, model);
+    if has_queries {
+        batch.observe(exec, seen, model);
+    }
     w.lap(Work::RopeAppend);
+    if reads_only {
+        w.hidden.sized(0);
+        w.normed.sized(0);
+        return Ok(());
+    }
     let attention = Attention {
         heads: plan.heads,
         scale: plan.scale,
@@ -286,6 +337,13 @@ fn attention(
             });
     }
 
+    if is_last(model, index) {
+        narrow(batch, hidden, q_len, w);
+        if w.hidden.is_empty() {
+            return Ok(());
+        }
+    }
+    let rows = w.hidden.len() / hidden;
     let output = &layer.output;
     w.activations
         .set(exec, &w.normed, rows, q_len, needs(exec, &[&output.weight]));
@@ -320,10 +378,11 @@ fn announce_layer(model: &Model, exec: &Exec, index: usize, x: &Activations) {
 
 /// Last hidden states of the rows wanted.
 fn states(exec: &Exec, batch: &Batch<'_>, entry: Entry<'_>, w: &mut Workspace) {
-    let hidden = w.hidden.len() / batch.rows();
+    let hidden = entry.norm.len();
     w.states.clear();
     let mut stream = Vec::new();
-    for row in batch.hidden_rows() {
+    let outputs = batch.outputs().enumerate();
+    for (row, _) in outputs.filter(|(_, (_, wanted))| *wanted == Wanted::Hidden) {
         let of_row = row * hidden..(row + 1) * hidden;
         stream.extend_from_slice(&w.hidden[of_row.clone()]);
         w.states.extend_from_slice(&w.normed[of_row]);
@@ -338,7 +397,9 @@ fn logits(model: &Model, exec: &Exec, batch: &Batch<'_>, entry: Entry<'_>, w: &m
     let blueprint = model.blueprint();
     let hidden = blueprint.hidden;
     w.wanted.clear();
-    for (place, row) in batch.wanted_rows().enumerate() {
+    let outputs = batch.outputs().enumerate();
+    let of_logits = outputs.filter(|(_, (_, wanted))| *wanted != Wanted::Hidden);
+    for (place, (row, _)) in of_logits.enumerate() {
         let of_row = row * hidden..(row + 1) * hidden;
         w.wanted.extend_from_slice(&w.hidden[of_row.clone()]);
         // Rows come in ascending order, so what is moved was not written over.

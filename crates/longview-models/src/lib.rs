@@ -28,7 +28,7 @@ pub use config::Config;
 pub use convert::{Recipe, quantize};
 pub use error::ModelError;
 pub use model::{Model, ModelFile};
-pub use products::Product;
+pub use products::{Product, Rows};
 pub use profile::{Profile, Work};
 pub use rope::{Rope, Scaling};
 pub use workspace::Workspace;

@@ -20,15 +20,40 @@ pub struct Product {
     pub format: Format,
     /// The share that a row is multiplied with: less than 1 where experts are chosen.
     pub used: f64,
+    /// What a pass multiplies with it.
+    pub rows: Rows,
+}
+
+/// Rows of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Every one.
+    All,
+    /// Those of which something is wanted: behind the keys and values of the last layer.
+    Wanted,
 }
 
 impl Model {
     /// All products of a pass. What is multiplied with a single row of numbers is left out.
     pub fn products(&self) -> Vec<Product> {
         let mut all = Vec::new();
-        for layer in &self.weights.layers {
+        let last = self.weights.layers.len().saturating_sub(1);
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            let is_last = index == last;
             let mut add = |work, linears: &[&Linear]| {
-                all.extend(linears.iter().map(|linear| of(work, &linear.weight, 1.0)));
+                let keeps = |linear: &Linear| match &layer.mixer {
+                    Mixer::Attention(of) => {
+                        std::ptr::eq(linear, &of.key) || std::ptr::eq(linear, &of.value)
+                    }
+                    Mixer::GatedDelta(_) => true,
+                };
+                all.extend(linears.iter().map(|linear| {
+                    let mut product = of(work, &linear.weight, 1.0);
+                    if is_last && !keeps(linear) {
+                        product.rows = Rows::Wanted;
+                    }
+                    product
+                }));
             };
             match &layer.mixer {
                 Mixer::Attention(attention) => {
@@ -50,7 +75,9 @@ impl Model {
                 }
             }
         }
-        for (layer, about) in self.weights.layers.iter().zip(&self.blueprint().layers) {
+        let layers = self.weights.layers.iter().zip(&self.blueprint().layers);
+        for (index, (layer, about)) in layers.enumerate() {
+            let before = all.len();
             match (&layer.mlp, &about.mlp) {
                 (Mlp::Gated(gated), _) => add_gated(&mut all, gated, 1.0),
                 (
@@ -74,8 +101,14 @@ impl Model {
                     }
                 }
             }
+            if index == last {
+                let of_last = all[before..].iter_mut();
+                of_last.for_each(|product| product.rows = Rows::Wanted);
+            }
         }
-        all.push(of(Work::Logits, &self.weights.output, 1.0));
+        let mut logits = of(Work::Logits, &self.weights.output, 1.0);
+        logits.rows = Rows::Wanted;
+        all.push(logits);
         all
     }
 }
@@ -93,5 +126,6 @@ fn of(work: Work, weight: &Packed, used: f64) -> Product {
         bytes: weight.bytes() as u64,
         format: weight.format(),
         used,
+        rows: Rows::All,
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use longview::limits::{Limits, byte_products};
 use longview::models::blueprint::{LayerBlueprint, Mixer};
-use longview::models::{Product, Work};
+use longview::models::{Product, Rows, Work};
 use longview::pattern::{Prefill, QueryBlock};
 use longview::{BLOCK_TOKENS, Engine, Numerics};
 
@@ -29,7 +29,8 @@ struct Need {
 
 impl Least {
     /// Reading `count` tokens at `depth`: weights once, every product for every token, attention
-    /// over everything before, or over what `pattern` says. Logits are not computed.
+    /// over everything before, or over what `pattern` says. Logits are not computed, nor what stands between them
+    /// and the keys and values of the last layer.
     pub(super) fn prefill(
         engine: &Engine,
         depth: usize,
@@ -37,11 +38,15 @@ impl Least {
         pattern: Option<&Prefill>,
     ) -> Least {
         let mut least = Least::default();
-        let is_of_layers = |product: &&Product| product.work != Work::Logits;
-        for product in engine.model().products().iter().filter(is_of_layers) {
+        let is_of_all = |product: &&Product| product.rows == Rows::All;
+        for product in engine.model().products().iter().filter(is_of_all) {
             least.add_product(engine, product, count as f64);
         }
-        for (index, layer) in engine.model().blueprint().layers.iter().enumerate() {
+        let layers = &engine.model().blueprint().layers;
+        for (index, layer) in layers.iter().enumerate() {
+            if index + 1 == layers.len() && layer.attention().is_some() {
+                continue;
+            }
             let share = match pattern.filter(|_| is_full(layer)) {
                 None => 1.0,
                 Some(pattern) => seen_share(pattern, index, depth..depth + count),
