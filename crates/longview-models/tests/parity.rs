@@ -230,6 +230,61 @@ fn rows_do_not_depend_on_threads_or_on_other_contexts() {
 }
 
 #[test]
+fn what_is_wanted_of_a_row_changes_nothing_but_what_is_computed() {
+    for folder in fixtures() {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let ids = expected(&folder.join("expected.safetensors")).ids;
+        let exec = Exec::new(2, Isa::best(), Numerics::Default);
+        let model = load(&folder, &exec, KvType::F16);
+        let vocab = model.blueprint().vocab;
+        let ledger = Ledger::unlimited();
+        let fresh = || model.new_context(ids.len(), &ledger).unwrap();
+        let all = read(&model, &exec, &mut fresh(), &ids[..120], 50);
+        let mut workspace = Workspace::new();
+        let mut pass = |contexts: &mut [Context], wanted: &[Wanted], end: usize| {
+            let segments = contexts.iter_mut().zip(wanted).map(|(context, &wanted)| {
+                let tokens = &ids[context.len()..end];
+                Segment {
+                    context,
+                    tokens,
+                    wanted,
+                }
+            });
+            model
+                .forward(&exec, segments.collect::<Vec<_>>(), &mut workspace)
+                .unwrap();
+            let to_bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect();
+            let (logits, states): (Vec<u32>, Vec<u32>) =
+                (to_bits(workspace.logits()), to_bits(workspace.states()));
+            (logits, states)
+        };
+        let (_, states) = pass(&mut [fresh()], &[Wanted::Hidden], 50);
+        let bits = |rows: std::ops::Range<usize>| -> Vec<u32> {
+            let of_rows = &all[rows.start * vocab..rows.end * vocab];
+            of_rows.iter().map(|x| x.to_bits()).collect()
+        };
+        // Read without a word, beside each other and alone, what follows is the same.
+        let mut contexts = [fresh(), fresh(), fresh(), fresh()];
+        let nothing = [Wanted::Nothing; 4];
+        let (logits, none) = pass(&mut contexts[..3], &nothing[..3], 50);
+        assert!(logits.is_empty() && none.is_empty(), "{name}");
+        pass(&mut contexts[3..], &nothing[..1], 50);
+        let each = [Wanted::Nothing, Wanted::Last, Wanted::All, Wanted::Hidden];
+        let (logits, later) = pass(&mut contexts, &each, 100);
+        assert!(logits == [bits(99..100), bits(50..100)].concat(), "{name}");
+        assert_eq!(later.len(), states.len(), "{name}");
+        let (logits, none) = pass(&mut contexts, &[Wanted::All; 4], 120);
+        assert!(logits == bits(100..120).repeat(4), "{name}");
+        assert!(none.is_empty(), "{name}");
+        // States beside others that want logits or nothing.
+        let mut beside = [fresh(), fresh(), fresh()];
+        let others = [Wanted::Last, Wanted::Hidden, Wanted::Nothing];
+        let (logits, found) = pass(&mut beside, &others, 50);
+        assert!(logits == bits(49..50) && found == states, "{name}");
+    }
+}
+
+#[test]
 fn both_spellings_of_the_settings_make_the_same_blueprint() {
     for folder in fixtures() {
         let [old, new] = ["config.json", "config-transformers5.json"].map(|settings| {
