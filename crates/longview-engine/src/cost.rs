@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use longview_models::blueprint::{AttentionBlueprint, Blueprint, Mixer};
+use longview_models::blueprint::{AttentionBlueprint, Blueprint, LayerBlueprint, Mixer};
 
 /// Operations of a piece of work, by the two kinds whose speeds differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -32,8 +32,9 @@ impl Operations {
         let (rows, depth) = (rows as f64, depth as f64);
         Operations {
             products: 2.0 * weights as f64 * rows,
-            // A row sees what was there and half of its own pass.
-            attention: 4.0 * channels(blueprint) * rows * (depth + rows / 2.0),
+            // A row sees what was there and half of its own pass, in all layers but the last, which is read for
+            // its keys and values.
+            attention: 4.0 * channels(before_last(blueprint)) * rows * (depth + rows / 2.0),
         }
     }
 
@@ -41,7 +42,7 @@ impl Operations {
     pub(crate) fn of_watching(blueprint: &Blueprint, rows: usize, width: usize) -> Self {
         Operations {
             products: 0.0,
-            attention: 2.0 * channels(blueprint) * rows as f64 * width as f64,
+            attention: 2.0 * channels(&blueprint.layers) * rows as f64 * width as f64,
         }
     }
 
@@ -93,8 +94,13 @@ impl Speed {
     }
 }
 
-/// Channels of all query heads of the layers that attend to everything.
-fn channels(blueprint: &Blueprint) -> f64 {
+fn before_last(blueprint: &Blueprint) -> &[LayerBlueprint] {
+    let layers = &blueprint.layers;
+    &layers[..layers.len().saturating_sub(1)]
+}
+
+/// Channels of all query heads of those of `layers` that attend to everything.
+fn channels(layers: &[LayerBlueprint]) -> f64 {
     let of_layer = |mixer: &Mixer| match mixer {
         Mixer::Attention(AttentionBlueprint {
             heads,
@@ -104,7 +110,7 @@ fn channels(blueprint: &Blueprint) -> f64 {
         }) => heads * head_dim,
         _ => 0,
     };
-    let layers = blueprint.layers.iter();
+    let layers = layers.iter();
     layers.map(|layer| of_layer(&layer.mixer)).sum::<usize>() as f64
 }
 
