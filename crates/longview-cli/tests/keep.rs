@@ -611,7 +611,7 @@ fn a_compressed_conversation_goes_on_by_name_as_if_it_had_not_ended() {
         // Another method has what was said read anew, and so has none.
         let other = chat(name, &["--keep", "all"], &said[1..2]);
         assert!(
-            other["notices"].to_string().contains("read anew: exactly"),
+            other["notices"].to_string().contains("read anew, exactly"),
             "{other}"
         );
         assert!(other["answers"][0]["keep"].is_null(), "{other}");

@@ -137,8 +137,8 @@ impl<'a> Batch<'a> {
         self.segments[segment].tokens[row - self.starts[segment]]
     }
 
-    /// The rows of which something is wanted, ascending, and of each whether that is its last hidden state
-    /// instead of its logits: [`Wanted::Hidden`], or not.
+    /// The rows of which something is wanted, ascending, with what is wanted of their segments: of
+    /// [`Wanted::Hidden`] their last hidden states, of the others their logits.
     pub fn outputs(&self) -> impl Iterator<Item = (usize, Wanted)> + '_ {
         self.segments
             .iter()

@@ -178,15 +178,15 @@ impl Conversation {
             Some(keep) if keep.text == *methods => {
                 match TakenOver::restored(&mut self.context, record) {
                     Ok(Some(found)) => return Ok(Some(found)),
-                    Ok(None) => "as it was read before".to_owned(),
-                    Err(failure) => failure.message().unwrap_or_default(),
+                    Ok(None) => ", as before".to_owned(),
+                    Err(failure) => format!(": {}", failure.message().unwrap_or_default()),
                 }
             }
-            Some(keep) => format!("under {}", keep.text),
-            None => "exactly".to_owned(),
+            Some(keep) => format!(", under {}", keep.text),
+            None => ", exactly".to_owned(),
         };
         session.notices.push(format!(
-            "the conversation {name:?} was approximate ({methods}) and is read anew: {how}"
+            "the conversation {name:?} was approximate ({methods}) and is read anew{how}"
         ));
         Ok(None)
     }
