@@ -43,24 +43,7 @@ fn the_first_tokens_stay_and_count_as_kept() {
             world.keep(&keep, PROMPT).unwrap();
             world.read(PROMPT, 64);
             world.end_of_prompt().unwrap();
-            let usage = ledger.usage();
-            let most = stated.peak + stated.scratch;
-            assert!(
-                usage.peak <= most,
-                "{text} {form}: {} of {most}",
-                usage.peak
-            );
-            assert!(
-                usage.kv <= stated.steady,
-                "{text} {form}: {} of {}",
-                usage.kv,
-                stated.steady
-            );
-            assert_eq!(usage.kv, world.context.kv_bytes(), "{text} {form}");
-            let report = world.context.keep_report().unwrap();
-            let heads = FULL_LAYERS.len() * KV_HEADS;
-            assert_eq!(report.pairs_kept as usize, heads * budget, "{text} {form}");
-            world.check_positions(&text);
+            check_bytes(&world, &ledger, &stated, budget, &format!("{text} {form}"));
             let first: Vec<u32> = (0..SINKS as u32).collect();
             for head in 0..KV_HEADS {
                 let kept = world.context.kept_positions(2, head);
@@ -78,6 +61,7 @@ fn the_first_tokens_stay_and_count_as_kept() {
                 }
                 world.end_of_step().unwrap();
             }
+            let most = stated.peak + stated.scratch;
             assert!(ledger.usage().peak <= most, "{text} {form}, after");
             drop(world);
             assert_eq!(ledger.usage().total(), 0, "{text} {form}");

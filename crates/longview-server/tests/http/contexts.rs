@@ -343,14 +343,8 @@ fn contexts_travel_and_expire_and_come_from_declared_folders() {
     );
 
     let there = Running::usual(other.path());
+    there.import("there", &bundle.body);
     let kind = [("content-type", "application/x-tar")];
-    let came = there.send(
-        "POST",
-        "/v1/contexts/import?label=there",
-        &kind,
-        &bundle.body,
-    );
-    assert_eq!(came.status, 201, "{}", String::from_utf8_lossy(&came.body));
     let answer = ask(&there, "there", QUESTION);
     assert_eq!(text(&answer), ANSWER);
     assert!(answer["longview"]["computed_tokens"].as_u64().unwrap() < 64 + 20);

@@ -416,14 +416,7 @@ fn a_context_may_be_made_under_methods_of_its_own() {
     // So it goes elsewhere.
     let other = tempfile::tempdir().unwrap();
     let there = Running::stand_in(other.path());
-    let kind = [("content-type", "application/x-tar")];
-    let came = there.send(
-        "POST",
-        "/v1/contexts/import?label=there",
-        &kind,
-        &bundle.body,
-    );
-    assert_eq!(came.status, 201, "{}", String::from_utf8_lossy(&came.body));
+    there.import("there", &bundle.body);
     let answer = go_on(&there, "there", json!({})).good();
     assert_eq!(answer["choices"][0]["text"], wanted[0].as_str());
 }

@@ -198,6 +198,14 @@ impl Running {
         self.send("POST", path, &[], body.to_string().as_bytes())
     }
 
+    /// Takes a context in that was exported elsewhere.
+    pub(crate) fn import(&self, label: &str, bundle: &[u8]) {
+        let kind = [("content-type", "application/x-tar")];
+        let path = format!("/v1/contexts/import?label={label}");
+        let came = self.send("POST", &path, &kind, bundle);
+        assert_eq!(came.status, 201, "{}", String::from_utf8_lossy(&came.body));
+    }
+
     pub(crate) fn send(
         &self,
         method: &str,
