@@ -1,18 +1,19 @@
 //! Reads `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
+use longview_weights::gguf::GPT2_WORDS;
 use longview_weights::spelling::byte_token;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::AddedToken;
-use tokenizers::models::bpe::{Merges, Vocab};
 
 use crate::TextError;
-use crate::bpe::{Bpe, BpeParts, Steps};
+use crate::bpe::{Bpe, BpeParts, Split, Steps};
 use crate::ends::is_ending;
 use crate::pieces::{ByteAlphabet, Piece, byte_level_bytes};
+use crate::words::WordPatterns;
 
 /// Steps that may stand in a `tokenizer.json`. Others either belong to models that do not
 /// generate text or trust binary data inside the file.
@@ -68,7 +69,7 @@ struct File {
 
 #[derive(Deserialize)]
 struct Model {
-    vocab: Vocab,
+    vocab: HashMap<String, u32>,
     merges: Vec<Merge>,
     unk_token: Option<String>,
     continuing_subword_prefix: Option<String>,
@@ -154,7 +155,7 @@ pub(crate) fn read(
         .tokens()
         .map(|(id, token)| Piece {
             id,
-            bytes: decoder.bytes(&token, &alphabet),
+            bytes: decoder.bytes(token, &alphabet),
             special: false,
         })
         .collect();
@@ -221,30 +222,20 @@ impl Model {
                 ));
             }
         }
-        let mut merges = Merges::with_capacity(self.merges.len());
-        for (rank, merge) in self.merges.into_iter().enumerate() {
+        let mut merges = Vec::with_capacity(self.merges.len());
+        for (rank, merge) in self.merges.iter().enumerate() {
             merges.push(match merge {
-                Merge::Pair(left, right) => (left, right),
+                Merge::Pair(left, right) => (left.as_str(), right.as_str()),
                 Merge::Line(line) if line.starts_with("#version") => continue,
                 Merge::Line(line) => {
                     let parts = line
                         .split_once(' ')
                         .filter(|(_, right)| !right.contains(' '));
-                    let (left, right) = parts.ok_or_else(|| {
+                    parts.ok_or_else(|| {
                         TextError::Vocabulary(format!("merge {rank} ({line:?}) is not a pair"))
-                    })?;
-                    (left.to_owned(), right.to_owned())
+                    })?
                 }
             });
-        }
-        if let Some(unk) = self
-            .unk_token
-            .as_ref()
-            .filter(|&unk| !self.vocab.contains_key(unk))
-        {
-            return Err(TextError::Vocabulary(format!(
-                "its unknown token {unk:?} is missing"
-            )));
         }
         let bare = (
             normalizer.as_ref().map(without_prefix),
@@ -256,9 +247,9 @@ impl Model {
             Some(steps(bare.0, bare.1)?)
         };
         Bpe::new(BpeParts {
-            vocab: self.vocab,
+            tokens: self.vocab.iter().map(|(t, &id)| (t.as_str(), id)).collect(),
             merges,
-            unk_token: self.unk_token,
+            unk_token: self.unk_token.as_deref(),
             fuse_unk: self.fuse_unk.unwrap_or(false),
             byte_fallback: self.byte_fallback.unwrap_or(false),
             whole_words: self.ignore_merges.unwrap_or(false),
@@ -378,7 +369,7 @@ fn steps(normalizer: Option<Value>, pre_tokenizer: Option<Value>) -> Result<Step
     };
     let mut steps = Steps {
         normalizer: None,
-        split: None,
+        split: Split::Chain(None),
     };
     if let Some(value) = normalizer {
         check_steps(&value, "normalizer", "normalizers", NORMALIZERS)?;
@@ -386,9 +377,49 @@ fn steps(normalizer: Option<Value>, pre_tokenizer: Option<Value>) -> Result<Step
     }
     if let Some(value) = pre_tokenizer {
         check_steps(&value, "pre-tokenizer", "pretokenizers", PRE_TOKENIZERS)?;
-        steps.split = Some(serde_json::from_value(value).map_err(json)?);
+        steps.split = match word_patterns(&value) {
+            Some(patterns) => Split::Patterns(WordPatterns::new(&patterns)?),
+            None => Split::Chain(Some(serde_json::from_value(value).map_err(json)?)),
+        };
     }
     Ok(steps)
+}
+
+/// The patterns of a chain of steps that splits by them and then spells words in the byte alphabet, as
+/// nearly all do.
+fn word_patterns(value: &Value) -> Option<Vec<&str>> {
+    let steps = match text_in(value, "type")? {
+        "Sequence" => value.get("pretokenizers")?.as_array()?.as_slice(),
+        _ => std::slice::from_ref(value),
+    };
+    let (bytes, splits) = steps.split_last()?;
+    let mut patterns = Vec::with_capacity(splits.len() + 1);
+    for split in splits {
+        patterns.push(match text_in(split, "type")? {
+            "Digits" if flag_in(split, "individual_digits", false)? => r"\p{N}",
+            "Digits" => r"\p{N}+",
+            "Split" if text_in(split, "behavior")? == "Isolated" => {
+                let pattern = split.get("pattern")?.get("Regex")?.as_str()?;
+                (!flag_in(split, "invert", false)?).then_some(pattern)?
+            }
+            _ => return None,
+        });
+    }
+    if text_in(bytes, "type")? != "ByteLevel" || flag_in(bytes, "add_prefix_space", true)? {
+        return None;
+    }
+    if flag_in(bytes, "use_regex", true)? {
+        patterns.push(GPT2_WORDS);
+    }
+    Some(patterns)
+}
+
+fn text_in<'a>(step: &'a Value, name: &str) -> Option<&'a str> {
+    step.get(name)?.as_str()
+}
+
+fn flag_in(step: &Value, name: &str, usual: bool) -> Option<bool> {
+    step.get(name).map_or(Some(usual), Value::as_bool)
 }
 
 /// A chain of steps without those that put a space before the text.

@@ -15,7 +15,6 @@ mod frame;
 mod huggingface;
 mod moment;
 mod pieces;
-mod presplit;
 mod python;
 mod special;
 mod spm;
@@ -24,6 +23,7 @@ mod stream;
 mod template;
 mod tokenizer;
 mod vocabulary;
+mod words;
 
 pub use error::TextError;
 pub use frame::AskFrame;

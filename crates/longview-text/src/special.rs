@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::Specials;
+use crate::{Specials, TextError};
 
 /// Tokens to look for. Where several match at one place the longest wins.
 #[derive(Debug, Default)]
 pub(crate) struct SpecialMatcher {
     /// Token → id and whether it is a control token.
     tokens: HashMap<Vec<u8>, (u32, bool)>,
-    /// For each first byte, the lengths of the tokens that begin with it.
-    lengths: HashMap<u8, BTreeSet<usize>>,
+    /// For each first byte, the lengths of the tokens that begin with it; empty where there are no tokens.
+    lengths: Vec<BTreeSet<usize>>,
 }
 
 /// A token found at `start..end` (bytes).
@@ -22,12 +22,16 @@ pub(crate) struct Hit {
     pub(crate) control: bool,
 }
 
+/// Puts the ids of a stretch of plain text behind those before.
+pub(crate) type ForStretch<'a> = dyn FnMut(&str, &mut Vec<u32>) -> Result<(), TextError> + 'a;
+
 impl SpecialMatcher {
     /// Adds a token; an empty one never matches.
     pub(crate) fn insert(&mut self, token: &str, id: u32, control: bool) {
         if let Some(&first) = token.as_bytes().first() {
             self.tokens.insert(token.as_bytes().to_vec(), (id, control));
-            self.lengths.entry(first).or_default().insert(token.len());
+            self.lengths.resize_with(256, BTreeSet::new);
+            self.lengths[usize::from(first)].insert(token.len());
         }
     }
 
@@ -37,8 +41,9 @@ impl SpecialMatcher {
             return None;
         }
         let bytes = text.as_bytes();
-        bytes.iter().enumerate().find_map(|(start, first)| {
-            self.lengths.get(first)?.iter().rev().find_map(|&len| {
+        bytes.iter().enumerate().find_map(|(start, &first)| {
+            let lengths = self.lengths[usize::from(first)].iter();
+            lengths.rev().find_map(|&len| {
                 let &(id, control) = self.tokens.get(bytes.get(start..start + len)?)?;
                 let wanted = !control || specials == Specials::Parse;
                 wanted.then_some(Hit {
@@ -49,6 +54,29 @@ impl SpecialMatcher {
                 })
             })
         })
+    }
+
+    /// Puts the ids of `text` behind `ids`: those of the tokens in it, and what `plain` makes of each
+    /// stretch between them.
+    pub(crate) fn split(
+        &self,
+        text: &str,
+        specials: Specials,
+        ids: &mut Vec<u32>,
+        plain: &mut ForStretch<'_>,
+    ) -> Result<(), TextError> {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let found = self.find(rest, specials);
+            let end = found.as_ref().map_or(rest.len(), |hit| hit.start);
+            if end > 0 {
+                plain(&rest[..end], ids)?;
+            }
+            let Some(hit) = found else { break };
+            ids.push(hit.id);
+            rest = &rest[hit.end..];
+        }
+        Ok(())
     }
 }
 

@@ -7,11 +7,12 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
+use ahash::RandomState;
 use longview_weights::spelling::byte_token;
 
 use crate::special::SpecialMatcher;
 use crate::vocabulary::{AfterControl, TokenKind, Vocabulary};
-use crate::{Specials, Start, TextError};
+use crate::{Specials, Start, TextError, footprint};
 
 /// How SentencePiece writes a space.
 const SPACE: char = '\u{2581}';
@@ -23,9 +24,9 @@ const CACHED_RUNS: usize = 100_000;
 #[derive(Debug)]
 pub(crate) struct Spm {
     /// Tokens that merging may produce, with their ids and scores.
-    merge: HashMap<String, (u32, f32)>,
+    merge: HashMap<String, (u32, f32), RandomState>,
     /// Neighbouring characters inside the tokens of `merge`.
-    neighbours: HashSet<(char, char)>,
+    neighbours: HashSet<(char, char), RandomState>,
     byte_ids: [Option<u32>; 256],
     unk: Option<u32>,
     space_prefix: bool,
@@ -70,8 +71,8 @@ impl Spm {
             )));
         }
         let mut spm = Self {
-            merge: HashMap::with_capacity(count),
-            neighbours: HashSet::new(),
+            merge: HashMap::with_capacity_and_hasher(count, RandomState::new()),
+            neighbours: HashSet::default(),
             byte_ids: [None; 256],
             unk: vocabulary.unk,
             space_prefix: vocabulary.add_space_prefix.unwrap_or(true),
@@ -121,7 +122,7 @@ impl Spm {
         position: Start,
     ) -> Result<Vec<u32>, TextError> {
         let mut ids = Vec::with_capacity(text.len() / 3);
-        let mut cache = HashMap::new();
+        let mut cache = HashMap::default();
         let mut rest = text;
         // A prefix space goes before every stretch of text that starts the input or follows a
         // special token.
@@ -152,19 +153,19 @@ impl Spm {
         &self,
         text: &str,
         prefix: bool,
-        cache: &mut HashMap<String, Vec<u32>>,
+        cache: &mut HashMap<String, Vec<u32>, RandomState>,
         ids: &mut Vec<u32>,
     ) -> Result<(), TextError> {
         let mut spaced = String::with_capacity(text.len() + text.len() / 2 + 3);
         if prefix {
             spaced.push(SPACE);
         }
-        spaced.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+        spaced.extend(text.chars().map(in_alphabet));
 
         let mut start = 0;
         let mut before = None;
         for (at, c) in spaced.char_indices() {
-            if before.is_some_and(|before| !self.neighbours.contains(&(before, c))) {
+            if self.cuts(before, c) {
                 self.encode_run(&spaced[start..at], cache, ids)?;
                 start = at;
             }
@@ -173,11 +174,31 @@ impl Spm {
         self.encode_run(&spaced[start..], cache, ids)
     }
 
+    /// A bound on the bytes that [`Spm::encode`] takes for `text` while it works.
+    pub(crate) fn encoding_bytes(&self, text: &str) -> u64 {
+        let (mut run, mut longest) = (0, 0);
+        let mut before = None;
+        for c in text.chars().map(in_alphabet) {
+            if self.cuts(before, c) {
+                run = 0;
+            }
+            run += c.len_utf8() as u64;
+            longest = longest.max(run);
+            before = Some(c);
+        }
+        footprint::of_sentence_piece(text, longest)
+    }
+
+    /// Whether no token can reach across these two.
+    fn cuts(&self, before: Option<char>, c: char) -> bool {
+        before.is_some_and(|before| !self.neighbours.contains(&(before, c)))
+    }
+
     /// Appends the ids of a run that no token crosses the borders of.
     fn encode_run(
         &self,
         run: &str,
-        cache: &mut HashMap<String, Vec<u32>>,
+        cache: &mut HashMap<String, Vec<u32>, RandomState>,
         ids: &mut Vec<u32>,
     ) -> Result<(), TextError> {
         if let Some(known) = cache.get(run) {
@@ -284,6 +305,10 @@ impl Spm {
         }
         Ok(())
     }
+}
+
+fn in_alphabet(c: char) -> char {
+    if c == ' ' { SPACE } else { c }
 }
 
 impl Ord for Candidate {

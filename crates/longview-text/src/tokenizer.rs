@@ -8,18 +8,16 @@ use longview_weights::gguf::Presplit;
 use longview_weights::spelling::byte_token;
 use serde_json::Value;
 use tokenizers::AddedToken;
-use tokenizers::models::bpe::{Merges, Vocab};
 
 use crate::TextError;
-use crate::bpe::{Bpe, BpeParts, Steps};
+use crate::bpe::{Bpe, BpeParts, Split, Steps};
 use crate::ends::ending_ids;
-use crate::footprint;
 use crate::huggingface;
 use crate::pieces::{ByteAlphabet, Piece, Pieces, byte_level_bytes};
-use crate::presplit;
 use crate::spm::Spm;
 use crate::stream::{ShowSpecials, Start, StreamDecoder};
 use crate::vocabulary::{TokenKind, Vocabulary};
+use crate::words::{self, WordPatterns};
 
 /// What special tokens written out in a text (`<|im_end|>`) become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +88,8 @@ impl Tokenizer {
         let ids = vocabulary.check()?;
         let (encoder, add_bos) = match vocabulary.model.as_str() {
             "gpt2" => {
-                let split = presplit::named(vocabulary.pre.as_deref().unwrap_or("default"))?;
-                let bpe = byte_level_bpe(&vocabulary, &ids, split)?;
+                let split = words::named(vocabulary.pre.as_deref().unwrap_or("default"))?;
+                let bpe = byte_level_bpe(&vocabulary, split)?;
                 (Encoder::Bpe(Box::new(bpe)), split.add_bos)
             }
             "llama" => (Encoder::Spm(Box::new(Spm::new(&vocabulary, &ids)?)), true),
@@ -149,8 +147,8 @@ impl Tokenizer {
     /// ids take afterwards.
     pub fn encoding_bytes(&self, text: &str) -> u64 {
         match &self.encoder {
-            Encoder::Bpe(_) => footprint::of_bpe(text),
-            Encoder::Spm(_) => footprint::of_sentence_piece(text),
+            Encoder::Bpe(bpe) => bpe.encoding_bytes(text),
+            Encoder::Spm(spm) => spm.encoding_bytes(text),
         }
     }
 
@@ -274,17 +272,13 @@ impl Tokenizer {
     }
 }
 
-fn byte_level_bpe(
-    vocabulary: &Vocabulary,
-    ids: &HashMap<&str, u32>,
-    split: &Presplit,
-) -> Result<Bpe, TextError> {
+fn byte_level_bpe(vocabulary: &Vocabulary, split: &Presplit) -> Result<Bpe, TextError> {
     if vocabulary.merges.is_empty() {
         return Err(TextError::Vocabulary(
             "kind `gpt2` needs merges (tokenizer.ggml.merges), and there are none".into(),
         ));
     }
-    let mut merges = Merges::with_capacity(vocabulary.merges.len());
+    let mut merges = Vec::with_capacity(vocabulary.merges.len());
     for (rank, line) in vocabulary.merges.iter().enumerate() {
         // Neither half is empty, so the separator is not the first character.
         let middle = line
@@ -292,7 +286,7 @@ fn byte_level_bpe(
             .skip(1)
             .find(|&(_, c)| c == ' ')
             .map(|(at, _)| at);
-        let pair = middle.map(|at| (line[..at].to_owned(), line[at + 1..].to_owned()));
+        let pair = middle.map(|at| (&line[..at], &line[at + 1..]));
         merges.push(pair.ok_or_else(|| {
             TextError::Vocabulary(format!("merge {rank} ({line:?}) is not a pair"))
         })?);
@@ -309,11 +303,9 @@ fn byte_level_bpe(
             };
             Some(AddedToken::from(token.as_str(), special).normalized(false))
         });
+    let tokens = vocabulary.tokens.iter().map(String::as_str).zip(0..);
     Bpe::new(BpeParts {
-        vocab: ids
-            .iter()
-            .map(|(&token, &id)| (token.to_owned(), id))
-            .collect::<Vocab>(),
+        tokens: tokens.filter(|(token, _)| !token.is_empty()).collect(),
         merges,
         unk_token: None,
         fuse_unk: false,
@@ -321,7 +313,7 @@ fn byte_level_bpe(
         whole_words: split.whole_words,
         steps: Steps {
             normalizer: None,
-            split: Some(presplit::chain(split)?),
+            split: Split::Patterns(WordPatterns::new(split.patterns)?),
         },
         continuation: None,
         added: added.collect(),

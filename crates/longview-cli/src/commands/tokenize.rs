@@ -1,12 +1,20 @@
 //! `longview tokenize`: a text as the model sees it.
 
+use std::fmt::Write;
+
 use longview::{Specials, open_tokenizer};
-use serde_json::json;
+use serde::Serialize;
 
 use super::read_text;
 use crate::args::{Format, TokenizeArgs};
 use crate::failure::Failure;
 use crate::output;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Ids {
+    ids: Vec<u32>,
+}
 
 /// Prints the token ids of a text.
 pub(crate) fn run(args: &TokenizeArgs, format: Format) -> Result<(), Failure> {
@@ -26,10 +34,15 @@ pub(crate) fn run(args: &TokenizeArgs, format: Format) -> Result<(), Failure> {
         ids = [tokenizer.prefix_ids(), &ids, tokenizer.suffix_ids()].concat();
     }
     match format {
-        Format::Json => output::print_json(&json!({ "ids": ids })),
+        Format::Json => output::print_json(&Ids { ids }),
         Format::Text => {
-            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-            output::print(&format!("{}\n", ids.join(" ")))
+            let mut line = String::new();
+            for (at, id) in ids.iter().enumerate() {
+                let space = if at == 0 { "" } else { " " };
+                let _ = write!(line, "{space}{id}");
+            }
+            line.push('\n');
+            output::print(&line)
         }
     }
 }

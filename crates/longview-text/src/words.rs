@@ -1,13 +1,74 @@
 //! How byte-level BPE vocabularies split text into words before merging: the families that GGUF files
-//! name, as chains of the `tokenizers` crate.
+//! name, and patterns that a `tokenizer.json` brings along.
 
+use fancy_regex::Regex;
 use longview_weights::gguf::{PRESPLITS, Presplit};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::TextError;
+
+/// Regular expressions that split text into words, one after the other: each splits the pieces that the
+/// one before left. What a pattern matches is one piece, and so is what lies between two matches.
+pub(crate) struct WordPatterns {
+    patterns: Vec<Regex>,
+    end_at_spaces: bool,
+}
+
+impl WordPatterns {
+    /// # Errors
+    /// A pattern that is none.
+    pub(crate) fn new(patterns: &[&str]) -> Result<Self, TextError> {
+        let compiled = patterns.iter().map(|pattern| Regex::new(pattern));
+        let compiled: Result<Vec<Regex>, _> = compiled.collect();
+        let known = PRESPLITS.iter().any(|family| family.patterns == patterns);
+        Ok(Self {
+            patterns: compiled.map_err(TextError::building)?,
+            // No piece between two matches can then hold a space.
+            end_at_spaces: known && patterns.iter().any(|pattern| pattern.ends_with(r"|\s+")),
+        })
+    }
+
+    /// Hands every word of `text` to `word`, in order.
+    ///
+    /// # Errors
+    /// Those of `word`, and text that the pattern engine gives up on.
+    pub(crate) fn split(
+        &self,
+        text: &str,
+        word: &mut dyn FnMut(&str) -> Result<(), TextError>,
+    ) -> Result<(), TextError> {
+        split_by(&self.patterns, text, word)
+    }
+
+    /// Whether every word is known to end where white space begins, or where it ends.
+    pub(crate) fn end_at_spaces(&self) -> bool {
+        self.end_at_spaces
+    }
+}
+
+fn split_by(
+    patterns: &[Regex],
+    text: &str,
+    word: &mut dyn FnMut(&str) -> Result<(), TextError>,
+) -> Result<(), TextError> {
+    let Some((pattern, others)) = patterns.split_first() else {
+        return word(text);
+    };
+    let mut done = 0;
+    for found in pattern.find_iter(text) {
+        let found = found.map_err(|error| TextError::Encode(error.to_string()))?;
+        if found.start() > done {
+            split_by(others, &text[done..found.start()], word)?;
+        }
+        if found.end() > found.start() {
+            split_by(others, found.as_str(), word)?;
+        }
+        done = found.end();
+    }
+    if done < text.len() {
+        split_by(others, &text[done..], word)?;
+    }
+    Ok(())
+}
 
 /// The family that files call `name`.
 ///
@@ -29,33 +90,19 @@ pub(crate) fn named(name: &str) -> Result<&'static Presplit, TextError> {
         })
 }
 
-/// The splitting as a chain of the `tokenizers` crate, ending in the byte alphabet.
-pub(crate) fn chain(family: &Presplit) -> Result<PreTokenizerWrapper, TextError> {
-    let mut steps = Vec::with_capacity(family.patterns.len() + 1);
-    for pattern in family.patterns {
-        let pattern = SplitPattern::Regex((*pattern).into());
-        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-            .map_err(TextError::building)?;
-        steps.push(split.into());
-    }
-    steps.push(ByteLevel::new(false, false, false).into());
-    Ok(Sequence::new(steps).into())
-}
-
 #[cfg(test)]
 mod tests {
-    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
-
     use super::*;
 
     fn words(name: &str, text: &str) -> Vec<String> {
-        let chain = chain(named(name).unwrap()).unwrap();
-        let mut pre = PreTokenizedString::from(text);
-        chain.pre_tokenize(&mut pre).unwrap();
-        pre.get_splits(OffsetReferential::Original, OffsetType::Byte)
-            .iter()
-            .map(|(_, (start, end), _)| text[*start..*end].to_owned())
-            .collect()
+        let patterns = WordPatterns::new(named(name).unwrap().patterns).unwrap();
+        let mut words = Vec::new();
+        let mut word = |word: &str| {
+            words.push(word.to_owned());
+            Ok(())
+        };
+        patterns.split(text, &mut word).unwrap();
+        words
     }
 
     #[test]
