@@ -118,7 +118,10 @@ def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
 
 
 def share(rounds: list[dict[str, Any]]) -> str:
-    return f"{100 * statistics.median(measured['share_of_limit'] for measured in rounds):.0f} %"
+    """Of the best that the machine gave, and where memory is the limit, of what memory gave at the time."""
+    best = f"{100 * statistics.median(measured['share_of_limit'] for measured in rounds):.0f} %"
+    then = [measured["share_at_the_time"] for measured in rounds if measured["share_at_the_time"] is not None]
+    return f"{best} ({100 * statistics.median(then):.0f} % at the time)" if then else best
 
 
 def peak(rounds: list[dict[str, Any]]) -> str:
@@ -155,6 +158,7 @@ def measure_longview(program: Path, model: Path, cell: Cell, threads: int, synth
     return {
         "tokens_per_second": runs[0]["tokens_per_second"],
         "share_of_limit": runs[0]["share_of_limit"],
+        "share_at_the_time": runs[0].get("share_at_the_time"),
         "peak_bytes": report["peak_memory_bytes"],
         "version": longview_version(program),
     }

@@ -231,6 +231,10 @@ fn the_bench_reports_shares_of_measured_limits() {
             assert!(run["tokens_per_second"].as_f64().unwrap() > 0.0, "{run}");
             let share = run["share_of_limit"].as_f64().unwrap();
             assert!(share > 0.0 && share <= MOST_SHARE, "{run}");
+            // What memory gave before and after a round may be less than during it.
+            let at_the_time = run["share_at_the_time"].as_f64();
+            assert_eq!(at_the_time.is_some(), run["kind"] == "decode", "{run}");
+            assert!(at_the_time.is_none_or(|share| share > 0.0), "{run}");
         }
         let said = json["notices"]
             .to_string()

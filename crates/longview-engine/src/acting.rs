@@ -160,20 +160,38 @@ impl Engine {
             Some(keep) => self.plan_keeping(keep, methods.store, prompt_tokens, planned_tokens)?,
             None => self.plan_in(methods.store, planned_tokens),
         };
-        if let Some(read) = &methods.read {
-            let with = |mut plan: MemoryPlan| {
-                let index = self.index_bytes(read, methods.store, plan.tokens);
-                plan.kv += index;
-                plan.kv_least += index;
-                plan
-            };
-            let fits = |&tokens: &usize| with(self.plan_in(methods.store, tokens)).fits();
-            if plan.limit.is_some() {
-                plan.longest_context = largest(plan.longest_context, fits);
-            }
-            plan = with(plan);
+        let Some(read) = &methods.read else {
+            return Ok(plan);
+        };
+        if methods.keep.is_some() {
+            let index = self.index_bytes_beside(read, methods.store, plan.kv);
+            plan.kv += index;
+            plan.kv_least += index;
+            return Ok(plan);
         }
-        Ok(plan)
+        let with = |mut plan: MemoryPlan| {
+            let index = self.index_bytes(read, methods.store, plan.tokens);
+            plan.kv += index;
+            plan.kv_least += index;
+            plan
+        };
+        let fits = |&tokens: &usize| with(self.plan_in(methods.store, tokens)).fits();
+        if plan.limit.is_some() {
+            plan.longest_context = largest(plan.longest_context, fits);
+        }
+        Ok(with(plan))
+    }
+
+    /// Bytes that `read` keeps at most beside `kv_bytes` of keys and values that a keep method holds, and of a
+    /// fork that is written.
+    pub(crate) fn index_bytes_beside(
+        &self,
+        read: &Read,
+        store: Option<KvForms>,
+        kv_bytes: u64,
+    ) -> u64 {
+        let layout = self.layout_in(store);
+        read.bytes_beside(&layout, kv_bytes) + read.bytes(&layout, longview_kv::BLOCK_TOKENS)
     }
 
     /// Bytes that `read` keeps beside the keys and values of a context of `tokens` tokens and of a

@@ -21,6 +21,12 @@ const LEAST_ROUNDS: usize = 4;
 /// some rounds run undisturbed.
 const STEPS: usize = 400_000;
 
+/// How long what memory gives at the moment is measured for, each way of reading.
+const MOMENT: Duration = Duration::from_millis(40);
+
+/// Bytes it is measured on: more than caches hold.
+const MOMENT_BYTES: usize = 256 << 20;
+
 /// Bytes all threads together read in one round: more than the nearest caches hold, and a matter of
 /// milliseconds.
 const ROUND_BYTES: usize = 64 << 20;
@@ -74,8 +80,26 @@ pub fn byte_products(isa: Isa, kv_type: KvType, beside: KvType) -> Option<usize>
     kv_type.byte_products()
 }
 
-/// Bytes a second.
+/// Gigabytes (10⁹) a second that the threads of `pool` read from memory at this moment: the mean of a tenth of a
+/// second, not the best of it. Beside a piece of work, before it and after it, this says what memory gave that
+/// work, where others read from it too and [`measure`] finds a better moment. Takes a fifth of a second and a
+/// buffer of `buffer_bytes`, or of 256 MiB if that is less.
+pub fn memory_at_present(isa: Isa, pool: &Pool, buffer_bytes: usize) -> f64 {
+    memory_rate(isa, pool, buffer_bytes.min(MOMENT_BYTES), mean_rate) / 1e9
+}
+
+/// Bytes a second at best.
 fn memory_bandwidth(isa: Isa, pool: &Pool, buffer_bytes: usize) -> f64 {
+    memory_rate(isa, pool, buffer_bytes, best_rate)
+}
+
+/// Bytes a second, by `rate`, in the way of reading that gives most.
+fn memory_rate(
+    isa: Isa,
+    pool: &Pool,
+    buffer_bytes: usize,
+    rate: impl Fn(f64, &mut dyn FnMut()) -> f64,
+) -> f64 {
     // Rounds go through the buffer in turn, each a window with a part for each thread, in whole
     // units of the reading loop.
     let window = buffer_bytes.min(ROUND_BYTES);
@@ -96,7 +120,7 @@ fn memory_bandwidth(isa: Isa, pool: &Pool, buffer_bytes: usize) -> f64 {
         narrower.map(|isa| (isa, 1)),
     ];
     let rates = ways.into_iter().flatten().map(|(isa, streams)| {
-        best_rate(window as f64, || {
+        rate(window as f64, &mut || {
             let window = &buffer[next * window..][..window];
             pool.run(pool.threads(), &|thread, _| {
                 let bytes = &window[thread * part..][..part];
@@ -116,7 +140,7 @@ fn f32_rate(isa: Isa, pool: &Pool) -> f64 {
         Isa::Avx512 | Isa::Amx => 16,
     };
     let work = STEPS * CHAINS * width * 2 * pool.threads();
-    best_rate(work as f64, || {
+    best_rate(work as f64, &mut || {
         pool.run(pool.threads(), &|_, _| {
             std::hint::black_box(lanes::run(
                 isa,
@@ -138,15 +162,26 @@ fn int8_rate(isa: Isa, pool: &Pool) -> f64 {
         Isa::Amx => 16 * 16 * 64,
     };
     let work = STEPS * CHAINS * width * 2 * pool.threads();
-    best_rate(work as f64, || {
+    best_rate(work as f64, &mut || {
         pool.run(pool.threads(), &|_, _| {
             std::hint::black_box(int8::products(isa, std::hint::black_box(3)));
         });
     })
 }
 
+/// The mean of several rounds of `work` units each, in units a second.
+fn mean_rate(work: f64, round: &mut dyn FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut done = 0.0;
+    while done == 0.0 || start.elapsed() < MOMENT {
+        round();
+        done += work;
+    }
+    done / start.elapsed().as_secs_f64()
+}
+
 /// The best of several rounds of `work` units each, in units a second.
-fn best_rate(work: f64, mut round: impl FnMut()) -> f64 {
+fn best_rate(work: f64, round: &mut dyn FnMut()) -> f64 {
     let start = Instant::now();
     let mut best = Duration::MAX;
     let mut rounds = 0;
@@ -428,6 +463,7 @@ mod tests {
         // An odd size, and less than a round of the loop.
         for bytes in [0, 5 << 20] {
             assert!(is_rate(memory_bandwidth(Isa::best(), &pool, bytes)));
+            assert!(is_rate(memory_at_present(Isa::best(), &pool, bytes)));
         }
     }
 }

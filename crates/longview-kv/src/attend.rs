@@ -159,10 +159,8 @@ impl Batch<'_> {
             Some(feed) => {
                 let mut rest = own;
                 for segment in 0..self.segments().len() {
-                    let end = cuts
-                        .get(segment + 1)
-                        .map_or(planned, |cut| cut.streams.first);
-                    let (own, others) = rest.split_at_mut(end - cuts[segment].streams.first);
+                    let end = cuts.get(segment + 1).map_or(planned, |cuts| cuts.first);
+                    let (own, others) = rest.split_at_mut(end - cuts[segment].first);
                     rest = others;
                     call.stream(feed, segment, own, workers)?;
                 }

@@ -165,10 +165,12 @@ impl Session {
         let methods = self.methods.acting();
         let layout = self.engine.model().layout();
         let mut notices = Vec::new();
+        let mut kept = None;
         if let Some(keep) = &methods.keep {
             let bytes =
                 self.engine
                     .keep_bytes(keep, None, prompt, planned.saturating_sub(prompt))?;
+            kept = Some(bytes.peak);
             notices.push(format!(
                 "keep: at most {} of keys and values while reading and writing, {} when the prompt of \
                  {} tokens is read, instead of {}",
@@ -185,12 +187,18 @@ impl Session {
             ));
         }
         if let Some(read) = methods.read.filter(|read| read.bytes(layout, planned) > 0) {
-            notices.push(format!(
-                "read: {} beside the {} of keys and values of {} tokens, to choose by",
-                human_bytes(read.bytes(layout, planned)),
-                human_bytes(layout.context_bytes(planned, 1)),
-                human_count(planned),
-            ));
+            notices.push(match kept {
+                Some(bytes) => format!(
+                    "read: at most {} beside the keys and values that are kept, to choose by",
+                    human_bytes(read.bytes_beside(layout, bytes)),
+                ),
+                None => format!(
+                    "read: {} beside the {} of keys and values of {} tokens, to choose by",
+                    human_bytes(read.bytes(layout, planned)),
+                    human_bytes(layout.context_bytes(planned, 1)),
+                    human_count(planned),
+                ),
+            });
         }
         self.add_notices(notices);
         Ok(())

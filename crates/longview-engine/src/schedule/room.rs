@@ -51,7 +51,13 @@ impl Scheduler {
                 self.engine
                     .keep_bytes(keep, job.methods.store, sequence.tokens.len(), answer);
             // What cannot be told is told when it is opened.
-            let peak = bytes.map_or(0, |bytes| bytes.peak + bytes.scratch);
+            let peak = bytes.map_or(0, |bytes| {
+                let index = job.methods.read.as_ref().map_or(0, |read| {
+                    self.engine
+                        .index_bytes_beside(read, job.methods.store, bytes.peak)
+                });
+                bytes.peak + bytes.scratch + index
+            });
             return peak.saturating_sub(sequence.kv_bytes());
         }
         let texts = self.texts(sequence);

@@ -205,8 +205,9 @@ impl Evaluation<'_> {
                 // A conversation: every question goes on from the answer before it.
                 one.context = fork;
                 if index == 0 {
-                    one.outcome.bytes_held = generated.prompt_kv_bytes
-                        + self.index_bytes(one.setup, asked.lengths.prompt);
+                    let (bytes, prompt) = (generated.prompt_kv_bytes, asked.lengths.prompt);
+                    one.outcome.bytes_held =
+                        bytes + self.index_bytes(one.setup, &one.context, prompt, bytes);
                     // Of several that answer together nobody knows whose it is.
                     if alone {
                         let both = one.document_bytes + more;

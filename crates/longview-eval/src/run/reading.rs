@@ -228,14 +228,26 @@ impl Evaluation<'_> {
 
     /// Bytes that `context` holds under `setup`, with what its read method will keep to choose by.
     pub(super) fn held(&self, setup: &Setup, context: &Context) -> u64 {
-        context.kv_bytes() + self.index_bytes(setup, context.len())
+        let bytes = context.kv_bytes();
+        bytes + self.index_bytes(setup, context, context.len(), bytes)
     }
 
-    /// Bytes that the read method of `setup`, if it has one, keeps of `tokens` tokens to choose by.
-    pub(super) fn index_bytes(&self, setup: &Setup, tokens: usize) -> u64 {
-        let layout = self.engine.model().layout();
-        let read = setup.methods().read();
-        read.map_or(0, |read| read.bytes(layout, tokens))
+    /// Bytes that the read method of `setup`, if it has one, keeps of the first `tokens` tokens of `context` to
+    /// choose by; at most, where a keep method holds `kv_bytes` of them.
+    pub(super) fn index_bytes(
+        &self,
+        setup: &Setup,
+        context: &Context,
+        tokens: usize,
+        kv_bytes: u64,
+    ) -> u64 {
+        let Some(read) = setup.methods().read() else {
+            return 0;
+        };
+        match context.is_compressed() {
+            true => read.bytes_beside(context.layout(), kv_bytes),
+            false => read.bytes(context.layout(), tokens),
+        }
     }
 
     /// `setups` parted by how they read a document: those of one part share one reading.

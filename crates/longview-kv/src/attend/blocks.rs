@@ -23,7 +23,7 @@ impl Call<'_, '_> {
         read: Option<(&Missing, &Slices)>,
         worker: &mut Worker,
     ) {
-        if task.source == Source::Stream {
+        if let Source::Stream | Source::PickedStream(_) = task.source {
             return self.run_stream(task, spans, worker);
         }
         let (context, group, place) = self.place(task.segment);
@@ -42,7 +42,7 @@ impl Call<'_, '_> {
         let in_parts = group.recent.is_some() || !context.places.is_plain();
         let plan = match task.source {
             Source::Picked(at) => Some(&self.picks[at].plan),
-            Source::Blocks | Source::Stream | Source::Shared(_) => None,
+            Source::Blocks | Source::Stream | Source::PickedStream(_) | Source::Shared(_) => None,
         };
         for span in spans {
             let blocks = span * SPAN_BLOCKS..(span + 1) * SPAN_BLOCKS;

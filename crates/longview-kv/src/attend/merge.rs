@@ -5,7 +5,7 @@ use std::ops::Range;
 use longview_kernels::Isa;
 use longview_kernels::attention::Partials;
 
-use super::plan::{Cuts, Task};
+use super::plan::{Cuts, Sources, Task};
 use super::shared::Pieces;
 use super::{Call, Worker};
 
@@ -41,23 +41,18 @@ impl Finish<'_, '_> {
         let place = call.sharing().and_then(|sharing| sharing.place(segment));
         let v_dim = call.place(segment).1.kind.v_dim;
         let group_size = out.len() / heads.len() / v_dim;
-        let Cuts {
-            streams,
-            blocks,
-            picked_from,
-            picked,
-        } = &cuts[segment];
-        let (of_blocks, row_of_cut) = match row < *picked_from {
-            true => (blocks, row),
-            false => (picked, row - *picked_from),
+        let cuts = &cuts[segment];
+        let (Sources { streams, blocks }, row_of_cut) = match row.checked_sub(cuts.picked_from) {
+            None => (&cuts.whole, row),
+            Some(row) => (&cuts.picked, row),
         };
         for (head, out) in heads.zip(out.chunks_exact_mut(group_size * v_dim)) {
             let sinks = call.attention.sinks;
             let sinks = sinks.map(|sinks| &sinks[head * group_size..(head + 1) * group_size]);
             // Blocks first among themselves, as one task that walks them all merges them.
             let mut merge = Merge::new(isa, group_size, v_dim, &mut worker.apart);
-            for part in 0..of_blocks.parts {
-                let task = &tasks[of_blocks.task(part, row_of_cut, head)];
+            for part in 0..blocks.parts {
+                let task = &tasks[blocks.task(part, row_of_cut, head)];
                 merge.add_row(task, head, row - task.rows.start);
             }
             if let Some(place) = place {
@@ -69,7 +64,7 @@ impl Finish<'_, '_> {
             }
             let mut whole = Merge::new(isa, group_size, v_dim, &mut worker.partials);
             for part in 0..streams.parts {
-                let task = &tasks[streams.task(part, row, head)];
+                let task = &tasks[streams.task(part, row_of_cut, head)];
                 whole.add_row(task, head, row - task.rows.start);
             }
             match merge.so_far {

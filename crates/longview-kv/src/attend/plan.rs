@@ -39,18 +39,26 @@ pub(super) enum Source {
     Stream,
     /// In the blocks that this pick says.
     Picked(usize),
+    /// In what a keep method left, in the pages that this pick says.
+    PickedStream(usize),
     /// In blocks that several segments read, as this piece of them.
     Shared(usize),
 }
 
-/// How the work of a segment is cut: what a keep method left comes before the blocks.
+/// How the work of a segment is cut: of the rows that read everything, and of those from `picked_from` on, whose
+/// pages a read method picks.
 pub(super) struct Cuts {
-    pub(super) streams: Cut,
-    /// Of the rows before `picked_from`.
-    pub(super) blocks: Cut,
-    /// The first row whose blocks a read method picks; all after it are such, too.
+    /// The first task.
+    pub(super) first: usize,
+    pub(super) whole: Sources,
     pub(super) picked_from: usize,
-    pub(super) picked: Cut,
+    pub(super) picked: Sources,
+}
+
+/// How the work of some rows is cut: what a keep method left comes before the blocks.
+pub(super) struct Sources {
+    pub(super) streams: Cut,
+    pub(super) blocks: Cut,
 }
 
 /// How the work of a segment is cut into tasks, `[parts][row ranges][head ranges]` from `first` on.
@@ -84,9 +92,10 @@ impl Call<'_, '_> {
                 continue;
             }
             let (context, group, _) = self.place(segment);
-            let streams = self.plan_streams(segment, tasks, &mut planned);
+            let first = planned;
             let of_method = self.picked_rows(segment);
             let rows = of_method.start;
+            let streams = self.plan_streams(segment, rows, tasks, &mut planned);
             let start = context.len();
             let places = &context.places;
             // The first tokens are seen by every row where they are held apart.
@@ -125,13 +134,17 @@ impl Call<'_, '_> {
                     }
                 }
             }
-            let picked_cut =
-                self.plan_picked(segment, &of_method, tasks, &mut planned, picks, &mut picked);
-            cuts.push(Cuts {
+            let whole = Sources {
                 streams,
                 blocks: cut,
+            };
+            let of_picks =
+                self.plan_picked(segment, &of_method, tasks, &mut planned, picks, &mut picked);
+            cuts.push(Cuts {
+                first,
+                whole,
                 picked_from: of_method.start,
-                picked: picked_cut,
+                picked: of_picks,
             });
         }
         (planned, picked)
@@ -176,10 +189,17 @@ impl Call<'_, '_> {
 impl Cuts {
     /// Nothing is read.
     pub(super) const NONE: Cuts = Cuts {
+        first: 0,
+        whole: Sources::NONE,
+        picked_from: usize::MAX,
+        picked: Sources::NONE,
+    };
+}
+
+impl Sources {
+    pub(super) const NONE: Sources = Sources {
         streams: Cut::NONE,
         blocks: Cut::NONE,
-        picked_from: usize::MAX,
-        picked: Cut::NONE,
     };
 }
 

@@ -12,18 +12,19 @@ use longview_kernels::page::PAGE_TOKENS;
 use super::plan::{Cut, Source, Task};
 use super::{Call, SPAN_BLOCKS, Worker};
 use crate::context::Context;
+use crate::read::ReadPlan;
 
 impl<'a> Call<'a, '_> {
-    /// Writes the tasks that read the streams of a segment over `tasks` from `planned` on, which it
-    /// moves. There are none where no pair was dropped.
+    /// Writes the tasks that read the streams of a segment for its first `rows` rows over `tasks` from
+    /// `planned` on, which it moves. There are none where no pair was dropped.
     pub(super) fn plan_streams(
         &self,
         segment: usize,
+        rows: usize,
         tasks: &mut Vec<Task>,
         planned: &mut usize,
     ) -> Cut {
         let (context, group, _) = self.place(segment);
-        let rows = self.batch.rows_of(segment).len();
         let context: &'a Context = context;
         let spans = context
             .stream(self.layer)
@@ -67,6 +68,11 @@ impl<'a> Call<'a, '_> {
             return;
         };
         let slots = stream.slots(task.heads.start);
+        let plan = match task.source {
+            Source::PickedStream(at) => Some(&self.picks[at].left),
+            _ => None,
+        };
+        let log_weights = stream.log_weights(task.heads.start);
         self.gather(task, worker);
         for span in spans {
             let first = slots.pages.start + span * SPAN_BLOCKS;
@@ -79,11 +85,12 @@ impl<'a> Call<'a, '_> {
             for (page, index) in pages.iter_mut().zip(first..last) {
                 *page = stream.page(group, index);
             }
-            let pages = &mut pages[..last - first];
             let before = span * SPAN_BLOCKS * PAGE_TOKENS;
-            let slot = |slot: usize| slot.saturating_sub(before).min(pages.len() * PAGE_TOKENS);
+            let slot = |slot: usize| {
+                slot.saturating_sub(before)
+                    .min((last - first) * PAGE_TOKENS)
+            };
             let seen = slot(slots.slots.start)..slot(slots.slots.end);
-            let log_weights = stream.log_weights(task.heads.start);
             if !log_weights.is_empty() {
                 // In the order of slots, of which the first ones may be another head's.
                 of_slots = [0.0; SPAN_TOKENS];
@@ -93,6 +100,14 @@ impl<'a> Call<'a, '_> {
                     page.log_weights = added;
                 }
             }
+            let (count_read, seen) = match plan {
+                None => (last - first, seen),
+                Some(plan) => chosen(plan, span, &mut pages[..last - first], seen),
+            };
+            if count_read == 0 {
+                continue;
+            }
+            let pages = &pages[..count_read];
             let visible = seen.start as u32..seen.end as u32;
             worker.visible.clear();
             worker.visible.extend(std::iter::repeat_n(visible, count));
@@ -115,4 +130,29 @@ impl<'a> Call<'a, '_> {
             task.partials.merge(self.exec.isa, &worker.partials);
         }
     }
+}
+
+/// Moves those of the pages of a span that are read to the front. Returns how many they are, and which of their
+/// slots are the head's, as `seen` are those of all.
+fn chosen(
+    plan: &ReadPlan,
+    span: usize,
+    pages: &mut [PageRef<'_>],
+    seen: Range<usize>,
+) -> (usize, Range<usize>) {
+    let mut count = 0;
+    let (mut first, mut last) = (None, 0);
+    for at in 0..pages.len() {
+        let page = span * SPAN_BLOCKS + at;
+        if !plan.touches(&(page..page + 1)) {
+            continue;
+        }
+        pages[count] = pages[at];
+        let of_page = |slot: usize| slot.clamp(at * PAGE_TOKENS, (at + 1) * PAGE_TOKENS);
+        let moved = |slot: usize| of_page(slot) - at * PAGE_TOKENS + count * PAGE_TOKENS;
+        first.get_or_insert(moved(seen.start));
+        last = moved(seen.end);
+        count += 1;
+    }
+    (count, first.unwrap_or(last)..last)
 }

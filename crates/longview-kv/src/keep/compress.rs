@@ -285,6 +285,7 @@ impl Context {
         kept.edge = edge;
         kept.observed.shrink(kept.pairs(end));
         self.free_blocks(edge);
+        self.forget_bounds(edge);
         Ok(())
     }
 

@@ -112,13 +112,6 @@ impl Context {
             );
             return Err(plan.refused(why));
         }
-        if let Some(read) = self.read_method() {
-            let why = format!(
-                "--read {} plans over all pairs, and what is kept is read whole; choose one of the two",
-                read.text
-            );
-            return Err(plan.refused(why));
-        }
         if let Some(why) = layout.refuses_keep() {
             return Err(plan.refused(why.to_owned()));
         }

@@ -351,8 +351,13 @@ impl Stream {
         let from = first / PAGE_TOKENS;
         let lead = first % PAGE_TOKENS;
         let slots = lead..lead + positions.len();
+        // A head without pairs may begin inside a page that is another's.
+        let pages = match slots.is_empty() {
+            true => 0,
+            false => slots.end.div_ceil(PAGE_TOKENS),
+        };
         Slots {
-            pages: from..from + slots.end.div_ceil(PAGE_TOKENS),
+            pages: from..from + pages,
             slots,
         }
     }

@@ -16,6 +16,7 @@ use longview_kernels::attention::{
 use longview_kernels::page::{PAGE_TOKENS, read_key};
 
 use super::Part;
+use super::left::StreamHead;
 use crate::SPAN_BLOCKS;
 use crate::block::Block;
 use crate::error::KvError;
@@ -25,7 +26,7 @@ use crate::shared::SharedList;
 use crate::store::Store;
 
 /// Spans that share a slab of the level above.
-const SLAB_SPANS: usize = 16;
+pub(super) const SLAB_SPANS: usize = 16;
 
 /// Slabs that forks share at once.
 const SLABS: usize = 16;
@@ -44,20 +45,40 @@ pub(crate) struct Bounds {
 }
 
 #[derive(Clone, Copy)]
-struct Shape {
+pub(super) struct Shape {
     layers: usize,
     heads: usize,
     /// Of a span's parts.
-    parts: BoundsGeometry,
+    pub(super) parts: BoundsGeometry,
     /// Of spans.
-    spans: BoundsGeometry,
+    pub(super) spans: BoundsGeometry,
 }
 
-/// The bounds of one layer and KV head.
+/// The bounds of the pages of one layer and KV head: those that a keep method has left of earlier tokens, then
+/// the blocks after them.
 pub(crate) struct HeadBounds<'a> {
+    pub(super) stream: Option<StreamHead<'a>>,
+    pub(super) blocks: BlockHead<'a>,
+}
+
+/// One head's place in the bounds of blocks.
+pub(super) struct BlockHead<'a> {
     bounds: &'a Bounds,
-    /// Its place among the heads of all layers.
+    /// Among the heads of all layers.
     place: usize,
+}
+
+/// Where the bounds of some pages lie, in spans of [`SPAN_BLOCKS`].
+pub(super) trait Slabs {
+    /// The bounds of the parts of a span.
+    fn span(&self, span: usize) -> &[u8];
+
+    /// The bounds of [`SLAB_SPANS`] spans, as far as these are full.
+    fn above(&self, slab: usize) -> &[u8];
+
+    fn part(&self) -> Part;
+
+    fn shape(&self) -> &Shape;
 }
 
 /// Buffers of the search, kept between calls.
@@ -65,7 +86,7 @@ pub(crate) struct HeadBounds<'a> {
 pub(crate) struct Best {
     /// `[queries][lanes]`
     scores: Vec<f32>,
-    /// What each span promises at most.
+    /// What each span promises at most, and its first page.
     spans: Vec<(f32, usize)>,
     /// The best blocks so far, the worst of them first.
     found: BinaryHeap<Reverse<Candidate>>,
@@ -84,12 +105,7 @@ impl Bounds {
     pub(crate) fn new(group: &Group, part: Part) -> Bounds {
         Bounds {
             part,
-            shape: Shape {
-                layers: group.layers,
-                heads: group.kind.kv_heads,
-                parts: BoundsGeometry::new(&group.geometry, SPAN_TOKENS / part.tokens()),
-                spans: BoundsGeometry::new(&group.geometry, SLAB_SPANS),
-            },
+            shape: Shape::new(group, part),
             spans: SharedList::default(),
             above: SharedList::default(),
             blocks: 0,
@@ -194,8 +210,8 @@ impl Bounds {
     }
 
     /// Those of KV head `head` of the layer at `place` in the group.
-    pub(crate) fn head(&self, place: usize, head: usize) -> HeadBounds<'_> {
-        HeadBounds {
+    pub(super) fn head(&self, place: usize, head: usize) -> BlockHead<'_> {
+        BlockHead {
             bounds: self,
             place: place * self.shape.heads + head,
         }
@@ -203,6 +219,15 @@ impl Bounds {
 }
 
 impl Shape {
+    pub(super) fn new(group: &Group, part: Part) -> Shape {
+        Shape {
+            layers: group.layers,
+            heads: group.kind.kv_heads,
+            parts: BoundsGeometry::new(&group.geometry, SPAN_TOKENS / part.tokens()),
+            spans: BoundsGeometry::new(&group.geometry, SLAB_SPANS),
+        }
+    }
+
     /// Bytes of a slab of bounds of `of`.
     fn slab(&self, of: &BoundsGeometry) -> usize {
         self.layers * self.heads * of.bytes()
@@ -228,18 +253,43 @@ impl HeadBounds<'_> {
         if count == 0 {
             return &best.blocks;
         }
-        self.promises(isa, queries, &among, best);
+        best.spans.clear();
+        let pages = self.stream.as_ref().map_or(0, StreamHead::pages);
+        if let Some(stream) = self.stream.as_ref().filter(|_| among.start < pages) {
+            let of_stream = among.start..among.end.min(pages);
+            promises(isa, stream, queries, &of_stream, 0, best);
+        }
+        if among.end > pages {
+            let of_blocks = among.start.saturating_sub(pages)..among.end - pages;
+            promises(isa, &self.blocks, queries, &of_blocks, pages, best);
+        }
         // From the most promising span on; of equal ones the earlier.
         best.spans
             .sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         let spans = std::mem::take(&mut best.spans);
-        for &(promise, span) in &spans {
+        for &(promise, start) in &spans {
             let worst = best.found.peek().map(|worst| worst.0.promise);
             // A block that promises as much as the worst may be earlier than it.
             if best.found.len() == count && worst.is_some_and(|worst| promise < worst) {
                 break;
             }
-            self.descend(isa, queries, span, &among, count, best);
+            match &self.stream {
+                Some(stream) if start < pages => {
+                    // The last span of the stream ends where the blocks begin.
+                    let of_stream = among.start..among.end.min(pages);
+                    descend(isa, stream, queries, start, 0, &of_stream, count, best);
+                }
+                _ => descend(
+                    isa,
+                    &self.blocks,
+                    queries,
+                    start,
+                    pages,
+                    &among,
+                    count,
+                    best,
+                ),
+            }
         }
         best.spans = spans;
         let found = best.found.drain().map(|candidate| candidate.0.block);
@@ -247,67 +297,92 @@ impl HeadBounds<'_> {
         best.blocks.sort_unstable();
         &best.blocks
     }
+}
 
-    /// What every span with blocks of `among` promises at most, in `best.spans`.
-    fn promises(&self, isa: Isa, queries: &[f32], among: &Range<usize>, best: &mut Best) {
-        let Shape { spans: geom, .. } = self.bounds.shape;
-        best.spans.clear();
-        // Spans that end before `among` does are full, whatever the pass has come to.
-        let full = among.end / SPAN_BLOCKS;
-        let first = among.start / SPAN_BLOCKS;
-        for slab in first / SLAB_SPANS..full.div_ceil(SLAB_SPANS) {
-            let bounds = self.slab(&self.bounds.above, slab, &geom);
-            let promises = promised(isa, &geom, bounds, queries, &mut best.scores);
-            let of_slab = promises.iter().enumerate();
-            let spans = of_slab.map(|(lane, &promise)| (promise, slab * SLAB_SPANS + lane));
-            let within = spans.filter(|(_, span)| (first..full).contains(span));
-            best.spans.extend(within);
-        }
-        let rest = full.max(first)..among.end.div_ceil(SPAN_BLOCKS);
-        best.spans.extend(rest.map(|span| (f32::INFINITY, span)));
-    }
-
-    /// Lets the blocks of a span join the best.
-    fn descend(
-        &self,
-        isa: Isa,
-        queries: &[f32],
-        span: usize,
-        among: &Range<usize>,
-        count: usize,
-        best: &mut Best,
-    ) {
-        let Shape { parts: geom, .. } = self.bounds.shape;
-        let bounds = self.slab(&self.bounds.spans, span, &geom);
-        let promises = promised(isa, &geom, bounds, queries, &mut best.scores);
-        let per_block = PAGE_TOKENS / self.bounds.part.tokens();
-        for (at, parts) in promises.chunks_exact(per_block).enumerate() {
-            let block = span * SPAN_BLOCKS + at;
-            if !among.contains(&block) {
-                continue;
-            }
-            let candidate = Candidate {
-                promise: parts.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x)),
-                block: block as u32,
-            };
-            if best.found.len() < count {
-                best.found.push(Reverse(candidate));
-            } else if let Some(mut worst) = best.found.peek_mut()
-                && candidate > worst.0
-            {
-                *worst = Reverse(candidate);
-            }
-        }
-    }
-
-    fn slab<'s>(
-        &self,
-        list: &'s SharedList<Arc<Block>, SLABS>,
-        at: usize,
-        geom: &BoundsGeometry,
-    ) -> &'s [u8] {
-        let slab = list.get(at).expect("full blocks have bounds");
+impl Slabs for BlockHead<'_> {
+    fn span(&self, span: usize) -> &[u8] {
+        let (slab, geom) = (self.bounds.spans.get(span), &self.bounds.shape.parts);
+        let slab = slab.expect("full blocks have bounds");
         &slab.bytes()[self.place * geom.bytes()..][..geom.bytes()]
+    }
+
+    fn above(&self, slab: usize) -> &[u8] {
+        let (slab, geom) = (self.bounds.above.get(slab), &self.bounds.shape.spans);
+        let slab = slab.expect("full blocks have bounds");
+        &slab.bytes()[self.place * geom.bytes()..][..geom.bytes()]
+    }
+
+    fn part(&self) -> Part {
+        self.bounds.part
+    }
+
+    fn shape(&self) -> &Shape {
+        &self.bounds.shape
+    }
+}
+
+/// Adds what every span of `slabs` with pages of `among` promises at most to `best.spans`, each with the number
+/// of its first page, of which there are `before` before the first of `slabs`.
+fn promises(
+    isa: Isa,
+    slabs: &impl Slabs,
+    queries: &[f32],
+    among: &Range<usize>,
+    before: usize,
+    best: &mut Best,
+) {
+    let geom = slabs.shape().spans;
+    // Spans that end before `among` does are full, whatever the pass has come to.
+    let full = among.end / SPAN_BLOCKS;
+    let first = among.start / SPAN_BLOCKS;
+    let start = |span: usize| before + span * SPAN_BLOCKS;
+    for slab in first / SLAB_SPANS..full.div_ceil(SLAB_SPANS) {
+        let promises = promised(isa, &geom, slabs.above(slab), queries, &mut best.scores);
+        let of_slab = (slab * SLAB_SPANS..).zip(promises);
+        let within = of_slab.filter(|(span, _)| (first..full).contains(span));
+        let spans = within.map(|(span, &promise)| (promise, start(span)));
+        best.spans.extend(spans);
+    }
+    let rest = full.max(first)..among.end.div_ceil(SPAN_BLOCKS);
+    best.spans
+        .extend(rest.map(|span| (f32::INFINITY, start(span))));
+}
+
+/// Lets the pages of the span that begins with page `start` join the best, as far as they are in `among`. The
+/// first page of `slabs` is page `before`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "where to look, for what, and what was found"
+)]
+fn descend(
+    isa: Isa,
+    slabs: &impl Slabs,
+    queries: &[f32],
+    start: usize,
+    before: usize,
+    among: &Range<usize>,
+    count: usize,
+    best: &mut Best,
+) {
+    let geom = slabs.shape().parts;
+    let bounds = slabs.span((start - before) / SPAN_BLOCKS);
+    let promises = promised(isa, &geom, bounds, queries, &mut best.scores);
+    let per_block = PAGE_TOKENS / slabs.part().tokens();
+    for (block, parts) in (start..).zip(promises.chunks_exact(per_block)) {
+        if !among.contains(&block) {
+            continue;
+        }
+        let candidate = Candidate {
+            promise: parts.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x)),
+            block: block as u32,
+        };
+        if best.found.len() < count {
+            best.found.push(Reverse(candidate));
+        } else if let Some(mut worst) = best.found.peek_mut()
+            && candidate > worst.0
+        {
+            *worst = Reverse(candidate);
+        }
     }
 }
 
@@ -454,14 +529,24 @@ mod tests {
 
     /// The definition: all blocks by their promises, of equal ones the earlier first.
     fn all_scored(
-        head: &HeadBounds<'_>,
+        head: &BlockHead<'_>,
         queries: &[f32],
         among: Range<usize>,
         count: usize,
     ) -> Vec<u32> {
         let mut best = Best::default();
         for span in among.start / SPAN_BLOCKS..among.end.div_ceil(SPAN_BLOCKS) {
-            head.descend(Isa::best(), queries, span, &among, usize::MAX, &mut best);
+            let start = span * SPAN_BLOCKS;
+            descend(
+                Isa::best(),
+                head,
+                queries,
+                start,
+                0,
+                &among,
+                usize::MAX,
+                &mut best,
+            );
         }
         let mut all: Vec<Candidate> = best.found.drain().map(|found| found.0).collect();
         all.sort_by(|a, b| b.cmp(a));
@@ -490,8 +575,8 @@ mod tests {
             let mut best = Best::default();
             for end in [blocks, blocks / 2, blocks.saturating_sub(17)] {
                 let among = start.min(end)..end;
-                let head = bounds.head(1, 1);
-                let expected = all_scored(&head, &queries, among.clone(), count);
+                let expected = all_scored(&bounds.head(1, 1), &queries, among.clone(), count);
+                let head = HeadBounds { stream: None, blocks: bounds.head(1, 1) };
                 let got = head.best(Isa::best(), &queries, among, count, &mut best);
                 prop_assert_eq!(got, expected);
             }

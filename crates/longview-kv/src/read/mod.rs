@@ -7,8 +7,12 @@
 //! stands before it, never from the pass; so the bits do not depend on batches either.
 //!
 //! Layers with a sliding window and recurrent layers are bounded already and stay as they are.
+//!
+//! Where a keep method is in charge as well, rows choose among what it has left: the pages of each head's
+//! stream, which count as the head's first blocks, and the blocks after them.
 
 mod bounds;
+mod left;
 mod reads;
 
 use std::fmt;
@@ -16,9 +20,10 @@ use std::ops::Range;
 
 use longview_kernels::Isa;
 
-use crate::BLOCK_TOKENS;
 use crate::layout::{Group, KvLayout, LayerState};
+use crate::{BLOCK_TOKENS, SPAN_BLOCKS};
 pub(crate) use bounds::{Best, Bounds, HeadBounds, floats};
+use bounds::{SLAB_SPANS, Shape};
 pub use reads::ReadReport;
 pub(crate) use reads::Reads;
 
@@ -30,7 +35,7 @@ pub trait Select: Send + Sync {
         None
     }
 
-    /// Whether rows of layer `layer` that see `blocks` blocks read them all. Rows that do take the
+    /// Whether rows of layer `layer` that see `blocks` blocks read them all, with any KV head. Rows that do take the
     /// dense path.
     fn reads_all(&self, layer: usize, blocks: usize) -> bool;
 
@@ -98,6 +103,28 @@ impl Read {
         let of_group = |group| Bounds::new(group, part).bytes_for(tokens / BLOCK_TOKENS);
         full.map(of_group).sum()
     }
+
+    /// The same under a keep method, where at most `kv_bytes` of keys and values are held: pages of a head are as
+    /// many as their bytes allow, and every head has spans of its own, which need not be full.
+    pub fn bytes_beside(&self, layout: &KvLayout, kv_bytes: u64) -> u64 {
+        let Some(part) = self.select.bounds() else {
+            return 0;
+        };
+        let full = || layout.groups.iter().filter(|group| chosen_from(group));
+        let of_span = |group: &Group| {
+            let shape = Shape::new(group, part);
+            shape.parts.bytes() + shape.spans.bytes().div_ceil(SLAB_SPANS)
+        };
+        let by_byte =
+            full().map(|group| of_span(group) as f64 / (SPAN_BLOCKS * group.page_bytes()) as f64);
+        let begun = full().map(|group| {
+            let shape = Shape::new(group, part);
+            // A page that two heads share, a span of the stream and one of blocks, and what is above each.
+            let of_head = 2 * (shape.parts.bytes() + shape.spans.bytes()) + of_span(group);
+            (group.layers * group.kind.kv_heads * of_head) as u64
+        });
+        (by_byte.fold(0.0, f64::max) * kv_bytes as f64) as u64 + begun.sum::<u64>()
+    }
 }
 
 /// Whether blocks of the group are chosen from: those of layers that see everything, unless they hold
@@ -156,7 +183,8 @@ impl RowQuery<'_> {
         self.head
     }
 
-    /// The block that the row itself is in; it sees this one and all before it.
+    /// The block that the row itself is in; it sees this one and all before it. Under a keep method the pages
+    /// that are left of earlier tokens count as blocks before those that came after them.
     pub fn own(&self) -> usize {
         self.own
     }

@@ -6,20 +6,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use longview_kernels::Isa;
 
-use super::{Bounds, Read, chosen_from};
+use super::left::StreamBounds;
+use super::{Bounds, HeadBounds, Read, chosen_from};
 use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
-use crate::layout::Group;
+use crate::layout::{Group, KvLayout};
 use crate::run::Slot;
+use crate::store::Store;
 
 /// A read method in charge of a context.
 pub(crate) struct Reads {
     pub(crate) read: Arc<Read>,
     /// The first token of the answer that is being written.
     pub(crate) from: usize,
-    /// Of each layer group with full attention, where the method goes by bounds.
+    /// Of each layer group with full attention, where the method goes by bounds: those of the blocks from `first`
+    /// on.
     bounds: Vec<Option<Bounds>>,
+    /// The first block that is chosen from: what is before it a keep method has moved elsewhere.
+    first: usize,
+    /// Of each layer what is left of it, as far as a row has wanted to choose from that.
+    left: Vec<Option<Arc<StreamBounds>>>,
     /// Since the answer began.
     counts: Counts,
     /// In the pass that runs.
@@ -72,8 +79,8 @@ impl Context {
     /// tokens compute from less than everything is not, and no longer [exact](Context::is_exact).
     ///
     /// # Errors
-    /// [`KvError::ReadRefused`] where it cannot be used: no layer with full attention, a keep method,
-    /// text that was moved, another read method whose answers are part of the context.
+    /// [`KvError::ReadRefused`] where it cannot be used: no layer with full attention, text that was moved,
+    /// another read method whose answers are part of the context.
     pub fn read_by(&mut self, read: &Arc<Read>) -> Result<(), KvError> {
         let refused = |why: String| Err(read.refused(why));
         if self.layout.full_layers().next().is_none() {
@@ -82,12 +89,6 @@ impl Context {
                  reads already"
                     .to_owned(),
             );
-        }
-        if let Some(keep) = self.keep_method() {
-            return refused(format!(
-                "--keep {} drops pairs already, and what it keeps is read whole; choose one of the two",
-                keep.text
-            ));
         }
         if !self.places.is_plain() {
             return refused(
@@ -113,12 +114,11 @@ impl Context {
                 (false, None) => {}
             }
         }
-        let bounds = |group: &Group| {
-            let part = read.select.bounds()?;
-            chosen_from(group).then(|| Bounds::new(group, part))
-        };
+        let edge = self.kept.as_ref().map_or(0, |kept| kept.edge());
         self.reads = Some(Box::new(Reads {
-            bounds: self.layout.groups.iter().map(bounds).collect(),
+            bounds: bounds_of(read, &self.layout),
+            first: self.first_block(edge),
+            left: Vec::new(),
             read: Arc::clone(read),
             from: usize::MAX,
             counts: Counts::default(),
@@ -126,6 +126,21 @@ impl Context {
             approximate: None,
         }));
         Ok(())
+    }
+
+    /// A keep method has moved what is before token `edge`: what was known of keys is of others now.
+    pub(crate) fn forget_bounds(&mut self, edge: usize) {
+        let first = self.first_block(edge);
+        if let Some(reads) = &mut self.reads {
+            reads.bounds = bounds_of(&reads.read, &self.layout);
+            reads.first = first;
+            reads.left.clear();
+        }
+    }
+
+    /// The first block that is chosen from, where a keep method holds what is before token `edge`.
+    fn first_block(&self, edge: usize) -> usize {
+        self.places.slot(edge) / BLOCK_TOKENS
     }
 
     /// Says that the tokens from token `from` on are an answer: what they read is the read method's to
@@ -156,8 +171,12 @@ impl Context {
 
     /// Bytes of what is kept for the read method.
     pub(crate) fn index_bytes(&self) -> u64 {
-        let bounds = self.reads.iter().flat_map(|reads| reads.bounds.iter());
-        bounds.flatten().map(Bounds::bytes).sum()
+        let Some(reads) = &self.reads else {
+            return 0;
+        };
+        let blocks = reads.bounds.iter().flatten().map(Bounds::bytes);
+        let left = reads.left.iter().flatten().map(|left| left.bytes());
+        blocks.sum::<u64>() + left.sum::<u64>()
     }
 
     /// The first token whose keys and values are not what the model defines, because the read method
@@ -179,8 +198,9 @@ impl Context {
 
     fn index_room(&self, reads: &mut Reads, count: usize) -> Result<(), KvError> {
         let store = self.home.as_ref().map(|home| &*home.store);
-        let held = self.len() / BLOCK_TOKENS;
-        let end = (self.len() + count) / BLOCK_TOKENS;
+        let first = reads.first;
+        let held = self.len() / BLOCK_TOKENS - first;
+        let end = (self.len() + count) / BLOCK_TOKENS - first;
         for ((bounds, run), group) in reads
             .bounds
             .iter_mut()
@@ -196,7 +216,7 @@ impl Context {
                         bounds.note(Isa::best(), group, place, index, block.layer(group, place));
                     }
                 };
-                match (run.slot(index), store) {
+                match (run.slot(first + index), store) {
                     (Some(Slot::Open(block)), _) => note(bounds, block),
                     (Some(Slot::Sealed(handle)), Some(store)) => match handle.pin(store.now()) {
                         Some(block) => note(bounds, &block),
@@ -206,6 +226,27 @@ impl Context {
                 }
             }
             bounds.complete(held);
+        }
+        if self.len() + count > reads.from {
+            self.index_left(reads, store)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the bounds of what a keep method has left, where they are not made yet.
+    fn index_left(&self, reads: &mut Reads, store: Option<&Store>) -> Result<(), KvError> {
+        let Some(part) = reads.read.select.bounds() else {
+            return Ok(());
+        };
+        reads.left.resize_with(self.layout.layers.len(), || None);
+        for (layer, left) in reads.left.iter_mut().enumerate() {
+            let Some(stream) = self.stream(layer).filter(|_| left.is_none()) else {
+                continue;
+            };
+            let group = &self.layout.groups[self.layout.layers[layer].0];
+            // Of the same numbers any instruction set makes the same bounds.
+            let bounds = StreamBounds::new(Isa::best(), group, part, stream, &self.ledger, store)?;
+            *left = Some(Arc::new(bounds));
         }
         Ok(())
     }
@@ -219,12 +260,12 @@ impl Context {
         let Some(bounds) = &mut reads.bounds[place] else {
             return;
         };
-        let group = &self.layout.groups[place];
+        let (group, first) = (&self.layout.groups[place], reads.first);
         for index in filled {
             let block = self.groups[place]
                 .block(index)
                 .expect("a block that a pass fills is in memory");
-            bounds.note(isa, group, at, index, block.layer(group, at));
+            bounds.note(isa, group, at, index - first, block.layer(group, at));
         }
     }
 
@@ -235,7 +276,7 @@ impl Context {
             return;
         };
         for bounds in reads.bounds.iter_mut().flatten() {
-            bounds.complete(held);
+            bounds.complete(held - reads.first);
         }
         let Counts { read, present } = reads.pass.take();
         reads.counts.read += read;
@@ -250,8 +291,12 @@ impl Context {
     pub(crate) fn trim_reads(&mut self, len: usize) {
         if let Some(reads) = &mut self.reads {
             reads.pass = PassCounts::default();
+            if len == 0 {
+                // Nothing that was left of it is any more.
+                (reads.first, reads.left) = (0, Vec::new());
+            }
             for bounds in reads.bounds.iter_mut().flatten() {
-                bounds.truncate(len / BLOCK_TOKENS);
+                bounds.truncate(len / BLOCK_TOKENS - reads.first);
             }
             reads.approximate = reads.approximate.filter(|&first| first < len);
         }
@@ -269,9 +314,23 @@ impl Context {
 }
 
 impl Reads {
-    /// What is known of the keys of a layer group.
-    pub(crate) fn bounds(&self, group: usize) -> Option<&Bounds> {
-        self.bounds[group].as_ref()
+    /// The first block that is chosen from.
+    pub(crate) fn first(&self) -> usize {
+        self.first
+    }
+
+    /// What is known of the keys of one KV head: of layer `layer`, at place `place` of group `group`.
+    pub(crate) fn bounds(
+        &self,
+        layer: usize,
+        (group, place): (usize, usize),
+        head: usize,
+    ) -> Option<HeadBounds<'_>> {
+        let left = self.left.get(layer).and_then(Option::as_ref);
+        Some(HeadBounds {
+            stream: left.map(|left| left.head(head)),
+            blocks: self.bounds[group].as_ref()?.head(place, head),
+        })
     }
 
     /// Counts pages that a row of the pass reads, of those that are there.
@@ -281,6 +340,15 @@ impl Reads {
             .present
             .fetch_add(present as u64, Ordering::Relaxed);
     }
+}
+
+/// None yet, of the layer groups that `read` chooses from by bounds.
+fn bounds_of(read: &Read, layout: &KvLayout) -> Vec<Option<Bounds>> {
+    let of_group = |group: &Group| {
+        let part = read.select.bounds()?;
+        chosen_from(group).then(|| Bounds::new(group, part))
+    };
+    layout.groups.iter().map(of_group).collect()
 }
 
 impl Read {
@@ -308,6 +376,8 @@ impl Clone for Reads {
             read: Arc::clone(&self.read),
             from: self.from,
             bounds: self.bounds.clone(),
+            first: self.first,
+            left: self.left.clone(),
             counts: self.counts,
             pass: PassCounts::default(),
             approximate: self.approximate,

@@ -4,6 +4,7 @@
 mod apart;
 mod files;
 mod left;
+mod reading;
 mod refusals;
 mod within;
 #[allow(dead_code, reason = "read methods use the rest of it")]

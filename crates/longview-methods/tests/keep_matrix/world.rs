@@ -175,6 +175,14 @@ impl World {
         )
     }
 
+    /// The most that `read` keeps to choose by under a keep method that holds at most `kv_bytes`.
+    pub(crate) fn index_bytes_beside(&self, read: &Read, kv_bytes: u64) -> u64 {
+        read.bytes_beside(
+            &layout(LayerState::Window { tokens: 70 }, self.forms),
+            kv_bytes,
+        )
+    }
+
     /// Reads `count` tokens in passes of at most `chunk`, compressing where that is due on the way.
     /// Returns the attention of all full layers of every row.
     pub(crate) fn read(&mut self, count: usize, chunk: usize) -> Vec<f32> {

@@ -167,16 +167,22 @@ fn a_request_may_choose_what_it_reads_and_see_where_its_attention_rests() {
     // What answers computed from less is not found, and the exact text comes again.
     assert_eq!(ask(json!({})).good()["choices"], whole["choices"]);
 
+    // It chooses among what a keep method has left: five pages of each of eight heads, and the block after them.
+    let both = ask(json!({ "keep": "knorm(budget=256)", "read": read })).good();
+    let (kept, pages) = (&both["longview"]["keep"], &both["longview"]["read"]);
+    assert_eq!(kept["pairs_kept"], 8 * (256 + 7), "{kept}");
+    assert_eq!(pages["pages_read"], 7 * 8 * 3, "{pages}");
+    assert!(
+        pages["pages_present"].as_u64() >= Some(7 * 8 * 5),
+        "{pages}"
+    );
+
     let sparse = ask(json!({ "prefill": "a-shape(sinks=64, local=128)" })).good();
     assert_eq!(sparse["longview"]["reused_tokens"], 0, "{sparse}");
     for (methods, words) in [
         (
             json!({ "keep": "knorm(budget=128)", "attention": true }),
             "cannot be shown under keep",
-        ),
-        (
-            json!({ "keep": "knorm(budget=128)", "read": read }),
-            "choose one of the two",
         ),
         (json!({ "read": "quset" }), "did you mean"),
     ] {
@@ -296,11 +302,11 @@ fn a_context_may_be_made_under_methods_of_its_own() {
     let answer = go_on(&server, "whole", json!({})).good();
     assert_eq!(answer["choices"][0]["text"], plain.as_str());
 
-    // What acts on it is settled; what the answer reads may be chosen where nothing was dropped.
+    // What acts on it is settled; what the answer reads may be chosen.
     for (label, extras, words) in [
         ("c0", json!({ "keep": "all" }), "was made under keep knorm"),
         ("c2", json!({ "store": "f16" }), "was made under store"),
-        ("c0", json!({ "read": "quest" }), "longview.keep"),
+        ("c0", json!({ "read": "quest" }), ""),
         ("c0", json!({ "truncate": "middle" }), ""),
     ] {
         let answer = go_on(&server, label, extras);

@@ -46,6 +46,10 @@ struct Run {
     tokens_per_second: f64,
     /// Time this machine needs at least ÷ time measured.
     share_of_limit: f64,
+    /// The same with the memory of the time instead of the best that was seen: the median of the rounds' shares,
+    /// each with what memory gave before it and after it. Only where memory is the limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_at_the_time: Option<f64>,
     /// What the time of one more round was spent on, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_json")]
     profile: Option<Spent>,
@@ -179,37 +183,51 @@ impl Bench<'_> {
         let seen_depth = self.decide(&mut base)?;
         let spinner = Progress::spinner(format!("measuring at depth {depth}"));
         let buffer = (roofline::weights_read(engine) + base.kv_bytes()).min(LARGEST_BUFFER);
-        let measure_limits = || {
-            let exec = engine.exec();
-            let bytes = buffer.max(1 << 20) as usize;
-            beside_the_peak(|| limits::measure(exec.isa, &exec.pool, bytes))
-        };
+        let buffer = buffer.max(1 << 20) as usize;
+        let exec = engine.exec();
+        let measure_limits = || beside_the_peak(|| limits::measure(exec.isa, &exec.pool, buffer));
         let before = measure_limits();
         let mut measured = Vec::new();
         for &count in args.prompt.iter().filter(|&&count| count > 0) {
             let prompt = self.tokens(count);
             let run = || prefill(self.session, &base, &prompt);
-            let (time, profile) = (self.best(&run)?, self.profile(args, &run)?);
-            let work = Least::prefill(engine, seen_depth, count, methods.prefill.as_deref());
-            measured.push(("prefill", 1, count, time, work, profile));
+            measured.push(Measured {
+                kind: "prefill",
+                streams: 1,
+                tokens: count,
+                time: self.best(&run)?,
+                memory: Vec::new(),
+                work: Least::prefill(engine, seen_depth, count, methods.prefill.as_deref()),
+                profile: self.profile(args, &run)?,
+            });
         }
         for &streams in args.streams.iter().filter(|_| args.generate > 0) {
             let run = || match streams {
                 1 => decode(self.session, &base, args.generate),
                 _ => streams::decode(self.session, &base, streams, args.generate),
             };
-            let (best, profile) = (self.best(&run)?, self.profile(args, &run)?);
-            let Decoded { time, count, read } = best;
-            let work = Least::decode(engine, depth, count / streams, streams, &read);
-            measured.push(("decode", streams, count, time, work, profile));
+            let rounds = self.beside_memory(buffer, &run)?;
+            let best = rounds.iter().map(|(decoded, _)| *decoded).min();
+            let Decoded { time, count, read } = best.unwrap_or_default();
+            let memory = rounds
+                .iter()
+                .map(|&(decoded, memory)| (decoded.time, memory));
+            measured.push(Measured {
+                kind: "decode",
+                streams,
+                tokens: count,
+                time,
+                memory: memory.collect(),
+                work: Least::decode(engine, depth, count / streams, streams, &read),
+                profile: self.profile(args, &run)?,
+            });
         }
         // Before and after the runs: memory that others slow down for seconds would make a limit
         // below what was reached.
         let limits = before.or_better(measure_limits());
         self.limits.get_or_insert(limits);
-        for (kind, streams, tokens, time, work, profile) in measured {
-            self.record(kind, streams, tokens, depth, time, &work, &limits, profile);
-        }
+        let runs = measured.into_iter().map(|one| one.run(depth, &limits));
+        self.runs.extend(runs);
         spinner.finish();
         Ok(())
     }
@@ -252,6 +270,26 @@ impl Bench<'_> {
         Ok(best)
     }
 
+    /// What every round gave, each with the gigabytes a second that memory gave before it and after it.
+    fn beside_memory<T>(
+        &self,
+        buffer: usize,
+        run: &impl Fn() -> Result<T, Failure>,
+    ) -> Result<Vec<(T, f64)>, Failure> {
+        let exec = self.session.engine.exec();
+        let memory = || beside_the_peak(|| limits::memory_at_present(exec.isa, &exec.pool, buffer));
+        let mut rounds = Vec::with_capacity(self.rounds);
+        let mut before = memory();
+        for _ in 0..self.rounds {
+            let round = run()?;
+            interrupt::check()?;
+            let after = memory();
+            rounds.push((round, (before + after) / 2.0));
+            before = after;
+        }
+        Ok(rounds)
+    }
+
     /// Where the time of one more round goes, where that was asked for.
     fn profile<T>(
         &self,
@@ -264,32 +302,50 @@ impl Bench<'_> {
         let (result, profile) = self.session.engine.profiled(run);
         result.map(|_| Some(profile))
     }
+}
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a figure and all that it is made of"
-    )]
-    fn record(
-        &mut self,
-        kind: &'static str,
-        streams: usize,
-        tokens: usize,
-        depth: usize,
-        time: Duration,
-        work: &Least,
-        limits: &Limits,
-        profile: Option<Profile>,
-    ) {
-        let seconds = time.as_secs_f64().max(1e-9);
-        self.runs.push(Run {
-            kind,
-            streams,
-            tokens,
+/// What the rounds of one figure gave.
+struct Measured {
+    kind: &'static str,
+    streams: usize,
+    tokens: usize,
+    /// The best of the rounds.
+    time: Duration,
+    /// The time of each round, and the gigabytes a second that memory gave then, where memory is the limit.
+    memory: Vec<(Duration, f64)>,
+    work: Least,
+    profile: Option<Profile>,
+}
+
+impl Measured {
+    fn run(self, depth: usize, limits: &Limits) -> Run {
+        let seconds = self.time.as_secs_f64().max(1e-9);
+        let share = |&(time, memory_gb_per_s): &(Duration, f64)| {
+            let then = Limits {
+                memory_gb_per_s,
+                ..*limits
+            };
+            self.work.least_seconds(&then) / time.as_secs_f64().max(1e-9)
+        };
+        let mut shares: Vec<f64> = self.memory.iter().map(share).collect();
+        shares.sort_by(f64::total_cmp);
+        let middle = shares.len() / 2;
+        Run {
+            kind: self.kind,
+            streams: self.streams,
+            tokens: self.tokens,
             depth,
-            tokens_per_second: tokens as f64 / seconds,
-            share_of_limit: work.least_seconds(limits) / seconds,
-            profile: profile.map(|times| Spent::new(times, work, limits)),
-        });
+            tokens_per_second: self.tokens as f64 / seconds,
+            share_of_limit: self.work.least_seconds(limits) / seconds,
+            share_at_the_time: match shares.len() % 2 {
+                _ if shares.is_empty() => None,
+                0 => Some((shares[middle - 1] + shares[middle]) / 2.0),
+                _ => Some(shares[middle]),
+            },
+            profile: self
+                .profile
+                .map(|times| Spent::new(times, &self.work, limits)),
+        }
     }
 }
 
@@ -310,7 +366,7 @@ fn prefill(session: &Session, base: &Context, prompt: &[u32]) -> Result<Duration
 }
 
 /// Some steps.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Decoded {
     /// What they took.
     time: Duration,
@@ -421,6 +477,7 @@ fn text(session: &Session, limits: Option<&Limits>, runs: &[Run], kept: &[KeptAt
         "DEPTH",
         "TOKENS/S",
         "OF THE LIMIT",
+        "AT THE TIME",
     ];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for run in runs {
@@ -431,9 +488,11 @@ fn text(session: &Session, limits: Option<&Limits>, runs: &[Run], kept: &[KeptAt
             human_count(run.depth),
             format!("{:.1}", run.tokens_per_second),
             format!("{:.0} %", 100.0 * run.share_of_limit),
+            run.share_at_the_time
+                .map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share)),
         ]);
     }
-    text.push_str(&output::table(&rows, &[1, 2, 3, 4, 5]));
+    text.push_str(&output::table(&rows, &[1, 2, 3, 4, 5, 6]));
     for at in kept {
         text.push_str(&format!(
             "depth {}: {} of {} pairs kept, {} of keys and values, deciding took {:.1} ms\n",
