@@ -139,13 +139,76 @@ fn every_command_that_writes_takes_both_stages() {
 }
 
 #[test]
+fn a_read_method_chooses_among_what_a_keep_method_has_left() {
+    let folder = Folder::new();
+    let book = folder.write("book.txt", story(900));
+    let (keep, read) = (
+        "streaming-llm(budget=640)",
+        "quest(budget=192, page=16, dense=0)",
+    );
+    let stages = ["--keep", keep, "--read", read, "--json"];
+    let ask = ["ask", "--file", &book, FALCON, "--ignore-eos"];
+    let json = longview(&[&ask[..], &["--max-tokens", "6"], &stages].concat())
+        .done()
+        .json();
+    assert_eq!(json["methods"]["read"], read, "{json}");
+    let answer = &json["answers"][0];
+    // Five steps, four layers with two KV heads each, three pages of ten and the blocks that came after them.
+    let count = |key: &str| answer["read"][key].as_u64().unwrap();
+    assert_eq!(count("pages_read"), 5 * 8 * 3, "{json}");
+    assert!(
+        (5 * 8 * 10..5 * 8 * 15).contains(&count("pages_present")),
+        "{json}"
+    );
+    assert!(answer["keep"]["pairs_dropped"].as_u64() > Some(0), "{json}");
+    let notices = json["notices"].to_string();
+    assert!(
+        notices.contains("beside the keys and values that are kept, to choose by"),
+        "{notices}"
+    );
+
+    // A conversation is kept by name, and goes on to the bit.
+    let store = folder.path("store");
+    let talk = |turns: &str, label: &str| {
+        let fixed = ["chat", "--label", label, "--cache-dir", &store];
+        let rest = ["--cache-max", "1GiB", "--max-tokens", "6", "--ignore-eos"];
+        longview_reading(&[&fixed[..], &rest, &stages].concat(), turns.as_bytes())
+            .done()
+            .json()
+    };
+    let prompt = story(900).replace('\n', " ");
+    let first = format!("{prompt} {FALCON}\n");
+    let whole = talk(&format!("{first}{KETTLE}\n"), "whole");
+    talk(&first, "parts");
+    let parts = talk(&format!("{KETTLE}\n"), "parts");
+    let last = |json: &serde_json::Value| json["answers"].as_array().unwrap().last().cloned();
+    let text = |json: &serde_json::Value| last(json).unwrap()["answer"].clone();
+    assert_eq!(text(&parts), text(&whole), "{parts}");
+    let pages = |json: &serde_json::Value| last(json).unwrap()["read"]["pages_read"].clone();
+    assert_eq!(pages(&parts), pages(&whole));
+
+    let bench = [
+        "bench",
+        "--prompt",
+        "0",
+        "--generate",
+        "4",
+        "--depth",
+        "1024",
+    ];
+    let more = ["--synthetic-kv", "--rounds", "1"];
+    let json = longview(&[&bench[..], &more, &stages].concat())
+        .done()
+        .json();
+    assert_eq!(json["runs"].as_array().unwrap().len(), 1, "{json}");
+}
+
+#[test]
 fn what_does_not_go_together_is_refused_before_anything_is_read() {
     let folder = Folder::new();
     let book = folder.write("book.txt", story(300));
     let ask =
         |arguments: &[&str]| longview(&[&["ask", "--file", &book, FALCON], arguments].concat());
-    ask(&["--read", "quest", "--keep", "snapkv(budget=100)"])
-        .refused(2, &["--read quest(budget=2048", "--keep snapkv"]);
     ask(&["--read", "quset"]).refused(2, &["did you mean \"quest\"?"]);
     ask(&["--read", "quest(budget=0)"]).refused(2, &["budget = 0"]);
     ask(&[

@@ -290,6 +290,7 @@ impl Context {
         if let Some(home) = &mut self.home {
             home.chain = SharedList::default();
         }
+        self.forget_bounds(head.edge);
         Ok(())
     }
 

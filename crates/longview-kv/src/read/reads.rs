@@ -128,7 +128,7 @@ impl Context {
         Ok(())
     }
 
-    /// A keep method has moved what is before token `edge`: what was known of keys is of others now.
+    /// What is before token `edge` is what a keep method has left of it: what was known of keys is of others.
     pub(crate) fn forget_bounds(&mut self, edge: usize) {
         let first = self.first_block(edge);
         if let Some(reads) = &mut self.reads {

@@ -387,16 +387,17 @@ struct Pages {
 impl Pages {
     /// What a text's methods report.
     fn of(kept: Option<&KeepReport>, read: Option<&ReadReport>) -> Pages {
-        match (kept, read) {
-            (_, Some(report)) => Pages {
-                read: report.pages_read,
+        let of_kept = kept.map_or(Pages::default(), |report| Pages {
+            read: report.pairs_kept,
+            present: report.pairs_seen,
+        });
+        match read {
+            // Of what was left of all there was.
+            Some(report) => Pages {
+                read: (report.pages_read as f64 * of_kept.share()) as u64,
                 present: report.pages_present,
             },
-            (Some(report), None) => Pages {
-                read: report.pairs_kept,
-                present: report.pairs_seen,
-            },
-            (None, None) => Pages::default(),
+            None => of_kept,
         }
     }
 
