@@ -98,6 +98,9 @@ impl Context {
         let time = begun.elapsed();
         kept.done.time += time;
         self.kept = Some(kept);
+        if moment == Moment::Read {
+            self.index_left(exec);
+        }
         Ok(Compression { time, ..result? })
     }
 

@@ -1,11 +1,12 @@
-//! Bounds of the keys that a keep method has left of a layer, made when a row of an answer first wants them.
+//! Bounds of the keys that a keep method has left of a layer, made when it has decided for good, or when a row of an
+//! answer first wants them.
 //!
 //! Every head has pages of its own, so its bounds lie apart: one slab for each of its spans of 16 pages, then
 //! one for each 16 spans. They are made whole, and anew after every compaction.
 
-use longview_kernels::Isa;
 use longview_kernels::attention::{enclose_bounds, set_bounds};
 use longview_kernels::page::PAGE_TOKENS;
+use longview_kernels::{Isa, Pool};
 
 use super::Part;
 use super::bounds::{SLAB_SPANS, Shape, Slabs, floats};
@@ -25,11 +26,12 @@ pub(crate) struct StreamBounds {
     heads: Vec<Head>,
 }
 
-/// Where the bounds of one head begin.
+/// Where the bounds of one head lie: of its spans, then what is above them.
 struct Head {
     pages: usize,
-    spans: usize,
+    first: usize,
     above: usize,
+    end: usize,
 }
 
 /// The bounds of one head.
@@ -39,9 +41,9 @@ pub(crate) struct StreamHead<'a> {
 }
 
 impl StreamBounds {
-    /// Those of `stream`, a layer of `group`.
+    /// Those of `stream`, a layer of `group`, made by the threads of `pool` or by this one.
     pub(crate) fn new(
-        isa: Isa,
+        pool: Option<&Pool>,
         group: &Group,
         part: Part,
         stream: &Stream,
@@ -49,32 +51,44 @@ impl StreamBounds {
         store: Option<&Store>,
     ) -> Result<StreamBounds, KvError> {
         let shape = Shape::new(group, part);
-        let mut bytes = 0;
-        let mut take = |count: usize, of: usize| {
-            let start = bytes;
-            bytes += count * of;
-            start
-        };
+        let mut end = 0;
         let heads = (0..stream.heads()).map(|head| {
             let pages = stream.slots(head).pages.len();
             let spans = pages.div_ceil(SPAN_BLOCKS);
+            let first = end;
+            let above = first + spans * shape.parts.bytes();
+            end = above + spans.div_ceil(SLAB_SPANS) * shape.spans.bytes();
             Head {
                 pages,
-                spans: take(spans, shape.parts.bytes()),
-                above: take(spans.div_ceil(SLAB_SPANS), shape.spans.bytes()),
+                first,
+                above,
+                end,
             }
         });
         let heads: Vec<Head> = heads.collect();
-        let mut bounds = StreamBounds {
+        let mut slabs = Block::with_space(end, ledger, store)?;
+        let mut rest = slabs.bytes_mut();
+        let of_head = |(number, head): (usize, &Head)| {
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(head.end - head.first);
+            rest = others;
+            let (spans, above) = own.split_at_mut(head.above - head.first);
+            (number, spans, above)
+        };
+        let mut parts: Vec<(usize, &mut [u8], &mut [u8])> =
+            heads.iter().enumerate().map(of_head).collect();
+        let note = |(head, spans, above): &mut (usize, &mut [u8], &mut [u8])| {
+            note(&shape, group, part, stream, *head, spans, above);
+        };
+        match pool {
+            Some(pool) => pool.for_each(&mut parts, |_, head, _| note(head)),
+            None => parts.iter_mut().for_each(note),
+        }
+        Ok(StreamBounds {
             part,
             shape,
-            slabs: Block::with_space(bytes, ledger, store)?,
+            slabs,
             heads,
-        };
-        for head in 0..stream.heads() {
-            bounds.note(isa, group, stream, head);
-        }
-        Ok(bounds)
+        })
     }
 
     /// Bytes held.
@@ -89,38 +103,44 @@ impl StreamBounds {
             head: &self.heads[head],
         }
     }
+}
 
-    fn note(&mut self, isa: Isa, group: &Group, stream: &Stream, head: usize) {
-        let Shape { parts, spans, .. } = self.shape;
-        let per_page = PAGE_TOKENS / self.part.tokens();
-        let mut keys = vec![0.0; group.kind.head_dim * PAGE_TOKENS];
-        let slots = stream.slots(head);
-        let Head {
-            spans: first_span,
-            above: first_above,
-            ..
-        } = self.heads[head];
-        let (slabs, above) = self.slabs.bytes_mut().split_at_mut(first_above);
-        for (at, index) in slots.pages.enumerate() {
-            let page = stream.page(group, index);
-            floats(isa, group, page.k, &mut keys);
-            // Slots that are another head's, or nobody's, count as the nearest of its own.
-            let from = slots.slots.start.saturating_sub(at * PAGE_TOKENS);
-            let last = (slots.slots.end - at * PAGE_TOKENS).min(PAGE_TOKENS) - 1;
+/// Writes the bounds of the pages of head `head` over `spans`, and those of full spans over `above`.
+fn note(
+    shape: &Shape,
+    group: &Group,
+    part: Part,
+    stream: &Stream,
+    head: usize,
+    spans: &mut [u8],
+    above: &mut [u8],
+) {
+    let (of_parts, of_spans) = (&shape.parts, &shape.spans);
+    let per_page = PAGE_TOKENS / part.tokens();
+    let mut keys = vec![0.0; group.kind.head_dim * PAGE_TOKENS];
+    let slots = stream.slots(head);
+    for (at, index) in slots.pages.enumerate() {
+        let page = stream.page(group, index);
+        // Of the same numbers any instruction set makes the same bounds.
+        floats(Isa::best(), group, page.k, &mut keys);
+        // Slots that are another head's, or nobody's, count as the nearest of its own.
+        let from = slots.slots.start.saturating_sub(at * PAGE_TOKENS);
+        let last = (slots.slots.end - at * PAGE_TOKENS).min(PAGE_TOKENS) - 1;
+        if from > 0 || last + 1 < PAGE_TOKENS {
             for channel in keys.chunks_exact_mut(PAGE_TOKENS) {
                 let (first_key, last_key) = (channel[from], channel[last]);
                 channel[..from].fill(first_key);
                 channel[last + 1..].fill(last_key);
             }
-            let span = at / SPAN_BLOCKS;
-            let of_span = &mut slabs[first_span + span * parts.bytes()..][..parts.bytes()];
-            let lane = at % SPAN_BLOCKS * per_page;
-            set_bounds(&parts, of_span, lane, self.part.tokens(), &keys);
-            if (at + 1).is_multiple_of(SPAN_BLOCKS) {
-                let slab = span / SLAB_SPANS * spans.bytes();
-                let above = &mut above[slab..][..spans.bytes()];
-                enclose_bounds(&parts, of_span, &spans, above, span % SLAB_SPANS);
-            }
+        }
+        let span = at / SPAN_BLOCKS;
+        let of_span = &mut spans[span * of_parts.bytes()..][..of_parts.bytes()];
+        let lane = at % SPAN_BLOCKS * per_page;
+        set_bounds(of_parts, of_span, lane, part.tokens(), &keys);
+        if (at + 1).is_multiple_of(SPAN_BLOCKS) {
+            let slab = span / SLAB_SPANS * of_spans.bytes();
+            let above = &mut above[slab..][..of_spans.bytes()];
+            enclose_bounds(of_parts, of_span, of_spans, above, span % SLAB_SPANS);
         }
     }
 }
@@ -135,7 +155,7 @@ impl StreamHead<'_> {
 impl Slabs for StreamHead<'_> {
     fn span(&self, span: usize) -> &[u8] {
         let bytes = self.bounds.shape.parts.bytes();
-        &self.bounds.slabs.bytes()[self.head.spans + span * bytes..][..bytes]
+        &self.bounds.slabs.bytes()[self.head.first + span * bytes..][..bytes]
     }
 
     fn above(&self, slab: usize) -> &[u8] {
@@ -221,8 +241,7 @@ mod tests {
         }
         let mut blocks: Vec<Vec<Vec<f32>>> = Vec::new();
         for part in [Part::Tokens16, Part::Tokens32, Part::Tokens64] {
-            let left =
-                StreamBounds::new(Isa::best(), &group, part, &stream, &ledger, None).unwrap();
+            let left = StreamBounds::new(None, &group, part, &stream, &ledger, None).unwrap();
             let mut bounds = Bounds::new(&group, part);
             bounds.make_writable(20, &ledger, None).unwrap();
             blocks.clear();

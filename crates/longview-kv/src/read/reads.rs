@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use longview_kernels::Isa;
+use longview_kernels::{Exec, Isa, Pool};
 
 use super::left::StreamBounds;
 use super::{Bounds, HeadBounds, Read, chosen_from};
@@ -13,7 +13,6 @@ use crate::context::Context;
 use crate::error::KvError;
 use crate::layout::{Group, KvLayout};
 use crate::run::Slot;
-use crate::store::Store;
 
 /// A read method in charge of a context.
 pub(crate) struct Reads {
@@ -228,13 +227,23 @@ impl Context {
             bounds.complete(held);
         }
         if self.len() + count > reads.from {
-            self.index_left(reads, store)?;
+            self.bound_left(reads, None)?;
         }
         Ok(())
     }
 
+    /// Makes what a read method chooses by of what a keep method has left. Where memory has no room for it now, it
+    /// is asked for again when a row wants it.
+    pub(crate) fn index_left(&mut self, exec: &Exec) {
+        if let Some(mut reads) = self.reads.take() {
+            let _ = self.bound_left(&mut reads, Some(&exec.pool));
+            self.reads = Some(reads);
+        }
+    }
+
     /// Makes the bounds of what a keep method has left, where they are not made yet.
-    fn index_left(&self, reads: &mut Reads, store: Option<&Store>) -> Result<(), KvError> {
+    fn bound_left(&self, reads: &mut Reads, pool: Option<&Pool>) -> Result<(), KvError> {
+        let store = self.home.as_ref().map(|home| &*home.store);
         let Some(part) = reads.read.select.bounds() else {
             return Ok(());
         };
@@ -244,8 +253,7 @@ impl Context {
                 continue;
             };
             let group = &self.layout.groups[self.layout.layers[layer].0];
-            // Of the same numbers any instruction set makes the same bounds.
-            let bounds = StreamBounds::new(Isa::best(), group, part, stream, &self.ledger, store)?;
+            let bounds = StreamBounds::new(pool, group, part, stream, &self.ledger, store)?;
             *left = Some(Arc::new(bounds));
         }
         Ok(())
