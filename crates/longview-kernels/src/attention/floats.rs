@@ -131,6 +131,22 @@ pub fn softmax(isa: Isa, x: &mut [f32]) {
     lanes::run(isa, Softmax { x });
 }
 
+/// The logarithm of what a softmax divides by: of the sum of the exponentials of `x`. `-inf` where all are.
+pub fn log_sum(isa: Isa, x: &[f32]) -> f32 {
+    let (max, sum) = lanes::run(isa, LogSum { x });
+    max + sum.ln()
+}
+
+/// `x` becomes what it is or `y - shift`, element by element, whichever is larger; no number where one of the two is
+/// none.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn raise(isa: Isa, x: &mut [f32], y: &[f32], shift: f32) {
+    assert_eq!(x.len(), y.len(), "as many numbers on both sides");
+    lanes::run(isa, Raise { x, y, shift });
+}
+
 /// Every number becomes `exp(number - base)`; none may be above `base`.
 pub fn exp_below(isa: Isa, x: &mut [f32], base: f32) {
     lanes::run(isa, ExpBelow { x, base });
@@ -256,6 +272,85 @@ impl Kernel for Softmax<'_> {
     }
 }
 
+struct LogSum<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for LogSum<'_> {
+    /// The largest, and the sum of the exponentials of all less it.
+    type Output = (f32, f32);
+
+    fn scalar(self) -> (f32, f32) {
+        let max = self.x.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+        if max == f32::NEG_INFINITY {
+            return (max, 1.0);
+        }
+        (max, self.x.iter().map(|x| exp_scalar(x - max)).sum())
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(self, l: L) -> (f32, f32) {
+        let mut tops = [l.splat(f32::NEG_INFINITY); 4];
+        let (whole, rest) = self.x.split_at(self.x.len() / L::WIDTH * L::WIDTH);
+        for (at, x) in whole.chunks_exact(L::WIDTH).enumerate() {
+            tops[at % 4] = l.max(tops[at % 4], l.load(x));
+        }
+        let top = tops.into_iter().reduce(|a, b| l.max(a, b));
+        let top = top.map_or(f32::NEG_INFINITY, |top| l.reduce_max(top));
+        let max = rest.iter().fold(top, |m, &x| m.max(x));
+        if max == f32::NEG_INFINITY {
+            return (max, 1.0);
+        }
+        let base = l.splat(max);
+        let mut sums = [l.splat(0.0); 4];
+        for (at, x) in whole.chunks_exact(L::WIDTH).enumerate() {
+            sums[at % 4] = l.add(sums[at % 4], l.exp_near(l.sub(l.load(x), base)));
+        }
+        let sum = sums.into_iter().reduce(|a, b| l.add(a, b));
+        let sum = sum.map_or(0.0, |sum| l.reduce_add(sum));
+        (
+            max,
+            rest.iter().fold(sum, |sum, x| sum + exp_scalar(x - max)),
+        )
+    }
+}
+
+struct Raise<'a> {
+    x: &'a mut [f32],
+    y: &'a [f32],
+    shift: f32,
+}
+
+impl Kernel for Raise<'_> {
+    type Output = ();
+
+    fn scalar(self) {
+        for (x, y) in self.x.iter_mut().zip(self.y) {
+            let y = y - self.shift;
+            *x = if y > *x || y.is_nan() { y } else { *x };
+        }
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(self, l: L) {
+        let (shift, none) = (l.splat(self.shift), l.splat(f32::INFINITY));
+        let larger = |x: L::V, y: L::V| {
+            let y = l.sub(y, shift);
+            // What is no number stays, whichever of the two it is.
+            l.select_less(x, none, l.max(x, y), x)
+        };
+        let mut x = self.x.chunks_exact_mut(L::WIDTH);
+        let mut y = self.y.chunks_exact(L::WIDTH);
+        for (x, y) in x.by_ref().zip(y.by_ref()) {
+            let larger = larger(l.load(x), l.load(y));
+            l.store(x, larger);
+        }
+        let x = x.into_remainder();
+        let larger = larger(l.load_part(x), l.load_part(y.remainder()));
+        l.store_part(x, larger);
+    }
+}
+
 struct ExpBelow<'a> {
     x: &'a mut [f32],
     base: f32,
@@ -372,6 +467,35 @@ mod tests {
             let mut hidden = [f32::NEG_INFINITY; 20];
             softmax(isa, &mut hidden);
             assert_eq!(hidden, [0.0; 20]);
+            // The same weights from what they are divided by.
+            let sum = log_sum(isa, &logits);
+            for (weight, logit) in weights.iter().zip(&logits) {
+                assert!((weight - (logit - sum).exp()).abs() < 1e-6, "{isa}");
+            }
+            assert_eq!(log_sum(isa, &[f32::NEG_INFINITY; 20]), f32::NEG_INFINITY);
+            assert!(log_sum(isa, &[&logits[..], &[f32::NAN]].concat()).is_nan());
+            assert!(log_sum(isa, &[&[f32::NAN], &logits[..]].concat()).is_nan());
+        }
+    }
+
+    #[test]
+    fn numbers_are_raised_and_what_is_none_stays() {
+        for isa in Isa::available() {
+            let (mut x, mut y): (Vec<f32>, Vec<f32>) =
+                (0..37).map(|i| (noise(i), noise(i + 99))).unzip();
+            x[3] = f32::NAN;
+            x[4] = f32::NEG_INFINITY;
+            (y[5], y[36]) = (f32::NAN, f32::NAN);
+            y[4] = f32::NEG_INFINITY;
+            let before = x.clone();
+            raise(isa, &mut x, &y, 0.25);
+            for (at, &got) in x.iter().enumerate() {
+                let wanted = match before[at].is_nan() || y[at].is_nan() {
+                    true => f32::NAN,
+                    false => before[at].max(y[at] - 0.25),
+                };
+                assert_eq!(got.to_bits(), wanted.to_bits(), "{isa} {at}");
+            }
         }
     }
 }

@@ -28,7 +28,9 @@ use std::ops::Range;
 
 pub use bounds::{BoundsGeometry, enclose_bounds, score_bounds, set_bounds};
 pub use columns::{add_weighted_columns, column_squares};
-pub use floats::{exp_below, key_floats, score_page, softmax, value_floats, value_stride};
+pub use floats::{
+    exp_below, key_floats, log_sum, raise, score_page, softmax, value_floats, value_stride,
+};
 pub use partials::Partials;
 
 use crate::lanes::{self, Kernel, Lanes};

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longview_kernels::Exec;
-use longview_kernels::attention::softmax;
+use longview_kernels::attention::{log_sum, raise};
 
-use super::larger;
 use super::pace::Kept;
 use super::view::LayerView;
 use crate::context::Context;
@@ -62,6 +61,7 @@ pub(crate) struct Watch {
     tokens: Range<usize>,
     /// The first token of the repetition.
     base: usize,
+    /// Logarithms of what [`Marks::layers`] will be.
     layers: Vec<Vec<Vec<f32>>>,
     /// Holds the bytes of `layers`.
     _room: Option<Arc<Reservation>>,
@@ -86,7 +86,7 @@ impl Context {
         let heads = |&(place, _): &(usize, usize)| self.layout.groups[place].kind.kv_heads;
         let layers = self.layout.layers.iter();
         let marks: Vec<Vec<Vec<f32>>> = layers
-            .map(|layer| vec![vec![0.0; tokens.len()]; heads(layer)])
+            .map(|layer| vec![vec![f32::NEG_INFINITY; tokens.len()]; heads(layer)])
             .collect();
         let bytes = bytes_of(&marks, tokens.len());
         let room = self.ledger.reserve(Purpose::Scratch, bytes)?;
@@ -105,7 +105,9 @@ impl Context {
 
     /// What was seen since [`Context::watch_repeat`].
     pub fn take_marks(&mut self) -> Option<Marks> {
-        let watch = *self.kept.as_mut()?.watch.take()?;
+        let mut watch = *self.kept.as_mut()?.watch.take()?;
+        let numbers = watch.layers.iter_mut().flatten().flatten();
+        numbers.for_each(|mark| *mark = mark.exp());
         Some(Marks {
             tokens: watch.tokens,
             layers: watch.layers,
@@ -281,22 +283,22 @@ impl Watch {
                 let prefix = pair(*prefix);
                 let part = pair(tokens.start)..pair(tokens.end);
                 let fixed = prefix + part.len();
-                let ranges = [0..prefix, part, pair(base)..pair(view.tokens())];
                 let mut logits = Vec::new();
                 let at_once = (WATCHED_ROWS / group).max(1);
                 for (block, rows) in q.chunks(row * at_once).enumerate() {
                     let first = start + block * at_once;
+                    let end = first + rows.len() / row;
                     let of_head =
                         |row: &[f32]| row[head * group * dim..(head + 1) * group * dim].to_vec();
                     let queries: Vec<f32> = rows.chunks_exact(row).flat_map(of_head).collect();
+                    // What is later than the last of these rows none of them sees.
+                    let ranges = [0..prefix, part.clone(), pair(base)..pair(end)];
                     view.logits_within(head, &queries, &ranges, &mut logits);
-                    let width = fixed + view.tokens() - base;
-                    for (at, weights) in logits.chunks_exact_mut(width).enumerate() {
+                    let width = fixed + end - base;
+                    for (at, logits) in logits.chunks_exact(width).enumerate() {
                         let visible = fixed + first + at / group + 1 - base;
-                        softmax(exec.isa, &mut weights[..visible]);
-                        for (mark, &weight) in marks.iter_mut().zip(&weights[prefix..fixed]) {
-                            *mark = larger(*mark, weight);
-                        }
+                        let sum = log_sum(exec.isa, &logits[..visible]);
+                        raise(exec.isa, marks, &logits[prefix..fixed], sum);
                     }
                 }
             });

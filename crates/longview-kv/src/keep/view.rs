@@ -403,7 +403,7 @@ impl<'a> LayerView<'a> {
         let scaled: Vec<f32> = queries.iter().map(|x| x * shape.scale).collect();
         let rows = queries.len() / self.head_dim();
         let width: usize = ranges.iter().map(Range::len).sum();
-        out.clear();
+        // All of it is written below, so what stands there need not be cleared.
         out.resize(rows * width, 0.0);
         let mut scratch = AttentionScratch::new();
         let mut scores = vec![0.0; rows * PAGE_TOKENS];
