@@ -41,7 +41,7 @@ fn kernels(criterion: &mut Criterion) {
             );
         }
     }
-    for kv in KvType::ALL {
+    for kv in KvType::ALL.into_iter().chain(KvType::WHOLE) {
         for (phase, rows) in [("one", 1), ("decode", 4), ("prefill", 256)] {
             bench.add("attention", format!("{phase}/{kv}"), rows, || {
                 cases::attention(isa, kv, HEAD_DIM, rows)

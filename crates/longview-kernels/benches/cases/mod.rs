@@ -7,7 +7,9 @@ use longview_kernels::attention::{
 };
 use longview_kernels::logits::Mass;
 use longview_kernels::norm::{NormWeight, RmsNorm};
-use longview_kernels::page::{KvType, PAGE_TOKENS, PageGeometry, StridedRows, write_tokens};
+use longview_kernels::page::{
+    KvType, PAGE_TOKENS, PageGeometry, StridedRows, pack_page, write_tokens,
+};
 use longview_kernels::recurrent::{DeltaRows, DeltaScratch, DeltaShape, GatedDelta, HeadOrder};
 use longview_kernels::rope::{RotaryRows, RotaryTable};
 use longview_kernels::{
@@ -64,13 +66,9 @@ pub(crate) fn attention<'a>(isa: Isa, kv: KvType, head_dim: usize, rows: usize) 
     let page_bytes = geom.k_bytes() + geom.v_bytes();
     let mut bytes = AlignedBytes::zeroed(SPAN_TOKENS / PAGE_TOKENS * page_bytes);
     let data = numbers(PAGE_TOKENS * head_dim);
-    let data = StridedRows {
-        data: &data,
-        stride: head_dim,
-    };
+    let mut fill = filling(isa, kv, head_dim);
     for page in bytes.chunks_exact_mut(page_bytes) {
-        let (k, v) = page.split_at_mut(geom.k_bytes());
-        write_tokens(isa, &geom, k, v, 0, PAGE_TOKENS, data, data);
+        fill(&data, page.split_at_mut(geom.k_bytes()));
     }
     let q: Vec<f32> = numbers(rows * head_dim).iter().map(|x| x * 0.1).collect();
     let visible = vec![0..SPAN_TOKENS as u32; rows];
@@ -94,18 +92,32 @@ pub(crate) fn attention<'a>(isa: Isa, kv: KvType, head_dim: usize, rows: usize) 
     })
 }
 
-/// Writing a page of keys and values.
+/// Writing a page of keys and values: token by token, or whole from one in single precision.
 pub(crate) fn write_page<'a>(isa: Isa, kv: KvType, head_dim: usize) -> Work<'a> {
     let geom = geometry(kv, head_dim);
     let (mut k, mut v) = (vec![0; geom.k_bytes()], vec![0; geom.v_bytes()]);
     let data = numbers(PAGE_TOKENS * head_dim);
-    Box::new(move || {
+    let mut fill = filling(isa, kv, head_dim);
+    Box::new(move || fill(&data, (&mut k, &mut v)))
+}
+
+/// What fills the keys and the values of a page with numbers.
+fn filling(isa: Isa, kv: KvType, head_dim: usize) -> impl FnMut(&[f32], (&mut [u8], &mut [u8])) {
+    let geom = geometry(kv, head_dim);
+    let floats = geometry(KvType::F32, head_dim);
+    let mut whole = (vec![0; floats.k_bytes()], vec![0; floats.v_bytes()]);
+    move |data, (k, v)| {
         let rows = StridedRows {
-            data: &data,
+            data,
             stride: head_dim,
         };
-        write_tokens(isa, &geom, &mut k, &mut v, 0, PAGE_TOKENS, rows, rows);
-    })
+        if !geom.is_whole() {
+            return write_tokens(isa, &geom, k, v, 0, PAGE_TOKENS, rows, rows);
+        }
+        let (whole_k, whole_v) = &mut whole;
+        write_tokens(isa, &floats, whole_k, whole_v, 0, PAGE_TOKENS, rows, rows);
+        pack_page(&floats, (whole_k, whole_v), &geom, (k, v));
+    }
 }
 
 /// Root-mean-square norm of `rows` rows of `dim` numbers.
