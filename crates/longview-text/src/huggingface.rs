@@ -13,7 +13,7 @@ use crate::TextError;
 use crate::bpe::{Bpe, BpeParts, Split, Steps};
 use crate::ends::is_ending;
 use crate::pieces::{ByteAlphabet, Piece, byte_level_bytes};
-use crate::words::WordPatterns;
+use crate::words::{MOST_PATTERNS, WordPatterns};
 
 /// Steps that may stand in a `tokenizer.json`. Others either belong to models that do not
 /// generate text or trust binary data inside the file.
@@ -411,7 +411,7 @@ fn word_patterns(value: &Value) -> Option<Vec<&str>> {
     if flag_in(bytes, "use_regex", true)? {
         patterns.push(GPT2_WORDS);
     }
-    Some(patterns)
+    (patterns.len() <= MOST_PATTERNS).then_some(patterns)
 }
 
 fn text_in<'a>(step: &'a Value, name: &str) -> Option<&'a str> {

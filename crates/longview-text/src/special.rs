@@ -1,16 +1,19 @@
 //! Finds tokens that stand for themselves (control tokens, user-defined text) inside a text.
 
-use std::collections::{BTreeSet, HashMap};
+use aho_corasick::{AhoCorasick, MatchKind};
 
 use crate::{Specials, TextError};
 
 /// Tokens to look for. Where several match at one place the longest wins.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SpecialMatcher {
-    /// Token → id and whether it is a control token.
-    tokens: HashMap<Vec<u8>, (u32, bool)>,
-    /// For each first byte, the lengths of the tokens that begin with it; empty where there are no tokens.
-    lengths: Vec<BTreeSet<usize>>,
+    /// For all of them, and for those that are not control tokens; `None` where there are none.
+    all: Option<AhoCorasick>,
+    plain: Option<AhoCorasick>,
+    /// The id of each of them, and whether it is a control token: as `all` counts them.
+    tokens: Vec<(u32, bool)>,
+    /// The same as `plain` counts them.
+    plain_tokens: Vec<u32>,
 }
 
 /// A token found at `start..end` (bytes).
@@ -26,38 +29,52 @@ pub(crate) struct Hit {
 pub(crate) type ForStretch<'a> = dyn FnMut(&str, &mut Vec<u32>) -> Result<(), TextError> + 'a;
 
 impl SpecialMatcher {
-    /// Adds a token; an empty one never matches.
-    pub(crate) fn insert(&mut self, token: &str, id: u32, control: bool) {
-        if let Some(&first) = token.as_bytes().first() {
-            self.tokens.insert(token.as_bytes().to_vec(), (id, control));
-            self.lengths.resize_with(256, BTreeSet::new);
-            self.lengths[usize::from(first)].insert(token.len());
-        }
-    }
-
-    /// The first token in `text`; control tokens only where they are to be parsed.
-    pub(crate) fn find(&self, text: &str, specials: Specials) -> Option<Hit> {
-        if self.tokens.is_empty() {
-            return None;
-        }
-        let bytes = text.as_bytes();
-        bytes.iter().enumerate().find_map(|(start, &first)| {
-            let lengths = self.lengths[usize::from(first)].iter();
-            lengths.rev().find_map(|&len| {
-                let &(id, control) = self.tokens.get(bytes.get(start..start + len)?)?;
-                let wanted = !control || specials == Specials::Parse;
-                wanted.then_some(Hit {
-                    id,
-                    start,
-                    end: start + len,
-                    control,
-                })
-            })
+    /// Looks for `tokens`, each with its id and whether it is a control token; an empty one never matches.
+    ///
+    /// # Errors
+    /// More than can be looked for at once.
+    pub(crate) fn new(mut tokens: Vec<(&str, u32, bool)>) -> Result<Self, TextError> {
+        tokens.retain(|(token, ..)| !token.is_empty());
+        let plain: Vec<_> = tokens.iter().filter(|(.., control)| !control).collect();
+        Ok(Self {
+            all: automaton(tokens.iter().map(|&(token, ..)| token))?,
+            plain: automaton(plain.iter().map(|&&(token, ..)| token))?,
+            plain_tokens: plain.iter().map(|&&(_, id, _)| id).collect(),
+            tokens: tokens
+                .iter()
+                .map(|&(_, id, control)| (id, control))
+                .collect(),
         })
     }
 
+    /// The first token in `text`; control tokens only where they are to be parsed, and what stands inside of one that
+    /// is not is looked for.
+    pub(crate) fn find(&self, text: &str, specials: Specials) -> Option<Hit> {
+        match specials {
+            Specials::Parse => {
+                let found = self.all.as_ref()?.find(text)?;
+                let (id, control) = self.tokens[found.pattern().as_usize()];
+                Some(Hit {
+                    id,
+                    start: found.start(),
+                    end: found.end(),
+                    control,
+                })
+            }
+            Specials::AsText => {
+                let found = self.plain.as_ref()?.find(text)?;
+                Some(Hit {
+                    id: self.plain_tokens[found.pattern().as_usize()],
+                    start: found.start(),
+                    end: found.end(),
+                    control: false,
+                })
+            }
+        }
+    }
+
     /// Puts the ids of `text` behind `ids`: those of the tokens in it, and what `plain` makes of each
-    /// stretch between them.
+    /// stretch between them. A control token that is not to be parsed is plain text as a whole.
     pub(crate) fn split(
         &self,
         text: &str,
@@ -65,19 +82,36 @@ impl SpecialMatcher {
         ids: &mut Vec<u32>,
         plain: &mut ForStretch<'_>,
     ) -> Result<(), TextError> {
-        let mut rest = text;
-        while !rest.is_empty() {
-            let found = self.find(rest, specials);
-            let end = found.as_ref().map_or(rest.len(), |hit| hit.start);
-            if end > 0 {
-                plain(&rest[..end], ids)?;
+        let mut done = 0;
+        for found in self.all.iter().flat_map(|all| all.find_iter(text)) {
+            let (id, control) = self.tokens[found.pattern().as_usize()];
+            if control && specials == Specials::AsText {
+                continue;
             }
-            let Some(hit) = found else { break };
-            ids.push(hit.id);
-            rest = &rest[hit.end..];
+            if found.start() > done {
+                plain(&text[done..found.start()], ids)?;
+            }
+            ids.push(id);
+            done = found.end();
         }
-        Ok(())
+        match done < text.len() {
+            true => plain(&text[done..], ids),
+            false => Ok(()),
+        }
     }
+}
+
+fn automaton<'t>(
+    tokens: impl ExactSizeIterator<Item = &'t str>,
+) -> Result<Option<AhoCorasick>, TextError> {
+    if tokens.len() == 0 {
+        return Ok(None);
+    }
+    AhoCorasick::builder()
+        .match_kind(MatchKind::LeftmostLongest)
+        .build(tokens)
+        .map(Some)
+        .map_err(TextError::building)
 }
 
 #[cfg(test)]
@@ -86,11 +120,14 @@ mod tests {
 
     #[test]
     fn the_leftmost_then_longest_token_is_found() {
-        let mut matcher = SpecialMatcher::default();
-        matcher.insert("<s>", 1, true);
-        matcher.insert("\n", 2, false);
-        matcher.insert("\n\n", 3, false);
-        matcher.insert("", 4, true);
+        let matcher = SpecialMatcher::new(vec![
+            ("<s>", 1, true),
+            ("\n", 2, false),
+            ("\n\n", 3, false),
+            ("", 4, true),
+            ("s", 5, false),
+        ])
+        .unwrap();
         let hit = |id, start, end, control| {
             Some(Hit {
                 id,
@@ -106,8 +143,24 @@ mod tests {
         assert_eq!(matcher.find("é<s>", Specials::Parse), hit(1, 2, 5, true));
         assert_eq!(
             matcher.find("é<s>\n", Specials::AsText),
-            hit(2, 5, 6, false)
+            hit(5, 3, 4, false)
         );
-        assert_eq!(matcher.find("<s", Specials::Parse), None);
+        assert_eq!(matcher.find("<t", Specials::Parse), None);
+        let split = |text: &str, specials| {
+            let (mut ids, mut rest) = (Vec::new(), Vec::new());
+            let mut plain = |stretch: &str, ids: &mut Vec<u32>| {
+                ids.push(100);
+                rest.push(stretch.to_owned());
+                Ok(())
+            };
+            matcher.split(text, specials, &mut ids, &mut plain).unwrap();
+            (ids, rest.join("|"))
+        };
+        let text = "a<s>b\n\n\nsc";
+        let parsed = (vec![100, 1, 100, 3, 2, 5, 100], "a|b|c".to_owned());
+        assert_eq!(split(text, Specials::Parse), parsed);
+        let plain = (vec![100, 3, 2, 5, 100], "a<s>b|c".to_owned());
+        assert_eq!(split(text, Specials::AsText), plain);
+        assert!(split("", Specials::Parse).0.is_empty());
     }
 }

@@ -77,12 +77,13 @@ impl Spm {
             unk: vocabulary.unk,
             space_prefix: vocabulary.add_space_prefix.unwrap_or(true),
             after_control: vocabulary.after_control,
-            special: SpecialMatcher::default(),
+            special: SpecialMatcher::new(Vec::new())?,
             ids: ids
                 .iter()
                 .map(|(&token, &id)| (token.to_owned(), id))
                 .collect(),
         };
+        let mut special = Vec::new();
         for (id, token) in vocabulary.tokens.iter().enumerate() {
             let (number, score) = (id as u32, vocabulary.scores[id]);
             match vocabulary.kind(id) {
@@ -96,8 +97,7 @@ impl Spm {
                     }
                 },
                 kind @ (TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined) => {
-                    spm.special
-                        .insert(token, number, kind != TokenKind::UserDefined);
+                    special.push((token.as_str(), number, kind != TokenKind::UserDefined));
                 }
                 TokenKind::Normal | TokenKind::Unused => {
                     if score.is_nan() {
@@ -111,6 +111,7 @@ impl Spm {
                 }
             }
         }
+        spm.special = SpecialMatcher::new(special)?;
         Ok(spm)
     }
 
@@ -214,7 +215,7 @@ impl Spm {
     }
 
     fn merge_run(&self, run: &str, ids: &mut Vec<u32>) -> Result<(), TextError> {
-        let mut symbols: Vec<Symbol> = Vec::new();
+        let mut symbols: Vec<Symbol> = Vec::with_capacity(run.len());
         for (start, c) in run.char_indices() {
             let index = symbols.len();
             let len = c.len_utf8();
@@ -231,7 +232,8 @@ impl Spm {
         if let Some(last) = symbols.last_mut() {
             last.next = NONE;
         }
-        let mut queue = BinaryHeap::new();
+        // One for each pair, and one more for each merge.
+        let mut queue = BinaryHeap::with_capacity(2 * symbols.len());
         for left in 0..symbols.len() {
             queue.extend(self.candidate(run, &symbols, left, symbols[left].next));
         }

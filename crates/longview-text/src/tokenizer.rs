@@ -126,7 +126,8 @@ impl Tokenizer {
     /// (see [`Tokenizer::prefix_ids`]).
     ///
     /// # Errors
-    /// A character the vocabulary has neither a token, nor bytes, nor an unknown token for.
+    /// A character the vocabulary has neither a token, nor bytes, nor an unknown token for; and text that splitting
+    /// gives up on, such as 900,001 white-space characters in a row.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
         self.encode_at(text, specials, Start::Text)
     }

@@ -8,10 +8,10 @@ use crate::TextError;
 
 /// Regular expressions that split text into words, one after the other: each splits the pieces that the
 /// one before left. What a pattern matches is one piece, and so is what lies between two matches.
-pub(crate) struct WordPatterns {
-    patterns: Vec<Regex>,
-    end_at_spaces: bool,
-}
+pub(crate) struct WordPatterns(Vec<Regex>);
+
+/// The most patterns that follow one another; the families of GGUF files have six at most.
+pub(crate) const MOST_PATTERNS: usize = 32;
 
 impl WordPatterns {
     /// # Errors
@@ -19,12 +19,7 @@ impl WordPatterns {
     pub(crate) fn new(patterns: &[&str]) -> Result<Self, TextError> {
         let compiled = patterns.iter().map(|pattern| Regex::new(pattern));
         let compiled: Result<Vec<Regex>, _> = compiled.collect();
-        let known = PRESPLITS.iter().any(|family| family.patterns == patterns);
-        Ok(Self {
-            patterns: compiled.map_err(TextError::building)?,
-            // No piece between two matches can then hold a space.
-            end_at_spaces: known && patterns.iter().any(|pattern| pattern.ends_with(r"|\s+")),
-        })
+        compiled.map(Self).map_err(TextError::building)
     }
 
     /// Hands every word of `text` to `word`, in order.
@@ -36,12 +31,7 @@ impl WordPatterns {
         text: &str,
         word: &mut dyn FnMut(&str) -> Result<(), TextError>,
     ) -> Result<(), TextError> {
-        split_by(&self.patterns, text, word)
-    }
-
-    /// Whether every word is known to end where white space begins, or where it ends.
-    pub(crate) fn end_at_spaces(&self) -> bool {
-        self.end_at_spaces
+        split_by(&self.0, text, word)
     }
 }
 

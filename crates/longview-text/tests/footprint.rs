@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use longview_text::{Specials, Tokenizer};
+use longview_text::{Specials, Tokenizer, Vocabulary};
 use serde_json::{Value, json};
 
 use shared::{byte_level, tokenizer_json, vocabulary};
@@ -55,7 +55,7 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Texts of one kind each, some of the length of a chapter.
+/// Texts of one kind each, of the length of a chapter.
 fn texts() -> Vec<(&'static str, String)> {
     let prose = "To Sherlock Holmes she is always the woman. I have seldom heard him mention her under any \
                  other name.\nIn his eyes she eclipses and predominates the whole of her sex.\n";
@@ -80,7 +80,14 @@ fn texts() -> Vec<(&'static str, String)> {
         ("emoji", "😀😁😂"),
     ]
     .into_iter()
-    .map(|(kind, text)| (kind, text.repeat(100_000 / text.len())))
+    .flat_map(|(kind, text)| {
+        // Lists that double are fullest just behind a power of two, and emptiest.
+        [65_540, 100_000].map(|length| (kind, text.repeat(length / text.len() + 1)))
+    })
+    .chain([
+        ("a word across lines", format!("!{}", "\n/".repeat(35_000))),
+        ("characters that differ", ('\u{4e00}'..'\u{8000}').collect()),
+    ])
     .collect()
 }
 
@@ -121,6 +128,12 @@ fn vocabularies_of_gguf_files_stay_within_the_bound() {
     for name in ["gpt-2", "llama-bpe", "qwen2", "llama-spm"] {
         check(name, &Tokenizer::from_vocabulary(vocabulary(name)).unwrap());
     }
+    // A family whose words may go on over line ends.
+    let tekken = Vocabulary {
+        pre: Some("tekken".into()),
+        ..vocabulary("llama-bpe")
+    };
+    check("tekken", &Tokenizer::from_vocabulary(tekken).unwrap());
 }
 
 #[test]
@@ -128,7 +141,7 @@ fn prose_takes_little_more_than_its_ids() {
     let _alone = alone();
     let tokenizer = Tokenizer::from_vocabulary(vocabulary("llama-bpe")).unwrap();
     let (took, bound) = measured(&tokenizer, &texts()[0].1);
-    assert!(took < 4.0 && bound < 16.0, "{took:.1} of {bound:.1}");
+    assert!(took < 4.0 && bound < 50.0, "{took:.1} of {bound:.1}");
 }
 
 #[test]

@@ -338,3 +338,28 @@ fn sentencepiece_lists_that_disagree_are_refused() {
     let error = tokenizer.encode("é", Specials::AsText).unwrap_err();
     assert!(matches!(error, TextError::Encode(_)), "{error}");
 }
+
+#[test]
+fn thousands_of_patterns_and_of_overlapping_tokens_are_no_danger() {
+    let split = json!({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": false});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let mut file = llama_like();
+    file["normalizer"] = Value::Null;
+    let mut steps = vec![split; 3_000];
+    steps.push(bytes);
+    file["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": steps});
+    let tokenizer = load(&file).unwrap();
+    assert_eq!(tokenizer.encode("ab", Specials::AsText).unwrap(), [4, 5]);
+
+    // Every place of the text begins thousands of them, of which none is there.
+    let mut file = llama_like();
+    let added =
+        (1..1_000).map(|count| json!({"id": 0, "content": format!("{}b", "a".repeat(count))}));
+    file["added_tokens"] = added.collect();
+    let tokenizer = load(&file).unwrap();
+    let text = "a".repeat(300_000);
+    assert_eq!(
+        tokenizer.encode(&text, Specials::AsText).unwrap().len(),
+        300_001
+    );
+}

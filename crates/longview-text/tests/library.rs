@@ -66,19 +66,68 @@ fn texts() -> impl Strategy<Value = String> {
     prop::collection::vec(part, 0..40).prop_map(|parts| parts.concat())
 }
 
+/// The same vocabulary with tokens that are matched before splitting: special ones and others, one inside of
+/// another, one that is normalised, and one that is listed twice.
+fn with_added(file: &str) -> String {
+    let mut file: Value = serde_json::from_str(file).unwrap();
+    let token = |content: &str, special: bool, normalized: bool| {
+        json!({"id": 0, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": normalized, "special": special})
+    };
+    file["added_tokens"] = json!([
+        token("<|a|>", true, false),
+        token("|a|", false, false),
+        token("[X]", true, false),
+        token("[", false, false),
+        token("the", false, true),
+        token("he", false, false),
+        token("\n\n", false, false),
+        token("<x>", true, false),
+        token("<x>", false, false),
+    ]);
+    file.to_string()
+}
+
+fn check(name: &str, file: &str, texts: impl Strategy<Value = String>) {
+    let ours = Tokenizer::from_huggingface(file.as_bytes(), None, None).unwrap();
+    let parse = tokenizers::Tokenizer::from_bytes(file.as_bytes()).unwrap();
+    let mut as_text = parse.clone();
+    as_text.set_encode_special_tokens(true);
+    TestRunner::new(Config::with_cases(300))
+        .run(&texts, |text| {
+            for (specials, theirs) in [(Specials::Parse, &parse), (Specials::AsText, &as_text)] {
+                let got = ours.encode(&text, specials).unwrap();
+                let expected = theirs.encode_fast(text.as_str(), false).unwrap();
+                prop_assert_eq!(
+                    got,
+                    expected.get_ids(),
+                    "{} {:?}: {:?}",
+                    name,
+                    specials,
+                    text
+                );
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
 #[test]
 fn ids_are_those_of_the_tokenizers_crate() {
     for (name, file) in files() {
-        let ours = Tokenizer::from_huggingface(file.as_bytes(), None, None).unwrap();
-        let theirs = tokenizers::Tokenizer::from_bytes(file.as_bytes()).unwrap();
-        let mut runner = TestRunner::new(Config::with_cases(300));
-        runner
-            .run(&texts(), |text| {
-                let got = ours.encode(&text, Specials::AsText).unwrap();
-                let expected = theirs.encode_fast(text.as_str(), false).unwrap();
-                prop_assert_eq!(got, expected.get_ids(), "{}: {:?}", name, text);
-                Ok(())
-            })
-            .unwrap();
+        check(name, &file, texts());
+    }
+}
+
+#[test]
+fn added_tokens_are_found_as_the_tokenizers_crate_finds_them() {
+    let marks = prop::sample::select(vec![
+        "<|a|>", "|a|", "[X]", "[", "<x>", "the", "he", " ", "\n\n", "\n", "<", "t", "é",
+    ]);
+    let texts = prop::collection::vec(marks, 0..20).prop_map(|parts| parts.concat());
+    for (name, file) in files() {
+        if ["gpt-2", "qwen2", "prefixed"].contains(&name) {
+            check(name, &with_added(&file), texts.clone());
+        }
     }
 }

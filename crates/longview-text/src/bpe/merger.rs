@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::table::TokenTable;
+use super::table::{Merge, TokenTable};
 
 /// Marks the end of the list, and symbols that were joined to the one before.
 const NONE: u32 = u32::MAX;
@@ -22,18 +22,22 @@ struct Symbol {
     next: u32,
 }
 
-/// A pair of neighbours that a merge joins. The lowest rank goes first, the leftmost among equals.
+/// A pair of neighbours that a merge joins. The lowest rank goes first, the leftmost among equals. Ranks tell
+/// pairs apart.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     rank: u32,
     at: u32,
-    left: u32,
-    right: u32,
-    id: u32,
 }
 
 impl Merger {
-    /// Adds a symbol to the end of the word. A word has fewer than 2^32 − 1 symbols.
+    /// Begins a word of at most `symbols` symbols, fewer than 2^32 − 1, and makes room for them and no more.
+    pub(crate) fn begin(&mut self, symbols: usize) {
+        self.symbols.clear();
+        self.symbols.reserve_exact(symbols);
+    }
+
+    /// Adds a symbol to the end of the word.
     pub(crate) fn push(&mut self, id: u32) {
         let at = self.symbols.len() as u32;
         if let Some(last) = self.symbols.last_mut() {
@@ -46,33 +50,31 @@ impl Merger {
         });
     }
 
-    /// Merges the symbols pushed since the last word and puts what is left of them behind `ids`.
+    /// Merges the symbols of the word and puts what is left of them behind `ids`.
     pub(crate) fn finish(&mut self, table: &TokenTable, ids: &mut Vec<u32>) {
+        // One for each pair, and one more for each merge: it takes one and gives two.
+        self.queue.reserve_exact(2 * self.symbols.len());
         for at in 0..self.symbols.len() as u32 {
             self.consider(table, at);
         }
-        while let Some(Reverse(best)) = self.queue.pop() {
-            let at = best.at as usize;
-            let right = self.symbols[at].next;
+        while let Some(Reverse(Candidate { rank, at })) = self.queue.pop() {
             // One of the two may have been joined to something else meanwhile.
-            if self.symbols[at].id != best.left
-                || right == NONE
-                || self.symbols[right as usize].id != best.right
-            {
+            let Some((right, merge)) = self.pair(table, at).filter(|(_, found)| found.rank == rank)
+            else {
                 continue;
-            }
+            };
             let next = self.symbols[right as usize].next;
             self.symbols[right as usize].id = NONE;
-            self.symbols[at].id = best.id;
-            self.symbols[at].next = next;
+            let left = &mut self.symbols[at as usize];
+            (left.id, left.next) = (merge.id, next);
+            let prev = left.prev;
             if next != NONE {
-                self.symbols[next as usize].prev = best.at;
+                self.symbols[next as usize].prev = at;
             }
-            let prev = self.symbols[at].prev;
             if prev != NONE {
                 self.consider(table, prev);
             }
-            self.consider(table, best.at);
+            self.consider(table, at);
         }
         // The first symbol is never joined to one before.
         let mut at = if self.symbols.is_empty() { NONE } else { 0 };
@@ -84,26 +86,21 @@ impl Merger {
         self.symbols.clear();
     }
 
-    /// Forgets the symbols pushed since the last word.
-    pub(crate) fn clear(&mut self) {
-        self.symbols.clear();
+    fn consider(&mut self, table: &TokenTable, at: u32) {
+        if let Some((_, Merge { rank, .. })) = self.pair(table, at) {
+            self.queue.push(Reverse(Candidate { rank, at }));
+        }
     }
 
-    fn consider(&mut self, table: &TokenTable, at: u32) {
+    /// The symbol that symbol `at` can be joined with, and what they become.
+    fn pair(&self, table: &TokenTable, at: u32) -> Option<(u32, Merge)> {
         let left = &self.symbols[at as usize];
-        if left.next == NONE {
-            return;
+        // What was joined to the one before is nobody's neighbour.
+        if left.id == NONE || left.next == NONE {
+            return None;
         }
-        let (left, right) = (left.id, self.symbols[left.next as usize].id);
-        if let Some(merge) = table.merge(left, right) {
-            self.queue.push(Reverse(Candidate {
-                rank: merge.rank,
-                at,
-                left,
-                right,
-                id: merge.id,
-            }));
-        }
+        let right = &self.symbols[left.next as usize];
+        Some((left.next, table.merge(left.id, right.id)?))
     }
 }
 
@@ -148,6 +145,7 @@ mod tests {
                 let letters = (0..length).map(|place| word / 3_u32.pow(place) % 3);
                 let letters: Vec<u32> = letters.collect();
                 let mut got = vec![99];
+                merger.begin(letters.len());
                 letters.iter().for_each(|&id| merger.push(id));
                 merger.finish(&table, &mut got);
                 assert_eq!(got[1..], merged_by_definition(&table, letters), "{word}");

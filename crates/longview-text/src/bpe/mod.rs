@@ -1,7 +1,7 @@
 //! Byte-level and byte-fallback BPE by merge ranks.
 //!
 //! Nearly all vocabularies split text into words by regular expressions and merge the bytes of each.
-//! That is done here, word by word, and takes no memory but for the ids. What else a `tokenizer.json` may
+//! That is done here, word by word, in the memory of the ids and of one word. What else a `tokenizer.json` may
 //! ask for before merging (normalising, other ways of splitting, added tokens that swallow spaces) is
 //! left to the `tokenizers` crate.
 
@@ -23,8 +23,12 @@ use crate::special::SpecialMatcher;
 use crate::words::WordPatterns;
 use crate::{Specials, Start, TextError, footprint};
 
-/// Most white-space characters in a row. The pattern engine gives up on a million.
+/// Most white-space characters in a row. The pattern engine gives up on a million, as it does on as many others
+/// that no pattern matches.
 const MAX_BLANKS: usize = 900_000;
+
+/// Most bytes of a word: places in it are of 32 bits.
+const MAX_WORD: usize = 1 << 31;
 
 /// A BPE encoder.
 pub(crate) struct Bpe {
@@ -119,7 +123,7 @@ impl Bpe {
             fuse_unk: parts.fuse_unk,
             whole_words: parts.whole_words,
             finder: if plain {
-                Finder::plain(&added)
+                Finder::plain(&added)?
             } else {
                 Finder::library(&added, parts.steps.normalizer.as_ref())?
             },
@@ -180,14 +184,9 @@ impl Bpe {
 
     /// A bound on the bytes that [`Bpe::encode`] takes for `text` while it works.
     pub(crate) fn encoding_bytes(&self, text: &str) -> u64 {
-        match (&self.steps.split, &self.finder) {
-            (Split::Patterns(patterns), Finder::Plain { .. }) => {
-                footprint::of_words(text, patterns.end_at_spaces())
-            }
-            (Split::Patterns(patterns), Finder::Library { .. }) => {
-                footprint::of_normalized_words(text, patterns.end_at_spaces())
-            }
-            (Split::Chain(_), _) => footprint::of_chain(text),
+        match self.finder {
+            Finder::Plain { .. } => footprint::of_words(text),
+            Finder::Library { .. } => footprint::of_chain(text),
         }
     }
 
@@ -228,6 +227,8 @@ impl Bpe {
             ids.push(id);
             return Ok(());
         }
+        check_length(word)?;
+        merger.begin(word.len());
         for byte in word.bytes() {
             merger.push(byte_ids[usize::from(byte)]);
         }
@@ -243,6 +244,9 @@ impl Bpe {
             ids.push(id);
             return Ok(());
         }
+        check_length(word)?;
+        // A character is one symbol, or as many as it has bytes.
+        merger.begin(word.len());
         let mut after_unknown = false;
         for c in word.chars() {
             let mut utf8 = [0; 4];
@@ -259,7 +263,6 @@ impl Bpe {
                 after_unknown = true;
                 continue;
             } else {
-                merger.clear();
                 return Err(TextError::Encode(format!(
                     "the vocabulary has no token for {c:?} in {word:?}, no byte tokens and no \
                      unknown token"
@@ -281,17 +284,18 @@ impl Bpe {
 }
 
 impl Finder {
-    fn plain(added: &BTreeMap<u32, AddedToken>) -> Self {
-        let (mut first, mut then) = (SpecialMatcher::default(), SpecialMatcher::default());
-        for (&id, token) in added {
-            let matcher = if token.normalized {
-                &mut then
-            } else {
-                &mut first
-            };
-            matcher.insert(&token.content, id, token.special);
-        }
-        Self::Plain { first, then }
+    fn plain(added: &BTreeMap<u32, AddedToken>) -> Result<Self, TextError> {
+        let of = |normalized: bool| {
+            let tokens = added
+                .iter()
+                .filter(|(_, token)| token.normalized == normalized);
+            let tokens = tokens.map(|(&id, token)| (token.content.as_str(), id, token.special));
+            SpecialMatcher::new(tokens.collect())
+        };
+        Ok(Self::Plain {
+            first: of(false)?,
+            then: of(true)?,
+        })
     }
 
     fn library(
@@ -317,9 +321,9 @@ impl Finder {
 /// The added tokens with their ids. Those that are not in the vocabulary get the numbers after its own.
 fn numbered(added: Vec<AddedToken>, table: &TokenTable) -> BTreeMap<u32, AddedToken> {
     let mut ids = HashMap::new();
-    let mut numbered = BTreeMap::new();
+    let mut numbered: BTreeMap<u32, AddedToken> = BTreeMap::new();
     let mut next = table.len() as u32;
-    for token in added {
+    for mut token in added {
         if token.content.is_empty() {
             continue;
         }
@@ -331,9 +335,22 @@ fn numbered(added: Vec<AddedToken>, table: &TokenTable) -> BTreeMap<u32, AddedTo
                 next - 1
             });
         ids.insert(token.content.clone(), id);
+        // One that was special once stays so, whatever a second entry says.
+        token.special |= known.is_some_and(|id| numbered[&id].special);
         numbered.insert(id, token);
     }
     numbered
+}
+
+/// Refuses a word that is too long to be merged.
+fn check_length(word: &str) -> Result<(), TextError> {
+    if word.len() > MAX_WORD {
+        return Err(TextError::Encode(format!(
+            "it has a word of {} bytes, and at most {MAX_WORD} can be merged; take it in parts",
+            word.len()
+        )));
+    }
+    Ok(())
 }
 
 /// Refuses text with too much white space in one place.

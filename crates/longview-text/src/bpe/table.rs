@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use ahash::RandomState;
 use hashbrown::HashTable;
-use longview_weights::spelling::{byte_to_char, byte_token};
+use longview_weights::spelling::byte_to_char;
 
 use crate::TextError;
 
@@ -132,10 +132,8 @@ impl TokenTable {
     /// The ids of single bytes, written `<0x41>`, as far as there are any.
     pub(crate) fn fallback_ids(&self) -> Box<[Option<u32>; 256]> {
         let mut ids = Box::new([None; 256]);
-        for (id, token) in self.tokens() {
-            if let Some(byte) = byte_token(token) {
-                ids[usize::from(byte)] = Some(id);
-            }
+        for (byte, id) in (0..=255u8).zip(ids.iter_mut()) {
+            *id = self.id(&format!("<0x{byte:02X}>"));
         }
         ids
     }
