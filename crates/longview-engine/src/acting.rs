@@ -156,19 +156,14 @@ impl Engine {
         prompt_tokens: usize,
         planned_tokens: usize,
     ) -> Result<MemoryPlan, EngineError> {
-        let mut plan = match &methods.keep {
-            Some(keep) => self.plan_keeping(keep, methods.store, prompt_tokens, planned_tokens)?,
-            None => self.plan_in(methods.store, planned_tokens),
-        };
-        let Some(read) = &methods.read else {
-            return Ok(plan);
-        };
-        if methods.keep.is_some() {
-            let index = self.index_bytes_beside(read, methods.store, plan.kv);
-            plan.kv += index;
-            plan.kv_least += index;
-            return Ok(plan);
+        let read = methods.read.as_deref();
+        if let Some(keep) = &methods.keep {
+            return self.plan_keeping(keep, read, methods.store, prompt_tokens, planned_tokens);
         }
+        let mut plan = self.plan_in(methods.store, planned_tokens);
+        let Some(read) = read else {
+            return Ok(plan);
+        };
         let with = |mut plan: MemoryPlan| {
             let index = self.index_bytes(read, methods.store, plan.tokens);
             plan.kv += index;

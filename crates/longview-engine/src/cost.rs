@@ -16,6 +16,8 @@ pub(crate) struct Operations {
 /// How fast passes have been.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Speed {
+    /// The first pass, which touches buffers and weights for the first time: it counts where there is no other.
+    first: Option<(Operations, Duration)>,
     /// Sums over passes of products of the two counts and the seconds, for the method of least squares.
     pp: f64,
     pa: f64,
@@ -57,6 +59,10 @@ impl Operations {
 impl Speed {
     /// Takes in that a pass took so long.
     pub(crate) fn learn(&mut self, work: Operations, took: Duration) {
+        if self.first.is_none() {
+            self.first = Some((work, took));
+            return;
+        }
         let Operations {
             products: p,
             attention: a,
@@ -77,7 +83,9 @@ impl Speed {
     pub(crate) fn predict(&self, work: Operations) -> Option<Duration> {
         let all = self.all.products + self.all.attention;
         if all <= 0.0 {
-            return None;
+            let (first, took) = self.first?;
+            let share = (work.products + work.attention) / (first.products + first.attention);
+            return Duration::try_from_secs_f64(share * took.as_secs_f64()).ok();
         }
         let determinant = self.pp * self.aa - self.pa * self.pa;
         let (product, attention) = (
@@ -130,6 +138,8 @@ mod tests {
         let seconds = |work: Operations| 2e-9 * work.products + 5e-9 * work.attention;
         let mut speed = Speed::default();
         assert_eq!(speed.predict(work(1.0, 1.0)), None);
+        // The first pass takes longer than its work.
+        speed.learn(work(1e8, 0.0), Duration::from_secs(9));
         for depth in 0..8 {
             let pass = work(1e8, 1e7 * f64::from(depth));
             speed.learn(pass, Duration::from_secs_f64(seconds(pass)));

@@ -8,6 +8,7 @@ use longview_kv::keep::{
     AttentionOf, AttentionShape, Compression, Keep, KeepBytes, Needs, Question, Repeated,
     Repetition, Scored, When,
 };
+use longview_kv::read::Read;
 use longview_kv::{Context, KvError, KvForms, RopeSet, Segment, Wanted, largest};
 use longview_text::{AskFrame, Moment, Specials};
 
@@ -48,29 +49,34 @@ impl AttentionOf for Reader<'_> {
 
 impl Engine {
     /// What a context of `planned_tokens` tokens will need, `prompt_tokens` of them a prompt, in which
-    /// `keep` decides what stays, in the form `store` where that is not the engine's.
+    /// `keep` decides what stays, in the form `store` where that is not the engine's, and `read` chooses from that.
     ///
     /// # Errors
     /// As [`Keep::bytes`].
     pub(crate) fn plan_keeping(
         &self,
         keep: &Keep,
+        read: Option<&Read>,
         store: Option<KvForms>,
         prompt_tokens: usize,
         planned_tokens: usize,
     ) -> Result<MemoryPlan, EngineError> {
+        let held = |bytes: &KeepBytes| {
+            let index = read.map_or(0, |read| self.index_bytes_beside(read, store, bytes.peak));
+            bytes.peak + index
+        };
         let mut plan = self.plan_in(store, planned_tokens);
         let generated = planned_tokens.saturating_sub(prompt_tokens);
         let bytes = self.keep_bytes(keep, store, prompt_tokens, generated)?;
         // It is in memory while the method decides, whatever a store could hold.
-        (plan.kv, plan.kv_least) = (bytes.peak, bytes.peak);
+        (plan.kv, plan.kv_least) = (held(&bytes), held(&bytes));
         let fixed = plan.program + plan.index + plan.weights + plan.scratch;
         plan.scratch += bytes.scratch;
         if let Some(limit) = plan.limit {
             let fits = |&tokens: &usize| {
                 let prompt = tokens.saturating_sub(generated);
                 let bytes = self.keep_bytes(keep, store, prompt, generated);
-                bytes.is_ok_and(|bytes| fixed + bytes.peak + bytes.scratch <= limit)
+                bytes.is_ok_and(|bytes| fixed + held(&bytes) + bytes.scratch <= limit)
             };
             plan.longest_context = largest(plan.model_tokens, fits);
         }

@@ -73,7 +73,8 @@ impl Scheduler {
         let text = bytes(end).saturating_sub(bytes(sequence.tokens.len())) + layout.fork_bytes(1);
         let index = job.methods.read.as_ref().map_or(0, |read| {
             let all = self.engine.index_bytes(read, job.methods.store, end);
-            all.saturating_sub(read.bytes(&layout, sequence.held()))
+            // What was read before, or found, has none until a pass makes it.
+            all.saturating_sub(sequence.index_bytes())
         });
         read + texts as u64 * text + index
     }

@@ -241,6 +241,15 @@ impl Sequence {
         }
     }
 
+    /// Bytes of what its read method goes by that are made.
+    pub(super) fn index_bytes(&self) -> u64 {
+        let report = match &self.state {
+            State::Open(context) => context.read_report(),
+            State::Closed(_) | State::Done => None,
+        };
+        report.map_or(0, |report| report.index_bytes)
+    }
+
     /// Tokens that are not in the context.
     pub(super) fn left_to_read(&self) -> usize {
         self.tokens.len() - self.held()

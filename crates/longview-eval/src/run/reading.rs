@@ -232,8 +232,8 @@ impl Evaluation<'_> {
         bytes + self.index_bytes(setup, context, context.len(), bytes)
     }
 
-    /// Bytes that the read method of `setup`, if it has one, keeps of the first `tokens` tokens of `context` to
-    /// choose by; at most, where a keep method holds `kv_bytes` of them.
+    /// Bytes that the read method of `setup`, if it has one, will keep of the first `tokens` tokens of `context` to
+    /// choose by, beside what of that is in `kv_bytes` already; at most, where a keep method holds these.
     pub(super) fn index_bytes(
         &self,
         setup: &Setup,
@@ -244,10 +244,12 @@ impl Evaluation<'_> {
         let Some(read) = setup.methods().read() else {
             return 0;
         };
-        match context.is_compressed() {
-            true => read.bytes_beside(context.layout(), kv_bytes),
+        let made = context.read_report().map_or(0, |report| report.index_bytes);
+        let all = match context.is_compressed() {
+            true => read.bytes_beside(context.layout(), kv_bytes.saturating_sub(made)),
             false => read.bytes(context.layout(), tokens),
-        }
+        };
+        all.saturating_sub(made)
     }
 
     /// `setups` parted by how they read a document: those of one part share one reading.

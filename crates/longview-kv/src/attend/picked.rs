@@ -120,7 +120,7 @@ impl Call<'_, '_> {
         }
         let end = context.places.slot(context.len() + rows.end);
         let deepest = context.stream(self.layer).map_or(0, Stream::deepest);
-        let mut tasks_over = |spans: usize, source: fn(usize) -> Source| {
+        let mut tasks_over = |spans: Range<usize>, source: fn(usize) -> Source| {
             // With enough of them each walks its own spans; spans that are read back cannot be split.
             let walks = rows.len() * heads >= 4 * self.exec.pool.threads();
             let streamed = self.missing(segment).is_some_and(|spans| !spans.is_empty());
@@ -128,8 +128,8 @@ impl Call<'_, '_> {
                 first: *planned,
                 parts: match rows.len() {
                     0 => 0,
-                    _ if walks || streamed => spans.min(1),
-                    _ => spans,
+                    _ if walks || streamed => spans.len().min(1),
+                    _ => spans.len(),
                 },
                 row_step: 1,
                 row_tasks: rows.len(),
@@ -138,8 +138,8 @@ impl Call<'_, '_> {
             };
             for part in 0..cut.parts {
                 let of_part = match cut.parts {
-                    1 => 0..spans,
-                    _ => part..part + 1,
+                    1 => spans.clone(),
+                    _ => spans.start + part..spans.start + part + 1,
                 };
                 for row in rows.clone().rev() {
                     for head in 0..heads {
@@ -155,9 +155,16 @@ impl Call<'_, '_> {
             }
             cut
         };
+        // Blocks before the first are nowhere, but for those of exempt first tokens.
+        let before = match self.present(segment, rows.start, 0) {
+            Present {
+                sinks: 0, first, ..
+            } => first / SPAN_BLOCKS,
+            _ => 0,
+        };
         Sources {
-            streams: tasks_over(deepest.div_ceil(SPAN_BLOCKS), Source::PickedStream),
-            blocks: tasks_over(end.div_ceil(SPAN_TOKENS), Source::Picked),
+            streams: tasks_over(0..deepest.div_ceil(SPAN_BLOCKS), Source::PickedStream),
+            blocks: tasks_over(before..end.div_ceil(SPAN_TOKENS), Source::Picked),
         }
     }
 

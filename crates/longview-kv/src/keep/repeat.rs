@@ -91,6 +91,8 @@ impl Context {
         let bytes = bytes_of(&marks, tokens.len());
         let room = self.ledger.reserve(Purpose::Scratch, bytes)?;
         let base = self.len();
+        // A repetition is no answer: it looks at everything.
+        self.reads = None;
         if let Some(kept) = &mut self.kept {
             kept.watch = Some(Box::new(Watch {
                 prefix: prefix.min(tokens.start),
@@ -273,6 +275,10 @@ impl Watch {
             ..
         } = self;
         let (tokens, base) = (tokens.clone(), *base);
+        if start < base {
+            // What was lost meanwhile and is computed again.
+            return;
+        }
         let dim = view.head_dim();
         let row = view.shape().heads * dim;
         let group = view.shape().heads / view.heads();
@@ -283,8 +289,9 @@ impl Watch {
                 let prefix = pair(*prefix);
                 let part = pair(tokens.start)..pair(tokens.end);
                 let fixed = prefix + part.len();
-                let mut logits = Vec::new();
                 let at_once = (WATCHED_ROWS / group).max(1);
+                let most = at_once * group * (fixed + view.tokens() - base);
+                let mut logits = Vec::with_capacity(most);
                 for (block, rows) in q.chunks(row * at_once).enumerate() {
                     let first = start + block * at_once;
                     let end = first + rows.len() / row;

@@ -27,6 +27,7 @@ use crate::context::Context;
 use crate::error::KvError;
 use crate::ledger::Purpose;
 use crate::places::Places;
+use crate::read::chosen_from;
 use crate::run::{BlockRun, Gap, Slot};
 use crate::shared::SharedList;
 
@@ -390,7 +391,10 @@ impl Context {
             // What is not there yet begins with the block of the token that comes next.
             let begins =
                 said.count > 0 || said.first == head.tokens / BLOCK_TOKENS || said.first == last;
-            if end > last.max(said.first) || said.first > last || !begins {
+            // Layers that see everything hold all that is not in streams.
+            let is_whole = !chosen_from(group)
+                || said.first <= head.edge / BLOCK_TOKENS && end >= head.tokens / BLOCK_TOKENS;
+            if end > last.max(said.first) || said.first > last || !begins || !is_whole {
                 return Err(damaged());
             }
             let mut blocks = Vec::new();

@@ -153,14 +153,14 @@ impl Bounds {
         make_writable(&mut self.above, first, end, bytes, ledger, store)
     }
 
-    /// Notes the bounds of one layer's keys in block `index`, for which there is room. `layer` is the
-    /// layer's slice of the block, `place` its place in the group; blocks come in order.
+    /// Notes the bounds of one layer's keys in block `index` from slot `from` on, for which there is room. `layer`
+    /// is the layer's slice of the block, `place` its place in the group; blocks come in order.
     pub(crate) fn note(
         &mut self,
         isa: Isa,
         group: &Group,
         place: usize,
-        index: usize,
+        (index, from): (usize, usize),
         layer: &[u8],
     ) {
         let Shape {
@@ -179,6 +179,7 @@ impl Bounds {
             .enumerate()
         {
             floats(isa, group, group.page(layer, head).k, &mut keys);
+            own_keys(&mut keys, from..PAGE_TOKENS);
             let lane = index % SPAN_BLOCKS * per_block;
             set_bounds(&parts, bounds, lane, self.part.tokens(), &keys);
         }
@@ -410,6 +411,18 @@ fn promised<'s>(
     most
 }
 
+/// Lets slots outside of `own` count as the nearest in it, so that bounds are those of its keys `[head_dim][64]`.
+pub(super) fn own_keys(keys: &mut [f32], own: Range<usize>) {
+    if own == (0..PAGE_TOKENS) {
+        return;
+    }
+    for channel in keys.chunks_exact_mut(PAGE_TOKENS) {
+        let (first, last) = (channel[own.start], channel[own.end - 1]);
+        channel[..own.start].fill(first);
+        channel[own.end..].fill(last);
+    }
+}
+
 /// A page's keys as numbers, `[head_dim][64]`, in any form.
 pub(crate) fn floats(isa: Isa, group: &Group, page_k: &[u8], keys: &mut [f32]) {
     let geom = &group.geometry;
@@ -520,7 +533,7 @@ mod tests {
             }
             bounds.make_writable(index + 1, &ledger, None).unwrap();
             for place in 0..2 {
-                bounds.note(Isa::best(), group, place, index, &layer);
+                bounds.note(Isa::best(), group, place, (index, 0), &layer);
             }
             bounds.complete(index + 1);
         }
@@ -595,7 +608,7 @@ mod tests {
         back.make_writable(22, &ledger, None).unwrap();
         let noise = vec![0x11; group.layer_bytes()];
         for place in 0..2 {
-            back.note(Isa::best(), &group, place, 21, &noise);
+            back.note(Isa::best(), &group, place, (21, 0), &noise);
         }
         // The span of block 21 was parted from the others', the first one was not.
         assert_eq!(ledger.usage().kv, whole.bytes_for(1));

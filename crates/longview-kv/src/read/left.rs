@@ -9,7 +9,7 @@ use longview_kernels::page::PAGE_TOKENS;
 use longview_kernels::{Isa, Pool};
 
 use super::Part;
-use super::bounds::{SLAB_SPANS, Shape, Slabs, floats};
+use super::bounds::{SLAB_SPANS, Shape, Slabs, floats, own_keys};
 use crate::SPAN_BLOCKS;
 use crate::block::Block;
 use crate::error::KvError;
@@ -66,7 +66,11 @@ impl StreamBounds {
             }
         });
         let heads: Vec<Head> = heads.collect();
-        let mut slabs = Block::with_space(end, ledger, store)?;
+        if let Some(store) = store {
+            store.make_space(end as u64);
+        }
+        // Hardly two are of one length.
+        let mut slabs = Block::zeroed(end, ledger)?;
         let mut rest = slabs.bytes_mut();
         let of_head = |(number, head): (usize, &Head)| {
             let (own, others) = std::mem::take(&mut rest).split_at_mut(head.end - head.first);
@@ -123,16 +127,10 @@ fn note(
         let page = stream.page(group, index);
         // Of the same numbers any instruction set makes the same bounds.
         floats(Isa::best(), group, page.k, &mut keys);
-        // Slots that are another head's, or nobody's, count as the nearest of its own.
+        // Other slots are another head's, or nobody's.
         let from = slots.slots.start.saturating_sub(at * PAGE_TOKENS);
-        let last = (slots.slots.end - at * PAGE_TOKENS).min(PAGE_TOKENS) - 1;
-        if from > 0 || last + 1 < PAGE_TOKENS {
-            for channel in keys.chunks_exact_mut(PAGE_TOKENS) {
-                let (first_key, last_key) = (channel[from], channel[last]);
-                channel[..from].fill(first_key);
-                channel[last + 1..].fill(last_key);
-            }
-        }
+        let end = (slots.slots.end - at * PAGE_TOKENS).min(PAGE_TOKENS);
+        own_keys(&mut keys, from..end);
         let span = at / SPAN_BLOCKS;
         let of_span = &mut spans[span * of_parts.bytes()..][..of_parts.bytes()];
         let lane = at % SPAN_BLOCKS * per_page;
@@ -256,7 +254,7 @@ mod tests {
                         write_key(&group.geometry, k, slot, key);
                     }
                 }
-                bounds.note(Isa::best(), &group, 0, index, &layer);
+                bounds.note(Isa::best(), &group, 0, (index, 0), &layer);
                 bounds.complete(index + 1);
                 blocks.push(keys);
             }

@@ -22,8 +22,9 @@ pub(crate) struct Reads {
     /// Of each layer group with full attention, where the method goes by bounds: those of the blocks from `first`
     /// on.
     bounds: Vec<Option<Bounds>>,
-    /// The first block that is chosen from: what is before it a keep method has moved elsewhere.
+    /// The first block that is chosen from, and its first slot: what is before them a keep method has moved elsewhere.
     first: usize,
+    first_slot: usize,
     /// Of each layer what is left of it, as far as a row has wanted to choose from that.
     left: Vec<Option<Arc<StreamBounds>>>,
     /// Since the answer began.
@@ -114,9 +115,11 @@ impl Context {
             }
         }
         let edge = self.kept.as_ref().map_or(0, |kept| kept.edge());
+        let slot = self.places.slot(edge);
         self.reads = Some(Box::new(Reads {
             bounds: bounds_of(read, &self.layout),
-            first: self.first_block(edge),
+            first: slot / BLOCK_TOKENS,
+            first_slot: slot % BLOCK_TOKENS,
             left: Vec::new(),
             read: Arc::clone(read),
             from: usize::MAX,
@@ -129,17 +132,12 @@ impl Context {
 
     /// What is before token `edge` is what a keep method has left of it: what was known of keys is of others.
     pub(crate) fn forget_bounds(&mut self, edge: usize) {
-        let first = self.first_block(edge);
+        let slot = self.places.slot(edge);
         if let Some(reads) = &mut self.reads {
             reads.bounds = bounds_of(&reads.read, &self.layout);
-            reads.first = first;
+            (reads.first, reads.first_slot) = (slot / BLOCK_TOKENS, slot % BLOCK_TOKENS);
             reads.left.clear();
         }
-    }
-
-    /// The first block that is chosen from, where a keep method holds what is before token `edge`.
-    fn first_block(&self, edge: usize) -> usize {
-        self.places.slot(edge) / BLOCK_TOKENS
     }
 
     /// Says that the tokens from token `from` on are an answer: what they read is the read method's to
@@ -197,7 +195,7 @@ impl Context {
 
     fn index_room(&self, reads: &mut Reads, count: usize) -> Result<(), KvError> {
         let store = self.home.as_ref().map(|home| &*home.store);
-        let first = reads.first;
+        let (first, first_slot) = (reads.first, reads.first_slot);
         let held = self.len() / BLOCK_TOKENS - first;
         let end = (self.len() + count) / BLOCK_TOKENS - first;
         for ((bounds, run), group) in reads
@@ -209,10 +207,11 @@ impl Context {
             let Some(bounds) = bounds else { continue };
             bounds.make_writable(end, &self.ledger, store)?;
             for index in bounds.blocks()..held {
+                let at = (index, if index == 0 { first_slot } else { 0 });
                 let note = |bounds: &mut Bounds, block: &crate::Block| {
                     for place in 0..group.layers {
                         // Of the same numbers any instruction set makes the same bounds.
-                        bounds.note(Isa::best(), group, place, index, block.layer(group, place));
+                        bounds.note(Isa::best(), group, place, at, block.layer(group, place));
                     }
                 };
                 match (run.slot(first + index), store) {
@@ -268,12 +267,20 @@ impl Context {
         let Some(bounds) = &mut reads.bounds[place] else {
             return;
         };
-        let (group, first) = (&self.layout.groups[place], reads.first);
+        let group = &self.layout.groups[place];
+        let (first, first_slot) = (reads.first, reads.first_slot);
         for index in filled {
             let block = self.groups[place]
                 .block(index)
                 .expect("a block that a pass fills is in memory");
-            bounds.note(isa, group, at, index - first, block.layer(group, at));
+            let from = if index == first { first_slot } else { 0 };
+            bounds.note(
+                isa,
+                group,
+                at,
+                (index - first, from),
+                block.layer(group, at),
+            );
         }
     }
 
@@ -301,7 +308,8 @@ impl Context {
             reads.pass = PassCounts::default();
             if len == 0 {
                 // Nothing that was left of it is any more.
-                (reads.first, reads.left) = (0, Vec::new());
+                (reads.first, reads.first_slot) = (0, 0);
+                reads.left.clear();
             }
             for bounds in reads.bounds.iter_mut().flatten() {
                 bounds.truncate(len / BLOCK_TOKENS - reads.first);
@@ -385,6 +393,7 @@ impl Clone for Reads {
             from: self.from,
             bounds: self.bounds.clone(),
             first: self.first,
+            first_slot: self.first_slot,
             left: self.left.clone(),
             counts: self.counts,
             pass: PassCounts::default(),

@@ -158,6 +158,25 @@ fn a_row_attends_to_the_pages_that_were_planned_and_to_no_others() {
 }
 
 #[test]
+fn what_stays_of_a_prompt_does_not_depend_on_what_answers_read() {
+    let read = read("quest(budget=192, dense=0)");
+    for text in texts("200") {
+        let keep = method(&text);
+        let mut alone = World::new(KvType::F16, Ledger::unlimited());
+        alone.keep(&keep, PROMPT).unwrap();
+        alone.read(PROMPT, 64);
+        alone.end_of_prompt().unwrap();
+        let both = asked(KvType::F16, &keep, &read, Ledger::unlimited());
+        for layer in FULL_LAYERS {
+            for head in 0..KV_HEADS {
+                let kept = |world: &World| world.context.kept_positions(layer, head);
+                assert_eq!(kept(&both), kept(&alone), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
 fn answers_do_not_depend_on_passes_and_forks_are_isolated() {
     for form in forms() {
         for text in texts(&BUDGET.to_string()) {

@@ -496,7 +496,7 @@ fn text(session: &Session, limits: Option<&Limits>, runs: &[Run], kept: &[KeptAt
     text.push_str(&output::table(&rows, &[1, 2, 3, 4, 5, 6]));
     for at in kept {
         text.push_str(&format!(
-            "depth {}: {} of {} pairs kept, {} of keys and values, deciding took {:.1} ms\n",
+            "depth {}: {} of {} pairs kept, {} held, deciding took {:.1} ms\n",
             human_count(at.depth),
             at.pairs_kept,
             at.pairs_seen,
