@@ -76,6 +76,11 @@ fn what_is_left_of_another_context_is_refused() {
         refused(same, KvType::F16, &tokens, &bytes[..end]);
     }
     refused(same, KvType::F16, &tokens, &[&bytes[..], &[0]].concat());
+    let mut methods = Methods::new();
+    methods
+        .set(Stage::Read, "quest(budget=192, dense=0)")
+        .unwrap();
+    let read = Arc::clone(methods.read().unwrap());
     for text in [
         same,
         "h2o(budget=70)",
@@ -94,8 +99,13 @@ fn what_is_left_of_another_context_is_refused() {
             wrong[at] ^= 1;
             let mut other = World::new(KvType::F16, Ledger::unlimited());
             other.keep(&keep, PROMPT).unwrap();
-            // A number may have become another that is as good; nothing panics.
-            let _ = other.context.restore_kept(&tokens, &wrong);
+            // A number may have become another that is as good; nothing panics, and what is taken for good can be
+            // chosen from and read on.
+            if other.context.restore_kept(&tokens, &wrong).is_ok() {
+                other.context.read_by(&read).unwrap();
+                other.context.answer_from(tokens.len());
+                other.read(1, 1);
+            }
         }
     }
     let mut plain = World::new(KvType::F16, Ledger::unlimited());
