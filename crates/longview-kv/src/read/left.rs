@@ -9,7 +9,8 @@ use longview_kernels::page::PAGE_TOKENS;
 use longview_kernels::{Isa, Pool};
 
 use super::Part;
-use super::bounds::{SLAB_SPANS, Shape, Slabs, floats, own_keys};
+use super::bounds::{SLAB_SPANS, Shape, floats, own_keys};
+use super::search::Slabs;
 use crate::SPAN_BLOCKS;
 use crate::block::Block;
 use crate::error::KvError;
@@ -172,7 +173,8 @@ impl Slabs for StreamHead<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bounds::{Best, Bounds, HeadBounds};
+    use super::super::bounds::Bounds;
+    use super::super::search::{Best, HeadBounds};
     use super::*;
     use crate::layout::{KvLayout, LayerLayout, LayerState};
     use crate::ledger::Purpose;

@@ -14,6 +14,7 @@
 mod bounds;
 mod left;
 mod reads;
+mod search;
 
 use std::fmt;
 use std::ops::Range;
@@ -22,10 +23,11 @@ use longview_kernels::Isa;
 
 use crate::layout::{Group, KvLayout, LayerState};
 use crate::{BLOCK_TOKENS, SPAN_BLOCKS};
-pub(crate) use bounds::{Best, Bounds, HeadBounds, floats};
+pub(crate) use bounds::{Bounds, floats};
 use bounds::{SLAB_SPANS, Shape};
 pub use reads::ReadReport;
 pub(crate) use reads::Reads;
+pub(crate) use search::{Best, HeadBounds};
 
 /// read: the pages that one row reads.
 pub trait Select: Send + Sync {
