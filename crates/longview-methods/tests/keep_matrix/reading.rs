@@ -158,22 +158,26 @@ fn a_row_attends_to_the_pages_that_were_planned_and_to_no_others() {
 }
 
 #[test]
-fn what_stays_of_a_prompt_does_not_depend_on_what_answers_read() {
-    let read = read("quest(budget=192, dense=0)");
-    for text in texts("200") {
-        let keep = method(&text);
-        let mut alone = World::new(KvType::F16, Ledger::unlimited());
-        alone.keep(&keep, PROMPT).unwrap();
-        alone.read(PROMPT, 64);
-        alone.end_of_prompt().unwrap();
-        let both = asked(KvType::F16, &keep, &read, Ledger::unlimited());
-        for layer in FULL_LAYERS {
-            for head in 0..KV_HEADS {
-                let kept = |world: &World| world.context.kept_positions(layer, head);
-                assert_eq!(kept(&both), kept(&alone), "{text}");
-            }
+fn a_repetition_attends_to_everything_whatever_answers_read() {
+    let keep = method("kvzip(budget=300)");
+    let repeated = |read: Option<&Arc<Read>>| {
+        let mut world = World::new(KvType::F16, Ledger::unlimited());
+        world.keep(&keep, PROMPT).unwrap();
+        if let Some(read) = read {
+            world.context.read_by(read).unwrap();
         }
-    }
+        world.context.answer_from(PROMPT);
+        world.read(PROMPT, 64);
+        let mut fork = world.fork();
+        fork.context.watch_repeat(64..128, 4).unwrap();
+        let out = fork.read(40, 20);
+        // What is written after the prompt itself is an answer as before.
+        (out, world.read(1, 1))
+    };
+    let read = read("quest(budget=192, dense=0)");
+    let (alone, both) = (repeated(None), repeated(Some(&read)));
+    assert!(both.0 == alone.0, "a repetition");
+    assert!(both.1 != alone.1, "an answer");
 }
 
 #[test]
