@@ -18,7 +18,7 @@ const OWN_MAPPING: usize = 64 << 10;
 
 /// What the length of a mapping is rounded to: the largest page any system here uses.
 #[cfg(target_os = "linux")]
-const PAGE: usize = 64 << 10;
+pub(crate) const PAGE: usize = 64 << 10;
 
 /// Asks for the cache line at `p`, which may be any address, into the nearest cache.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -241,6 +241,24 @@ fn map_pages(len: usize) -> NonNull<u8> {
         libc::madvise(start.cast(), len - len % HUGE_PAGE, libc::MADV_HUGEPAGE);
         NonNull::new_unchecked(start)
     }
+}
+
+/// Gives the whole pages among `len` bytes from `start` on back to the system, where it can; they may be zeros
+/// from then on.
+///
+/// # Safety
+/// The bytes are part of an [`AlignedBytes`] that is a mapping of its own, and nobody reads or writes them any
+/// more.
+pub(crate) unsafe fn discard(start: *mut u8, len: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        let skipped = start.align_offset(PAGE).min(len);
+        let whole = (len - skipped) / PAGE * PAGE;
+        // SAFETY: pages of a mapping, none of which anybody uses. What the system refuses stays as it is.
+        unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_DONTNEED) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, len);
 }
 
 /// Pages of zeros, or null.

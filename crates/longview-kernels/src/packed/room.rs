@@ -1,20 +1,22 @@
 //! Memory for weights: many matrices in a few large buffers.
 //!
-//! A large buffer consists of huge pages. A matrix of less than one of them would miss those, and
-//! then be read at half the speed; one of slightly more would hold a second page for nothing.
+//! A large buffer consists of huge pages. What of a matrix lies outside of them, which is all of a small one and
+//! the end of a large one, is read at half the speed; so matrices lie one right after the other, and up to one
+//! huge page of each buffer is held for nothing.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::memory::{ALIGNMENT, AlignedBytes};
+use crate::memory::{ALIGNMENT, AlignedBytes, discard};
 
-/// Bytes of a buffer that matrices share.
-const SHARED: usize = 16 << 20;
+/// Bytes of a buffer that matrices share: address space, of which only what is written becomes memory.
+const SHARED: usize = 256 << 20;
 
 /// The buffer that the next matrices go into, for as long as any of those in it lives.
 static CURRENT: Mutex<Weak<Buffer>> = Mutex::new(Weak::new());
 
-/// Zeroed memory aligned to 64 bytes, a part of a large buffer that goes when all its parts have.
+/// Zeroed memory aligned to 64 bytes, a part of a large buffer. Its pages go with it, the buffer's address space
+/// when all parts have gone.
 pub(super) struct Room {
     buffer: Arc<Buffer>,
     start: usize,
@@ -25,18 +27,11 @@ impl Room {
     /// Room for `len` bytes.
     pub(super) fn new(len: usize) -> Room {
         let whole = len.next_multiple_of(ALIGNMENT);
-        if whole > SHARED / 2 {
-            return Room {
-                buffer: Arc::new(Buffer::new(whole)),
-                start: 0,
-                len,
-            };
-        }
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         let buffer = match current.upgrade() {
             Some(buffer) if whole <= buffer.free() => buffer,
             _ => {
-                let buffer = Arc::new(Buffer::new(SHARED));
+                let buffer = Arc::new(Buffer::new(whole.max(SHARED)));
                 *current = Arc::downgrade(&buffer);
                 buffer
             }
@@ -60,6 +55,16 @@ impl DerefMut for Room {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, and `&mut self` makes the borrow unique.
         unsafe { std::slice::from_raw_parts_mut(self.buffer.first.add(self.start), self.len) }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // The last part takes the buffer with it.
+        if Arc::strong_count(&self.buffer) > 1 {
+            // SAFETY: this room's part of a buffer that is there, which nobody else uses nor will again.
+            unsafe { discard(self.buffer.first.add(self.start), self.len) };
+        }
     }
 }
 
@@ -107,20 +112,11 @@ impl Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::PAGE;
 
     #[test]
     fn rooms_are_apart_zeroed_and_aligned() {
-        let sizes = [
-            0,
-            1,
-            100,
-            3 << 20,
-            9 << 20,
-            SHARED + 5,
-            6 << 20,
-            6 << 20,
-            64,
-        ];
+        let sizes = [0, 1, 100, 3 << 20, 9 << 20, 6 << 20, 64];
         let mut rooms: Vec<Room> = sizes.iter().map(|&len| Room::new(len)).collect();
         for (i, room) in rooms.iter_mut().enumerate() {
             assert_eq!(room.as_ptr() as usize % ALIGNMENT, 0);
@@ -138,5 +134,27 @@ mod tests {
             let fill = if i < 3 { i + 1 } else { i + 2 } as u8;
             assert!(room.iter().all(|&byte| byte == fill));
         }
+    }
+
+    #[test]
+    fn what_is_larger_than_a_shared_buffer_has_one_of_its_size() {
+        let room = Room::new(SHARED + 5);
+        assert_eq!((room.start, room.len()), (0, SHARED + 5));
+        assert_eq!(room.last(), Some(&0));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_room_that_goes_gives_its_pages_back_while_others_stay() {
+        let mut rooms = [(); 3].map(|()| Room::new(3 << 20));
+        rooms.iter_mut().for_each(|room| room.fill(7));
+        let [before, gone, after] = rooms;
+        let (buffer, start) = (Arc::clone(&gone.buffer), gone.start);
+        drop(gone);
+        // SAFETY: the buffer is there, and nobody writes to this part of it.
+        let bytes = unsafe { std::slice::from_raw_parts(buffer.first.add(start), 3 << 20) };
+        let whole_pages = &bytes[PAGE..bytes.len() - PAGE];
+        assert!(whole_pages.iter().all(|&byte| byte == 0));
+        assert!(before.iter().chain(after.iter()).all(|&byte| byte == 7));
     }
 }
