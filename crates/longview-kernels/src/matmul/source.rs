@@ -54,13 +54,12 @@ pub(super) use with_source;
 /// answer. A whole segment comes on top, as its first block already needs the end of it.
 const AHEAD: usize = 2560;
 
-/// Where the planes of a segment begin.
+/// Where the parts of a segment begin.
 #[derive(Clone, Copy)]
 pub(super) struct Segment {
-    top: *const u8,
-    low: *const u8,
     scales: *const u8,
     factors: *const u8,
+    codes: *const u8,
 }
 
 impl Segment {
@@ -76,36 +75,31 @@ impl Segment {
     ) -> (Self, usize) {
         let layout = S::LAYOUT;
         let count = SEGMENT.min(blocks - at * SEGMENT);
-        // SAFETY: the planes lie inside the panel one after the other.
+        // SAFETY: the parts lie inside the panel one after the other.
         unsafe {
-            let top = panel.add(at * layout.segment_bytes(SEGMENT));
-            let low = top.add(count * layout.top_bytes());
-            let scales = low.add(count * layout.low_bytes());
-            let factors = scales.add(count * layout.scale_bytes());
-            (
-                Segment {
-                    top,
-                    low,
-                    scales,
-                    factors,
-                },
-                count,
-            )
+            let scales = panel.add(at * layout.segment_bytes(SEGMENT));
+            let segment = Segment {
+                scales,
+                factors: scales.add(count * layout.scale_bytes()),
+                codes: scales.add(layout.head_bytes(count)),
+            };
+            (segment, count)
         }
     }
 
-    /// Top plane, low plane and scales of block `b`, and the segment's factors.
+    /// Upper bits, lower bits and scales of block `b`, and the segment's factors.
     ///
     /// # Safety
     /// `b` is below the segment's number of blocks.
     #[inline(always)]
     pub(super) unsafe fn planes<S: Source>(self, b: usize) -> Planes {
         let layout = S::LAYOUT;
-        // SAFETY: the block's part of each plane lies inside it.
+        // SAFETY: the block's parts lie inside the segment.
         unsafe {
+            let top = self.codes.add(b * layout.code_bytes());
             Planes {
-                top: self.top.add(b * layout.top_bytes()),
-                low: self.low.add(b * layout.low_bytes()),
+                top,
+                low: top.add(layout.top_bytes()),
                 scales: self.scales.add(b * layout.scale_bytes()),
                 factors: self.factors,
             }
@@ -118,7 +112,7 @@ impl Segment {
         let layout = S::LAYOUT;
         let bytes = layout.segment_bytes(SEGMENT) / SEGMENT;
         let start = self
-            .top
+            .scales
             .wrapping_add(layout.segment_bytes(SEGMENT) + AHEAD + b * bytes);
         for line in 0..bytes.div_ceil(64) {
             prefetch_farther(start.wrapping_add(64 * line));
@@ -147,19 +141,15 @@ pub(super) struct Ahead {
 
 #[cfg(target_arch = "x86_64")]
 impl Ahead {
-    /// For `panels` panels of so many blocks that are read side by side.
-    pub(super) fn new<S: Source>(panels: usize, blocks: usize) -> Ahead {
+    /// For `panels` panels of so many blocks that are read side by side, `distance` bytes ahead or as many as suit
+    /// most processors.
+    pub(super) fn new<S: Source>(panels: usize, blocks: usize, distance: Option<usize>) -> Ahead {
         let panel_bytes = S::LAYOUT.panel_bytes(blocks);
         Ahead {
             panel_bytes,
             skipped: (panels - 1) * panel_bytes,
-            distance: S::LAYOUT.segment_bytes(SEGMENT) + AHEAD,
+            distance: distance.unwrap_or(S::LAYOUT.segment_bytes(SEGMENT) + AHEAD),
         }
-    }
-
-    /// The same, asking for what comes `distance` bytes later.
-    pub(super) fn at(self, distance: usize) -> Ahead {
-        Ahead { distance, ..self }
     }
 
     /// Asks for what lies ahead of a block of a segment of each of `panels`: every so many lines (`STEP`), from line

@@ -38,11 +38,9 @@ impl LaneBlock {
         let in_segment = SEGMENT.min(blocks - first);
         let segment = &panel[b / SEGMENT * layout.segment_bytes(SEGMENT)..];
         let b = b - first;
-        let (top_bytes, low_bytes) = (layout.top_bytes(), layout.low_bytes());
-        let top = &segment[b * top_bytes..][..top_bytes];
-        let low = &segment[in_segment * top_bytes + b * low_bytes..][..low_bytes];
-        let all_scales = &segment[in_segment * (top_bytes + low_bytes)..];
-        let (all_scales, factors) = all_scales.split_at(in_segment * layout.scale_bytes());
+        let (head, codes) = segment.split_at(layout.head_bytes(in_segment));
+        let (top, low) = codes[b * layout.code_bytes()..].split_at(layout.top_bytes());
+        let (all_scales, factors) = head.split_at(in_segment * layout.scale_bytes());
         let scales = &all_scales[b * layout.scale_bytes()..];
         let mut block = LaneBlock {
             codes: read_codes(layout, top, low, lane),

@@ -2,17 +2,19 @@
 //!
 //! A **panel** is 16 output rows side by side, so that one 512-bit register holds one number of each
 //! row. Float panels are `[k][16]` elements. Quantised panels are a sequence of **segments** of up to
-//! eight 32-element blocks (256 elements, one K block), each segment four planes:
+//! eight 32-element blocks (256 elements, one K block). What a segment begins with, its head, is a multiple of
+//! 64 bytes; its blocks' codes follow, so that a kernel reads a panel from its first byte to its last: the
+//! processor fetches further lines of what it sees read in order, and does not follow jumps.
 //!
-//! | plane | a block of 16 rows × 32 elements |
+//! | in order | a block of 16 rows × 32 elements |
 //! |---|---|
-//! | top | the upper 8, 4 or 2 bits of each code: 512, 256 or 128 bytes |
-//! | low | the lower 2, 1 or 0 bits of each code: 128, 64 or 0 bytes |
-//! | scales | the block's own scales and minima, a lane a row |
+//! | scales | the blocks' own scales and minima, block after block, a lane a row |
 //! | factors | (one a segment) the f16 factors of the small integer scales |
+//! | of each block: top | the upper 8, 4 or 2 bits of each code: 512, 256 or 128 bytes |
+//! | low | the lower 2, 1 or 0 bits of each code: 128, 64 or 0 bytes |
 //!
-//! Codes are grouped by four elements: **group** `g` of a block is elements `4g..4g+4`, and in every
-//! plane the 32-bit lane of a row holds the four elements of a group in its four bytes, which is the
+//! Codes are grouped by four elements: **group** `g` of a block is elements `4g..4g+4`, and in both
+//! parts the 32-bit lane of a row holds the four elements of a group in its four bytes, which is the
 //! operand of a four-way 8-bit dot product. A byte packs the same element of several groups:
 //!
 //! - 8 bits: 8 × 64 bytes, group `g` at `64 g`.
@@ -111,12 +113,12 @@ impl Layout {
         })
     }
 
-    /// Bytes of the top plane for one block.
+    /// Bytes of the upper bits of one block.
     pub(crate) const fn top_bytes(&self) -> usize {
         LANES * BLOCK * self.top_bits / 8
     }
 
-    /// Bytes of the low plane for one block.
+    /// Bytes of the lower bits of one block.
     pub(crate) const fn low_bytes(&self) -> usize {
         LANES * BLOCK * self.low_bits / 8
     }
@@ -141,10 +143,19 @@ impl Layout {
             }
     }
 
+    /// Bytes of the codes of one block, a multiple of 64.
+    pub(crate) const fn code_bytes(&self) -> usize {
+        self.top_bytes() + self.low_bytes()
+    }
+
+    /// Bytes of the scales and factors that a segment of `blocks` blocks begins with, a multiple of 64.
+    pub(crate) const fn head_bytes(&self, blocks: usize) -> usize {
+        (blocks * self.scale_bytes() + self.factor_bytes()).next_multiple_of(64)
+    }
+
     /// Bytes of a segment of `blocks` blocks, a multiple of 64.
     pub(crate) const fn segment_bytes(&self, blocks: usize) -> usize {
-        let block = self.top_bytes() + self.low_bytes() + self.scale_bytes();
-        (blocks * block + self.factor_bytes()).next_multiple_of(64)
+        self.head_bytes(blocks) + blocks * self.code_bytes()
     }
 
     /// Bytes of a panel of `blocks` blocks, a multiple of 64.

@@ -1,4 +1,4 @@
-//! Block bytes of a file → the planes of a panel.
+//! Block bytes of a file → a panel.
 //!
 //! Eight codes at a time go from a row to its lane: their bits are moved in one register, and sixteen rows in turn fill each line
 //! of the panel while it is in the nearest cache. The offsets of a format are those of its block, whose length is part of the
@@ -68,12 +68,11 @@ fn pack<const BYTES: usize, S: Source<BYTES>>(
         let count = SEGMENT.min(blocks - first);
         let (segment, after) = rest.split_at_mut(layout.segment_bytes(count));
         rest = after;
-        let (top, segment) = segment.split_at_mut(count * layout.top_bytes());
-        let (low, segment) = segment.split_at_mut(count * layout.low_bytes());
-        let (scale_plane, factor_plane) = segment.split_at_mut(count * layout.scale_bytes());
+        let (head, codes) = segment.split_at_mut(layout.head_bytes(count));
+        let (scale_plane, factor_plane) = head.split_at_mut(count * layout.scale_bytes());
         for b in 0..count {
-            let top = &mut top[b * layout.top_bytes()..][..layout.top_bytes()];
-            let low = &mut low[b * layout.low_bytes()..][..layout.low_bytes()];
+            let codes = &mut codes[b * layout.code_bytes()..][..layout.code_bytes()];
+            let (top, low) = codes.split_at_mut(layout.top_bytes());
             for (lane, row) in rows.iter().enumerate() {
                 let words = S::words(&row[(first + b) / in_block], b % in_block);
                 put_codes(top, layout.top_bits, lane, &upper(&words, &layout));

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use super::each;
 use super::wide_float::{Codes, Weights, wide_float};
 use crate::format::Format;
+use crate::isa::prefers_one_stream;
 use crate::matmul::slab::{Tile, slabs, tiles};
 use crate::matmul::source::{Source, with_source};
 use crate::matmul::{PANELS_OF_ONE_GROUP as TOGETHER, Part};
@@ -61,20 +62,23 @@ fn in_place<W: Element>(part: &Part) {
 /// Computes `part`, of at most four rows, several panels at a time: each sum waits for its last
 /// addition, and one panel's sums of a row or two wait longer than memory takes.
 fn one_group<W: Element>(part: &Part) {
+    // The arithmetic of one row is so little that such a processor keeps ahead of it.
+    let by_itself = prefers_one_stream();
     for panel in part.panels.clone().step_by(TOGETHER) {
         let panels = TOGETHER.min(part.panels.end - panel);
         // SAFETY: as in `add`; `panels` of the part's panels begin here.
         unsafe {
             match (part.x.shape().group, panels) {
-                (1, TOGETHER) => together::<W, TOGETHER, 1>(part, panel),
-                (2, TOGETHER) => together::<W, TOGETHER, 2>(part, panel),
-                (3, TOGETHER) => together::<W, TOGETHER, 3>(part, panel),
-                (4, TOGETHER) => together::<W, TOGETHER, 4>(part, panel),
+                (1, TOGETHER) if by_itself => together::<W, TOGETHER, 1, false>(part, panel),
+                (1, TOGETHER) => together::<W, TOGETHER, 1, true>(part, panel),
+                (2, TOGETHER) => together::<W, TOGETHER, 2, true>(part, panel),
+                (3, TOGETHER) => together::<W, TOGETHER, 3, true>(part, panel),
+                (4, TOGETHER) => together::<W, TOGETHER, 4, true>(part, panel),
                 (group, _) => (panel..panel + panels).for_each(|panel| match group {
-                    1 => together::<W, 1, 1>(part, panel),
-                    2 => together::<W, 1, 2>(part, panel),
-                    3 => together::<W, 1, 3>(part, panel),
-                    _ => together::<W, 1, 4>(part, panel),
+                    1 => together::<W, 1, 1, true>(part, panel),
+                    2 => together::<W, 1, 2, true>(part, panel),
+                    3 => together::<W, 1, 3, true>(part, panel),
+                    _ => together::<W, 1, 4, true>(part, panel),
                 }),
             }
         }
@@ -84,12 +88,15 @@ fn one_group<W: Element>(part: &Part) {
 /// Bytes ahead in each panel at which such a group asks for weights.
 const AHEAD: usize = 2048;
 
-/// Computes the products of `P` panels with the one group of `G` rows.
+/// Computes the products of `P` panels with the one group of `G` rows, and asks ahead for weights if `ASKS`.
 ///
 /// # Safety
 /// The processor offers the features; the panels are the part's, and its rows `G`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn together<W: Element, const P: usize, const G: usize>(part: &Part, panel: usize) {
+unsafe fn together<W: Element, const P: usize, const G: usize, const ASKS: bool>(
+    part: &Part,
+    panel: usize,
+) {
     let weights: [*const u8; P] = std::array::from_fn(|p| part.w.panel(panel + p).as_ptr());
     let mut x = part.x.floats()[..G * part.w.k()].as_ptr();
     let mut sums = [[_mm512_setzero_ps(); G]; P];
@@ -103,7 +110,9 @@ unsafe fn together<W: Element, const P: usize, const G: usize>(part: &Part, pane
             for i in elements {
                 for (weights, sums) in weights.iter().zip(&mut sums) {
                     let at = weights.add(i * LANES * W::BYTES);
-                    prefetch_farther(at.wrapping_add(AHEAD + skipped));
+                    if ASKS {
+                        prefetch_farther(at.wrapping_add(AHEAD + skipped));
+                    }
                     let w = W::load(at);
                     for (r, sum) in sums.iter_mut().enumerate() {
                         *sum = _mm512_fmadd_ps(w, _mm512_set1_ps(*x.add(r)), *sum);

@@ -55,46 +55,73 @@ fn pairs_in_tiles<S: Source>(pairs: &Pairs, finish: &Finish) {
 
 fn few_rows<S: Source>(part: &Part) {
     let groups = part.x.shape().groups;
-    let alone = reads_alone::<S>(part.rows().len());
+    let one_stream = one_stream::<S>(part.rows().len());
     let mut panel = part.panels.start;
     while panel < part.panels.end {
         let left = part.panels.end - panel;
         let panels = match groups {
-            1 if left >= FOUR && !alone => FOUR,
-            2 if left >= TWO => TWO,
+            1 if left >= FOUR && one_stream.is_none() => FOUR,
+            2 if left >= TWO && one_stream.is_none() => TWO,
             _ => 1,
         };
-        let tile = Tile { part, panel };
+        let distance = match one_stream {
+            Some(Asks::Far(distance)) => Some(distance),
+            _ => None,
+        };
+        let tile = Tile {
+            part,
+            panel,
+            distance,
+        };
         // SAFETY: `Isa::Avx512` runs only where the processor offers the features; so many panels are the
         // part's, and the groups are those of its rows.
         unsafe {
             match (part.x.shape().group, groups, panels) {
-                (1, _, 1) => tile.compute::<S, 1, 1, 1>(),
-                (1, _, _) => tile.compute::<S, FOUR, 1, 1>(),
-                (2, _, 1) => tile.compute::<S, 1, 2, 1>(),
-                (2, _, _) => tile.compute::<S, FOUR, 2, 1>(),
-                (3, _, 1) => tile.compute::<S, 1, 3, 1>(),
-                (3, _, _) => tile.compute::<S, FOUR, 3, 1>(),
-                (_, 1, 1) => tile.compute::<S, 1, 4, 1>(),
-                (_, 1, _) => tile.compute::<S, FOUR, 4, 1>(),
-                (_, 2, 1) => tile.compute::<S, 1, 4, 2>(),
-                (_, 2, _) => tile.compute::<S, TWO, 4, 2>(),
-                _ => tile.compute::<S, 1, 4, 3>(),
+                (1, ..) if one_stream == Some(Asks::Nothing) => tile.compute::<S, 1, 1, 1, false>(),
+                (2, ..) if one_stream == Some(Asks::Nothing) => tile.compute::<S, 1, 2, 1, false>(),
+                (1, _, 1) => tile.compute::<S, 1, 1, 1, true>(),
+                (1, _, _) => tile.compute::<S, FOUR, 1, 1, true>(),
+                (2, _, 1) => tile.compute::<S, 1, 2, 1, true>(),
+                (2, _, _) => tile.compute::<S, FOUR, 2, 1, true>(),
+                (3, _, 1) => tile.compute::<S, 1, 3, 1, true>(),
+                (3, _, _) => tile.compute::<S, FOUR, 3, 1, true>(),
+                (_, 1, 1) => tile.compute::<S, 1, 4, 1, true>(),
+                (_, 1, _) => tile.compute::<S, FOUR, 4, 1, true>(),
+                (_, 2, 1) => tile.compute::<S, 1, 4, 2, true>(),
+                (_, 2, _) => tile.compute::<S, TWO, 4, 2, true>(),
+                _ => tile.compute::<S, 1, 4, 3, true>(),
             }
         }
         panel += panels;
     }
 }
 
-/// What one row asks for ahead in a panel that is read alone and has one plane: the processor fetches
-/// most of it by itself.
-const NEAR: usize = 1024;
+/// How far ahead weights are asked for.
+#[derive(Clone, Copy, PartialEq)]
+enum Asks {
+    /// As far as [`Ahead`] does by itself.
+    Usual,
+    /// Not at all: the processor fetches by itself what is read in order.
+    Nothing,
+    /// So many bytes.
+    Far(usize),
+}
 
-/// Whether products of so few rows, one group, take one panel after the other, and not several side by side.
-fn reads_alone<S: Source>(rows: usize) -> bool {
+/// Whether products of so many rows take one panel after the other and not several side by side, and how they ask
+/// for weights then. Where there is little arithmetic between two lines of cache, asking takes away from what the
+/// processor fetches by itself; where there is more, it no longer runs ahead far enough.
+fn one_stream<S: Source>(rows: usize) -> Option<Asks> {
     let layout = S::LAYOUT;
-    let gains = layout.top_bytes() > 0 || (rows == 1 && layout.low_bits <= 4);
-    gains && prefers_one_stream()
+    if !prefers_one_stream() {
+        return None;
+    }
+    match rows {
+        1 => Some(Asks::Nothing),
+        2 if layout.low_bits == 0 => Some(Asks::Nothing),
+        3 | 4 if layout.top_bits == 8 => None,
+        2..=4 => Some(Asks::Far(rows * 4096)),
+        _ => Some(Asks::Usual),
+    }
 }
 
 /// Some panels times all rows, up to three groups of them.
@@ -102,22 +129,29 @@ struct Tile<'a> {
     part: &'a Part<'a>,
     /// The first.
     panel: usize,
+    /// Bytes ahead at which it asks for weights, where they are not the usual.
+    distance: Option<usize>,
 }
 
 impl Tile<'_> {
-    /// Computes the products of `P` panels with `GROUPS` groups of `G` rows.
+    /// Computes the products of `P` panels with `GROUPS` groups of `G` rows, and asks ahead for weights if `ASKS`.
     ///
     /// # Safety
     /// The processor offers the features; so many panels are the part's, and so many groups its rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn compute<S: Source, const P: usize, const G: usize, const GROUPS: usize>(&self) {
+    unsafe fn compute<
+        S: Source,
+        const P: usize,
+        const G: usize,
+        const GROUPS: usize,
+        const ASKS: bool,
+    >(
+        &self,
+    ) {
         let part = self.part;
         let (blocks, grain) = (part.blocks(), S::LAYOUT.grain());
         let panels: [*const u8; P] = std::array::from_fn(|p| part.w.panel(self.panel + p).as_ptr());
-        let mut ahead = Ahead::new::<S>(P, blocks);
-        if P == 1 && G == 1 && S::LAYOUT.top_bytes() == 0 && reads_alone::<S>(1) {
-            ahead = ahead.at(NEAR);
-        }
+        let ahead = Ahead::new::<S>(P, blocks, self.distance);
         let records = part.x.records(grain);
         let stride = part.x.shape().record_bytes(grain);
         let mut x: [*const u8; GROUPS] = std::array::from_fn(|i| records[i * stride..].as_ptr());
@@ -134,7 +168,9 @@ impl Tile<'_> {
                 });
                 for b in 0..count {
                     for p in 0..P {
-                        ahead.ask::<S, P>(&panels, at, b, p, prefetch_farther);
+                        if ASKS {
+                            ahead.ask::<S, P>(&panels, at, b, p, prefetch_farther);
+                        }
                         let (segment, _) = Segment::at::<S>(panels[p], blocks, at);
                         let planes = segment.planes::<S>(b);
                         if grain == Grain::Block {

@@ -56,7 +56,7 @@ unsafe fn compute<S: Source, const P: usize>(part: &Part, panel: usize, sums: *m
     let stride = part.x.shape().record_bytes(grain);
     let mut x =
         part.x.records(grain)[part.groups.start * stride..part.groups.end * stride].as_ptr();
-    let ahead = Ahead::new::<S>(P, blocks);
+    let ahead = Ahead::new::<S>(P, blocks, None);
     let ints = sums.wrapping_add(SOME_ROWS * PANELS * LANES).cast::<i32>();
     // SAFETY: segments and blocks are counted inside the panels, records inside the groups, and sums
     // inside their room; rows and lanes that are written lie inside the output.
