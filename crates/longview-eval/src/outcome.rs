@@ -25,8 +25,8 @@ pub enum Measure {
 pub enum Sight {
     /// After the document was read and compressed.
     Unseen,
-    /// Before it is compressed: the first question is read with the document, and further ones go
-    /// on from what was kept for the first.
+    /// Before it is compressed: every question is read with the document, as a prompt of its own; in a
+    /// conversation the first is, and further ones go on from what was kept for it.
     Seen,
 }
 
@@ -47,7 +47,7 @@ pub struct Case {
     /// Tokens generated, where that is asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub generate: Option<usize>,
-    /// How often the way the task's samples are drawn had changed: results of other samples are not its own.
+    /// How often the way the task's samples are drawn or asked had changed: other results are not its own.
     #[serde(skip_serializing_if = "is_first", default)]
     pub drawn: u32,
 }

@@ -45,6 +45,31 @@ fn stand_in() -> Engine {
 }
 
 #[test]
+fn a_question_that_is_seen_is_a_prompt_of_its_own_but_in_a_conversation() {
+    let engine = Engine::open(&EngineOptions::default()).unwrap();
+    let material = Material::shipped(Wording::needle());
+    let method = "snapkv(budget=5%, kernel=21)";
+    let scores = |task: &str| {
+        let mut plan = plan(&[task], method, 2500);
+        plan.question = Sight::Seen;
+        let evaluation = Evaluation::new(&engine, &material, &plan).unwrap();
+        let mut record = Record::in_memory();
+        let refused = evaluation
+            .run(&mut record, &mut |_| Control::Continue)
+            .unwrap();
+        assert!(refused.is_empty());
+        let rows = evaluation.rows(&record);
+        let of = |dense: bool| rows.iter().find(|row| (row.setup == "dense") == dense);
+        (of(true).unwrap().score, of(false).unwrap().score)
+    };
+    // Four keys, each asked for when the document is there whole; eight, of which one was known.
+    let (dense, four) = scores("niah-multiquery");
+    assert!(dense >= 75.0 && four >= dense - 12.5, "{dense} {four}");
+    let (dense, eight) = scores("reuse");
+    assert!(dense >= 75.0 && eight < 50.0, "{dense} {eight}");
+}
+
+#[test]
 fn every_task_fills_its_length_and_holds_what_it_asks_for() {
     let engine = Engine::open(&EngineOptions::default()).unwrap();
     let prompter = Prompter::new(engine.text()).unwrap();

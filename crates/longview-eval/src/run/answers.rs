@@ -16,6 +16,7 @@ const TOGETHER_BYTES: u64 = 1 << 30;
 
 /// One sample of a task as it is asked.
 struct Asked<'a> {
+    task: &'a Task,
     case: &'a Case,
     sample: &'a Sample,
     prompt: &'a Prompt,
@@ -58,6 +59,7 @@ impl Evaluation<'_> {
             Sight::Seen => prompt.questions[0].len(),
         };
         let asked = Asked {
+            task,
             case,
             sample: &sample,
             prompt: &prompt,
@@ -109,7 +111,7 @@ impl Evaluation<'_> {
             seconds,
         } = match asked.case.question {
             Sight::Unseen => self.compress(setup, reading, asked.lengths)?,
-            // It is compressed when the first question has been read.
+            // It is compressed when a question has been read.
             Sight::Seen => {
                 let context = self.put_in_charge(setup, reading, asked.lengths)?;
                 Compressed {
@@ -201,20 +203,22 @@ impl Evaluation<'_> {
                 one.outcome.note_speed(&generated);
             }
             one.outcome.answers.push(generated.text.clone());
-            if asked.case.question == Sight::Seen {
-                // A conversation: every question goes on from the answer before it.
-                one.context = fork;
-                if index == 0 {
-                    let (bytes, prompt) = (generated.prompt_kv_bytes, asked.lengths.prompt);
-                    one.outcome.bytes_held =
-                        bytes + self.index_bytes(one.setup, &one.context, prompt, bytes);
-                    // Of several that answer together nobody knows whose it is.
-                    if alone {
-                        let both = one.document_bytes + more;
-                        one.outcome.peak_bytes = one.outcome.peak_bytes.max(both);
-                    }
-                    one.outcome.compression_seconds = compression_seconds(&one.context);
+            if asked.case.question == Sight::Unseen {
+                continue;
+            }
+            if index == 0 {
+                let (bytes, prompt) = (generated.prompt_kv_bytes, asked.lengths.prompt);
+                one.outcome.bytes_held = bytes + self.index_bytes(one.setup, &fork, prompt, bytes);
+                // Of several that answer together nobody knows whose it is.
+                if alone {
+                    let both = one.document_bytes + more;
+                    one.outcome.peak_bytes = one.outcome.peak_bytes.max(both);
                 }
+                one.outcome.compression_seconds = compression_seconds(&fork);
+            }
+            if asked.task.conversation {
+                // Every question goes on from the answer before it.
+                one.context = fork;
             }
         }
         Ok(())

@@ -136,10 +136,10 @@ impl Subject {
         }
     }
 
-    /// How often the way its samples are drawn has changed since results are kept.
-    fn drawn(&self) -> u32 {
+    /// How often the way its samples are drawn or asked has changed since results are kept.
+    fn drawn(&self, question: Sight) -> u32 {
         match self {
-            Subject::Task(task) => task.drawn,
+            Subject::Task(task) => task.drawn(question),
             Subject::Continuation | Subject::Drift => 0,
         }
     }
@@ -414,7 +414,7 @@ impl<'a> Evaluation<'a> {
                             sample,
                             question: self.plan.question,
                             generate: generates.then_some(self.plan.generate),
-                            drawn: subject.drawn(),
+                            drawn: subject.drawn(self.plan.question),
                         };
                         (*subject, case)
                     }));

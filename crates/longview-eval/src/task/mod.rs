@@ -9,6 +9,7 @@ use longview_engine::sampling::Rng;
 
 use crate::error::EvalError;
 use crate::haystack::Haystack;
+use crate::outcome::Sight;
 use crate::score::Scorer;
 use crate::wording::Wording;
 
@@ -27,8 +28,12 @@ pub struct Task {
     make: fn(&Making<'_>, &mut Rng, usize) -> Sample,
     /// The fewest units it makes sense with.
     least: usize,
-    /// How often the way its samples are drawn has changed since results are kept.
-    pub(crate) drawn: u32,
+    /// How often the way its samples are drawn or asked has changed since results are kept, with the question
+    /// unseen and seen.
+    drawn: [u32; 2],
+    /// Whether its questions are asked one after another where they are seen: otherwise each is, with the
+    /// document, a prompt of its own.
+    pub(crate) conversation: bool,
 }
 
 /// What samples are made from.
@@ -90,91 +95,104 @@ static RULER: [Task; 13] = [
         doc: "one number hidden in sentences that say nothing",
         make: |making, rng, units| facts::single(making, rng, units, Hay::Noise, Value::Number),
         least: 0,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "niah-single-2",
         doc: "one number hidden in a book",
         make: |making, rng, units| facts::single(making, rng, units, Hay::Book, Value::Number),
         least: 0,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "niah-single-3",
         doc: "one UUID hidden in a book",
         make: |making, rng, units| facts::single(making, rng, units, Hay::Book, Value::Uuid),
         least: 0,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "niah-multikey-1",
         doc: "one of four numbers hidden in a book",
         make: facts::one_of_four,
         least: 0,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "niah-multikey-2",
         doc: "one number among nothing but such numbers",
         make: |making, rng, units| facts::one_of_many(making, rng, units, Value::Number),
         least: 1,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "niah-multikey-3",
         doc: "the UUID of one UUID among nothing but such pairs",
         make: |making, rng, units| facts::one_of_many(making, rng, units, Value::Uuid),
         least: 1,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "niah-multivalue",
         doc: "all four numbers that a book says of one thing",
         make: facts::four_values,
         least: 0,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "niah-multiquery",
         doc: "the numbers that a book says of four things",
         make: facts::four_keys,
         least: 0,
-        drawn: 0,
+        drawn: [0, 1],
+        conversation: false,
     },
     Task {
         name: "vt",
         doc: "variables that are assigned from one another over four steps",
         make: variables::chain,
         least: 0,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "cwe",
         doc: "the ten words that come up thirty times in a list where others come up three times",
         make: list::common,
         least: 10,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "fwe",
         doc: "the three most frequent words of a coded text",
         make: list::frequent,
         least: 100,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "qa-1",
         doc: "a question that one paragraph of a book answers, among others",
         make: |making, rng, units| passages::ask(making, rng, units, 1),
         least: 0,
-        drawn: 1,
+        drawn: [1, 1],
+        conversation: false,
     },
     Task {
         name: "qa-2",
         doc: "a question that takes two paragraphs of a book, among others",
         make: |making, rng, units| passages::ask(making, rng, units, 2),
         least: 0,
-        drawn: 1,
+        drawn: [1, 1],
+        conversation: false,
     },
 ];
 
@@ -185,14 +203,16 @@ static OWN: [Task; 2] = [
         doc: "one number hidden in a book at set depths",
         make: |making, rng, units| facts::single(making, rng, units, Hay::Book, Value::Number),
         least: 0,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: false,
     },
     Task {
         name: "reuse",
         doc: "eight questions, one after another, about sixteen numbers hidden in a book",
         make: facts::many_questions,
         least: 0,
-        drawn: 0,
+        drawn: [0, 0],
+        conversation: true,
     },
 ];
 
@@ -216,6 +236,11 @@ impl Task {
     /// The fewest units that [`Task::sample`] takes.
     pub fn least_units(&self) -> usize {
         self.least
+    }
+
+    /// How often the way its samples are drawn or asked has changed since results are kept.
+    pub(crate) fn drawn(&self, question: Sight) -> u32 {
+        self.drawn[usize::from(question == Sight::Seen)]
     }
 
     /// The sample of a seed with `units` units of haystack.
