@@ -1,5 +1,6 @@
 //! What passes cost in operations, and how long such work takes as measured on this machine.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use longview_models::blueprint::{AttentionBlueprint, Blueprint, LayerBlueprint, Mixer};
@@ -14,19 +15,27 @@ pub(crate) struct Operations {
 }
 
 /// How fast passes have been.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Speed {
     /// The first pass, which touches buffers and weights for the first time: it counts where there is no other.
-    first: Option<(Operations, Duration)>,
-    /// Sums over passes of products of the two counts and the seconds, for the method of least squares.
-    pp: f64,
-    pa: f64,
-    aa: f64,
-    pt: f64,
-    at: f64,
-    all: Operations,
+    first: Option<Pass>,
+    /// The latest of the others.
+    latest: VecDeque<Pass>,
+}
+
+/// What a pass took.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    work: Operations,
     seconds: f64,
 }
+
+/// Passes that are remembered: all pairs of them are looked at.
+const REMEMBERED: usize = 128;
+
+/// How much more attention, for each operation of products, passes must have than others of a pair to tell the two
+/// speeds apart, as a share of the most that any has.
+const APART: f64 = 0.05;
 
 impl Operations {
     /// Those of a pass of `rows` rows after `depth` tokens, without logits.
@@ -59,47 +68,67 @@ impl Operations {
 impl Speed {
     /// Takes in that a pass took so long.
     pub(crate) fn learn(&mut self, work: Operations, took: Duration) {
+        let pass = Pass {
+            work,
+            seconds: took.as_secs_f64(),
+        };
         if self.first.is_none() {
-            self.first = Some((work, took));
+            self.first = Some(pass);
             return;
         }
-        let Operations {
-            products: p,
-            attention: a,
-        } = work;
-        let t = took.as_secs_f64();
-        // By the share of each: otherwise the longest passes alone would count.
-        let weight = 1.0 / t.max(1e-9);
-        self.pp += weight * p * p;
-        self.pa += weight * p * a;
-        self.aa += weight * a * a;
-        self.pt += weight * p * t;
-        self.at += weight * a * t;
-        self.all = self.all.and(work);
-        self.seconds += t;
+        if self.latest.len() == REMEMBERED {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(pass);
     }
 
-    /// How long `work` takes at this speed; `None` before anything was measured.
+    /// How long `work` takes at this speed; `None` before anything was measured. A pass that something else
+    /// disturbed says nothing: the two speeds are medians of what pairs of passes say (Theil and Sen).
     pub(crate) fn predict(&self, work: Operations) -> Option<Duration> {
-        let all = self.all.products + self.all.attention;
-        if all <= 0.0 {
-            let (first, took) = self.first?;
-            let share = (work.products + work.attention) / (first.products + first.attention);
-            return Duration::try_from_secs_f64(share * took.as_secs_f64()).ok();
-        }
-        let determinant = self.pp * self.aa - self.pa * self.pa;
-        let (product, attention) = (
-            (self.pt * self.aa - self.at * self.pa) / determinant,
-            (self.at * self.pp - self.pt * self.pa) / determinant,
-        );
-        // Passes of about one depth do not tell the two speeds apart.
-        let apart = determinant > 1e-6 * self.pp * self.aa && product > 0.0 && attention > 0.0;
-        let seconds = match apart {
-            true => product * work.products + attention * work.attention,
-            false => self.seconds / all * (work.products + work.attention),
+        let seconds = match self.speeds() {
+            Some((product, attention)) => product * work.products + attention * work.attention,
+            // Passes of about one depth do not tell the two apart.
+            None => {
+                let first = self.first.iter().filter(|_| self.latest.is_empty());
+                let passes = || first.clone().chain(&self.latest);
+                let all = passes().map(|pass| pass.work.products + pass.work.attention);
+                let took: f64 = passes().map(|pass| pass.seconds).sum();
+                let all = Some(all.sum::<f64>()).filter(|&all| all > 0.0)?;
+                took / all * (work.products + work.attention)
+            }
         };
         Duration::try_from_secs_f64(seconds).ok()
     }
+
+    /// Seconds an operation of products takes and one of attention.
+    fn speeds(&self) -> Option<(f64, f64)> {
+        let share = |pass: &Pass| pass.work.attention / pass.work.products;
+        let most = self.latest.iter().map(share).fold(0.0, f64::max);
+        // Seconds for each operation of products, by how much attention comes with it: on a line.
+        let points: Vec<(f64, f64)> = self
+            .latest
+            .iter()
+            .map(|pass| (share(pass), pass.seconds / pass.work.products))
+            .collect();
+        let mut slopes = Vec::new();
+        for (at, one) in points.iter().enumerate() {
+            for other in &points[..at] {
+                let more = one.0 - other.0;
+                if more.abs() > APART * most {
+                    slopes.push((one.1 - other.1) / more);
+                }
+            }
+        }
+        let attention = median(slopes)?;
+        let product = median(points.iter().map(|(x, y)| y - attention * x).collect())?;
+        (attention > 0.0 && product > 0.0).then_some((product, attention))
+    }
+}
+
+/// The one in the middle, the upper one of two.
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 fn before_last(blueprint: &Blueprint) -> &[LayerBlueprint] {
@@ -142,7 +171,9 @@ mod tests {
         speed.learn(work(1e8, 0.0), Duration::from_secs(9));
         for depth in 0..8 {
             let pass = work(1e8, 1e7 * f64::from(depth));
-            speed.learn(pass, Duration::from_secs_f64(seconds(pass)));
+            // Somebody else computed beside two of them.
+            let disturbed = if depth % 5 == 1 { 1.5 } else { 1.0 };
+            speed.learn(pass, Duration::from_secs_f64(disturbed * seconds(pass)));
         }
         let asked = work(3e8, 2e9);
         let predicted = speed.predict(asked).unwrap().as_secs_f64();
@@ -150,6 +181,15 @@ mod tests {
             (predicted / seconds(asked) - 1.0).abs() < 1e-6,
             "{predicted}"
         );
+    }
+
+    #[test]
+    fn what_was_disturbed_is_forgotten_in_time_and_one_depth_gives_one_speed() {
+        let mut speed = Speed::default();
+        for seconds in std::iter::repeat_n(7, 200).chain(std::iter::repeat_n(2, REMEMBERED)) {
+            speed.learn(work(6e8, 4e8), Duration::from_secs(seconds));
+        }
+        assert_eq!(speed.predict(work(1e9, 1e9)), Some(Duration::from_secs(4)));
     }
 
     #[test]
