@@ -22,7 +22,10 @@ def main() -> None:
             line = json.loads(line)
             if at > 0:
                 line["answers"] = []
-                outcomes[order(line)] = line
+                # Of samples that were drawn or asked otherwise before, the newer ones.
+                held = outcomes.get(order(line))
+                if held is None or drawn(line) >= drawn(held):
+                    outcomes[order(line)] = line
             elif identity in (None, line):
                 identity = line
             else:
@@ -38,6 +41,10 @@ def main() -> None:
 def order(outcome: dict) -> tuple:
     names = ("length", "task", "sample", "question", "setup")
     return tuple(outcome[name] for name in names)
+
+
+def drawn(outcome: dict) -> int:
+    return outcome.get("drawn", 0)
 
 
 if __name__ == "__main__":

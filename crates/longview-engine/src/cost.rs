@@ -33,8 +33,8 @@ struct Pass {
 /// Passes that are remembered: all pairs of them are looked at.
 const REMEMBERED: usize = 128;
 
-/// How much more attention, for each operation of products, passes must have than others of a pair to tell the two
-/// speeds apart, as a share of the most that any has.
+/// How much more attention, for each operation of products, one pass of a pair must have than the other to tell the
+/// two speeds apart, as a share of what passes have.
 const APART: f64 = 0.05;
 
 impl Operations {
@@ -83,46 +83,52 @@ impl Speed {
     }
 
     /// How long `work` takes at this speed; `None` before anything was measured. A pass that something else
-    /// disturbed says nothing: the two speeds are medians of what pairs of passes say (Theil and Sen).
+    /// disturbed says nothing: speeds are medians of what passes and pairs of them say (Theil and Sen).
     pub(crate) fn predict(&self, work: Operations) -> Option<Duration> {
-        let seconds = match self.speeds() {
+        let passes = self.full();
+        let seconds = match speeds(&passes) {
             Some((product, attention)) => product * work.products + attention * work.attention,
             // Passes of about one depth do not tell the two apart.
             None => {
-                let first = self.first.iter().filter(|_| self.latest.is_empty());
-                let passes = || first.clone().chain(&self.latest);
-                let all = passes().map(|pass| pass.work.products + pass.work.attention);
-                let took: f64 = passes().map(|pass| pass.seconds).sum();
-                let all = Some(all.sum::<f64>()).filter(|&all| all > 0.0)?;
-                took / all * (work.products + work.attention)
+                let all = |work: Operations| work.products + work.attention;
+                let of_one = passes.iter().map(|pass| pass.seconds / all(pass.work));
+                median(of_one.collect())? * all(work)
             }
         };
         Duration::try_from_secs_f64(seconds).ok()
     }
 
-    /// Seconds an operation of products takes and one of attention.
-    fn speeds(&self) -> Option<(f64, f64)> {
-        let share = |pass: &Pass| pass.work.attention / pass.work.products;
-        let most = self.latest.iter().map(share).fold(0.0, f64::max);
-        // Seconds for each operation of products, by how much attention comes with it: on a line.
-        let points: Vec<(f64, f64)> = self
-            .latest
-            .iter()
-            .map(|pass| (share(pass), pass.seconds / pass.work.products))
-            .collect();
-        let mut slopes = Vec::new();
-        for (at, one) in points.iter().enumerate() {
-            for other in &points[..at] {
-                let more = one.0 - other.0;
-                if more.abs() > APART * most {
-                    slopes.push((one.1 - other.1) / more);
-                }
+    /// The passes that count: of at least half the rows of the largest, as those of few rows read all weights for
+    /// them.
+    fn full(&self) -> Vec<Pass> {
+        let first = self.first.filter(|_| self.latest.is_empty());
+        let passes = || first.iter().chain(&self.latest);
+        let most = passes().map(|pass| pass.work.products).fold(0.0, f64::max);
+        let is_full = |pass: &&Pass| 2.0 * pass.work.products >= most;
+        passes().filter(is_full).copied().collect()
+    }
+}
+
+/// Seconds an operation of products takes and one of attention.
+fn speeds(passes: &[Pass]) -> Option<(f64, f64)> {
+    // Seconds for each operation of products, by how much attention comes with it: on a line.
+    let points: Vec<(f64, f64)> = passes
+        .iter()
+        .map(|&Pass { work, seconds }| (work.attention / work.products, seconds / work.products))
+        .collect();
+    let usual = median(points.iter().map(|&(share, _)| share).collect())?;
+    let mut slopes = Vec::new();
+    for (at, one) in points.iter().enumerate() {
+        for other in &points[..at] {
+            let more = one.0 - other.0;
+            if more.abs() > APART * usual {
+                slopes.push((one.1 - other.1) / more);
             }
         }
-        let attention = median(slopes)?;
-        let product = median(points.iter().map(|(x, y)| y - attention * x).collect())?;
-        (attention > 0.0 && product > 0.0).then_some((product, attention))
     }
+    let attention = median(slopes)?;
+    let product = median(points.iter().map(|(x, y)| y - attention * x).collect())?;
+    (attention > 0.0 && product > 0.0).then_some((product, attention))
 }
 
 /// The one in the middle, the upper one of two.
@@ -174,6 +180,8 @@ mod tests {
             // Somebody else computed beside two of them.
             let disturbed = if depth % 5 == 1 { 1.5 } else { 1.0 };
             speed.learn(pass, Duration::from_secs_f64(disturbed * seconds(pass)));
+            // A short one reads all weights for few rows.
+            speed.learn(work(1e7, 1e6), Duration::from_millis(150));
         }
         let asked = work(3e8, 2e9);
         let predicted = speed.predict(asked).unwrap().as_secs_f64();
@@ -189,6 +197,7 @@ mod tests {
         for seconds in std::iter::repeat_n(7, 200).chain(std::iter::repeat_n(2, REMEMBERED)) {
             speed.learn(work(6e8, 4e8), Duration::from_secs(seconds));
         }
+        speed.learn(work(6e8, 4e8), Duration::from_secs(9));
         assert_eq!(speed.predict(work(1e9, 1e9)), Some(Duration::from_secs(4)));
     }
 

@@ -26,7 +26,8 @@ pub enum Sight {
     /// After the document was read and compressed.
     Unseen,
     /// Before it is compressed: every question is read with the document, as a prompt of its own; in a
-    /// conversation the first is, and further ones go on from what was kept for it.
+    /// conversation the first is, and further ones go on from what was kept for it. Bytes and times are those of
+    /// the first.
     Seen,
 }
 

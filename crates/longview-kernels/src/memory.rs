@@ -78,20 +78,24 @@ unsafe impl Sync for AlignedBytes {}
 impl AlignedBytes {
     /// A zeroed buffer of `len` bytes.
     pub fn zeroed(len: usize) -> AlignedBytes {
+        AlignedBytes::try_zeroed(len).unwrap_or_else(|| handle_alloc_error(layout(len)))
+    }
+
+    /// The same, or `None` when the system has no room for it.
+    pub(crate) fn try_zeroed(len: usize) -> Option<AlignedBytes> {
         let start = if len == 0 {
             NonNull::<Line>::dangling().cast()
         } else if is_mapped(len) {
-            map_pages(len)
+            map_pages(len)?
         } else {
             // SAFETY: `len` is not 0, so neither is the layout's size.
-            let start = unsafe { alloc_zeroed(layout(len)) };
-            NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout(len)))
+            NonNull::new(unsafe { alloc_zeroed(layout(len)) })?
         };
-        AlignedBytes {
+        Some(AlignedBytes {
             start,
             len,
             in_region: false,
-        }
+        })
     }
 
     /// The same, as one of many buffers of this length, of which there are few in a process: they share
@@ -214,13 +218,14 @@ fn is_mapped(len: usize) -> bool {
     cfg!(target_os = "linux") && len >= OWN_MAPPING
 }
 
+/// Pages of zeros, huge ones as far as they are whole; `None` when the system has no room for them.
 #[cfg(target_os = "linux")]
-fn map_pages(len: usize) -> NonNull<u8> {
+fn map_pages(len: usize) -> Option<NonNull<u8>> {
     let rounded = len.next_multiple_of(PAGE);
     if len < HUGE_PAGE {
         // SAFETY: an anonymous private mapping at an address of the system's choice.
         let raw = unsafe { map_anonymous(rounded) };
-        return NonNull::new(raw.cast()).unwrap_or_else(|| handle_alloc_error(layout(len)));
+        return NonNull::new(raw.cast());
     }
     let total = rounded + HUGE_PAGE;
     // SAFETY: an anonymous private mapping at an address of the system's choice; the parts cut
@@ -228,7 +233,7 @@ fn map_pages(len: usize) -> NonNull<u8> {
     unsafe {
         let raw = map_anonymous(total);
         if raw.is_null() {
-            handle_alloc_error(layout(len));
+            return None;
         }
         let head = raw.cast::<u8>().align_offset(HUGE_PAGE);
         let start = raw.cast::<u8>().add(head);
@@ -239,7 +244,7 @@ fn map_pages(len: usize) -> NonNull<u8> {
         // The part of a huge page at the end stays in small pages: as one it would be resident
         // whole, up to 2 MiB more than the buffer has.
         libc::madvise(start.cast(), len - len % HUGE_PAGE, libc::MADV_HUGEPAGE);
-        NonNull::new_unchecked(start)
+        NonNull::new(start)
     }
 }
 
@@ -254,8 +259,13 @@ pub(crate) unsafe fn discard(start: *mut u8, len: usize) {
     {
         let skipped = start.align_offset(PAGE).min(len);
         let whole = (len - skipped) / PAGE * PAGE;
-        // SAFETY: pages of a mapping, none of which anybody uses. What the system refuses stays as it is.
-        unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_DONTNEED) };
+        // SAFETY: pages of a mapping, none of which anybody uses. What the system refuses stays as it is. It is not
+        // to put huge pages together around what is left of them.
+        unsafe {
+            let start = start.add(skipped).cast();
+            libc::madvise(start, whole, libc::MADV_NOHUGEPAGE);
+            libc::madvise(start, whole, libc::MADV_DONTNEED);
+        }
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (start, len);
@@ -287,7 +297,7 @@ fn unmap_pages(start: NonNull<u8>, len: usize) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn map_pages(_len: usize) -> NonNull<u8> {
+fn map_pages(_len: usize) -> Option<NonNull<u8>> {
     unreachable!("is_mapped is false on this system")
 }
 

@@ -97,7 +97,8 @@ pub(crate) struct EvalTasksArgs {
 pub(crate) enum SightArg {
     /// The document is compressed before any question is known.
     Unseen,
-    /// The first question is known; further ones find what was kept for it.
+    /// Each question is read with the document before that is compressed; in `reuse` only the first, and further
+    /// ones find what was kept for it.
     Seen,
 }
 

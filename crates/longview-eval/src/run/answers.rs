@@ -28,7 +28,7 @@ struct Ready<'s> {
     setup: &'s Setup,
     context: Context,
     outcome: Outcome,
-    /// Bytes of keys and values of the document, held whole until the first question was read.
+    /// Bytes of keys and values of the document, held whole until the questions were read.
     document_bytes: u64,
     /// One for each question answered.
     scores: Vec<f64>,

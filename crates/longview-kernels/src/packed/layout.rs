@@ -73,9 +73,9 @@ pub(crate) enum Scales {
 /// How the codes of a quantised format are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Bits of a code in the top plane.
+    /// Upper bits of a code, which lie apart from the lower ones.
     pub(crate) top_bits: usize,
-    /// Bits of a code in the low plane.
+    /// Lower bits of a code.
     pub(crate) low_bits: usize,
     /// Sub-blocks of a block that have scales of their own, 1 or 2.
     pub(crate) subs: usize,

@@ -9,14 +9,22 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::memory::{ALIGNMENT, AlignedBytes, discard};
 
-/// Bytes of a buffer that matrices share: address space, of which only what is written becomes memory.
-const SHARED: usize = 256 << 20;
+/// Bytes of a buffer that matrices share: address space, of which only what is written becomes memory. Where
+/// pages cannot be given back one by one, few matrices wait for each other.
+const SHARED: usize = if cfg!(target_os = "linux") {
+    256 << 20
+} else {
+    16 << 20
+};
+
+/// A huge page: as part of one, the end of a matrix is read as fast as the rest.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// The buffer that the next matrices go into, for as long as any of those in it lives.
 static CURRENT: Mutex<Weak<Buffer>> = Mutex::new(Weak::new());
 
-/// Zeroed memory aligned to 64 bytes, a part of a large buffer. Its pages go with it, the buffer's address space
-/// when all parts have gone.
+/// Zeroed memory aligned to 64 bytes, a part of a large buffer. Its pages go with it, on Linux; the rest of the buffer
+/// goes when all parts have.
 pub(super) struct Room {
     buffer: Arc<Buffer>,
     start: usize,
@@ -31,7 +39,7 @@ impl Room {
         let buffer = match current.upgrade() {
             Some(buffer) if whole <= buffer.free() => buffer,
             _ => {
-                let buffer = Arc::new(Buffer::new(whole.max(SHARED)));
+                let buffer = Arc::new(Buffer::new(whole));
                 *current = Arc::downgrade(&buffer);
                 buffer
             }
@@ -60,11 +68,8 @@ impl DerefMut for Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        // The last part takes the buffer with it.
-        if Arc::strong_count(&self.buffer) > 1 {
-            // SAFETY: this room's part of a buffer that is there, which nobody else uses nor will again.
-            unsafe { discard(self.buffer.first.add(self.start), self.len) };
-        }
+        // SAFETY: this room's part of a buffer that is there, which nobody else uses nor will again.
+        unsafe { discard(self.buffer.first.add(self.start), self.len) };
     }
 }
 
@@ -85,11 +90,14 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
+    /// One with room for `len` bytes, and for others where the system lets it have so much.
     fn new(len: usize) -> Buffer {
-        let mut bytes = AlignedBytes::zeroed(len);
+        let shared = len.max(SHARED).next_multiple_of(HUGE_PAGE);
+        let bytes = AlignedBytes::try_zeroed(shared);
+        let mut bytes = bytes.unwrap_or_else(|| AlignedBytes::zeroed(len));
         Buffer {
             first: bytes.as_mut_ptr(),
-            len,
+            len: bytes.len(),
             _bytes: bytes,
             used: Mutex::new(0),
         }

@@ -97,7 +97,7 @@ fn pack<const BYTES: usize, S: Source<BYTES>>(
     }
 }
 
-/// The bits of codes that go to the top plane.
+/// The upper bits of codes.
 #[inline(always)]
 fn upper(words: &Words, layout: &Layout) -> Words {
     let mut upper = *words;

@@ -24,7 +24,7 @@ pub(in crate::matmul) fn int8(part: &Part) {
     if part.x.shape().in_tiles() {
         with_source!(format, in_tiles(part));
     } else if part.x.shape().groups <= FEW_GROUPS {
-        with_source!(format, few_rows(part));
+        with_source!(format, few_rows(part, prefers_one_stream()));
     } else if part.rows().len() <= SOME_ROWS {
         with_source!(format, some_rows(part));
     } else {
@@ -53,9 +53,10 @@ fn pairs_in_tiles<S: Source>(pairs: &Pairs, finish: &Finish) {
     }
 }
 
-fn few_rows<S: Source>(part: &Part) {
+/// `alone` says whether one stream is read faster than several.
+fn few_rows<S: Source>(part: &Part, alone: bool) {
     let groups = part.x.shape().groups;
-    let one_stream = one_stream::<S>(part.rows().len());
+    let one_stream = one_stream::<S>(part.rows().len()).filter(|_| alone);
     let mut panel = part.panels.start;
     while panel < part.panels.end {
         let left = part.panels.end - panel;
@@ -107,14 +108,11 @@ enum Asks {
     Far(usize),
 }
 
-/// Whether products of so many rows take one panel after the other and not several side by side, and how they ask
-/// for weights then. Where there is little arithmetic between two lines of cache, asking takes away from what the
+/// Whether products of so many rows take one panel after the other and not several side by side where the processor
+/// prefers that, and how they ask for weights then. Where there is little arithmetic between two lines of cache, asking takes away from what the
 /// processor fetches by itself; where there is more, it no longer runs ahead far enough.
 fn one_stream<S: Source>(rows: usize) -> Option<Asks> {
     let layout = S::LAYOUT;
-    if !prefers_one_stream() {
-        return None;
-    }
     match rows {
         1 => Some(Asks::Nothing),
         2 if layout.low_bits == 0 => Some(Asks::Nothing),
@@ -355,4 +353,53 @@ unsafe fn four(codes: *const u8, g: usize) -> __m512i {
 pub(super) fn fence() {
     // SAFETY: no instructions.
     unsafe { std::arch::asm!("", options(nostack, preserves_flags)) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activations::Activations;
+    use crate::matmul::needed;
+    use crate::packed::Packed;
+    use crate::{Exec, Format, Isa, Numerics};
+
+    #[test]
+    fn how_weights_are_read_and_asked_for_changes_no_bit() {
+        if !Isa::Avx512.is_available() {
+            return;
+        }
+        let exec = Exec::new(1, Isa::Avx512, Numerics::Default);
+        // Five panels, the last of them of six rows; two segments, the last of half its blocks where that can be.
+        for format in Format::ALL {
+            let (n, k) = (70, if format.block_len() == 256 { 512 } else { 384 });
+            if needed(exec.numerics, format) == needed(exec.numerics, Format::F32) {
+                continue;
+            }
+            let len = n * format.bytes_for(k).unwrap();
+            let bytes: Vec<u8> = (0..len).map(|i| (i * 37 + i / 251) as u8 & 0x3f).collect();
+            let w = Packed::pack(format, n, k, &bytes, &|row| row, &exec.pool).unwrap();
+            for rows in 1..=12 {
+                let floats: Vec<f32> = (0..rows * k)
+                    .map(|i| ((i * 29) % 83) as f32 - 40.0)
+                    .collect();
+                let mut x = Activations::new();
+                x.set(&exec, &floats, rows, k, needed(exec.numerics, format));
+                let product = |alone: bool| {
+                    let mut out = vec![f32::NAN; rows * n];
+                    let part = Part {
+                        x: &x,
+                        w: &w,
+                        panels: 0..w.panels(),
+                        groups: 0..x.shape().groups,
+                        out: out.as_mut_ptr(),
+                    };
+                    with_source!(format, few_rows(&part, alone));
+                    out.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+                };
+                let (alone, together) = (product(true), product(false));
+                assert!(alone == together, "{format}, {rows} rows");
+                assert!(alone.iter().any(|&bits| bits != 0), "{format}, {rows} rows");
+            }
+        }
+    }
 }
