@@ -57,6 +57,10 @@ fn pairs_in_tiles<S: Source>(pairs: &Pairs, finish: &Finish) {
 fn few_rows<S: Source>(part: &Part, alone: bool) {
     let groups = part.x.shape().groups;
     let one_stream = one_stream::<S>(part.rows().len()).filter(|_| alone);
+    let distance = match one_stream {
+        Some(Asks::Far(distance)) => Some(distance),
+        _ => None,
+    };
     let mut panel = part.panels.start;
     while panel < part.panels.end {
         let left = part.panels.end - panel;
@@ -64,10 +68,6 @@ fn few_rows<S: Source>(part: &Part, alone: bool) {
             1 if left >= FOUR && one_stream.is_none() => FOUR,
             2 if left >= TWO && one_stream.is_none() => TWO,
             _ => 1,
-        };
-        let distance = match one_stream {
-            Some(Asks::Far(distance)) => Some(distance),
-            _ => None,
         };
         let tile = Tile {
             part,
@@ -108,9 +108,10 @@ enum Asks {
     Far(usize),
 }
 
-/// Whether products of so many rows take one panel after the other and not several side by side where the processor
-/// prefers that, and how they ask for weights then. Where there is little arithmetic between two lines of cache, asking takes away from what the
-/// processor fetches by itself; where there is more, it no longer runs ahead far enough.
+/// How products of so many rows ask for weights where the processor prefers one panel after the other, and `None`
+/// where they take several side by side even so. Where there is little arithmetic between two lines of cache,
+/// asking takes away from what the processor fetches by itself; where there is more, it no longer runs ahead far
+/// enough.
 fn one_stream<S: Source>(rows: usize) -> Option<Asks> {
     let layout = S::LAYOUT;
     match rows {
