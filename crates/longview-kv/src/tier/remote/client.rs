@@ -313,6 +313,8 @@ fn store_at(
         let (store, path) = object_store::parse_url_opts(address, options)?;
         return Ok((Arc::from(store), path));
     }
+    // Clients encrypt with what their process has chosen. An error says that it has already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let retry = RetryConfig {
         max_retries: 3,
         retry_timeout: RETRY,
