@@ -9,6 +9,7 @@
 
 pub mod activation;
 pub mod activations;
+mod affinity;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::affinity;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::memory::prefetch_farther;
 
@@ -25,18 +26,22 @@ pub struct Pool {
     turn: Mutex<()>,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Where they are bound.
+    taken: Vec<usize>,
 }
 
 impl Pool {
     /// A pool of `threads` threads, the caller's included; 0 is taken as 1.
     ///
-    /// Each worker is bound to a core of its own where the system allows. Should the system refuse
+    /// Each worker is bound to a core of its own where the system allows, which callers leave as they find that
+    /// they run there. Should the system refuse
     /// more threads, the pool makes do with those it got.
     pub fn new(threads: usize) -> Pool {
         let wanted = threads.max(1);
-        let cores = affinity::other_cores();
+        let mut cores = affinity::other_cores();
         // With fewer cores than threads, watching would only take time from those at work.
         let crowded = cores.len() + 1 < wanted;
+        cores.truncate(if crowded { 0 } else { wanted - 1 });
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
             next: AtomicUsize::new(0),
@@ -53,11 +58,7 @@ impl Pool {
         });
         let mut workers = Vec::with_capacity(wanted - 1);
         for worker in 1..wanted {
-            let core = if crowded {
-                None
-            } else {
-                cores.get(worker - 1).copied()
-            };
+            let core = cores.get(worker - 1).copied();
             let shared = Arc::clone(&shared);
             let spawned = std::thread::Builder::new()
                 .name(format!("longview-{worker}"))
@@ -77,6 +78,7 @@ impl Pool {
             turn: Mutex::new(()),
             shared,
             workers,
+            taken: cores,
         }
     }
 
@@ -118,6 +120,7 @@ impl Pool {
             (0..tasks).for_each(|task| work(task, 0));
             return;
         }
+        affinity::leave(&self.taken);
         self.shared.open(tasks, work);
         self.shared.drain(tasks, work, 0);
         if self.shared.counts_waiting.load(Ordering::Relaxed) {
@@ -388,57 +391,6 @@ impl Drop for Here {
 /// Locks also after a panic: what the pool's locks guard is whole at any time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(target_os = "linux")]
-mod affinity {
-    //! Binding threads to cores.
-
-    /// The cores this process may use, without the one this thread runs on.
-    pub(super) fn other_cores() -> Vec<usize> {
-        // SAFETY: an all-zero cpu_set_t is an empty set, and the call writes at most its size.
-        let set = unsafe {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
-                return Vec::new();
-            }
-            set
-        };
-        // SAFETY: no arguments; returns −1 where it is not supported.
-        let here = usize::try_from(unsafe { libc::sched_getcpu() }).unwrap_or(0);
-        let limit = 8 * size_of::<libc::cpu_set_t>();
-        // SAFETY: `core` is below the set's number of bits.
-        let mut cores: Vec<usize> = (0..limit)
-            .filter(|&core| unsafe { libc::CPU_ISSET(core, &set) })
-            .collect();
-        match cores.iter().position(|&core| core == here) {
-            Some(at) => cores.remove(at),
-            None => return Vec::new(),
-        };
-        cores
-    }
-
-    /// Binds this thread to `core`. Where the system refuses, the thread stays free to move.
-    pub(super) fn bind(core: usize) {
-        // SAFETY: `core` came out of such a set, so it is in range; the set is only read.
-        unsafe {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(core, &mut set);
-            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
-        }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-mod affinity {
-    //! Systems without thread affinity leave placement to their scheduler.
-
-    pub(super) fn other_cores() -> Vec<usize> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        (1..cores).collect()
-    }
-
-    pub(super) fn bind(_core: usize) {}
 }
 
 #[cfg(test)]
