@@ -131,12 +131,6 @@ pub fn softmax(isa: Isa, x: &mut [f32]) {
     lanes::run(isa, Softmax { x });
 }
 
-/// The logarithm of what a softmax divides by: of the sum of the exponentials of `x`. `-inf` where all are.
-pub fn log_sum(isa: Isa, x: &[f32]) -> f32 {
-    let (max, sum) = lanes::run(isa, LogSum { x });
-    max + sum.ln()
-}
-
 /// `x` becomes what it is or `y - shift`, element by element, whichever is larger; no number where one of the two is
 /// none.
 ///
@@ -269,49 +263,6 @@ impl Kernel for Softmax<'_> {
             l.store(x, scaled);
         }
         rest.iter_mut().for_each(|x| *x /= sum);
-    }
-}
-
-struct LogSum<'a> {
-    x: &'a [f32],
-}
-
-impl Kernel for LogSum<'_> {
-    /// The largest, and the sum of the exponentials of all less it.
-    type Output = (f32, f32);
-
-    fn scalar(self) -> (f32, f32) {
-        let max = self.x.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-        if max == f32::NEG_INFINITY {
-            return (max, 1.0);
-        }
-        (max, self.x.iter().map(|x| exp_scalar(x - max)).sum())
-    }
-
-    #[inline(always)]
-    fn lanes<L: Lanes>(self, l: L) -> (f32, f32) {
-        let mut tops = [l.splat(f32::NEG_INFINITY); 4];
-        let (whole, rest) = self.x.split_at(self.x.len() / L::WIDTH * L::WIDTH);
-        for (at, x) in whole.chunks_exact(L::WIDTH).enumerate() {
-            tops[at % 4] = l.max(tops[at % 4], l.load(x));
-        }
-        let top = tops.into_iter().reduce(|a, b| l.max(a, b));
-        let top = top.map_or(f32::NEG_INFINITY, |top| l.reduce_max(top));
-        let max = rest.iter().fold(top, |m, &x| m.max(x));
-        if max == f32::NEG_INFINITY {
-            return (max, 1.0);
-        }
-        let base = l.splat(max);
-        let mut sums = [l.splat(0.0); 4];
-        for (at, x) in whole.chunks_exact(L::WIDTH).enumerate() {
-            sums[at % 4] = l.add(sums[at % 4], l.exp_near(l.sub(l.load(x), base)));
-        }
-        let sum = sums.into_iter().reduce(|a, b| l.add(a, b));
-        let sum = sum.map_or(0.0, |sum| l.reduce_add(sum));
-        (
-            max,
-            rest.iter().fold(sum, |sum, x| sum + exp_scalar(x - max)),
-        )
     }
 }
 
@@ -467,14 +418,6 @@ mod tests {
             let mut hidden = [f32::NEG_INFINITY; 20];
             softmax(isa, &mut hidden);
             assert_eq!(hidden, [0.0; 20]);
-            // The same weights from what they are divided by.
-            let sum = log_sum(isa, &logits);
-            for (weight, logit) in weights.iter().zip(&logits) {
-                assert!((weight - (logit - sum).exp()).abs() < 1e-6, "{isa}");
-            }
-            assert_eq!(log_sum(isa, &[f32::NEG_INFINITY; 20]), f32::NEG_INFINITY);
-            assert!(log_sum(isa, &[&logits[..], &[f32::NAN]].concat()).is_nan());
-            assert!(log_sum(isa, &[&[f32::NAN], &logits[..]].concat()).is_nan());
         }
     }
 

@@ -16,6 +16,7 @@ mod fetch;
 mod fixed;
 mod floats;
 mod keys;
+mod log_sums;
 mod partials;
 mod scalar;
 mod scores;
@@ -28,9 +29,8 @@ use std::ops::Range;
 
 pub use bounds::{BoundsGeometry, enclose_bounds, score_bounds, set_bounds};
 pub use columns::{add_weighted_columns, column_squares};
-pub use floats::{
-    exp_below, key_floats, log_sum, raise, score_page, softmax, value_floats, value_stride,
-};
+pub use floats::{exp_below, key_floats, raise, score_page, softmax, value_floats, value_stride};
+pub use log_sums::LogSums;
 pub use partials::Partials;
 
 use crate::lanes::{self, Kernel, Lanes};

@@ -1,5 +1,7 @@
 //! What a keep method takes, in bytes, before anything is computed.
 
+use longview_kernels::page::PAGE_TOKENS;
+
 use super::observe::Observed;
 use super::repeat::{Repetition, WATCHED_ROWS};
 use super::stream::Stream;
@@ -105,11 +107,11 @@ impl Keep {
             None => 0,
         };
         let pairs = reading_pairs.max(writing_pairs);
-        let repeating = self.repetition().map_or(0, |Repetition { part, prefix }| {
+        let repeating = self.repetition().map_or(0, |Repetition { part, .. }| {
             let marks = 8 * heads * self.when.decode.map_or(prompt_tokens, |_| all);
-            // A row looks at the part and at what was repeated of it.
-            let width = prefix + 2 * part.min(all) + REPEAT_WORDS;
-            marks + 4 * threads * WATCHED_ROWS * width
+            // Logits of the part, and of a page of whatever a row looks at.
+            let logits = part.min(all) + PAGE_TOKENS;
+            marks + 4 * threads * WATCHED_ROWS * logits
         });
         let moving = |(_, place): (usize, usize)| {
             let group = &layout.groups[place];

@@ -4,16 +4,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longview_kernels::Exec;
-use longview_kernels::attention::{log_sum, raise};
+use longview_kernels::attention::{AttentionScratch, LogSums, raise};
+use longview_kernels::page::PAGE_TOKENS;
+use longview_kernels::{Exec, Isa};
 
+use super::AttentionShape;
 use super::pace::Kept;
 use super::view::LayerView;
 use crate::context::Context;
 use crate::error::KvError;
 use crate::ledger::{Ledger, Purpose, Reservation};
 
-/// Query rows whose logits are in memory at once: they are as long as two parts, which a core's own cache holds.
+/// Query rows whose logits for a part are in memory at once, and that a page is scored by.
 pub(super) const WATCHED_ROWS: usize = 48;
 
 /// For every layer and KV head the largest attention that each token of a range was given.
@@ -274,40 +276,118 @@ impl Watch {
             layers,
             ..
         } = self;
-        let (tokens, base) = (tokens.clone(), *base);
-        if start < base {
+        if start < *base {
             // What was lost meanwhile and is computed again.
             return;
         }
-        let dim = view.head_dim();
-        let row = view.shape().heads * dim;
-        let group = view.shape().heads / view.heads();
+        let rows = WATCHED_ROWS.max(view.shape().heads / view.heads());
         exec.pool
             .for_each(&mut layers[view.layer()], |head, marks, _| {
                 // As pairs: of what lies between them some may have left.
                 let pair = |token: usize| view.first_from(head, token);
-                let prefix = pair(*prefix);
                 let part = pair(tokens.start)..pair(tokens.end);
-                let fixed = prefix + part.len();
-                let at_once = (WATCHED_ROWS / group).max(1);
-                let most = at_once * group * (fixed + view.tokens() - base);
-                let mut logits = Vec::with_capacity(most);
-                for (block, rows) in q.chunks(row * at_once).enumerate() {
-                    let first = start + block * at_once;
-                    let end = first + rows.len() / row;
-                    let of_head =
-                        |row: &[f32]| row[head * group * dim..(head + 1) * group * dim].to_vec();
-                    let queries: Vec<f32> = rows.chunks_exact(row).flat_map(of_head).collect();
-                    // What is later than the last of these rows none of them sees.
-                    let ranges = [0..prefix, part.clone(), pair(base)..pair(end)];
-                    view.logits_within(head, &queries, &ranges, &mut logits);
-                    let width = fixed + end - base;
-                    for (at, logits) in logits.chunks_exact(width).enumerate() {
-                        let visible = fixed + first + at / group + 1 - base;
-                        let sum = log_sum(exec.isa, &logits[..visible]);
-                        raise(exec.isa, marks, &logits[prefix..fixed], sum);
-                    }
-                }
+                let looking = Looking {
+                    isa: exec.isa,
+                    view,
+                    head,
+                    before: 0..pair(*prefix),
+                    of_part: vec![0.0; rows * part.len()],
+                    part,
+                    base: pair(*base),
+                    sums: LogSums::default(),
+                    scratch: AttentionScratch::new(),
+                };
+                looking.note(start, q, marks);
             });
+    }
+}
+
+/// What rows see through one KV head, in pairs.
+struct Looking<'a> {
+    isa: Isa,
+    view: &'a LayerView<'a>,
+    head: usize,
+    /// The first ones.
+    before: Range<usize>,
+    /// The part that is repeated.
+    part: Range<usize>,
+    /// The first pair of the repetition.
+    base: usize,
+    /// Logits of some rows for the part, `[rows][pairs]`.
+    of_part: Vec<f32>,
+    sums: LogSums,
+    scratch: AttentionScratch,
+}
+
+impl Looking<'_> {
+    /// Raises `marks`, of the part, to what the rows `q [rows][heads][head_dim]` attend to: those of the tokens
+    /// from `start` on.
+    fn note(mut self, start: usize, q: &[f32], marks: &mut [f32]) {
+        let AttentionShape { heads, scale, .. } = self.view.shape();
+        let (dim, group) = (self.view.head_dim(), heads / self.view.heads());
+        let at_once = (WATCHED_ROWS / group).max(1);
+        let of_head = self.head * group * dim..(self.head + 1) * group * dim;
+        let (mut first, mut queries) = (start, Vec::new());
+        for rows in q.chunks(heads * dim * at_once) {
+            queries.clear();
+            for row in rows.chunks_exact(heads * dim) {
+                queries.extend(row[of_head.clone()].iter().map(|x| x * scale));
+            }
+            let count = queries.len() / dim;
+            self.sums.reset(count);
+            self.look(self.before.clone(), &queries, |_, slots| slots);
+            self.look(self.part.clone(), &queries, |_, slots| slots);
+            let (view, head) = (self.view, self.head);
+            // What is later than a row it does not see.
+            let end = |row: usize| view.first_from(head, first + row / group + 1);
+            let own = self.base..end(count - 1);
+            let seen = |row: usize, pairs: Range<usize>| pairs.start..pairs.end.min(end(row));
+            self.look(own, &queries, seen);
+            let logits = self.of_part.chunks_exact(self.part.len());
+            for (row, logits) in logits.take(count).enumerate() {
+                raise(self.isa, marks, logits, self.sums.of(row));
+            }
+            first += count / group;
+        }
+    }
+
+    /// Adds to the sums what the rows `queries` see of `pairs`: `seen(row, some of them)`. Logits for the part
+    /// are kept.
+    fn look(
+        &mut self,
+        pairs: Range<usize>,
+        queries: &[f32],
+        seen: impl Fn(usize, Range<usize>) -> Range<usize>,
+    ) {
+        let Looking {
+            isa,
+            view,
+            head,
+            ref part,
+            ref mut of_part,
+            ref mut sums,
+            ref mut scratch,
+            ..
+        } = *self;
+        let softcap = view.shape().softcap;
+        let is_part = pairs == *part;
+        view.products_of_pages(head, pairs, queries, scratch, |page| {
+            let here = page.first..page.first + page.slots.len();
+            let rows = page.products.len() / PAGE_TOKENS;
+            let slots = |row: usize| {
+                let seen = seen(row, here.clone());
+                let slot = |pair: usize| page.slots.start + pair.saturating_sub(here.start);
+                slot(seen.start)..slot(seen.end)
+            };
+            let slots: Vec<Range<usize>> = (0..rows).map(slots).collect();
+            sums.add(isa, softcap, page.log_weights, &slots, page.products);
+            if is_part {
+                let at = here.start - part.start;
+                let to = of_part.chunks_exact_mut(part.len());
+                for (to, from) in to.zip(page.products.chunks_exact(PAGE_TOKENS)) {
+                    to[at..at + here.len()].copy_from_slice(&from[page.slots.clone()]);
+                }
+            }
+        });
     }
 }

@@ -22,6 +22,18 @@ pub use pages::{KeyPage, ValuePage};
 /// Query rows whose logits are in memory at once: four register tiles.
 pub(super) const ROWS_AT_ONCE: usize = 24;
 
+/// The products of some vectors with the keys of a page.
+pub(super) struct PageProducts<'a> {
+    /// The first of the pairs that were asked for.
+    pub(super) first: usize,
+    /// Where they lie.
+    pub(super) slots: Range<usize>,
+    /// `[rows][64]`, not capped.
+    pub(super) products: &'a mut [f32],
+    /// What attention adds to each, `[64]`; empty where nothing is.
+    pub(super) log_weights: &'a [f32],
+}
+
 /// One layer of a context. A head's pairs are numbered from 0, ascending by position: first what an
 /// earlier compaction left, which begins with the first tokens where the layer's form holds them apart, then
 /// every token read since.
@@ -391,65 +403,33 @@ impl<'a> LayerView<'a> {
         );
     }
 
-    /// [`LayerView::logits`] against the pairs in `ranges` only, ascending: `out [rows][all of them]`.
-    pub(super) fn logits_within(
+    /// Calls `visit` for every page that holds some of the pairs `pairs` of a head, with the products of
+    /// `vectors [rows][head_dim]` and its keys.
+    pub(super) fn products_of_pages(
         &self,
         head: usize,
-        queries: &[f32],
-        ranges: &[Range<usize>],
-        out: &mut Vec<f32>,
+        pairs: Range<usize>,
+        vectors: &[f32],
+        scratch: &mut AttentionScratch,
+        mut visit: impl FnMut(PageProducts<'_>),
     ) {
-        let shape = self.shape();
-        let scaled: Vec<f32> = queries.iter().map(|x| x * shape.scale).collect();
-        let rows = queries.len() / self.head_dim();
-        let width: usize = ranges.iter().map(Range::len).sum();
-        // All of it is written below, so what stands there need not be cleared.
-        out.resize(rows * width, 0.0);
-        let mut scratch = AttentionScratch::new();
-        let mut scores = vec![0.0; rows * PAGE_TOKENS];
-        self.each_page(head, |first, slots, page, geometry| {
-            let here = first..first + slots.len();
-            let mut scored = false;
-            let mut to = 0;
-            for range in ranges {
-                let both = range.start.max(here.start)..range.end.min(here.end);
-                if !both.is_empty() {
-                    if !scored {
-                        score_page(
-                            self.isa,
-                            geometry,
-                            page.k,
-                            &scaled,
-                            &mut scratch,
-                            &mut scores,
-                        );
-                        scored = true;
-                    }
-                    let slot = slots.start + both.start - first;
-                    let at = to + both.start - range.start;
-                    let of_rows = scores.chunks_exact(PAGE_TOKENS);
-                    for (from, out) in of_rows.zip(out.chunks_exact_mut(width)) {
-                        out[at..at + both.len()].copy_from_slice(&from[slot..slot + both.len()]);
-                    }
-                }
-                to += range.len();
+        let rows = vectors.len() / self.head_dim();
+        let mut products = vec![0.0; rows * PAGE_TOKENS];
+        let (added, apart) = (self.log_weights(head), self.apart_before());
+        let mut of_slots = [0.0; PAGE_TOKENS];
+        self.each_page_of(head, pairs, |first, slots, page, geometry| {
+            score_page(self.isa, geometry, page.k, vectors, scratch, &mut products);
+            for (pair, to) in (first..).zip(&mut of_slots[slots.clone()]) {
+                let in_stream = pair.checked_sub(apart);
+                *to = *in_stream.and_then(|at| added.get(at)).unwrap_or(&0.0);
             }
+            visit(PageProducts {
+                first,
+                slots,
+                products: &mut products,
+                log_weights: if added.is_empty() { &[] } else { &of_slots },
+            });
         });
-        if shape.softcap != 0.0 {
-            activation::softcap(self.isa, out, shape.softcap);
-        }
-        let added = self.log_weights(head);
-        let mut to = 0;
-        let apart = self.apart_before();
-        for range in ranges.iter().filter(|_| !added.is_empty()) {
-            let in_stream = |pair: usize| pair.saturating_sub(apart).min(added.len());
-            let from = &added[in_stream(range.start)..in_stream(range.end)];
-            let at = to + apart.saturating_sub(range.start).min(range.len());
-            for logits in out.chunks_exact_mut(width) {
-                activation::add(self.isa, &mut logits[at..at + from.len()], from);
-            }
-            to += range.len();
-        }
     }
 
     /// Calls `visit(row, weights)` with the attention that each row of `queries [rows][head_dim]`, of
