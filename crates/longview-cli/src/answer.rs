@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use longview::keep::KeepReport;
+use longview::pattern::PrefillReport;
 use longview::read::ReadReport;
 use longview::{
     AttentionPicture, Context, ContextWork, Control, EndOfText, Event, FinishReason,
@@ -91,6 +92,9 @@ pub(crate) struct Answer {
     /// What the read method has read for this answer, where one was chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) read: Option<ReadCounts>,
+    /// What the prefill pattern has left out of the context's prompt, where one was chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prefill: Option<PrefillCounts>,
     /// What left the conversation after it, where something did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pruned: Option<PrunedCounts>,
@@ -188,6 +192,24 @@ pub(crate) struct ReadCounts {
     index_bytes: u64,
 }
 
+/// What the tokens of a prompt have read, in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PrefillCounts {
+    /// Pages of 64 tokens that were read, of all KV heads of the layers with full attention.
+    pages_read: u64,
+    /// Those that reading everything would have read.
+    pages_present: u64,
+}
+
+impl PrefillCounts {
+    fn new(report: &PrefillReport) -> PrefillCounts {
+        PrefillCounts {
+            pages_read: report.pages_read,
+            pages_present: report.pages_present,
+        }
+    }
+}
+
 impl ReadCounts {
     fn new(report: &ReadReport) -> ReadCounts {
         ReadCounts {
@@ -203,16 +225,18 @@ impl ReadCounts {
         self.pages_present += other.pages_present;
         self.index_bytes = self.index_bytes.max(other.index_bytes);
     }
+}
 
-    /// A sentence for people.
-    fn sentence(&self, method: &str) -> String {
+/// A sentence for people, where something was left out.
+fn pages(what: &str, of: &str, read: u64, present: u64) -> Option<String> {
+    (read < present).then(|| {
         format!(
-            "{method} read {} of {} pages for the answer ({:.1} %)",
-            human_count(self.pages_read as usize),
-            human_count(self.pages_present as usize),
-            100.0 * self.pages_read as f64 / self.pages_present as f64,
+            "{what} {} of {} pages for the {of} ({:.1} %)",
+            human_count(read as usize),
+            human_count(present as usize),
+            100.0 * read as f64 / present as f64,
         )
-    }
+    })
 }
 
 impl KeepCounts {
@@ -251,15 +275,23 @@ impl KeepCounts {
 }
 
 impl Answer {
-    /// What the keep method dropped or the read method left out, for people.
-    pub(crate) fn dropped(&self, session: &Session) -> Option<String> {
+    /// What the methods dropped or left out, for people: a sentence each.
+    pub(crate) fn dropped(&self, session: &Session) -> Vec<String> {
+        let methods = &session.methods;
+        let prefill = self.prefill.as_ref().zip(methods.prefill());
+        let prefill = prefill.and_then(|(counts, prefill)| {
+            let what = format!("{} read", prefill.text);
+            pages(&what, "prompt", counts.pages_read, counts.pages_present)
+        });
         let dropped = self.keep.as_ref().filter(|counts| counts.pairs_dropped > 0);
-        let left_out = |counts: &&ReadCounts| counts.pages_read < counts.pages_present;
-        match (dropped, self.read.as_ref().filter(left_out)) {
-            (Some(counts), _) => Some(counts.sentence(&session.methods.keep()?.text)),
-            (None, Some(counts)) => Some(counts.sentence(&session.methods.read()?.text)),
-            (None, None) => None,
-        }
+        let keep = dropped.zip(methods.keep());
+        let keep = keep.map(|(counts, keep)| counts.sentence(&keep.text));
+        let read = self.read.as_ref().zip(methods.read());
+        let read = read.and_then(|(counts, read)| {
+            let what = format!("{} read", read.text);
+            pages(&what, "answer", counts.pages_read, counts.pages_present)
+        });
+        prefill.into_iter().chain(keep).chain(read).collect()
     }
 
     /// Generates from `context` and `request`, printing the text as it comes unless the format is
@@ -360,6 +392,9 @@ impl Answer {
             kv_bytes_on_disk: context.away_bytes(),
             keep: context.keep_report().map(|report| KeepCounts::new(&report)),
             read: context.read_report().map(|report| ReadCounts::new(&report)),
+            prefill: context
+                .prefill_report()
+                .map(|report| PrefillCounts::new(&report)),
             pruned: PrunedCounts::of(&generated.pruned),
             attention: context.attention_map().map(|map| {
                 let tokens = context.tokens().to_vec();

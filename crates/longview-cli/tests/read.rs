@@ -91,6 +91,16 @@ fn every_command_that_writes_takes_both_stages() {
     let pages = |json: &serde_json::Value| json["read"]["pages_read"].as_u64();
     // Five steps, four layers with two KV heads each, three blocks.
     assert_eq!(pages(&json), Some(5 * 8 * 3), "{json}");
+    // Every token of the prompt: the first block, the window's two, and its own.
+    let blocks = |most: u64| -> u64 {
+        let tokens = 0..json["prompt_tokens"].as_u64().unwrap();
+        tokens.map(|token| (token / 64 + 1).min(most)).sum()
+    };
+    let counts =
+        serde_json::json!({ "pages_read": 8 * blocks(4), "pages_present": 8 * blocks(u64::MAX) });
+    assert_eq!(json["prefill"], counts, "{json}");
+    let told = json["notices"].to_string();
+    assert!(told.contains("pages for the prompt"), "{told}");
 
     let said = format!("{prompt} {FALCON}\n{KETTLE}\n");
     let chat = ["chat", "--max-tokens", "4", "--ignore-eos"];

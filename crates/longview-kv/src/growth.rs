@@ -8,7 +8,7 @@ use crate::block::Block;
 use crate::context::{Context, first_visible};
 use crate::error::KvError;
 use crate::hash::BlockHash;
-use crate::layout::LayerState;
+use crate::layout::{Group, LayerState};
 use crate::recurrent::CHECKPOINT_TOKENS;
 use crate::run::{BlockRun, Slot};
 use crate::store::Store;
@@ -34,6 +34,7 @@ impl Context {
         let before = self.len();
         self.tokens.extend(tokens.iter().copied());
         self.commit_reads(before);
+        self.commit_pattern(before);
         self.commit_watched();
         if let Some(kept) = &mut self.kept {
             kept.observed.commit();
@@ -153,10 +154,7 @@ impl Context {
                 state.begin(group.block_bytes(), &self.ledger, store)?;
                 continue;
             }
-            // What the token after the last full block sees stays: where contexts are gone on from that
-            // are saved or taken elsewhere.
-            let last_edge = len - len % BLOCK_TOKENS;
-            let first = first_visible(group, last_edge).max(group.edge(edge));
+            let first = first_needed(group, len).max(group.edge(edge));
             let visible = self.places.slot(first);
             run.drop_before(visible / BLOCK_TOKENS, store);
             let bytes = group.block_bytes();
@@ -166,6 +164,19 @@ impl Context {
             }
         }
         Ok(())
+    }
+
+    /// Drops what layers with a window, and forms that hold the latest tokens apart, no longer need, as a pass to
+    /// come does first. Until then it can be taken back to where that was read.
+    pub fn pass_windows(&mut self) {
+        let len = self.len();
+        let store = self.home.as_ref().map(|home| &*home.store);
+        for (run, group) in self.groups.iter_mut().zip(&self.layout.groups) {
+            if let LayerState::Window { .. } = group.kind.state {
+                let visible = self.places.slot(first_needed(group, len));
+                run.drop_before(visible / BLOCK_TOKENS, store);
+            }
+        }
     }
 
     /// Seals every full block that is not sealed yet. What a keep method has made of the text is not what
@@ -273,4 +284,10 @@ impl Context {
             run.truncate(end);
         }
     }
+}
+
+/// The first token of a context of `len` tokens that a group cannot do without: what the token after the last full
+/// block sees stays, where contexts are gone on from that are saved or taken elsewhere.
+fn first_needed(group: &Group, len: usize) -> usize {
+    first_visible(group, len - len % BLOCK_TOKENS)
 }

@@ -219,12 +219,28 @@ impl KvLayout {
         groups.map(|place| self.apart_of(place)).max().unwrap_or(0)
     }
 
-    /// Bytes of the blocks that hold them.
+    /// Bytes of the blocks that hold them, and the latest tokens where those are held apart.
     pub(crate) fn apart_bytes(&self) -> u64 {
-        let sinks = self.groups.iter().filter(|group| group.is_of_sinks());
-        sinks
-            .map(|group| (group.most_blocks * group.block_bytes()) as u64)
+        let of_group = |group: &Group| match group.kind.state {
+            LayerState::Full if group.is_of_sinks() => group.most_blocks,
+            LayerState::Window { tokens } if group.is_beside => window_blocks(tokens),
+            _ => 0,
+        };
+        let groups = self.groups.iter();
+        groups
+            .map(|group| (of_group(group) * group.block_bytes()) as u64)
             .sum()
+    }
+
+    /// Bytes of the windows of a context of `tokens` tokens, the latest ones that are held apart among them: after
+    /// it was read in chunks of `chunk_tokens`, or when nothing more than they need is held.
+    pub(crate) fn window_bytes(&self, tokens: usize, chunk_tokens: Option<usize>) -> u64 {
+        let all = tokens.div_ceil(BLOCK_TOKENS);
+        let of_window = |window| match chunk_tokens {
+            Some(chunk_tokens) => written_blocks(window, chunk_tokens),
+            None => window_blocks(window),
+        };
+        self.bytes_of(|window| window.map_or(0, |window| all.min(of_window(window))))
     }
 
     /// Why no keep method can act on its layers, if so.
@@ -251,10 +267,7 @@ impl KvLayout {
     pub fn context_bytes(&self, tokens: usize, chunk_tokens: usize) -> u64 {
         let all = tokens.div_ceil(BLOCK_TOKENS);
         let blocks = self.bytes_of(|window| {
-            // A chunk may begin and the window may end inside a block: one more each.
-            window.map_or(all, |window| {
-                all.min((window + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2)
-            })
+            window.map_or(all, |window| all.min(written_blocks(window, chunk_tokens)))
         });
         blocks + self.state_bytes(PASS_STATES + recurrent::most_checkpoints(tokens))
     }
@@ -262,11 +275,8 @@ impl KvLayout {
     /// Bytes that a fork holds beside the context it came from while it is written: the last block
     /// of full layers, the window and the states of the others.
     pub fn fork_bytes(&self, chunk_tokens: usize) -> u64 {
-        let blocks = self.bytes_of(|window| {
-            window.map_or(1, |window| {
-                (window + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2
-            })
-        });
+        let blocks =
+            self.bytes_of(|window| window.map_or(1, |window| written_blocks(window, chunk_tokens)));
         blocks + self.state_bytes(PASS_STATES)
     }
 
@@ -321,6 +331,18 @@ impl KvLayout {
         let one: u64 = recurrent.map(|group| group.block_bytes() as u64).sum();
         one * count as u64
     }
+}
+
+/// Blocks that a window of `tokens` tokens takes at most while `chunk_tokens` more are read: these may begin and it
+/// may end inside a block.
+fn written_blocks(tokens: usize, chunk_tokens: usize) -> usize {
+    (tokens + chunk_tokens).div_ceil(BLOCK_TOKENS) + 2
+}
+
+/// Blocks that a window of `tokens` tokens takes at most between passes: what the token after the last full one
+/// sees, and that which is being filled.
+fn window_blocks(tokens: usize) -> usize {
+    (tokens - 1).div_ceil(BLOCK_TOKENS) + 1
 }
 
 /// Tokens that are read among the recent ones at least: a row's own is.

@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::BLOCK_TOKENS;
 use crate::context::Context;
 use crate::error::KvError;
 
@@ -42,6 +43,19 @@ pub(crate) struct Sparse {
     prefill: Arc<Prefill>,
     /// The first token that attends to everything again.
     until: usize,
+    pages_read: u64,
+    pages_present: u64,
+}
+
+/// What a pattern has done, in numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefillReport {
+    /// Its canonical text.
+    pub method: String,
+    /// Pages that the tokens it speaks of have read, of all layers with full attention and all KV heads.
+    pub pages_read: u64,
+    /// Those that reading everything would have read.
+    pub pages_present: u64,
 }
 
 impl Context {
@@ -75,6 +89,8 @@ impl Context {
         self.sparse = Some(Sparse {
             prefill: Arc::clone(prefill),
             until,
+            pages_read: 0,
+            pages_present: 0,
         });
         Ok(())
     }
@@ -90,6 +106,39 @@ impl Context {
     /// The pattern in charge of the prompt, if there is one.
     pub fn prefill_pattern(&self) -> Option<&Arc<Prefill>> {
         self.sparse.as_ref().map(|sparse| &sparse.prefill)
+    }
+
+    /// What the pattern in charge of the prompt has left out so far.
+    pub fn prefill_report(&self) -> Option<PrefillReport> {
+        self.sparse.as_ref().map(|sparse| PrefillReport {
+            method: sparse.prefill.text.clone(),
+            pages_read: sparse.pages_read,
+            pages_present: sparse.pages_present,
+        })
+    }
+
+    /// Counts what the tokens from token `start` on have read.
+    pub(crate) fn commit_pattern(&mut self, start: usize) {
+        let Some(mut sparse) = self.sparse.take() else {
+            return;
+        };
+        let mut seen = Vec::new();
+        let mut tokens = sparse.rows(start..self.len());
+        while !tokens.is_empty() {
+            let block_of = |token: usize| self.places.slot(token) / BLOCK_TOKENS;
+            let block = block_of(tokens.start);
+            let same = |&token: &usize| block_of(token) == block;
+            let rows = tokens.clone().take_while(same).count();
+            for (layer, place) in self.layout.full_layers() {
+                sparse.blocks(&QueryBlock { layer, block }, &mut seen);
+                let heads = self.layout.groups[place].kind.kv_heads;
+                let read: usize = seen.iter().map(Range::len).sum();
+                sparse.pages_read += (rows * heads * read) as u64;
+                sparse.pages_present += (rows * heads * (block + 1)) as u64;
+            }
+            tokens.start += rows;
+        }
+        self.sparse = Some(sparse);
     }
 }
 

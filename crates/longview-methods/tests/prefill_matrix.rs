@@ -103,6 +103,30 @@ fn chunks_threads_and_forks_change_no_bit_and_nothing_left_out_is_the_dense_path
     }
 }
 
+/// What is said to be read and left out is that of every token of the prompt, however it is cut, and of no later
+/// one.
+fn check_report(text: &str, prefill: &Arc<Prefill>) {
+    let of = |layer: usize, token: usize| {
+        let block = token / BLOCK_TOKENS;
+        [blocks(prefill, layer, block).len(), block + 1]
+    };
+    let [mut read, mut present] = [0, 0];
+    for layer in FULL_LAYERS {
+        for [some, all] in (0..PROMPT).map(|token| of(layer, token)) {
+            read += (some * KV_HEADS) as u64;
+            present += (all * KV_HEADS) as u64;
+        }
+    }
+    for chunk in [BLOCK_TOKENS, 37] {
+        let mut world = world(KvType::F16, prefill);
+        world.read(PROMPT, chunk);
+        world.read(AFTER, 1);
+        let report = world.context.prefill_report().unwrap();
+        let got = (report.pages_read, report.pages_present);
+        assert_eq!(got, (read, present), "{text}");
+    }
+}
+
 #[test]
 fn pages_that_are_left_out_are_not_read() {
     let count = |world: &mut World| {
@@ -120,6 +144,7 @@ fn pages_that_are_left_out_are_not_read() {
             (0..PROMPT.div_ceil(BLOCK_TOKENS)).map(of).sum()
         };
         let pages: usize = FULL_LAYERS.map(left_out).iter().sum::<usize>() * KV_HEADS;
+        check_report(&text, &prefill);
         let saved = dense - read;
         match pages as u64 {
             0 => assert_eq!(saved, 0, "{text}"),

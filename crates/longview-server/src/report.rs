@@ -1,6 +1,7 @@
 //! What was measured of a request, and how it is said.
 
 use longview::keep::KeepReport;
+use longview::pattern::PrefillReport;
 use longview::read::ReadReport;
 use longview::schedule::{Ended, Summary};
 use longview::{AttentionPicture, Explanation, ReuseEnd};
@@ -39,6 +40,8 @@ pub(crate) struct Report {
     keep: Option<Kept>,
     #[serde(skip_serializing_if = "Option::is_none")]
     read: Option<Reading>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill: Option<Attending>,
     /// Where the attention of the text that was complete last has rested, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -121,6 +124,21 @@ impl Reading {
     }
 }
 
+/// What a prefill pattern has left out: pages of 64 tokens that the tokens of prompts have read, of all KV heads of
+/// the layers with full attention, and those that reading everything would have read.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub(crate) struct Attending {
+    pages_read: u64,
+    pages_present: u64,
+}
+
+impl Attending {
+    fn add(&mut self, report: &PrefillReport) {
+        self.pages_read += report.pages_read;
+        self.pages_present += report.pages_present;
+    }
+}
+
 /// What was measured of all prompts of a request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Total {
@@ -128,6 +146,7 @@ pub(crate) struct Total {
     seconds_to_first_token: Option<f64>,
     keep: Option<Kept>,
     read: Option<Reading>,
+    prefill: Option<Attending>,
     /// Of the text that was complete last.
     attention: Option<AttentionPicture>,
 }
@@ -142,6 +161,9 @@ impl Total {
         }
         if let Some(report) = &ended.read {
             self.read.get_or_insert_default().add(report);
+        }
+        if let Some(report) = &ended.prefill {
+            self.prefill.get_or_insert_default().add(report);
         }
         if let Some(picture) = &ended.attention {
             self.attention = Some(picture.clone());
@@ -194,6 +216,7 @@ impl Total {
             notices: meta.notices.clone(),
             keep: self.keep,
             read: self.read,
+            prefill: self.prefill,
             attention: self.attention.clone(),
             explain: meta.explanation.clone(),
         }

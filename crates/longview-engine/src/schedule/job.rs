@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use longview_kv::Context;
 use longview_kv::keep::KeepReport;
+use longview_kv::pattern::PrefillReport;
 use longview_kv::read::ReadReport;
 
 use super::RequestId;
@@ -45,6 +46,7 @@ pub(super) struct Job {
     pub(super) left: Option<(Context, Moves)>,
     pub(super) report: Option<KeepReport>,
     read: Option<ReadReport>,
+    pub(super) prefill: Option<PrefillReport>,
     pub(super) observe: Observe,
     pub(super) attention: Option<AttentionPicture>,
     /// The sum of the hidden states so far, `[hidden]`.
@@ -86,6 +88,7 @@ impl Job {
             left: None,
             report: None,
             read: None,
+            prefill: None,
             observe: request.observe,
             attention: None,
             open_answers: answers.len(),
@@ -137,6 +140,7 @@ impl Job {
             context,
             keep: self.report,
             read: self.read,
+            prefill: self.prefill,
             attention: self.attention,
             embedding,
         })));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use longview_kv::Context;
 use longview_kv::keep::KeepReport;
+use longview_kv::pattern::PrefillReport;
 use longview_kv::read::ReadReport;
 
 use crate::acting::ContextMethods;
@@ -213,6 +214,8 @@ pub struct Ended {
     pub keep: Option<KeepReport>,
     /// What the read method has read for all texts that were completed.
     pub read: Option<ReadReport>,
+    /// What the prefill pattern has left out of the prompt of the text that was complete last.
+    pub prefill: Option<PrefillReport>,
     /// What the attention of the text that was complete last has rested on, where that was observed.
     pub attention: Option<AttentionPicture>,
     /// `[hidden]`, for [`Goal::Embed`].

@@ -481,6 +481,7 @@ impl Sequence {
             let stop = writer.stop();
             summary.kv_bytes += context.kv_bytes();
             job.report = context.keep_report();
+            job.prefill = context.prefill_report();
             job.add_read(context.read_report());
             if let Some(map) = context.attention_map() {
                 let prompt = job.summary.prompt_tokens;

@@ -288,6 +288,7 @@ impl Context {
         kept.edge = edge;
         kept.observed.shrink(kept.pairs(end));
         self.free_blocks(edge);
+        self.pass_windows();
         self.forget_bounds(edge);
         Ok(())
     }

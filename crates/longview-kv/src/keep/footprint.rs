@@ -19,7 +19,7 @@ const REPEAT_WORDS: usize = 128;
 pub struct KeepBytes {
     /// The most while the prompt is read and compressed and text is generated.
     pub peak: u64,
-    /// When the prompt has been read: streams, windows, and nothing else.
+    /// When the prompt has been read: streams, windows, and nothing else; all of it where all stays.
     pub steady: u64,
     /// Beside keys and values: what is gathered for the method and what deciding takes.
     pub scratch: u64,
@@ -54,11 +54,14 @@ impl Keep {
         // What stays in blocks in any case, beside what a budget has room for.
         let streams = |slots| self.stream_bytes(layout, slots) + layout.keep_tail_bytes();
         let full = |tokens: usize| layout.full_bytes(tokens);
-        let windows = dense
+        let rest = dense
             - layout
                 .full_groups()
                 .map(|group| all.div_ceil(BLOCK_TOKENS) as u64 * group.block_bytes() as u64)
                 .sum::<u64>();
+        // Deciding frees what windows hold for a pass.
+        let windows = rest - layout.window_bytes(all, Some(chunk_tokens))
+            + layout.window_bytes(prompt_tokens, None);
         // An old stream beside the new one: of one layer where every layer has as much as before.
         let both = |slots: usize| {
             let of_layer = |(_, place): (usize, usize)| {
@@ -82,6 +85,8 @@ impl Keep {
         let held = streams(slots.min(prompt_tokens));
         let reading = match self.when.block {
             Some(block) if slots < prompt_tokens => both(slots) + full(block),
+            // Everything stays, and stays where it is.
+            None if slots >= prompt_tokens => full(prompt_tokens),
             _ => full(prompt_tokens) + held.max(repeat),
         };
         let grown = self.allocate.grown(&planned, all).min(all);
@@ -124,8 +129,11 @@ impl Keep {
         let moving = layout.full_layers().map(moving).max().unwrap_or(0);
         let deciding = repeating + 4 * (heads + threads * ROWS_AT_ONCE) * pairs + moving;
         Ok(KeepBytes {
-            peak: reading.max(writing) + windows,
-            steady: held + windows,
+            peak: reading.max(writing) + rest,
+            steady: match self.when.block {
+                None if slots >= prompt_tokens => layout.context_bytes(prompt_tokens, chunk_tokens),
+                _ => held + windows,
+            },
             scratch: Observed::bytes_for(layout, self.score.needs(), model, pairs)
                 + deciding as u64,
         })

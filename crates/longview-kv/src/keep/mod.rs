@@ -335,24 +335,29 @@ pub struct AttentionShape {
 }
 
 impl Keep {
-    /// Pairs a KV head that stay on average of a prompt of `prompt_tokens` tokens.
+    /// Pairs a KV head that stay on average of a prompt of `prompt_tokens` tokens. A prompt that is no longer than
+    /// what always stays has room in every budget.
     ///
     /// # Errors
     /// [`KvError::KeepRefused`] for a budget that keeps nothing or less than what is protected.
     pub fn slots(&self, layout: &KvLayout, prompt_tokens: usize) -> Result<usize, KvError> {
+        let bytes_of = |slots| {
+            self.stream_bytes(layout, slots) + layout.keep_tail_bytes() + layout.apart_bytes()
+        };
         let slots = match self.budget {
             Budget::Pairs(pairs) => pairs,
             Budget::Share(share) => (share * prompt_tokens as f64).floor() as usize,
-            Budget::Bytes(bytes) => {
-                let beside = layout.keep_tail_bytes() + layout.apart_bytes();
-                let fits = |&slots: &usize| self.stream_bytes(layout, slots) + beside <= bytes;
-                largest(prompt_tokens.max(1), fits)
-            }
+            Budget::Bytes(bytes) => largest(prompt_tokens.max(1), |&slots: &usize| {
+                bytes_of(slots) <= bytes
+            }),
         };
         let [sinks, recent] = self.always(layout);
         let least = (sinks + recent).max(1);
         if slots >= least {
             return Ok(slots);
+        }
+        if matches!(self.budget, Budget::Share(_)) && (1..=least).contains(&prompt_tokens) {
+            return Ok(least);
         }
         let what = match self.budget {
             Budget::Pairs(_) => String::new(),
@@ -369,7 +374,16 @@ impl Keep {
                  tokens that always stay"
             ),
         };
-        Err(self.refused(format!("{why}; give at least {least}")))
+        let enough = match self.budget {
+            Budget::Pairs(_) => least.to_string(),
+            // In tenths, rounded up.
+            Budget::Share(_) => {
+                let tenths = (1000 * least).div_ceil(prompt_tokens.max(1));
+                format!("{} %, which is {least}", tenths as f64 / 10.0)
+            }
+            Budget::Bytes(_) => format!("{} bytes, which is {least}", bytes_of(least)),
+        };
+        Err(self.refused(format!("{why}; give at least {enough}")))
     }
 
     /// How many of the first and of the last tokens always stay, at most.

@@ -90,7 +90,7 @@ fn reading_all_that_is_left_changes_no_bit() {
             reads.push(of(Whole(None)));
             reads.push(read("quest(budget=100%, dense=0)"));
         }
-        for text in texts(&BUDGET.to_string()) {
+        for text in some_texts(&BUDGET.to_string(), form) {
             let keep = method(&text);
             let mut alone = World::new(form, Ledger::unlimited());
             alone.keep(&keep, PROMPT).unwrap();
@@ -183,7 +183,7 @@ fn a_repetition_attends_to_everything_whatever_answers_read() {
 #[test]
 fn answers_do_not_depend_on_passes_and_forks_are_isolated() {
     for form in forms() {
-        for text in texts(&BUDGET.to_string()) {
+        for text in some_texts(&BUDGET.to_string(), form) {
             let keep = method(&text);
             // Steps of an answer at which a method may decide follow from passes.
             if keep.when.decode.is_some() || keep.when.block.is_some() {
@@ -215,7 +215,7 @@ fn bytes_are_below_those_stated_and_what_is_chosen_from_follows_every_decision()
         if form == KvType::F16 {
             reads.push(read("quest(budget=20%, page=64, dense=0)"));
         }
-        for text in texts(&BUDGET.to_string()) {
+        for text in some_texts(&BUDGET.to_string(), form) {
             for read in &reads {
                 let keep = method(&text);
                 let ledger = Ledger::unlimited();

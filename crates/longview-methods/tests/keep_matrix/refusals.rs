@@ -143,26 +143,43 @@ fn budgets_of_nothing_below_and_above_in_every_unit() {
         world.keep(&method(text), PROMPT).unwrap_err().to_string()
     };
     // Four first and 32 last tokens stay: 36 pairs, in any unit.
-    for (budget, said) in [
+    for (budget, said, enough) in [
         (
             "35",
             "its budget of 35 pairs a head is below the 4 first and 32 last",
+            "at least 36",
         ),
         (
             "8%",
             "its budget of 33 pairs a head (8 % of a prompt of 420 tokens)",
+            "at least 8.6 %, which is 36",
         ),
         (
             "1KiB",
             "its budget keeps nothing (what 1024 bytes have room for)",
+            "bytes, which is 36",
         ),
     ] {
         let message = refused(&format!("knorm(budget={budget})"));
         assert!(
-            message.contains(said) && message.contains("at least 36"),
+            message.contains(said) && message.contains(enough),
             "{message}"
         );
+        // What is asked for is enough.
+        let words = message.rsplit_once("at least ").unwrap().1;
+        let least: String = words.split(", ").next().unwrap().replace(" bytes", "B");
+        let mut world = World::new(KvType::F16, Ledger::unlimited());
+        let keep = method(&format!("knorm(budget={})", least.replace(' ', "")));
+        world.keep(&keep, PROMPT).unwrap();
     }
+    // A share of a prompt that always stays is no budget to refuse.
+    let mut world = World::new(KvType::F16, Ledger::unlimited());
+    world.keep(&method("knorm(budget=8%)"), 36).unwrap();
+    let message = world
+        .keep(&method("knorm(budget=8%)"), 37)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("at least 97.3 %"), "{message}");
     // Exactly that, and more than there is, is taken; more than there is changes nothing.
     for (budget, kept) in [
         ("36", 36),

@@ -9,8 +9,8 @@ use longview_kv::keep::{
 };
 use longview_kv::read::Read;
 use longview_kv::{
-    AttendWorkspace, Attention, Batch, Context, Identity, KiviBits, KvError, KvForms, KvLayout,
-    KvType, LayerLayout, LayerState, Ledger, RopeSet, Segment, Wanted,
+    AttendWorkspace, Attention, BLOCK_TOKENS, Batch, Context, Identity, KiviBits, KvError, KvForms,
+    KvLayout, KvType, LayerLayout, LayerState, Ledger, RopeSet, Segment, Wanted,
 };
 
 pub(crate) const HEADS: usize = 4;
@@ -166,6 +166,13 @@ impl World {
 
     pub(crate) fn dense_bytes(&self, tokens: usize) -> u64 {
         layout(LayerState::Window { tokens: 70 }, self.forms).context_bytes(tokens, 64)
+    }
+
+    /// What the layer with a window holds between passes: what the token after the last full block sees, and the
+    /// block that is being filled.
+    pub(crate) fn window_layer_bytes(&self) -> u64 {
+        let layout = layout(LayerState::Window { tokens: 70 }, self.forms);
+        (layout.token_bytes(WINDOW_LAYER) * (3 * BLOCK_TOKENS) as f64) as u64
     }
 
     pub(crate) fn index_bytes(&self, read: &Read, tokens: usize) -> u64 {

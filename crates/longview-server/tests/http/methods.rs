@@ -179,6 +179,11 @@ fn a_request_may_choose_what_it_reads_and_see_where_its_attention_rests() {
 
     let sparse = ask(json!({ "prefill": "a-shape(sinks=64, local=128)" })).good();
     assert_eq!(sparse["longview"]["reused_tokens"], 0, "{sparse}");
+    let pages = &sparse["longview"]["prefill"];
+    assert!(
+        pages["pages_read"].as_u64().unwrap() < pages["pages_present"].as_u64().unwrap(),
+        "{pages}"
+    );
     for (methods, words) in [
         (
             json!({ "keep": "knorm(budget=128)", "attention": true }),
