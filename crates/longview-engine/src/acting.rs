@@ -59,8 +59,8 @@ impl ContextMethods {
         let keep = self.keep.as_ref()?;
         if keep.score.needs().every_token() {
             Some(
-                "it scores by the attention of every token, which is gathered while tokens are computed and \
-                 not kept with them; a method that looks at keys alone or at the last queries goes on from a \
+                "it scores by what is gathered of every token while it is computed and is not kept with its \
+                 keys and values; a method that looks at keys alone or at the last queries goes on from a \
                  kept context",
             )
         } else if keep.when.block.is_some() {

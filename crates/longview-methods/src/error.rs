@@ -145,10 +145,19 @@ pub enum MethodError {
     },
 
     /// A selector that the store stage does not know.
-    #[error("--store: \"{key}=\" is neither k=, v= nor layers A-B=")]
+    #[error("--store: \"{key}=\" is neither k=, v=, layers A-B=, sinks= nor recent={hint}")]
     StoreKey {
         /// What stands before the equals sign.
         key: String,
+        /// The nearest name as a question; may be empty.
+        hint: String,
+    },
+
+    /// Forms that make no sense together.
+    #[error("--store: {why}")]
+    StoreSense {
+        /// Which, and what to write instead.
+        why: String,
     },
 
     /// More ranges of layers than a store text may have.

@@ -4,7 +4,7 @@ use crate::arguments::Arguments;
 use crate::decode;
 use crate::error::MethodError;
 use crate::keep;
-use crate::method::{Method, Parameter, Role, Stage};
+use crate::method::{Domain, Method, Parameter, Role, Stage};
 use crate::prefill;
 use crate::prompt;
 use crate::read;
@@ -45,10 +45,22 @@ pub fn find(stage: Stage, name: &str) -> Result<&'static Method, MethodError> {
         MethodError::UnknownMethod {
             stage,
             name: name.to_owned(),
-            hint: hint(name, known.iter().copied()),
+            hint: part_of(stage, name).unwrap_or_else(|| hint(name, known.iter().copied())),
             known: known.join(", "),
         }
     })
+}
+
+/// Where `name` belongs, if methods of the stage are put together with it.
+fn part_of(stage: Stage, name: &str) -> Option<String> {
+    let part = all().find(|part| part.stage == stage && part.name == name)?;
+    let takes = |parameter: &&Parameter| matches!(parameter.domain, Domain::Part(role) if role == part.role());
+    let (method, parameter) =
+        of(stage).find_map(|method| Some((method, method.parameters.iter().find(takes)?)))?;
+    Some(format!(
+        " (it goes with one, as in \"{}({}={name})\")",
+        method.name, parameter.name
+    ))
 }
 
 /// The method called `name` that `method` can take as its `parameter`.
@@ -190,6 +202,15 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(message.contains("did you mean \"snapkv\"?"), "{message}");
+        for (part, example) in [
+            ("adakv", "(alloc=adakv)"),
+            ("d2o", "=d2o)"),
+            ("look-m", "(merge=look-m)"),
+        ] {
+            let message = find(Stage::Keep, part).unwrap_err().to_string();
+            assert!(message.contains("it goes with one, as in"), "{message}");
+            assert!(message.contains(example), "{message}");
+        }
         assert!(message.contains("known: all, streaming-llm"), "{message}");
         let message = resolve(Stage::Read, "4").unwrap_err().to_string();
         assert!(

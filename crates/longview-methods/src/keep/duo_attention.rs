@@ -162,7 +162,13 @@ fn read(arguments: &Arguments) -> Result<HeadScores, MethodError> {
         path: path.to_owned(),
         problem,
     };
-    let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let bytes = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let no_text = |_| {
+        "this is no text; head scores are lines of numbers, a line for each layer, as longview calibrate \
+         writes them"
+            .to_owned()
+    };
+    let text = String::from_utf8(bytes).map_err(|error| wrong(no_text(error)))?;
     HeadScores::parse(&text).map_err(wrong)
 }
 

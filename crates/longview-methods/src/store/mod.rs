@@ -16,6 +16,7 @@ use crate::arguments::Arguments;
 use crate::error::MethodError;
 use crate::method::{Build, Domain, Method, Parameter, Stage};
 use crate::registry;
+use crate::suggest::hint;
 use crate::text::{Call, Item, Key, MethodText};
 
 /// The methods of this stage; the first is the default.
@@ -122,6 +123,21 @@ pub(crate) fn choose(text: &str) -> Result<Chosen, MethodError> {
             given.push(key);
         }
     }
+    for key in &given {
+        check_key(key)?;
+    }
+    let is_given = |name: &str| {
+        given
+            .iter()
+            .any(|key| matches!(key, Key::Name(of) if of == name))
+    };
+    if plain == 1 && is_given("k") && is_given("v") {
+        return Err(MethodError::StoreSense {
+            why: "keys and values have forms of their own (k=, v=), so the form for both has no effect; leave \
+                  it out"
+                .to_owned(),
+        });
+    }
     let is_exempt = |item: &&Item| matches!(&item.key, Some(Key::Name(name)) if EXEMPT.parameters.iter().any(|parameter| parameter.name == name));
     let (exempt, mut items): (Vec<&Item>, Vec<&Item>) = parsed.items.iter().partition(is_exempt);
     // One form for all comes first, whatever the order, then keys and values, then layers.
@@ -136,21 +152,15 @@ pub(crate) fn choose(text: &str) -> Result<Chosen, MethodError> {
         let chosen = form_of(method, &arguments)?;
         match &item.key {
             None => form = chosen,
-            Some(Key::Name(name)) if name == "k" => form = merged(chosen, form.v, &form),
-            Some(Key::Name(name)) if name == "v" => {
+            Some(Key::Name(name)) if name == "k" => form = merged(chosen, form.v, &form)?,
+            Some(Key::Name(_)) => {
                 form = KvForm {
                     k: form.k,
-                    ..merged(form, chosen.v, &chosen)
+                    ..merged(form, chosen.v, &chosen)?
                 };
             }
-            Some(Key::Range { name, first, last }) if name == "layers" && first <= last => {
-                layers.push((*first..=*last, chosen));
-            }
-            Some(key) => {
-                return Err(MethodError::StoreKey {
-                    key: key.to_string(),
-                });
-            }
+            Some(Key::Range { first, last, .. }) => layers.push((*first..=*last, chosen)),
+            Some(Key::Id(_)) => unreachable!("keys are checked above"),
         }
         texts.push(match &item.key {
             None => arguments.to_string(),
@@ -158,6 +168,9 @@ pub(crate) fn choose(text: &str) -> Result<Chosen, MethodError> {
         });
         methods.push(method);
     }
+    let all: Vec<KvForm> = std::iter::once(form)
+        .chain(layers.iter().map(|&(_, form)| form))
+        .collect();
     let mut forms = KvForms::new(form);
     for (range, form) in layers {
         forms = forms
@@ -177,15 +190,27 @@ pub(crate) fn choose(text: &str) -> Result<Chosen, MethodError> {
             texts.push(format!("{}={tokens}", parameter.name));
         }
     }
-    let forms = forms.map(|form| KvForm {
-        sink_tokens: form.sink_tokens.max(exempt.count("sinks")),
-        recent_tokens: form.recent_tokens.max(exempt.count("recent")),
+    let (sinks, recent) = (exempt.count("sinks"), exempt.count("recent"));
+    let exempting = |form: KvForm| KvForm {
+        sink_tokens: form.sink_tokens.max(sinks),
+        recent_tokens: form.recent_tokens.max(recent),
         ..form
-    });
-    if methods.is_empty() {
+    };
+    let mut exempted = all.into_iter().map(exempting);
+    if methods.is_empty() || sinks + recent > 0 && !exempted.clone().any(|form| form.is_split()) {
         // Nothing but exemptions from a form that needs none.
         return Err(MethodError::StoreExempt);
     }
+    let window = |form: KvForm| form.window_tokens.filter(|&window| window < recent);
+    if let Some(window) = exempted.find_map(window) {
+        return Err(MethodError::StoreSense {
+            why: format!(
+                "recent = {recent} tokens are more than the window of {window} that stay at all; make the \
+                 window larger"
+            ),
+        });
+    }
+    let forms = forms.map(exempting);
     Ok(Chosen {
         forms,
         text: texts.join(", "),
@@ -224,14 +249,49 @@ fn form_of(method: &Method, arguments: &Arguments) -> Result<KvForm, MethodError
 }
 
 /// `form` with `v` for the values, and as many recent and first tokens as either needs.
-fn merged(form: KvForm, v: KvType, other: &KvForm) -> KvForm {
-    KvForm {
+///
+/// # Errors
+/// [`MethodError::StoreSense`] where the two forget different tokens: keys and values of a token leave together.
+fn merged(form: KvForm, v: KvType, other: &KvForm) -> Result<KvForm, MethodError> {
+    if let (Some(one), Some(two)) = (form.window_tokens, other.window_tokens)
+        && one != two
+    {
+        return Err(MethodError::StoreSense {
+            why: format!(
+                "keys and values of a token are forgotten together, but one form has a window of {one} and the \
+                 other of {two} tokens; give both the same"
+            ),
+        });
+    }
+    Ok(KvForm {
         v,
         recent_tokens: form.recent_tokens.max(other.recent_tokens),
         sink_tokens: form.sink_tokens.max(other.sink_tokens),
         window_tokens: form.window_tokens.or(other.window_tokens),
         ..form
+    })
+}
+
+/// Refuses what stands before an equals sign and says nothing to this stage.
+fn check_key(key: &Key) -> Result<(), MethodError> {
+    let names = ["k", "v"]
+        .into_iter()
+        .chain(EXEMPT.parameters.iter().map(|parameter| parameter.name));
+    let known = match key {
+        Key::Name(name) => names.clone().any(|known| known == name),
+        Key::Range { name, first, last } => name == "layers" && first <= last,
+        Key::Id(_) => false,
+    };
+    if known {
+        return Ok(());
     }
+    Err(MethodError::StoreKey {
+        key: key.to_string(),
+        hint: match key {
+            Key::Name(name) => hint(name, names.filter(|known| known.len() > 1)),
+            Key::Range { .. } | Key::Id(_) => String::new(),
+        },
+    })
 }
 
 #[cfg(test)]
@@ -306,8 +366,21 @@ mod tests {
                 "residual = 0 is not a whole number of at least 1",
             ),
             ("mustafar(sparsity=100%)", "sparsity = 1 is not"),
-            ("q=q8", "\"q=\" is neither k=, v= nor"),
-            ("layers 3-1=q8", "neither k=, v= nor"),
+            ("q=q8", "\"q=\" is neither k=, v=, layers A-B="),
+            ("layers 3-1=q8", "neither k=, v=, layers A-B="),
+            ("layer 0-1=q8", "neither k=, v=, layers A-B="),
+            ("q4, sink=4", "did you mean \"sinks\"?"),
+            ("f16, sinks=64", "name a form"),
+            ("f32, recent=256", "name a form"),
+            ("k=q4, v=q8, q8", "has no effect"),
+            (
+                "k=accllm(window=512), v=accllm(window=1024)",
+                "window of 512 and the other of 1024",
+            ),
+            (
+                "accllm(window=512), recent=1024",
+                "recent = 1024 tokens are more than the window of 512",
+            ),
             ("k=q8, k=q4", "k is given twice"),
             ("q8, q4", "takes one method, not 2"),
             ("kiwi", "did you mean \"kivi\"?"),
