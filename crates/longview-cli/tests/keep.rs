@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Folder, STAND_IN, longview, longview_reading, story};
+use std::fs::{self, File};
+
+use common::{Folder, STAND_IN, command, longview, longview_reading, story};
 
 const FALCON: &str = "What is the special magic number for amber falcon?";
 const KETTLE: &str = "What is the code of the silver kettle?";
@@ -41,6 +43,45 @@ fn a_question_is_answered_from_a_tenth_of_the_pairs() {
         notices.contains("keep: at most") && notices.contains("dropped"),
         "{notices}"
     );
+}
+
+#[test]
+fn what_a_method_takes_is_said_before_anything_is_written() {
+    let folder = Folder::new();
+    let prompt = folder.write("prompt.txt", story(300));
+    let arguments = [
+        "run",
+        "--model",
+        STAND_IN,
+        "--prompt-file",
+        &prompt,
+        "--keep",
+        "knorm(budget=50%)",
+        "--max-tokens",
+        "6",
+        "--ignore-eos",
+        "--temperature",
+        "0",
+    ];
+    let json = longview(&[&arguments[..], &["--json"]].concat())
+        .done()
+        .json();
+    let text = json["answer"].as_str().unwrap_or_else(|| panic!("{json}"));
+    // Both streams in the order in which they are written.
+    let both = folder.path("both");
+    let file = File::create(&both).unwrap();
+    let status = command(&arguments)
+        .stdout(file.try_clone().unwrap())
+        .stderr(file)
+        .status();
+    assert!(status.unwrap().success());
+    let both = fs::read_to_string(both).unwrap();
+    let at = |words: &str| {
+        both.find(words)
+            .unwrap_or_else(|| panic!("{words:?}: {both}"))
+    };
+    assert!(at("keep: at most") < at(text.trim()), "{both}");
+    assert!(at(text.trim()) < at("dropped"), "{both}");
 }
 
 #[test]

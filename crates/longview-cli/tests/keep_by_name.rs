@@ -63,6 +63,7 @@ fn what_is_left_of_documents_is_asked_again_by_name() {
     // Nor is it gone on with by another method, nor its name by what another has left.
     ask(&["--load", "half", "--keep", "knorm(budget=50%)"])
         .refused(2, &["kvzip(budget=50%", "leave --keep out"]);
+    ask(&["--load", "half", "--keep", "all"]).refused(2, &["leave --keep out"]);
     ask(&["--file", &book, "--label", "half"]).refused(2, &["labelled \"half\" already"]);
     ask(&["--load", "half", "--store", "q8"]).refused(2, &["kv=f16", "kv=q8"]);
     // One that goes on to decide by what it was told while they were read goes on with that, too.

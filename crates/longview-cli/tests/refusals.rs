@@ -44,8 +44,8 @@ fn wrong_arguments_are_refused_with_two() {
             &["snapkw", "did you mean \"snapkv\"?", "known: all"],
         ),
         (
-            &["run", "--prompt", "x", "--keep", "snapkv"],
-            &["keeps nothing", "at least 32"],
+            &["run", "--prompt", "x", "--keep", "snapkv(budget=20)"],
+            &["is below the 0 first and 32 last", "at least 32"],
         ),
         (
             &["run", "--prompt", "x", "--read", "quesst(page=16)"],

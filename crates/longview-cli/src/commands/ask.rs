@@ -46,7 +46,7 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         (None, documents) => Source::Read(documents.unwrap_or_default()),
     };
     if let Source::Kept(record) = &source {
-        session.adopt(record)?;
+        session.adopt(record, args.methods.keep.as_deref())?;
     }
     let prompt = source.prompt(&mut session, args.date)?;
     if args.print_prompt {
@@ -88,12 +88,7 @@ pub(crate) fn run(args: &AskArgs, format: Format) -> Result<(), Failure> {
         .extend(reader.found.sentence(prompt.shared.len()));
     session.tell_of_disk(planned);
     session.hear_store();
-    if format == Format::Text {
-        session
-            .notices
-            .drain(..)
-            .for_each(|notice| output::tell(&notice));
-    }
+    session.say_notices(format);
     reader.read(&session, &prompt.shared)?;
     let entry = Entry {
         title: source.title(),

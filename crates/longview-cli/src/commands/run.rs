@@ -43,7 +43,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
         .transpose()?;
     if let (Some(name), Some(record)) = (&args.load, &loaded) {
         Kind::Text.check(name, record)?;
-        session.adopt(record)?;
+        session.adopt(record, args.methods.keep.as_deref())?;
     }
     let recommended = session.recommended(&args.engine);
     session.settle_decode(&args.generation, Fallback::Model(recommended.as_ref()))?;
@@ -94,6 +94,7 @@ pub(crate) fn run(args: &RunArgs, format: Format) -> Result<(), Failure> {
     };
     session.notices.extend(reuse.sentence(tokens.len()));
     session.tell_of_disk(planned);
+    session.say_notices(format);
     let request = Request {
         tail: &tokens[context.len()..],
         reuse,

@@ -15,7 +15,7 @@ use longview::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::args::{EngineArgs, Fallback, GenerationArgs, MethodArgs, StoreArgs};
+use crate::args::{EngineArgs, Fallback, Format, GenerationArgs, MethodArgs, StoreArgs};
 use crate::date;
 use crate::documents::Documents;
 use crate::failure::Failure;
@@ -43,6 +43,8 @@ pub(crate) struct Session {
     store_place: Option<StorePlace>,
     /// Why the last context that could not be kept was not, which is told once.
     not_kept: Option<String>,
+    /// Whether what a keep method has left of a text is gone on with, so that nothing of it is computed.
+    goes_on: bool,
 }
 
 /// Whether what is read outlives this process.
@@ -143,6 +145,7 @@ impl Session {
             saved: None,
             store_place,
             not_kept: None,
+            goes_on: false,
         })
     }
 
@@ -177,11 +180,19 @@ impl Session {
                 human_bytes(bytes.peak),
                 human_bytes(bytes.steady),
                 human_count(prompt),
-                human_bytes(layout.context_bytes(prompt, 1)),
+                human_bytes(layout.context_bytes(prompt, self.engine.chunk_tokens())),
+            ));
+        }
+        if self.methods.prune().is_some() {
+            notices.push(format!(
+                "keep: what is finished leaves after each answer; with nothing gone, {} tokens take {} of keys \
+                 and values",
+                human_count(planned),
+                human_bytes(layout.context_bytes(planned, self.engine.chunk_tokens())),
             ));
         }
         let stored = self.engine.store().is_some();
-        if let Some(why) = methods.computes_all().filter(|_| stored) {
+        if let Some(why) = methods.computes_all().filter(|_| stored && !self.goes_on) {
             notices.push(format!(
                 "keep: the whole prompt is computed, whatever is kept of it: {why}"
             ));
@@ -345,6 +356,15 @@ impl Session {
             if !self.notices.contains(&notice) {
                 self.notices.push(notice);
             }
+        }
+    }
+
+    /// Says what there is to say before an answer is written, where a person reads it.
+    pub(crate) fn say_notices(&mut self, format: Format) {
+        if format == Format::Text {
+            self.notices
+                .drain(..)
+                .for_each(|notice| crate::output::tell(&notice));
         }
     }
 

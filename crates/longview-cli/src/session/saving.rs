@@ -114,8 +114,8 @@ impl Session {
     /// with as it is. Nothing changes where it is whole.
     ///
     /// # Errors
-    /// When another keep method was asked for, or this program does not know that one.
-    pub(crate) fn adopt(&mut self, record: &Record) -> Result<(), Failure> {
+    /// When another keep method was `asked` for, or this program does not know that one.
+    pub(crate) fn adopt(&mut self, record: &Record, asked: Option<&str>) -> Result<(), Failure> {
         if record.left().is_none() {
             return Ok(());
         }
@@ -123,14 +123,15 @@ impl Session {
             saved.check(record, &self.origins())?;
         }
         let summary = &record.summary;
+        self.goes_on = true;
         match self.methods.keep() {
             Some(keep) if keep.text == summary.methods => Ok(()),
-            Some(_) => Err(Failure::wrong(format!(
+            other if other.is_some() || asked.is_some() => Err(Failure::wrong(format!(
                 "of context {} is left what --keep {:?} has kept: leave --keep out, or read the text anew with \
                  another",
                 summary.id, summary.methods
             ))),
-            None => {
+            _ => {
                 let adopted = self.methods.set(Stage::Keep, &summary.methods);
                 adopted.map_err(|error| Failure::wrong(error.to_string()))?;
                 self.notices.push(format!(

@@ -7,7 +7,7 @@ mod synthetic;
 
 use std::time::{Duration, Instant};
 
-use longview::keep::KeepReport;
+use longview::keep::{Keep, KeepReport, Needs};
 use longview::limits::{self, Limits};
 use longview::methods::Stage;
 use longview::models::Profile;
@@ -98,6 +98,7 @@ pub(crate) fn run(args: &BenchArgs, format: Format) -> Result<(), Failure> {
         return Err(longview::EngineError::DoesNotFit(Box::new(fits)).into());
     }
     if args.synthetic_kv && deepest > 0 {
+        check_synthetic(methods.keep.as_deref())?;
         session.notices.push(
             "the depths are filled with random keys and values, not with a text that was read"
                 .to_owned(),
@@ -148,6 +149,22 @@ pub(super) fn limits_json(limits: &Limits) -> Value {
         "int8_tops": limits.int8_tops,
         "f32_gflops": limits.f32_gflops,
     })
+}
+
+/// Refuses a keep method that wants to know of tokens what only computing them says.
+fn check_synthetic(keep: Option<&Keep>) -> Result<(), Failure> {
+    let gathered = |keep: &&Keep| Needs {
+        repeat: 0,
+        ..keep.score.needs()
+    };
+    match keep.filter(|keep| gathered(keep) != Needs::default()) {
+        Some(keep) => Err(Failure::wrong(format!(
+            "--synthetic-kv fills a depth without computing its tokens, of which --keep {} wants more than keys \
+             and values; leave --synthetic-kv out, or measure a method that goes by keys alone",
+            keep.text
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Tokens that are read or generated at most after a depth.

@@ -133,7 +133,7 @@ impl Conversation {
         // Another method has all of it read anew: what was said is known.
         let keep = session.methods.keep().map(|keep| &keep.text);
         if args.methods.keep.is_none() || keep == Some(&record.summary.methods) {
-            session.adopt(&record)?;
+            session.adopt(&record, args.methods.keep.as_deref())?;
         }
         let mut conversation = Conversation::new(args, session)?;
         if conversation.context.origin().is_none() {
@@ -345,6 +345,7 @@ impl Conversation {
             prune: session.methods.prune(),
         };
         self.context.attend_until(self.context.len() + tail.len());
+        session.say_notices(format);
         // Until the answer is there, nobody knows what the context holds.
         self.held = None;
         self.unknown = "the last message was not answered";

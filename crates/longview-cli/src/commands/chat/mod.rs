@@ -43,11 +43,8 @@ pub(crate) fn run(args: &ChatArgs, format: Format) -> Result<(), Failure> {
             "talk with the model; /tool TEXT gives it the result of a tool, /prune lets used results go, \
              /undo takes the last message back, /reset begins anew, /exit or Ctrl-D ends",
         );
-        session
-            .notices
-            .drain(..)
-            .for_each(|notice| output::tell(&notice));
     }
+    session.say_notices(format);
     let mut answers = Vec::new();
     let mut stopped = false;
     while let Some(line) = next_line(person)? {
