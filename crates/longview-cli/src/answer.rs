@@ -264,10 +264,14 @@ impl KeepCounts {
             human_count(self.pairs_kept as usize),
             longview::human_bytes(self.stream_bytes),
         );
-        if let (Some(took), Some(predicted)) = (self.repeat_seconds, self.repeat_predicted_seconds)
-        {
+        if let Some(took) = self.repeat_seconds {
+            let foretold = match self.repeat_predicted_seconds {
+                Some(predicted) => format!("{predicted:.2} s by its operations"),
+                // All of it was taken over.
+                None => "with nothing read here to foretell that by".to_owned(),
+            };
             sentence.push_str(&format!(
-                "; repeating the text took {took:.2} s, {predicted:.2} s by its operations"
+                "; repeating the text took {took:.2} s, {foretold}"
             ));
         }
         sentence

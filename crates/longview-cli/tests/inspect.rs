@@ -422,6 +422,48 @@ fn tasks_are_measured_beside_the_dense_path_and_reported() {
 }
 
 #[test]
+fn an_evaluation_says_what_it_asks_in_and_what_it_leaves_out() {
+    // The reference model is known by what it is, not by what its file is called.
+    let needle = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle");
+    let eval = ["eval", "--samples", "1", "--lengths", "500", "--model"];
+    let by_path = longview(&[&eval[..], &[needle, "niah-single-2,cwe", "--json"]].concat());
+    let said = by_path.stderr.clone();
+    let json = by_path.done().json();
+    assert_eq!(
+        (&json["wording"], &json["rows"][0]["score"]),
+        (&"needle".into(), &100.0.into())
+    );
+    for words in ["wording: needle", "cwe needs at least"] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+    assert!(
+        json["notices"].to_string().contains("cwe needs at least"),
+        "{json}"
+    );
+    // Where the dense path fails everything there is nothing to draw.
+    let folder = Folder::new();
+    let report = folder.path("report");
+    let other = longview(
+        &[
+            &eval[..],
+            &[
+                STAND_IN,
+                "niah-single-2",
+                "--wording",
+                "general",
+                "--output",
+                &report,
+            ],
+        ]
+        .concat(),
+    );
+    for words in ["wording: general", "no chart of scores", "below 80"] {
+        assert!(other.stderr.contains(words), "{words} in {}", other.stderr);
+    }
+    other.done();
+}
+
+#[test]
 fn evaluations_that_cannot_be_made_are_refused() {
     for (arguments, words) in [
         (&["eval"][..], &["TASKS"][..]),
@@ -436,7 +478,26 @@ fn evaluations_that_cannot_be_made_are_refused() {
             &["eval", "vt", "--wording", "no-such.json"],
             &["no such file"],
         ),
-        (&["eval", "vt", "--depths", "101"], &["101"]),
+        (
+            &["eval", "vt", "--depths", "101"],
+            &["101", "per cent", "from 0 to 100"],
+        ),
+        (
+            &["eval", "vt", "--depths", "50,abc"],
+            &["\"abc\"", "per cent", "from 0 to 100"],
+        ),
+        (
+            &[
+                "eval",
+                "niah-single-2",
+                "--lengths",
+                "1k",
+                "--methods",
+                "q8,accllm+keydiff",
+            ],
+            &["--methods keydiff+accllm", "choose one of the two"],
+        ),
+        (&["eval", "cwe", "--lengths", "1k"], &["cwe needs at least"]),
     ] {
         longview(arguments).refused(2, words);
     }

@@ -52,7 +52,9 @@ pub enum EvalError {
         limit: usize,
     },
     /// A length that a task cannot be made for.
-    #[error("--lengths {length}: {task} needs at least {least} tokens in this wording")]
+    #[error(
+        "--lengths {length}: {task} needs at least {least} tokens in this wording; give a longer length"
+    )]
     TooShortForTask {
         /// The task.
         task: String,
@@ -78,6 +80,16 @@ pub enum EvalError {
     NotExported {
         /// The task.
         task: String,
+    },
+    /// A setup that the engine refuses before anything is computed.
+    #[error("--methods {setup}: not with samples of {length} tokens: {why}")]
+    Unusable {
+        /// The setup, without what is usual.
+        setup: String,
+        /// Tokens of a sample.
+        length: usize,
+        /// What stands in the way.
+        why: String,
     },
     /// A wording that cannot be used.
     #[error("{file}: {what}")]
@@ -154,6 +166,16 @@ impl EvalError {
             EvalError::Io { .. } | EvalError::Stopped => false,
             _ => true,
         }
+    }
+
+    /// Whether another length would do.
+    pub(crate) fn is_of_length(&self) -> bool {
+        matches!(
+            self,
+            EvalError::TooShortForTask { .. }
+                | EvalError::TextTooShort { .. }
+                | EvalError::TooLong { .. }
+        )
     }
 }
 

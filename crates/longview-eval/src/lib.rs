@@ -36,7 +36,7 @@ pub use outcome::{Case, Measure, Outcome, Row, Sight};
 pub use perplexity::{Perplexity, perplexity};
 pub use prompt::{Prompt, Prompter};
 pub use record::{Identity, Record};
-pub use run::{Evaluation, Foretold, Material, Plan, Refusal, RunProgress, Subject};
+pub use run::{Evaluation, Foretold, LeftOut, Material, Plan, Refusal, RunProgress, Subject};
 pub use score::{Mean, Scorer};
 pub use setup::Setup;
 pub use share::Share;

@@ -76,6 +76,35 @@ impl<'a> Prompter<'a> {
         })
     }
 
+    /// Tokens of the smallest sample of `task`, prompt and answer together.
+    ///
+    /// # Errors
+    /// When a text cannot be turned into tokens.
+    pub(crate) fn least(
+        &self,
+        task: &Task,
+        making: &Making<'_>,
+        seed: u64,
+    ) -> Result<usize, EvalError> {
+        let (_, _, tokens) = self.made(task, making, seed, task.least_units())?;
+        Ok(tokens)
+    }
+
+    /// A sample of `task` with `units` of its haystack, and the tokens of prompt and answer together.
+    fn made(
+        &self,
+        task: &Task,
+        making: &Making<'_>,
+        seed: u64,
+        units: usize,
+    ) -> Result<(Sample, Prompt, usize), EvalError> {
+        let sample = task.sample(making, seed_of(seed, task.name), units);
+        let prompt = self.prompt(&sample)?;
+        let answers = sample.questions.iter().map(|asked| asked.max_tokens);
+        let tokens = prompt.tokens() + answers.max().unwrap_or(0);
+        Ok((sample, prompt, tokens))
+    }
+
     /// The largest sample of `task` whose prompt and answer have at most `length` tokens together;
     /// few are missing unless a unit of the task's haystack is larger.
     ///
@@ -88,14 +117,7 @@ impl<'a> Prompter<'a> {
         seed: u64,
         length: usize,
     ) -> Result<(Sample, Prompt), EvalError> {
-        let seed = seed_of(seed, task.name);
-        let make = |units: usize| -> Result<(Sample, Prompt, usize), EvalError> {
-            let sample = task.sample(making, seed, units);
-            let prompt = self.prompt(&sample)?;
-            let answers = sample.questions.iter().map(|asked| asked.max_tokens);
-            let tokens = prompt.tokens() + answers.max().unwrap_or(0);
-            Ok((sample, prompt, tokens))
-        };
+        let make = |units: usize| self.made(task, making, seed, units);
         let (mut units, mut best) = (task.least_units(), make(task.least_units())?);
         if best.2 > length {
             return Err(EvalError::TooShortForTask {

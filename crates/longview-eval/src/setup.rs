@@ -133,7 +133,7 @@ impl Setup {
 
     /// What holds as many bytes with less thought: the same with streaming-llm and with random instead of its
     /// keep method, at its budget; and those two over the usual form where all it has is a form, of which
-    /// `share_of` says how much it takes of that. None where neither is bounded.
+    /// `share_of` says what share of a prompt they can keep in its bytes. None where neither is bounded.
     pub(crate) fn floors(&self, share_of: &dyn Fn(KvForms) -> f64) -> Vec<Setup> {
         let (budget, replaced) = match (self.methods.keep(), self.methods.kv_forms()) {
             (Some(keep), _) => {
@@ -144,12 +144,12 @@ impl Setup {
                 (budget.to_owned(), Stage::Keep)
             }
             (None, Some(forms)) => {
-                // Whole tenths of a per cent; whole blocks on both sides make the rest of the difference.
-                let tenths = (share_of(forms) * 1000.0).floor();
-                if !(1.0..1000.0).contains(&tenths) {
+                // Hundredths of a per cent, which few prompts have more pairs than.
+                let hundredths = (share_of(forms) * 10_000.0).floor();
+                if !(1.0..10_000.0).contains(&hundredths) {
                     return Vec::new();
                 }
-                (format!("{}%", tenths / 10.0), Stage::Store)
+                (format!("{}%", hundredths / 100.0), Stage::Store)
             }
             (None, None) => return Vec::new(),
         };
@@ -383,7 +383,7 @@ mod tests {
         assert_eq!(floors.len(), 2, "{floors:?}");
         for floor in &floors {
             assert!(
-                floor.contains("budget=53.1%") && !floor.contains("q8"),
+                floor.contains("budget=53.15%") && !floor.contains("q8"),
                 "{floor}"
             );
         }

@@ -4,6 +4,9 @@ use serde::Deserialize;
 
 use crate::error::EvalError;
 
+/// The fingerprint of the reference model.
+const REFERENCE: &str = "82d49be1554e9a7e";
+
 /// Templates of all tasks. Fields without a doc of their own are sentences whose placeholders
 /// stand in braces; the README beside the shipped ones says more.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -88,6 +91,15 @@ impl Wording {
     /// Plain English for models that follow instructions.
     pub fn general() -> Wording {
         Wording::shipped(include_str!("../data/wordings/general.json"))
+    }
+
+    /// The one that suits a model with this fingerprint: `needle` for the reference model, however its file is
+    /// named or quantised, `general` for others.
+    pub fn suiting(fingerprint: &str) -> Wording {
+        match fingerprint {
+            REFERENCE => Wording::needle(),
+            _ => Wording::general(),
+        }
     }
 
     fn shipped(json: &str) -> Wording {

@@ -2,8 +2,8 @@
 
 use longview_engine::{Control, Engine, EngineOptions, ModelSource};
 use longview_eval::{
-    EvalError, Evaluation, Making, Material, Plan, Prompter, Record, Setup, Share, Sight, Subject,
-    Task, Turn, Wording,
+    EvalError, Evaluation, Making, Material, Plan, Prompter, Record, Row, Setup, Share, Sight,
+    Subject, Task, Turn, Wording,
 };
 
 fn making(material: &Material, depth: Option<f64>) -> Making<'_> {
@@ -24,6 +24,7 @@ fn plan(subjects: &[&str], setups: &str, length: usize) -> Plan {
             .collect(),
         lengths: vec![length],
         setups: Setup::parse_list(setups).unwrap(),
+        floors: false,
         samples: 2,
         depths: vec![0.0, 1.0],
         question: Sight::Unseen,
@@ -36,12 +37,30 @@ fn plan(subjects: &[&str], setups: &str, length: usize) -> Plan {
 /// The reference model's tokenizer and keys and values, of small random matrices: what it answers is nonsense, and
 /// the same nonsense only where the same was computed.
 fn stand_in() -> Engine {
+    stand_in_by(EngineOptions::default().chunk_tokens)
+}
+
+/// The same, reading prompts `chunk_tokens` tokens at a time.
+fn stand_in_by(chunk_tokens: usize) -> Engine {
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stand-in");
     Engine::open(&EngineOptions {
         model: ModelSource::Path(model.into()),
+        chunk_tokens,
         ..EngineOptions::default()
     })
     .unwrap()
+}
+
+/// What `plan` gives under `engine`; nothing of it may be refused.
+fn measured(engine: &Engine, plan: &Plan) -> Vec<Row> {
+    let material = Material::shipped(Wording::needle());
+    let evaluation = Evaluation::new(engine, &material, plan).unwrap();
+    let mut record = Record::in_memory();
+    let refused = evaluation
+        .run(&mut record, &mut |_| Control::Continue)
+        .unwrap();
+    assert!(refused.is_empty(), "{refused:?}");
+    evaluation.rows(&record)
 }
 
 #[test]
@@ -287,6 +306,172 @@ fn what_was_foretold_is_not_exceeded() {
             told.bytes.peak
         );
     }
+}
+
+#[test]
+fn what_leaves_while_a_document_is_read_takes_no_more_than_was_foretold() {
+    let engine = stand_in();
+    let material = Material::shipped(Wording::needle());
+    let setups = "streaming-llm(budget=50%),keydiff(budget=50%),streaming-llm(budget=50%)+read=quest,\
+        snapkv(budget=50%),snapkv(budget=20%),kvzip(budget=50%),h2o(budget=50%)+kivi";
+    for (question, task) in [
+        (Sight::Unseen, "niah-single-2"),
+        (Sight::Seen, "niah-single-2"),
+        // Four questions, each a prompt of its own.
+        (Sight::Seen, "niah-multiquery"),
+    ] {
+        let plan = Plan {
+            question,
+            samples: 1,
+            ..plan(&[task], setups, 2000)
+        };
+        let rows = measured(&engine, &plan);
+        let evaluation = Evaluation::new(&engine, &material, &plan).unwrap();
+        let foretold = evaluation.foretell();
+        assert_eq!(foretold.len(), 7);
+        for told in foretold {
+            let row = rows.iter().find(|row| row.setup == told.setup).unwrap();
+            // What a read method keeps to choose by comes to that.
+            let index = if told.setup.contains("quest") { 5 } else { 0 };
+            let most = told.bytes.peak + told.bytes.peak * index / 100;
+            assert!(row.bytes_held < row.peak_bytes, "{}", told.setup);
+            assert!(
+                row.peak_bytes <= most,
+                "{} {question:?} {task}: {} {most}",
+                told.setup,
+                row.peak_bytes
+            );
+        }
+    }
+}
+
+#[test]
+fn floors_hold_as_many_bytes_as_the_form_at_every_length() {
+    let engine = stand_in();
+    for setup in [
+        "q8",
+        "kivi",
+        "kivi(residual=66)",
+        "mustafar",
+        "q4, recent=100",
+        "accllm(window=1024)",
+    ] {
+        let plan = Plan {
+            lengths: vec![1000, 2200],
+            samples: 1,
+            floors: true,
+            ..plan(&["niah-single-2"], setup, 0)
+        };
+        let rows = measured(&engine, &plan);
+        for rows in rows.chunks(4) {
+            let [dense, form, floors @ ..] = rows else {
+                panic!("{rows:?}")
+            };
+            assert_eq!(floors.len(), 2, "{setup} at {}", form.length);
+            let a_pair = dense.bytes_held / dense.length as u64;
+            for floor in floors {
+                let (less, held) = (
+                    form.bytes_held as i64 - floor.bytes_held as i64,
+                    form.bytes_held,
+                );
+                // A layer is given pages of 64 slots, which its two heads share; where pairs are from may be a
+                // little more.
+                assert!(
+                    (-(held as i64) / 100..=32 * a_pair as i64).contains(&less),
+                    "{} at {}: {less} less than {held} of {setup}",
+                    floor.setup,
+                    floor.length
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_held_does_not_depend_on_the_chunk() {
+    let setups = "kivi,mustafar,q4, recent=100,kivi+snapkv(budget=70%)";
+    let held = |chunk_tokens: usize, question: Sight| -> Vec<(String, u64)> {
+        let plan = Plan {
+            question,
+            samples: 1,
+            ..plan(&["niah-single-2"], setups, 1400)
+        };
+        let rows = measured(&stand_in_by(chunk_tokens), &plan);
+        rows.into_iter()
+            .map(|row| (row.setup, row.bytes_held))
+            .collect()
+    };
+    for question in [Sight::Unseen, Sight::Seen] {
+        assert_eq!(held(512, question), held(64, question), "{question:?}");
+    }
+}
+
+#[test]
+fn a_task_that_no_sample_fits_is_left_out_before_anything_is_measured() {
+    let engine = stand_in();
+    let material = Material::shipped(Wording::needle());
+    let plan = Plan {
+        lengths: vec![500, 3000],
+        samples: 1,
+        ..plan(&["cwe", "niah-single-2"], "q4", 0)
+    };
+    let evaluation = Evaluation::new(&engine, &material, &plan).unwrap();
+    let [left_out] = evaluation.left_out() else {
+        panic!("{:?}", evaluation.left_out())
+    };
+    assert_eq!((&*left_out.task, left_out.length), ("cwe", 500));
+    assert!(left_out.why.contains("cwe needs at least"), "{left_out:?}");
+    let rows = measured(&engine, &plan);
+    let of = |row: &Row| (row.task.clone(), row.length);
+    let found: Vec<(String, usize)> = rows.iter().step_by(2).map(of).collect();
+    let expected = [
+        ("niah-single-2", 500),
+        ("cwe", 3000),
+        ("niah-single-2", 3000),
+    ];
+    assert_eq!(
+        found,
+        expected.map(|(task, length)| (task.to_owned(), length))
+    );
+}
+
+#[test]
+fn setups_that_cannot_be_used_are_named_before_anything_is_measured() {
+    let engine = stand_in();
+    let material = Material::shipped(Wording::needle());
+    for (setup, words) in [
+        ("accllm+keydiff", "choose one of the two"),
+        ("kivi+h2o(budget=5%)", "give at least"),
+    ] {
+        let plan = plan(&["niah-single-2"], &format!("q4,{setup}"), 800);
+        let evaluation = Evaluation::new(&engine, &material, &plan).unwrap();
+        let message = evaluation.check_setups().unwrap_err().to_string();
+        let name = setup.split(['+', '(']).next().unwrap();
+        for words in [words, name, "--methods", "800 tokens"] {
+            assert!(message.contains(words), "{words} in {message}");
+        }
+    }
+    let plan = plan(&["niah-single-2"], "q4,kivi+h2o(budget=50%)", 800);
+    let evaluation = Evaluation::new(&engine, &material, &plan).unwrap();
+    evaluation.check_setups().unwrap();
+}
+
+#[test]
+fn the_reference_model_is_asked_in_its_own_words_whatever_its_file() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/needle");
+    let opened = |model: ModelSource| {
+        let options = EngineOptions {
+            model,
+            ..EngineOptions::default()
+        };
+        let engine = Engine::open(&options).unwrap();
+        Wording::suiting(engine.model().fingerprint()).name
+    };
+    assert_eq!(opened(ModelSource::Embedded), "needle");
+    assert_eq!(opened(ModelSource::Path(path.into())), "needle");
+    let file = format!("{path}/needle-f16.gguf");
+    assert_eq!(opened(ModelSource::Path(file.into())), "needle");
+    assert_eq!(Wording::suiting("another").name, "general");
 }
 
 #[test]

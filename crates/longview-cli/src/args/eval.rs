@@ -49,7 +49,7 @@ pub(crate) struct EvalTasksArgs {
 
     /// Depths of the heat map, in per cent
     #[arg(long, value_name = "N,…", default_value = "0,25,50,75,100", value_delimiter = ',',
-          value_parser = clap::value_parser!(u8).range(0..=100))]
+          value_parser = parse_depth)]
     pub(crate) depths: Vec<u8>,
 
     /// Tokens that `drift` generates
@@ -108,6 +108,15 @@ impl From<SightArg> for Sight {
             SightArg::Unseen => Sight::Unseen,
             SightArg::Seen => Sight::Seen,
         }
+    }
+}
+
+fn parse_depth(text: &str) -> Result<u8, String> {
+    match text.trim().parse() {
+        Ok(depth @ 0..=100) => Ok(depth),
+        _ => Err(format!(
+            "{text:?} is not a depth: whole per cent of the document, from 0 to 100, such as 50"
+        )),
     }
 }
 

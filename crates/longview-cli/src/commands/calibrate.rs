@@ -18,30 +18,27 @@ use crate::session::Session;
 /// Finds the scores and writes them.
 pub(crate) fn run(args: &CalibrateArgs, format: Format) -> Result<(), Failure> {
     written::Output::new(&args.output, args.overwrite.taken())?;
-    let wording = eval::wording(args.wording.as_deref(), &args.engine)?;
+    let wording = eval::wording(args.wording.as_deref())?;
     let session = Session::open(&args.engine, &MethodArgs::default())?;
+    let wording = eval::wording_for(wording, &session.engine);
     let plan = Calibration {
         length: args.length,
         samples: args.samples,
         seed: args.seed,
     };
     let begun = Instant::now();
+    let material = Material::shipped(wording);
     let bar = Progress::spinner("scoring heads".to_owned());
-    let scores = calibrate(
-        &session.engine,
-        &Material::shipped(wording),
-        &plan,
-        &mut |progress| {
-            let (done, total) = (progress.done, progress.total);
-            bar.say(format!(
-                "scoring heads: {done} of {total} texts and questions"
-            ));
-            match interrupt::pressed() {
-                true => Control::Stop,
-                false => Control::Continue,
-            }
-        },
-    )
+    let scores = calibrate(&session.engine, &material, &plan, &mut |progress| {
+        let (done, total) = (progress.done, progress.total);
+        bar.say(format!(
+            "scoring heads: {done} of {total} texts and questions"
+        ));
+        match interrupt::pressed() {
+            true => Control::Stop,
+            false => Control::Continue,
+        }
+    })
     .map_err(eval::failed)?;
     bar.finish();
     let seconds = begun.elapsed().as_secs_f64();
@@ -56,6 +53,7 @@ pub(crate) fn run(args: &CalibrateArgs, format: Format) -> Result<(), Failure> {
             object.insert("length".to_owned(), args.length.into());
             object.insert("samples".to_owned(), args.samples.into());
             object.insert("seed".to_owned(), args.seed.into());
+            object.insert("wording".to_owned(), material.wording.name.clone().into());
             object.insert("seconds".to_owned(), seconds.into());
             object.extend(session.summary());
             output::print_json(&object)

@@ -42,6 +42,10 @@ const ALSO: [(&str, &str); 4] = [
 /// What any score can be wrapped by, measured with one.
 const ALSO_KEPT: (&str, &str) = ("snapkv", "keep=snapkv(chunks=16)");
 
+/// Modes that papers have beside the one that is measured. Nobody would miss them who does not know them, so
+/// they are named.
+const MODES: [&str; 2] = ["kvzip(alloc=uniform)", "kvzip(alloc=heads)"];
+
 /// What the leaderboard measures at one length.
 #[derive(Clone, Debug)]
 pub struct Board {
@@ -170,6 +174,25 @@ impl Board {
             let why = "it acts between the turns of a conversation, and tasks have one";
             refusal(&format!("keep={}", method.name), why.to_owned())
         }));
+        let is_there = |mode: &str| {
+            let asked = Setup::parse(&with_budget(mode, 50)).map(|setup| setup.to_string());
+            let (start, _) = mode.split_at(mode.len() - 1);
+            let by_name =
+                |entry: &Entry| entry.family.trim_start_matches("keep=").starts_with(start);
+            let same = |entry: &Entry| {
+                asked
+                    .as_ref()
+                    .is_ok_and(|name| entry.setup.to_string() == *name)
+            };
+            entries.iter().any(|entry| by_name(entry) || same(entry))
+        };
+        let modes = MODES.into_iter().filter(|mode| !is_there(mode));
+        refused.extend(modes.map(|mode| {
+            let why = format!(
+                "another mode of its paper than the one on the board; --also '{mode}' adds it"
+            );
+            refusal(mode, why)
+        }));
         (entries, refused)
     }
 
@@ -178,6 +201,7 @@ impl Board {
             subjects: tasks,
             lengths: vec![self.length],
             setups,
+            floors: false,
             samples: self.samples,
             depths: Vec::new(),
             question,
@@ -421,6 +445,14 @@ mod tests {
         };
         assert!(why("snapkv(kernal=21)").contains("did you mean \"kernel\"?"));
         assert!(why("keep=timrun").contains("between the turns"));
+        for mode in MODES {
+            assert!(why(mode).contains("--also"), "{mode}");
+            let mut board = board();
+            board.also.push(mode.to_owned());
+            let (entries, refused) = board.entries();
+            assert!(entries.iter().any(|entry| entry.family == mode), "{mode}");
+            assert!(refused.iter().all(|one| one.setup != mode), "{mode}");
+        }
     }
 
     #[test]

@@ -261,8 +261,8 @@ impl<'a> Means<'a> {
             return String::new();
         }
         format!(
-            "\nThe dense path fails (scores below {DENSE_FAILS_BELOW:.0}) {}; nothing was run there under \
-             methods, and samples end where it fails by more than chance.\n",
+            "\nThe dense path fails (scores below {DENSE_FAILS_BELOW:.0}) {}; what methods score there is not \
+             shown, and samples end where it fails by more than chance.\n",
             failed.join(", ")
         )
     }
@@ -368,7 +368,7 @@ mod tests {
         for words in [
             "On a model.",
             "Look here.",
-            "fails (scores below 80) hard (10 of 100 in 1)",
+            "fails (scores below 80) hard (10 of 100 in 1); what methods score there is not shown",
             "`keep=x`: it needs a file",
             "| `snapkv` | unseen | 40.0 ± 44.4 | – |",
             "| `snapkv` | seen | 70.0 ± 43.8 | – |",

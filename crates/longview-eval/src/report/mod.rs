@@ -148,6 +148,21 @@ pub fn table(rows: &[Row]) -> Vec<Vec<String>> {
     table
 }
 
+/// A number of nats with `digits` digits after the first; no more than `0` where there is none.
+pub fn nats(value: f64, digits: usize) -> String {
+    match value == 0.0 {
+        true => "0".to_owned(),
+        false => format!("{value:.digits$e}"),
+    }
+}
+
+/// Whether there are tasks that means could be over, and the dense path fails all of them.
+pub fn lacks_means(rows: &[Row]) -> bool {
+    let mut scored = rows.iter();
+    scored.any(|row| row.measure == Measure::Recall && row.depth.is_none())
+        && summaries(rows).is_empty()
+}
+
 /// What the text tasks measure beside their score, and what read methods read, one line a row; nothing
 /// for others.
 pub fn remarks(rows: &[Row]) -> Vec<String> {
@@ -155,7 +170,8 @@ pub fn remarks(rows: &[Row]) -> Vec<String> {
         let mut parts = Vec::new();
         if let Some(divergence) = row.divergence {
             parts.push(format!(
-                "KL divergence from the dense path {divergence:.3e} nats a token"
+                "KL divergence from the dense path {} nats a token",
+                nats(divergence, 3)
             ));
         }
         if let Some(count) = row.same_until {
@@ -267,6 +283,28 @@ mod tests {
         for words in ["made by a test", "| q4 | 1024 |", "10.0 fails", "25.0 %"] {
             assert!(text.contains(words), "{words} in {text}");
         }
+    }
+
+    #[test]
+    fn no_divergence_is_no_power_of_ten() {
+        assert_eq!(
+            (nats(0.0, 3), nats(0.0, 1)),
+            ("0".to_owned(), "0".to_owned())
+        );
+        assert_eq!(
+            (nats(0.001234, 3), nats(0.02, 1)),
+            ("1.234e-3".to_owned(), "2.0e-2".to_owned())
+        );
+        let mut same = outcome("continuation", "f16", 0, 3.0);
+        (same.measure, same.divergence) = (Measure::Perplexity, Some(0.0));
+        let said = remarks(&rows(&[same])).concat();
+        assert!(said.contains("dense path 0 nats a token"), "{said}");
+    }
+
+    #[test]
+    fn means_are_lacking_where_the_dense_path_fails_all() {
+        let of = |dense: f64| rows(&[outcome("a", "dense", 0, dense), outcome("a", "q4", 0, 90.0)]);
+        assert!(lacks_means(&of(10.0)) && !lacks_means(&of(90.0)) && !lacks_means(&[]));
     }
 
     #[test]

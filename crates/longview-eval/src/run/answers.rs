@@ -3,6 +3,7 @@
 use longview_engine::{Continuation, GenerateOptions, Generated};
 use longview_kv::Context;
 
+use super::lengths::held_bytes;
 use super::reading::{Compressed, Lengths, Reading, all_or_refused};
 use super::{Evaluation, Measured, compression_seconds, read_share, seconds};
 use crate::error::EvalError;
@@ -13,6 +14,9 @@ use crate::task::{Sample, Task};
 
 /// Bytes of keys and values that contexts may hold, each counted whole, which answer together.
 const TOGETHER_BYTES: u64 = 1 << 30;
+
+/// Said where a setup is asked after its last question, which nothing does.
+const ASKED_ONCE: &str = "a context is there until its last question";
 
 /// One sample of a task as it is asked.
 struct Asked<'a> {
@@ -26,10 +30,9 @@ struct Asked<'a> {
 /// A setup that has read a sample's document and is to answer.
 struct Ready<'s> {
     setup: &'s Setup,
-    context: Context,
+    /// What it answers from, until its last question takes it.
+    context: Option<Context>,
     outcome: Outcome,
-    /// Bytes of keys and values of the document, held whole until the questions were read.
-    document_bytes: u64,
     /// One for each question answered.
     scores: Vec<f64>,
     shares: Vec<f64>,
@@ -83,7 +86,7 @@ impl Evaluation<'_> {
             for setup in part {
                 match self.prepare(&asked, setup, &mut reading) {
                     Ok(one) => {
-                        held += one.context.kv_bytes();
+                        held += one.context().kv_bytes();
                         ready.push(one);
                     }
                     Err(error) => measured(setup, Err(error))?,
@@ -124,8 +127,7 @@ impl Evaluation<'_> {
         };
         Ok(Ready {
             setup,
-            context,
-            document_bytes: reading.context.kv_bytes(),
+            context: Some(context),
             scores: Vec::new(),
             shares: Vec::new(),
             outcome: Outcome {
@@ -156,8 +158,11 @@ impl Evaluation<'_> {
         measured: &mut Measured<'_>,
     ) -> Result<(), EvalError> {
         for index in 0..asked.sample.questions.len() {
-            if self.ask_together(asked, index, &mut ready).is_ok() {
-                continue;
+            let asked_all = self.ask_together(asked, index, &mut ready);
+            match (asked_all, ready.as_slice()) {
+                (Ok(()), _) => continue,
+                (Err(error), [one]) => return measured(one.setup, Err(error)),
+                _ => {}
             }
             // One of them cannot answer: the others do without it.
             let mut left = Vec::new();
@@ -175,7 +180,7 @@ impl Evaluation<'_> {
         Ok(())
     }
 
-    /// Asks all of `ready` question `index`. On an error none of them has changed.
+    /// Asks all of `ready` question `index`. On an error none of them has changed, unless it is one alone.
     fn ask_together(
         &self,
         asked: &Asked<'_>,
@@ -183,7 +188,19 @@ impl Evaluation<'_> {
         ready: &mut [Ready<'_>],
     ) -> Result<(), EvalError> {
         let question = &asked.sample.questions[index];
-        let mut forks: Vec<Context> = ready.iter().map(|one| one.context.fork()).collect();
+        let alone = ready.len() == 1;
+        let goes_on = asked.task.conversation && asked.case.question == Sight::Seen;
+        // One that answers alone takes what it will not need again, so that what leaves is free.
+        let takes = alone && (goes_on || index + 1 == asked.sample.questions.len());
+        let Some(first) = ready.first() else {
+            return Ok(());
+        };
+        let document_bytes = first.context().kv_bytes();
+        let fork_of = |one: &mut Ready<'_>| match takes {
+            true => one.context.take().expect(ASKED_ONCE),
+            false => one.context().fork(),
+        };
+        let mut forks: Vec<Context> = ready.iter_mut().map(fork_of).collect();
         let text = |context| Continuation {
             context,
             prompt: &asked.prompt.questions[index],
@@ -194,7 +211,6 @@ impl Evaluation<'_> {
         let generated = self.engine.generate_together(&mut texts)?;
         drop(texts);
         let more = self.engine.ledger().usage().kv_peak - before;
-        let alone = ready.len() == 1;
         for ((one, generated), fork) in ready.iter_mut().zip(generated).zip(forks) {
             let score = question.scorer.score(&generated.text, &question.answers);
             one.scores.push(score);
@@ -207,18 +223,24 @@ impl Evaluation<'_> {
                 continue;
             }
             if index == 0 {
-                let (bytes, prompt) = (generated.prompt_kv_bytes, asked.lengths.prompt);
-                one.outcome.bytes_held = bytes + self.index_bytes(one.setup, &fork, prompt, bytes);
-                // Of several that answer together nobody knows whose it is.
-                if alone {
-                    let both = one.document_bytes + more;
-                    one.outcome.peak_bytes = one.outcome.peak_bytes.max(both);
+                let prompt = asked.lengths.prompt;
+                let mut bytes = generated.prompt_kv_bytes;
+                if !fork.is_compressed() {
+                    // What the last chunk was read with is no part of what is held.
+                    bytes = bytes.min(held_bytes(fork.layout(), prompt));
                 }
+                one.outcome.bytes_held = bytes + self.index_bytes(one.setup, &fork, prompt, bytes);
                 one.outcome.compression_seconds = compression_seconds(&fork);
             }
-            if asked.task.conversation {
+            // Of several that answer together nobody knows whose it is, and what further questions need would be
+            // there twice.
+            if takes && (index == 0 || !goes_on) {
+                let both = document_bytes + more;
+                one.outcome.peak_bytes = one.outcome.peak_bytes.max(both);
+            }
+            if goes_on {
                 // Every question goes on from the answer before it.
-                one.context = fork;
+                one.context = Some(fork);
             }
         }
         Ok(())
@@ -226,6 +248,10 @@ impl Evaluation<'_> {
 }
 
 impl Ready<'_> {
+    fn context(&self) -> &Context {
+        self.context.as_ref().expect(ASKED_ONCE)
+    }
+
     /// What came of it when all questions were answered.
     fn outcome(self) -> Outcome {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;

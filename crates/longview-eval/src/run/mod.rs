@@ -2,15 +2,18 @@
 //! while it is read.
 
 mod answers;
+mod lengths;
 mod reading;
 mod text;
 
 use std::time::Duration;
 
 use longview_engine::{Control, Engine};
+use longview_kv::Context;
 use longview_kv::keep::KeepBytes;
-use longview_kv::{Context, KvForms};
 
+use self::lengths::AtLength;
+pub use self::lengths::LeftOut;
 use crate::draw::seed_of;
 use crate::error::EvalError;
 use crate::export::ExportedSample;
@@ -47,6 +50,9 @@ pub struct Plan {
     pub lengths: Vec<usize>,
     /// The setups compared; the dense path is measured beside them in any case.
     pub setups: Vec<Setup>,
+    /// Whether streaming-llm and random are measured beside every setup with a keep method, with the same budget, and
+    /// beside every other form of keys and values with the bytes that it holds at the length.
+    pub floors: bool,
     /// Samples of a task and length.
     pub samples: usize,
     /// The depths of the heat map, 0 to 1.
@@ -91,6 +97,8 @@ pub struct Evaluation<'a> {
     prompter: Prompter<'a>,
     material: &'a Material,
     plan: &'a Plan,
+    lengths: Vec<AtLength>,
+    left_out: Vec<LeftOut>,
 }
 
 /// What a setup's keep method will take at a length.
@@ -193,34 +201,12 @@ impl Material {
     }
 }
 
-impl Plan {
-    /// Puts beside every setup with a keep method streaming-llm and random with the same budget, and beside
-    /// every other form of keys and values those two with the bytes that it takes at the first length.
-    pub fn beside_floors(&mut self, engine: &Engine) {
-        let tokens = self.lengths.first().copied().unwrap_or(1);
-        let bytes = |forms: KvForms| {
-            let layout = engine.model().blueprint().kv_layout(forms);
-            layout.context_bytes(tokens, 1) as f64
-        };
-        let usual = bytes(engine.kv_forms());
-        let mut all: Vec<Setup> = Vec::new();
-        for setup in std::mem::take(&mut self.setups) {
-            let floors = setup.floors(&|forms| bytes(forms) / usual);
-            for setup in std::iter::once(setup).chain(floors) {
-                if !all.contains(&setup) {
-                    all.push(setup);
-                }
-            }
-        }
-        self.setups = all;
-    }
-}
-
 impl<'a> Evaluation<'a> {
     /// An evaluation of `engine`, checked as far as that is possible without computing.
     ///
     /// # Errors
-    /// When a length is beyond the model's context, or its template cannot hold a document.
+    /// When a length is beyond the model's context, its template cannot hold a document, or no task of the plan
+    /// can be made of its lengths.
     pub fn new(
         engine: &'a Engine,
         material: &'a Material,
@@ -230,12 +216,21 @@ impl<'a> Evaluation<'a> {
         if let Some(&length) = plan.lengths.iter().find(|&&length| length > limit) {
             return Err(EvalError::TooLong { length, limit });
         }
-        Ok(Evaluation {
+        let mut evaluation = Evaluation {
             engine,
             prompter: Prompter::new(engine.text())?,
             material,
             plan,
-        })
+            lengths: Vec::new(),
+            left_out: Vec::new(),
+        };
+        (evaluation.lengths, evaluation.left_out) = evaluation.plan_lengths()?;
+        Ok(evaluation)
+    }
+
+    /// Tasks of the plan that are not measured at some of its lengths, because no sample can be made of them.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
     }
 
     /// What outcomes of this evaluation depend on.
@@ -258,8 +253,9 @@ impl<'a> Evaluation<'a> {
         let engine = self.engine;
         let layout = engine.model().blueprint().kv_layout(engine.kv_forms());
         let mut all = Vec::new();
-        for &length in &self.plan.lengths {
-            for setup in &self.plan.setups {
+        for at in self.lengths.iter().filter(|at| !at.subjects.is_empty()) {
+            let length = at.length;
+            for setup in &at.setups {
                 let (keep, forms) = (setup.methods().keep(), setup.methods().kv_forms());
                 let Some(keep) = keep else {
                     continue;
@@ -284,22 +280,21 @@ impl<'a> Evaluation<'a> {
     /// A setup that the engine refuses is left out from then on, and returned with the reason.
     ///
     /// # Errors
-    /// [`EvalError::Stopped`] when `on` says so, errors of the engine, and lengths too short for a
-    /// task. What was finished is in the record.
+    /// [`EvalError::Stopped`] when `on` says so, and errors of the engine. What was finished is in the record.
     pub fn run(
         &self,
         record: &mut Record,
         on: &mut dyn FnMut(&RunProgress) -> Control,
     ) -> Result<Vec<Refusal>, EvalError> {
         let cases = self.cases();
-        let setups = self.setups();
         let mut refused: Vec<Refusal> = Vec::new();
         let mut progress = RunProgress {
             done: 0,
-            total: cases.len() * setups.len(),
+            total: cases.iter().map(|(_, case)| self.setups(case).len()).sum(),
             doing: String::new(),
         };
         for (subject, case) in &cases {
+            let setups = self.setups(case);
             let lacks = |setup: &&Setup| {
                 let name = setup.to_string();
                 record.find(case, &name).is_none()
@@ -373,55 +368,61 @@ impl<'a> Evaluation<'a> {
 
     /// The rows of what `record` has of the plan, in the plan's order.
     pub fn rows(&self, record: &Record) -> Vec<Row> {
-        let setups = self.setups();
         let cases = self.cases();
         let found = cases.iter().flat_map(|(_, case)| {
-            setups
+            self.setups(case)
                 .iter()
                 .filter_map(|setup| record.find(case, &setup.to_string()))
         });
         rows(found)
     }
 
-    /// The setups, the dense path first, each once.
-    fn setups(&self) -> Vec<Setup> {
-        let mut setups = vec![Setup::dense()];
-        for setup in &self.plan.setups {
-            if !setups.contains(setup) {
-                setups.push(setup.clone());
-            }
-        }
-        setups
+    /// The setups that `case` is measured under, the dense path first, each once.
+    fn setups(&self, case: &Case) -> &[Setup] {
+        let of_length = self.lengths.iter().find(|at| at.length == case.length);
+        of_length.map_or(&[], |at| &at.setups)
     }
 
     fn cases(&self) -> Vec<(Subject, Case)> {
         let mut cases = Vec::new();
-        for &length in &self.plan.lengths {
-            for subject in &self.plan.subjects {
-                let depths: Vec<Option<f64>> = match subject.name() {
-                    "heatmap" => self.plan.depths.iter().copied().map(Some).collect(),
-                    _ => vec![None],
-                };
-                let generates = matches!(subject, Subject::Drift);
-                for depth in depths {
+        for at in &self.lengths {
+            for &subject in &at.subjects {
+                for depth in self.depths_of(subject) {
                     let samples =
                         (0..self.plan.samples).filter(|&sample| self.plan.share.has(sample));
-                    cases.extend(samples.map(|sample| {
-                        let case = Case {
-                            task: subject.name().to_owned(),
-                            length,
-                            depth,
-                            sample,
-                            question: self.plan.question,
-                            generate: generates.then_some(self.plan.generate),
-                            drawn: subject.drawn(self.plan.question),
-                        };
-                        (*subject, case)
-                    }));
+                    cases.extend(
+                        samples
+                            .map(|sample| (subject, self.case(subject, at.length, depth, sample))),
+                    );
                 }
             }
         }
         cases
+    }
+
+    fn case(&self, subject: Subject, length: usize, depth: Option<f64>, sample: usize) -> Case {
+        Case {
+            task: subject.name().to_owned(),
+            length,
+            depth,
+            sample,
+            question: self.plan.question,
+            generate: self.generated(subject),
+            drawn: subject.drawn(self.plan.question),
+        }
+    }
+
+    /// The depths that `subject` is measured at.
+    fn depths_of(&self, subject: Subject) -> Vec<Option<f64>> {
+        match subject.name() {
+            "heatmap" => self.plan.depths.iter().copied().map(Some).collect(),
+            _ => vec![None],
+        }
+    }
+
+    /// Tokens that the dense path generates for `subject`, where it does.
+    fn generated(&self, subject: Subject) -> Option<usize> {
+        matches!(subject, Subject::Drift).then_some(self.plan.generate)
     }
 
     fn making(&self, case: &Case) -> Making<'_> {

@@ -14,7 +14,12 @@ use crate::setup::Setup;
 
 /// A context that has read a document.
 pub(super) struct Reading {
-    pub(super) context: Context,
+    /// It, until the only setup that it is for has taken it.
+    context: Option<Context>,
+    /// Whether it is for one setup only.
+    is_alone: bool,
+    /// Bytes of keys and values of the document.
+    pub(super) document_bytes: u64,
     /// Seconds it took.
     pub(super) seconds: f64,
     /// The most bytes of keys and values it held meanwhile.
@@ -63,14 +68,14 @@ enum Reads {
     Watching { moments_from: Option<usize> },
     /// Pairs leave meanwhile, or it gathers what only it knows to compute, so the reading is the method's
     /// own.
-    Alone(String),
+    Alone,
 }
 
 impl Reads {
     fn of(keep: &Arc<Keep>) -> Reads {
         let needs = keep.score.needs();
         if keep.when.block.is_some() || needs.own == Gather::Yes {
-            Reads::Alone(keep.text.clone())
+            Reads::Alone
         } else if needs.is_nothing() {
             Reads::Plainly
         } else {
@@ -93,10 +98,15 @@ impl Reads {
                 },
             ) => a == b,
             (Reads::Watching { .. }, Reads::Watching { .. }) => true,
+            // What leaves meanwhile leaves a context that nobody shares: its memory is used again.
+            (Reads::Alone, _) => false,
             _ => self == other,
         }
     }
 }
+
+/// Said where a reading is taken twice, which nothing does.
+const TAKEN_ONCE: &str = "a reading is taken by the only setup that it is for, once";
 
 /// The stages that act while a document is read.
 const READING: [Stage; 3] = [Stage::Prompt, Stage::Prefill, Stage::Store];
@@ -130,7 +140,9 @@ impl Evaluation<'_> {
         let go_on = &mut |_| Control::Continue;
         self.engine.prefill(&mut context, tokens, go_on)?;
         Ok(Reading {
-            context,
+            document_bytes: context.kv_bytes(),
+            context: Some(context),
+            is_alone: setups.len() == 1,
             seconds: start.elapsed().as_secs_f64(),
             peak_bytes: self.engine.ledger().usage().kv_peak - before,
             repeated: Vec::new(),
@@ -139,7 +151,7 @@ impl Evaluation<'_> {
     }
 
     /// A fork of `reading`, which `setup` shares, with the keep and the read method of `setup` in charge
-    /// if they are not already.
+    /// if they are not already; the reading itself where no other setup is for it, so that what leaves is free.
     pub(super) fn put_in_charge(
         &self,
         setup: &Setup,
@@ -152,9 +164,11 @@ impl Evaluation<'_> {
             .repeated
             .iter()
             .find(|repeated| Some(repeated.how) == wanted);
-        let mut context = known
-            .map_or(&reading.context, |repeated| &repeated.context)
-            .fork();
+        let mut context = match known {
+            Some(repeated) => repeated.context.fork(),
+            None if reading.is_alone => reading.context.take().expect(TAKEN_ONCE),
+            None => reading.document().fork(),
+        };
         // One that decides while a document is read has been since it began.
         if let Some(keep) = keep.filter(|keep| keep.when.block.is_none()) {
             self.engine.keep(&mut context, keep, lengths.prompt)?;
@@ -163,7 +177,8 @@ impl Evaluation<'_> {
             let before = self.engine.ledger().watch_kv();
             self.engine.repeat(&mut context)?;
             let report = context.keep_report();
-            if report.is_some_and(|report| report.repeated.is_some()) {
+            let is_shared = !reading.is_alone;
+            if is_shared && report.is_some_and(|report| report.repeated.is_some()) {
                 reading.repeated.push(Repeated {
                     how,
                     context: context.fork(),
@@ -192,8 +207,10 @@ impl Evaluation<'_> {
             self.engine.compress(&mut context)?;
             context.settle();
         }
-        // The document is still held whole beside what is kept of it.
+        // Where the document was not taken it is still held whole beside what is kept of it.
         let more = self.engine.ledger().usage().kv_peak - before;
+        // What the last chunk was read with is no part of what is held.
+        context.pass_windows();
         Ok(Compressed {
             bytes_held: self.held(setup, &context),
             peak_bytes: reading.peak_with(setup, more),
@@ -277,6 +294,11 @@ impl Evaluation<'_> {
 }
 
 impl Reading {
+    /// The context, which no setup has taken yet.
+    pub(super) fn document(&self) -> &Context {
+        self.context.as_ref().expect(TAKEN_ONCE)
+    }
+
     /// The most bytes of keys and values that `setup` would have held by itself, which held `more` beside
     /// the document: a repetition that others use as well is each one's own.
     pub(super) fn peak_with(&self, setup: &Setup, more: u64) -> u64 {
@@ -284,7 +306,7 @@ impl Reading {
         let repeated = self.repeated.iter();
         let mut of_setup = repeated.filter(|repeated| Some(repeated.how) == wanted);
         let repeating = of_setup.next().map_or(0, |repeated| repeated.more_bytes);
-        let both = self.context.kv_bytes() + more.max(repeating);
+        let both = self.document_bytes + more.max(repeating);
         self.peak_bytes.max(both)
     }
 }

@@ -8,7 +8,7 @@ use longview_kv::{Context, Segment, Wanted};
 use longview_text::Specials;
 
 use super::reading::{Compressed, Lengths, Reading, all_or_refused};
-use super::{Evaluation, Measured, read_share, seconds};
+use super::{Evaluation, Measured, Subject, read_share, seconds};
 use crate::divergence::divergence_of;
 use crate::draw::below;
 use crate::error::EvalError;
@@ -21,6 +21,11 @@ const CONTINUATION_TOKENS: usize = 512;
 
 /// Rows of a pass whose logits are compared.
 const PASS_TOKENS: usize = 32;
+
+/// Tokens predicted of a piece of `tokens` tokens.
+fn predicted_of(tokens: usize) -> usize {
+    (tokens / 8).clamp(1, CONTINUATION_TOKENS)
+}
 
 /// A text of which the beginning is read and the end predicted.
 #[derive(Clone, Copy)]
@@ -49,7 +54,7 @@ impl Evaluation<'_> {
         measured: &mut Measured<'_>,
     ) -> Result<(), EvalError> {
         let piece = self.piece(case)?;
-        let predicted = (piece.len() / 8).clamp(1, CONTINUATION_TOKENS);
+        let predicted = predicted_of(piece.len());
         let (read, rest) = piece.split_at(piece.len() - predicted);
         let (&last, before) = read.split_last().expect("a piece has several tokens");
         let rows: Vec<u32> = [&[last], &rest[..predicted - 1]].concat();
@@ -63,7 +68,7 @@ impl Evaluation<'_> {
             before,
             lengths,
             length: piece.len(),
-            dense: &dense.context,
+            dense: dense.document(),
             rows: &rows,
             targets: rest,
             at_once: PASS_TOKENS,
@@ -103,7 +108,7 @@ impl Evaluation<'_> {
             ..GenerateOptions::greedy(self.plan.generate)
         };
         let go_on = &mut |_: longview_engine::Event<'_>| Control::Continue;
-        let fork = &mut dense.context.fork();
+        let fork = &mut dense.document().fork();
         let generated = self
             .engine
             .generate(fork, &[last], &mut options, go_on)?
@@ -115,7 +120,7 @@ impl Evaluation<'_> {
             before,
             lengths,
             length: piece.len(),
-            dense: &dense.context,
+            dense: dense.document(),
             rows: &rows,
             targets: &generated,
             at_once: 1,
@@ -177,8 +182,17 @@ impl Evaluation<'_> {
         Ok(())
     }
 
+    /// Tokens that are read before anything is predicted, of a piece of `tokens` tokens for `subject`.
+    pub(super) fn read_of_piece(&self, subject: Subject, tokens: usize) -> usize {
+        let predicted = match subject {
+            Subject::Continuation => predicted_of(tokens),
+            _ => 0,
+        };
+        tokens - predicted - 1
+    }
+
     /// A piece of the text, drawn, of the length of `case`, with what a text begins with.
-    fn piece(&self, case: &Case) -> Result<Vec<u32>, EvalError> {
+    pub(super) fn piece(&self, case: &Case) -> Result<Vec<u32>, EvalError> {
         let tokenizer = self.engine.tokenizer();
         let tokens = tokenizer.encode(&self.material.text, Specials::AsText)?;
         let prefix = tokenizer.prefix_ids();

@@ -13,7 +13,7 @@ use serde_json::{Map, json};
 
 use super::failed;
 use super::tasks::show;
-use super::wording;
+use super::{wording, wording_for};
 use crate::args::{Format, LeaderboardArgs, MethodArgs, Taken};
 use crate::commands::read_text;
 use crate::commands::written::Output;
@@ -25,7 +25,7 @@ use crate::session::Session;
 
 /// Measures what is missing and writes the page.
 pub(super) fn run(args: &LeaderboardArgs, format: Format) -> Result<(), Failure> {
-    let material = Material::shipped(wording(args.wording.as_deref(), &args.engine)?);
+    let wording = wording(args.wording.as_deref())?;
     let remarks = remarks(args)?;
     for text in &args.also {
         Setup::parse(text).map_err(failed)?;
@@ -50,6 +50,7 @@ pub(super) fn run(args: &LeaderboardArgs, format: Format) -> Result<(), Failure>
         Output::new(&page_path, Taken::Replaced)?;
     }
     let session = Session::open(&args.engine, &MethodArgs::default())?;
+    let material = Material::shipped(wording_for(wording, &session.engine));
     let mut leaderboard =
         Leaderboard::new(&session.engine, &material, &boards, args.seed, args.share);
     let identity = leaderboard.identity().map_err(failed)?;

@@ -6,11 +6,13 @@ mod text;
 
 use std::path::Path;
 
+use longview::Engine;
 use longview_eval::{EvalError, Wording};
 
 use super::read_text;
-use crate::args::{EngineArgs, EvalArgs, EvalTask, Format};
+use crate::args::{EvalArgs, EvalTask, Format};
 use crate::failure::Failure;
+use crate::output::note;
 
 /// Runs one evaluation.
 pub(crate) fn run(args: &EvalArgs, format: Format) -> Result<(), Failure> {
@@ -24,22 +26,31 @@ pub(crate) fn run(args: &EvalArgs, format: Format) -> Result<(), Failure> {
     }
 }
 
-/// The wording called `name`, or the one that suits the model.
-pub(super) fn wording(name: Option<&Path>, engine: &EngineArgs) -> Result<Wording, Failure> {
+/// The wording called `name`; none where the model is to say which.
+pub(super) fn wording(name: Option<&Path>) -> Result<Option<Wording>, Failure> {
     let Some(name) = name else {
-        return Ok(match engine.model.model {
-            None => Wording::needle(),
-            Some(_) => Wording::general(),
-        });
+        return Ok(None);
     };
-    match name.to_str() {
-        Some("general") => Ok(Wording::general()),
-        Some("needle") => Ok(Wording::needle()),
+    let wording = match name.to_str() {
+        Some("general") => Wording::general(),
+        Some("needle") => Wording::needle(),
         _ => {
             let shown = name.display().to_string();
-            Wording::from_json(&shown, &read_text(name)?).map_err(failed)
+            Wording::from_json(&shown, &read_text(name)?).map_err(failed)?
         }
-    }
+    };
+    Ok(Some(wording))
+}
+
+/// `given`, or the wording that suits `engine`'s model, whatever that was called; says which it is.
+pub(super) fn wording_for(given: Option<Wording>, engine: &Engine) -> Wording {
+    let chosen = match given {
+        Some(_) => "",
+        None => ", by the model (--wording gives another)",
+    };
+    let wording = given.unwrap_or_else(|| Wording::suiting(engine.model().fingerprint()));
+    note(format!("wording: {}{chosen}", wording.name));
+    wording
 }
 
 /// What ended an evaluation early.

@@ -6,12 +6,12 @@ use std::path::Path;
 
 use longview::{Control, human_bytes};
 use longview_eval::{
-    EvalError, Evaluation, Foretold, Haystack, Material, Plan, Record, Refusal, Row, RunProgress,
-    Setup, Subject, report,
+    EvalError, Evaluation, Foretold, Haystack, LeftOut, Material, Plan, Record, Refusal, Row,
+    RunProgress, Setup, Subject, Wording, report,
 };
 use serde_json::{Map, Value, json};
 
-use super::{failed, wording};
+use super::{failed, wording, wording_for};
 use crate::args::{EvalTasksArgs, Format, MethodArgs};
 use crate::commands::read_text;
 use crate::failure::Failure;
@@ -24,11 +24,16 @@ use crate::size::human_count;
 /// Runs tasks and reports on them.
 pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
     // Everything that can be wrong with the request is found before the model is loaded.
-    let mut plan = plan(args)?;
-    let material = material(args)?;
+    let plan = plan(args)?;
+    let wording = wording(args.wording.as_deref())?;
+    let texts = Texts::read(args)?;
     let session = Session::open(&args.engine, &MethodArgs::default())?;
-    plan.beside_floors(&session.engine);
+    let material = texts.with(wording_for(wording, &session.engine));
     let evaluation = Evaluation::new(&session.engine, &material, &plan).map_err(failed)?;
+    evaluation.check_setups().map_err(failed)?;
+    for LeftOut { why, .. } in evaluation.left_out() {
+        note(format!("note: left out: {why}"));
+    }
     if let Some(path) = &args.export {
         let count = export(&evaluation, path)?;
         return match format {
@@ -82,9 +87,28 @@ pub(super) fn run(args: &EvalTasksArgs, format: Format) -> Result<(), Failure> {
     let rows = evaluation.rows(&record);
     if let (Some(folder), true) = (&args.output, args.share.is_all()) {
         write(folder, &rows, &about(&session, args, &material))?;
+        if report::lacks_means(&rows) {
+            note(format!(
+                "no chart of scores: the dense path scores below {} on every task, which says nothing of methods; \
+                 choose other tasks or shorter --lengths",
+                report::DENSE_FAILS_BELOW
+            ));
+        }
     }
     match format {
-        Format::Json => output::print_json(&object(&session, args, &material, &rows, &refused)?),
+        Format::Json => {
+            let mut notices: Vec<String> = evaluation
+                .left_out()
+                .iter()
+                .map(|LeftOut { why, .. }| format!("left out: {why}"))
+                .collect();
+            notices.extend(
+                refused
+                    .iter()
+                    .map(|Refusal { setup, why }| format!("{setup} was not measured: {why}")),
+            );
+            output::print_json(&object(&session, args, &material, &rows, notices)?)
+        }
         Format::Text => {
             let numbers: Vec<usize> = (3..11).collect();
             let mut text = output::table(&report::table(&rows), &numbers);
@@ -133,6 +157,7 @@ fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
         subjects,
         lengths: args.lengths.clone(),
         setups,
+        floors: true,
         samples: args.samples,
         depths: args
             .depths
@@ -146,18 +171,35 @@ fn plan(args: &EvalTasksArgs) -> Result<Plan, Failure> {
     })
 }
 
-fn material(args: &EvalTasksArgs) -> Result<Material, Failure> {
-    let mut material = Material::shipped(wording(args.wording.as_deref(), &args.engine)?);
-    if let Some(path) = &args.haystack {
-        let text = read_text(path)?;
-        material.haystack = Haystack::new(&text).ok_or_else(|| {
-            Failure::wrong(format!("{}: no words to hide things in", path.display()))
-        })?;
+/// Texts of the user's own.
+struct Texts {
+    haystack: Option<Haystack>,
+    text: Option<String>,
+}
+
+impl Texts {
+    fn read(args: &EvalTasksArgs) -> Result<Texts, Failure> {
+        let haystack = args.haystack.as_ref().map(|path| {
+            Haystack::new(&read_text(path)?).ok_or_else(|| {
+                Failure::wrong(format!("{}: no words to hide things in", path.display()))
+            })
+        });
+        let text = args.text.as_ref().map(|path| read_text(path));
+        Ok(Texts {
+            haystack: haystack.transpose()?,
+            text: text.transpose()?,
+        })
     }
-    if let Some(path) = &args.text {
-        material.text = read_text(path)?;
+
+    /// What samples are made of, in `wording`.
+    fn with(self, wording: Wording) -> Material {
+        let shipped = Material::shipped(wording);
+        Material {
+            haystack: self.haystack.unwrap_or(shipped.haystack),
+            text: self.text.unwrap_or(shipped.text),
+            ..shipped
+        }
     }
-    Ok(material)
 }
 
 /// Shows how far an evaluation has come, and whether to go on.
@@ -198,7 +240,7 @@ fn object(
     args: &EvalTasksArgs,
     material: &Material,
     rows: &[Row],
-    refused: &[Refusal],
+    notices: Vec<String>,
 ) -> Result<Map<String, Value>, Failure> {
     let mut list = Vec::new();
     for row in rows {
@@ -219,10 +261,7 @@ fn object(
     object.insert("seed".to_owned(), args.seed.into());
     object.insert("wording".to_owned(), material.wording.name.clone().into());
     object.extend(session.summary());
-    let not_measured =
-        |Refusal { setup, why }: &Refusal| format!("{setup} was not measured: {why}");
-    let mut notices = session.notices.clone();
-    notices.extend(refused.iter().map(not_measured));
+    let notices = [session.notices.clone(), notices].concat();
     object.insert("notices".to_owned(), notices.into());
     Ok(object)
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use longview::{Control, Engine, EngineOptions, Numerics, Specials};
+use longview_eval::report::nats;
 use longview_eval::{EvalError, divergence, perplexity};
 use serde_json::{Map, Value, json};
 
@@ -67,13 +68,12 @@ pub(super) fn divergence_of(
             }),
         ),
         Format::Text => output::print(&format!(
-            "KL divergence from {name}: mean {:.3e} ± {:.1e} nats, 99 % below {:.3e}, at most \
-             {:.3e}\nsame most likely token: {:.3} % of {} tokens\nperplexity {:.4}, reference \
+            "KL divergence from {name}: mean {} ± {} nats, 99 % below {}, at most {}\nsame most likely token: {:.3} % of {} tokens\nperplexity {:.4}, reference \
              {:.4}\n",
-            result.mean,
-            result.interval,
-            result.percentile_99,
-            result.max,
+            nats(result.mean, 3),
+            nats(result.interval, 1),
+            nats(result.percentile_99, 3),
+            nats(result.max, 3),
             100.0 * result.same_top,
             result.tokens,
             result.perplexity,
