@@ -391,7 +391,7 @@ fn a_method_goes_on_from_a_context_on_disk_or_says_why_not() {
         assert_eq!(json["keep"]["pairs_kept"], anew["keep"]["pairs_kept"]);
     }
     for (method, why) in [
-        ("h2o(budget=25%)", "the attention of every token"),
+        ("h2o(budget=25%)", "what is gathered of every token"),
         ("keydiff(budget=25%)", "block=never"),
     ] {
         let json = ask(&["--load", "book", "--keep", method]);

@@ -27,7 +27,8 @@ mod linux {
     }
 
     /// Moves this thread away from the cores `taken`, on which others are bound, if it runs on one of them and may
-    /// run elsewhere. It may run where it might before. The system would do that too, some milliseconds later.
+    /// run elsewhere. Afterwards it may run where it might before, unless somebody else changed that meanwhile. The
+    /// system would move it too, some milliseconds later.
     pub(crate) fn leave(taken: &[usize]) {
         if !here().is_some_and(|here| taken.contains(&here)) {
             return;
@@ -35,9 +36,8 @@ mod linux {
         let Some(own) = allowed() else {
             return;
         };
-        let free = set_of(cores_of(&own).filter(|core| !taken.contains(core)));
-        // The system refuses an empty set.
-        if allow(&free) {
+        let free = || cores_of(&own).filter(|core| !taken.contains(core));
+        if free().next().is_some() && allow(&set_of(free())) {
             allow(&own);
         }
     }

@@ -287,7 +287,9 @@ impl Context {
 }
 
 /// The first token of a context of `len` tokens that a group cannot do without: what the token after the last full
-/// block sees stays, where contexts are gone on from that are saved or taken elsewhere.
+/// block sees stays, where contexts are gone on from that are saved or taken elsewhere, and what the last token sees,
+/// which may be read again.
 fn first_needed(group: &Group, len: usize) -> usize {
-    first_visible(group, len - len % BLOCK_TOKENS)
+    let after_full = len - len % BLOCK_TOKENS;
+    first_visible(group, after_full.min(len.saturating_sub(1)))
 }

@@ -12,6 +12,7 @@ use crate::context::{Context, Home};
 use crate::error::KvError;
 use crate::hash::BlockHash;
 use crate::layout::LayerState;
+use crate::pattern::Sparse;
 use crate::places::{Places, Stretch};
 use crate::records::new_id;
 use crate::run::{BlockRun, Gap, Slot};
@@ -150,7 +151,7 @@ impl Context {
         let len = self.len();
         if len == 0 && from.sparse.is_some() {
             // What it was read by, this is read by now, and found by nobody.
-            (self.sparse, self.home) = (from.sparse.clone(), None);
+            (self.sparse, self.home) = (from.sparse.as_ref().map(Sparse::anew), None);
         }
         let slots = from.places.slot(span.start)..from.places.slot(span.end - 1) + 1;
         for (covered, stretch) in from.places.within(slots, from.len()) {

@@ -96,10 +96,12 @@ impl Context {
     }
 
     /// Says that the prompt goes on to token `until`, where a pattern is in charge: the tokens read
-    /// from here on attend by it up to there, and later ones to everything.
+    /// from here on attend by it up to there, and later ones to everything. [`Context::prefill_report`] is of
+    /// them.
     pub fn attend_until(&mut self, until: usize) {
         if let Some(sparse) = &mut self.sparse {
             sparse.until = until;
+            (sparse.pages_read, sparse.pages_present) = (0, 0);
         }
     }
 
@@ -108,7 +110,7 @@ impl Context {
         self.sparse.as_ref().map(|sparse| &sparse.prefill)
     }
 
-    /// What the pattern in charge of the prompt has left out so far.
+    /// What the pattern in charge of the prompt has left out of what was read of it so far.
     pub fn prefill_report(&self) -> Option<PrefillReport> {
         self.sparse.as_ref().map(|sparse| PrefillReport {
             method: sparse.prefill.text.clone(),
@@ -143,6 +145,15 @@ impl Context {
 }
 
 impl Sparse {
+    /// The same for a context that has read nothing by it yet.
+    pub(crate) fn anew(&self) -> Sparse {
+        Sparse {
+            pages_read: 0,
+            pages_present: 0,
+            ..self.clone()
+        }
+    }
+
     /// Rows of `tokens` (counted in the context) that a pattern speaks of.
     pub(crate) fn rows(&self, tokens: Range<usize>) -> Range<usize> {
         tokens.start..tokens.end.min(self.until).max(tokens.start)

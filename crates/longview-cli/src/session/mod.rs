@@ -44,7 +44,7 @@ pub(crate) struct Session {
     /// Why the last context that could not be kept was not, which is told once.
     not_kept: Option<String>,
     /// Whether what a keep method has left of a text is gone on with, so that nothing of it is computed.
-    goes_on: bool,
+    pub(crate) goes_on: bool,
 }
 
 /// Whether what is read outlives this process.

@@ -86,7 +86,7 @@ impl Keep {
         let reading = match self.when.block {
             Some(block) if slots < prompt_tokens => both(slots) + full(block),
             // Everything stays, and stays where it is.
-            None if slots >= prompt_tokens => full(prompt_tokens),
+            _ if slots >= prompt_tokens => full(prompt_tokens),
             _ => full(prompt_tokens) + held.max(repeat),
         };
         let grown = self.allocate.grown(&planned, all).min(all);
@@ -112,11 +112,16 @@ impl Keep {
             None => 0,
         };
         let pairs = reading_pairs.max(writing_pairs);
+        // All query heads of a KV head together, at least.
+        let groups = layout.full_layers().map(|(layer, place)| {
+            model.shape(layer).heads / layout.groups[place].kind.kv_heads.max(1)
+        });
+        let rows = groups.max().unwrap_or(0).max(WATCHED_ROWS);
         let repeating = self.repetition().map_or(0, |Repetition { part, .. }| {
             let marks = 8 * heads * self.when.decode.map_or(prompt_tokens, |_| all);
             // Logits of the part, and of a page of whatever a row looks at.
             let logits = part.min(all) + PAGE_TOKENS;
-            marks + 4 * threads * WATCHED_ROWS * logits
+            marks + 4 * threads * rows * logits
         });
         let moving = |(_, place): (usize, usize)| {
             let group = &layout.groups[place];
@@ -130,9 +135,10 @@ impl Keep {
         let deciding = repeating + 4 * (heads + threads * ROWS_AT_ONCE) * pairs + moving;
         Ok(KeepBytes {
             peak: reading.max(writing) + rest,
-            steady: match self.when.block {
-                None if slots >= prompt_tokens => layout.context_bytes(prompt_tokens, chunk_tokens),
-                _ => held + windows,
+            steady: if slots >= prompt_tokens {
+                layout.context_bytes(prompt_tokens, chunk_tokens)
+            } else {
+                held + windows
             },
             scratch: Observed::bytes_for(layout, self.score.needs(), model, pairs)
                 + deciding as u64,

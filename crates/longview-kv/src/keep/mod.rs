@@ -335,24 +335,24 @@ pub struct AttentionShape {
 }
 
 impl Keep {
-    /// Pairs a KV head that stay on average of a prompt of `prompt_tokens` tokens. A prompt that is no longer than
-    /// what always stays has room in every budget.
+    /// Pairs a KV head that stay on average of a prompt of `prompt_tokens` tokens. A share of a prompt that is no
+    /// longer than what always stays is all of it.
     ///
     /// # Errors
     /// [`KvError::KeepRefused`] for a budget that keeps nothing or less than what is protected.
     pub fn slots(&self, layout: &KvLayout, prompt_tokens: usize) -> Result<usize, KvError> {
+        let [sinks, recent] = self.always(layout);
+        let least = (sinks + recent).max(1);
         let bytes_of = |slots| {
             self.stream_bytes(layout, slots) + layout.keep_tail_bytes() + layout.apart_bytes()
         };
         let slots = match self.budget {
             Budget::Pairs(pairs) => pairs,
-            Budget::Share(share) => (share * prompt_tokens as f64).floor() as usize,
-            Budget::Bytes(bytes) => largest(prompt_tokens.max(1), |&slots: &usize| {
+            Budget::Share(share) => share_of(share, prompt_tokens),
+            Budget::Bytes(bytes) => largest(prompt_tokens.max(least), |&slots: &usize| {
                 bytes_of(slots) <= bytes
             }),
         };
-        let [sinks, recent] = self.always(layout);
-        let least = (sinks + recent).max(1);
         if slots >= least {
             return Ok(slots);
         }
@@ -508,6 +508,11 @@ pub(crate) enum Moment {
     Reading,
     /// It has been read.
     Read,
+}
+
+/// `share` of `tokens`, in whole tokens: a share that was rounded to a number of them is that number.
+fn share_of(share: f64, tokens: usize) -> usize {
+    (share * tokens as f64 + 1e-9).floor() as usize
 }
 
 /// The larger of two numbers, and no number where one of them is none: so that none is lost on the way

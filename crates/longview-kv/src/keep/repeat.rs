@@ -276,7 +276,7 @@ impl Watch {
             layers,
             ..
         } = self;
-        if start < *base {
+        if start < *base || Range::is_empty(tokens) {
             // What was lost meanwhile and is computed again.
             return;
         }

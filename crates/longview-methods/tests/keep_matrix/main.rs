@@ -274,6 +274,8 @@ fn a_prompt_with_room_and_an_answer_beyond_it_stay_below_what_was_stated() {
             world.keep(&keep, prompt).unwrap();
             world.read(prompt, 64);
             world.end_of_prompt().unwrap();
+            let (held, most) = (ledger.usage().kv, stated.steady);
+            assert!(held <= most, "{text} {kv_type}: {held} of {most}");
             for _ in 0..60 {
                 world.read(1, 1);
                 world.end_of_step().unwrap();

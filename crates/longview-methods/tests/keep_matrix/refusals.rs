@@ -172,6 +172,16 @@ fn budgets_of_nothing_below_and_above_in_every_unit() {
         let keep = method(&format!("knorm(budget={})", least.replace(' ', "")));
         world.keep(&keep, PROMPT).unwrap();
     }
+    // Whatever the prompt's length: shares are given in tenths of a per cent.
+    for prompt in (37..700).chain([1000, 2000]) {
+        let tenths = 36_000usize.div_ceil(prompt) as f64;
+        let keep = method(&format!("knorm(budget={}%)", tenths / 10.0));
+        let mut world = World::new(KvType::F16, Ledger::unlimited());
+        world.keep(&keep, prompt).unwrap();
+    }
+    // Room for more than there is is room enough.
+    let mut world = World::new(KvType::F16, Ledger::unlimited());
+    world.keep(&method("knorm(budget=1GiB)"), 5).unwrap();
     // A share of a prompt that always stays is no budget to refuse.
     let mut world = World::new(KvType::F16, Ledger::unlimited());
     world.keep(&method("knorm(budget=8%)"), 36).unwrap();

@@ -216,6 +216,7 @@ impl Conversation {
         args: &ChatArgs,
         session: &mut Session,
     ) -> Result<Conversation, Failure> {
+        session.goes_on = false;
         // The old one stays, without the name.
         if let (Some(saved), Some(id), Some(_)) = (&session.saved, &self.id, &args.label) {
             saved.unlabel(id)?;
@@ -435,6 +436,7 @@ impl Conversation {
             }
             // The store may have what sliding-window layers have dropped.
             None => {
+                session.goes_on = false;
                 self.context = new_context(args, session)?;
                 (0, Back::Anew)
             }

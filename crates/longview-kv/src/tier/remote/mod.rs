@@ -66,7 +66,8 @@ struct Run {
 impl RemoteTier {
     /// Opens the store at `url`, such as `file:///folder` or `s3://bucket/folder`, and lists what
     /// is there. `options` are those of the `object_store` crate, such as `aws_endpoint`; what the
-    /// environment says in variables that begin with `AWS_` counts as well.
+    /// environment says in variables that begin with `AWS_` counts as well. A bucket is spoken to with the
+    /// provider of cryptography that the process has installed in `rustls`; where it has none, `ring` is installed.
     ///
     /// # Errors
     /// When the address is wrong or the store does not answer.
