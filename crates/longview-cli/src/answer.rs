@@ -228,10 +228,10 @@ impl ReadCounts {
 }
 
 /// A sentence for people, where something was left out.
-fn pages(what: &str, of: &str, read: u64, present: u64) -> Option<String> {
+fn pages(method: &str, of: &str, read: u64, present: u64) -> Option<String> {
     (read < present).then(|| {
         format!(
-            "{what} {} of {} pages for the {of} ({:.1} %)",
+            "{method} read {} of {} pages for the {of} ({:.1} %)",
             human_count(read as usize),
             human_count(present as usize),
             100.0 * read as f64 / present as f64,
@@ -284,16 +284,24 @@ impl Answer {
         let methods = &session.methods;
         let prefill = self.prefill.as_ref().zip(methods.prefill());
         let prefill = prefill.and_then(|(counts, prefill)| {
-            let what = format!("{} read", prefill.text);
-            pages(&what, "prompt", counts.pages_read, counts.pages_present)
+            pages(
+                &prefill.text,
+                "prompt",
+                counts.pages_read,
+                counts.pages_present,
+            )
         });
         let dropped = self.keep.as_ref().filter(|counts| counts.pairs_dropped > 0);
         let keep = dropped.zip(methods.keep());
         let keep = keep.map(|(counts, keep)| counts.sentence(&keep.text));
         let read = self.read.as_ref().zip(methods.read());
         let read = read.and_then(|(counts, read)| {
-            let what = format!("{} read", read.text);
-            pages(&what, "answer", counts.pages_read, counts.pages_present)
+            pages(
+                &read.text,
+                "answer",
+                counts.pages_read,
+                counts.pages_present,
+            )
         });
         prefill.into_iter().chain(keep).chain(read).collect()
     }
