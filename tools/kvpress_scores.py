@@ -29,11 +29,18 @@ MODEL = ROOT / "models/needle"
 EOS = 1
 
 
+# Which heads keep everything, and what the others keep: their first and last tokens.
+HEADS = MODEL / "heads.tsv"
+DUO_SINKS, DUO_RECENT = 4, 60
+
+
 def methods() -> dict[str, tuple[Callable[[], Any], bool]]:
     """Our text for a budget of `{share}`, how kvpress spells the same, and whether it needs the attention of all rows."""
     import kvpress
 
     snapkv = lambda: kvpress.SnapKVPress(window_size=32, kernel_size=5)
+    chunks, duo = per_head_chunks(), heads_of_file()
+    heads = HEADS.relative_to(ROOT)
     return {
         "streaming-llm(budget={share}, sinks=4, block=never, decode=never)": (lambda: kvpress.StreamingLLMPress(n_sink=4), False),
         "snapkv(budget={share}, window=32, kernel=5, pool=avg)": (snapkv, False),
@@ -53,14 +60,62 @@ def methods() -> dict[str, tuple[Callable[[], Any], bool]]:
         ),
         # kvpress repeats what follows the tokens that the chat template puts before a user's words, here three.
         "kvzip(budget={share}, part=2048, sinks=3, recent=0, alloc=threshold)": (lambda: kvpress.KVzipPress(n_sink=3), False),
+        "snapkv(budget={share}, window=32, kernel=5, pool=avg, chunks=16)": (lambda: chunks(press=snapkv(), chunk_length=16), False),
+        f'duo-attention(scores="{heads}", budget={{share}}, sinks={DUO_SINKS}, recent={DUO_RECENT}, block=never, decode=never)': (duo, False),
     }
+
+
+def per_head_chunks() -> type:
+    """kvpress takes the same runs of tokens for all heads of a layer; ours choose head by head, so its press is asked about each alone."""
+    import kvpress
+    import torch
+
+    class PerHead(kvpress.ChunkKVPress):
+        def compress(self, module, hidden_states, keys, values, attentions, kwargs):  # type: ignore[no-untyped-def]
+            scores = self.press.score(module, hidden_states, keys, values, attentions, kwargs)
+            kept = []
+            for head in range(keys.shape[1]):
+                alone = kvpress.ChunkKVPress(press=given(scores[:, head : head + 1]), chunk_length=self.chunk_length)
+                alone.press.compression_ratio = self.press.compression_ratio
+                at = slice(head, head + 1)
+                kept.append(alone.compress(module, hidden_states, keys[:, at], values[:, at], attentions, kwargs))
+            return tuple(torch.cat(side, dim=1) for side in zip(*kept))
+
+    def given(scores: Any) -> Any:
+        class Given(kvpress.RandomPress):
+            def score(self, *_: Any) -> Any:
+                return scores
+
+        return Given()
+
+    return PerHead
+
+
+def heads_of_file() -> type:
+    """kvpress' press for whole and streaming heads, with the file's scores and as many whole heads as the share has room for."""
+    import kvpress
+    import numpy as np
+
+    scores = np.loadtxt(HEADS, dtype=float, delimiter="\t")
+
+    class OfFile(kvpress.DuoAttentionPress):
+        def of_tokens(self, tokens: int, share: float) -> None:
+            little = DUO_SINKS + DUO_RECENT
+            whole = int((share * tokens - little) / (tokens - little) * scores.size)
+            self.head_compression_ratio = 1 - whole / scores.size
+
+        @staticmethod
+        def load_attention_pattern(_: Any) -> tuple[int, int, Any]:
+            return DUO_SINKS, DUO_RECENT, scores
+
+    return OfFile
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("samples", type=Path, nargs="?")
     parser.add_argument("--share", type=int, default=25, help="per cent of the document's pairs that stay")
-    parser.add_argument("--only", nargs="+", help="methods whose name begins so")
+    parser.add_argument("--only", nargs="+", help="methods whose text has this in it")
     parser.add_argument("--part", default="1/1")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
@@ -73,7 +128,7 @@ def main() -> None:
     chosen = {
         text.format(share=f"{arguments.share}%"): press
         for text, press in methods().items()
-        if not arguments.only or any(text.startswith(name) for name in arguments.only)
+        if not arguments.only or any(name in text for name in arguments.only)
     }
     if arguments.spell:
         print(",".join(chosen))
@@ -109,7 +164,9 @@ def score(arguments: argparse.Namespace, chosen: dict[str, tuple[Callable[[], An
                 if (sample["task"], sample["sample"], text) in done:
                     continue
                 made = press() if press else None
-                if made:
+                if hasattr(made, "of_tokens"):
+                    made.of_tokens(len(sample["document"]), arguments.share / 100)
+                elif made:
                     of_score = made.press if hasattr(made, "press") else made
                     of_score.compression_ratio = 1 - arguments.share / 100
                 right, answers = ask(model(eager), made, sample, tokenizer)
