@@ -1,5 +1,8 @@
 //! Rows of f32 → the forms that products read.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use super::{ROW_RECORD, TILE_ROWS, tile_record};
 use crate::compiled::for_each_isa;
 use crate::isa::Isa;
@@ -29,6 +32,14 @@ fn interleave_rows(x: &[f32], k: usize, group: usize, out: &mut [f32]) {
 
 /// Writes the records of a lot of rows, `x` being those that are there; the rest are zeros.
 pub(super) fn quantize(isa: Isa, grain: Grain, x: &[f32], k: usize, lot: usize, out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(isa, Isa::Avx512 | Isa::Amx) {
+        // SAFETY: callers ask only for instruction sets the processor offers.
+        let written = unsafe { avx512::quantize_lot(grain, x, k, lot, out) };
+        if written {
+            return;
+        }
+    }
     if x.len() < lot * k || !k.is_multiple_of(grain.elements()) {
         out.fill(0);
     }
@@ -212,61 +223,4 @@ fn to_eleven_bits(scale: f32) -> f32 {
     let bits = scale.to_bits();
     let even = (bits >> DROPPED) & 1;
     f32::from_bits((bits + (1 << (DROPPED - 1)) - 1 + even) >> DROPPED << DROPPED)
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::{BLOCK, Codes, Place};
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub(super) fn quantize_row(values: &[f32], place: Place, out: &mut [u8]) {
-        // SAFETY: this function has the features.
-        let largest = |block: &[f32; BLOCK]| unsafe { largest(block) };
-        // SAFETY: as above.
-        let codes = |block: &[f32; BLOCK], inverse: f32| unsafe { codes(block, inverse) };
-        super::quantize_row(values, place, out, largest, codes);
-    }
-
-    /// # Safety
-    /// The caller has the features of `quantize_row` enabled.
-    #[inline(always)]
-    unsafe fn largest(block: &[f32; BLOCK]) -> u32 {
-        // SAFETY: loads of the block's two halves.
-        unsafe {
-            let magnitude = |at: usize| {
-                let x = _mm512_loadu_si512(block.as_ptr().add(at).cast());
-                _mm512_and_si512(x, _mm512_set1_epi32(0x7fff_ffff))
-            };
-            _mm512_reduce_max_epu32(_mm512_max_epu32(magnitude(0), magnitude(16)))
-        }
-    }
-
-    /// # Safety
-    /// The caller has the features of `quantize_row` enabled.
-    #[inline(always)]
-    unsafe fn codes(block: &[f32; BLOCK], inverse: f32) -> Codes {
-        // SAFETY: loads of the block's two halves, a store of its codes.
-        unsafe {
-            let code = |at: usize| {
-                let x = _mm512_loadu_ps(block.as_ptr().add(at));
-                let scaled = _mm512_mul_ps(x, _mm512_set1_ps(inverse));
-                _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled))
-            };
-            let codes = _mm256_set_m128i(code(16), code(0));
-            // Sums of absolute differences add bytes without sign: codes offset by 128.
-            let offset = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
-            let sums = _mm256_sad_epu8(offset, _mm256_setzero_si256());
-            let sums = _mm256_add_epi64(sums, _mm256_unpackhi_epi64(sums, sums));
-            let sum = |half: __m128i| _mm_cvtsi128_si32(half) - 128 * 16;
-            let sums = [
-                sum(_mm256_castsi256_si128(sums)),
-                sum(_mm256_extracti128_si256::<1>(sums)),
-            ];
-            let mut bytes = [0; BLOCK];
-            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), codes);
-            Codes { codes: bytes, sums }
-        }
-    }
 }

@@ -468,41 +468,58 @@ mod tests {
 
     #[test]
     fn rows_side_by_side_have_the_form_of_rows_alone() {
-        let (rows, k) = (64, 96);
+        // Blocks by fours and by threes; whole lots, a lot of three rows and one of one; a row by itself.
+        for (grain, k) in [
+            (Grain::Block, 96),
+            (Grain::Block, 256),
+            (Grain::Segment, 512),
+        ] {
+            for rows in [1, 67, 65, 64] {
+                side_by_side(grain, rows, k);
+            }
+        }
+    }
+
+    fn side_by_side(grain: Grain, rows: usize, k: usize) {
         let wild = [f32::NAN, f32::INFINITY, -0.0, 1e-40, 3e38, -1e-37];
         let mut x = wave(rows * k);
         for (i, x) in x.iter_mut().enumerate() {
             match i % 41 {
-                0 => *x = wild[i / 41 % wild.len()],
+                // In some rows, so that most blocks have none.
+                0 if (i / k).is_multiple_of(5) => *x = wild[i / 41 % wild.len()],
                 // Ties.
                 1 => *x = (i / 41) as f32 / 2.0,
-                _ if i / 32 % 7 == 0 => *x = 0.0,
+                _ if i / 256 % 7 == 0 => *x = 0.0,
                 _ => {}
             }
         }
+        let need = Need::of(grain);
         for isa in Isa::available() {
             let mut together = Activations::new();
-            together.set(&exec(isa), &x, rows, k, Need::BLOCKS);
+            together.set(&exec(isa), &x, rows, k, need);
             let shape = together.shape();
             for (row, values) in x.chunks_exact(k).enumerate() {
                 let mut alone = Activations::new();
-                alone.set(&exec(Isa::Scalar), values, 1, k, Need::BLOCKS);
+                alone.set(&exec(Isa::Scalar), values, 1, k, need);
+                let lot = &together.records(grain)[row / shape.lot * shape.record_bytes(grain)..];
+                let row = row % shape.lot;
                 for b in 0..k / BLOCK {
-                    let lot = &together.records(Grain::Block)
-                        [row / shape.lot * shape.record_bytes(Grain::Block)..];
-                    let record = &lot[b * shape.lot * ROW_RECORD..];
-                    let read = RowBlock::read(record, shape.lot, row % shape.lot);
-                    let wanted =
-                        RowBlock::read(&alone.records(Grain::Block)[b * ROW_RECORD..], 1, 0);
-                    assert_eq!(
-                        read.scale.to_bits(),
-                        wanted.scale.to_bits(),
-                        "{isa} {row} {b}"
-                    );
-                    if !wanted.scale.is_nan() {
-                        assert_eq!(read.codes, wanted.codes, "{isa} {row} {b}");
-                        assert_eq!(read.negated, wanted.negated, "{isa} {row} {b}");
-                        assert_eq!(read.sum, wanted.sum, "{isa} {row} {b}");
+                    let wanted = RowBlock::read(&alone.records(grain)[b * ROW_RECORD..], 1, 0);
+                    let wanted = (wanted.codes, wanted.scale, wanted.negated, wanted.sum);
+                    let read = if grain == Grain::Segment && shape.in_tiles() {
+                        let record = &lot[b / SEGMENT * tile_record::BYTES..];
+                        let (codes, scale, sums) = of_tile(record, b % SEGMENT, row);
+                        let negated = sums.map(|sum| -128 * sum);
+                        (codes, scale, negated, (sums[0] + sums[1]) as f32)
+                    } else {
+                        let record = &lot[b * shape.lot * ROW_RECORD..];
+                        let read = RowBlock::read(record, shape.lot, row);
+                        (read.codes, read.scale, read.negated, read.sum)
+                    };
+                    if wanted.1.is_nan() {
+                        assert!(read.1.is_nan(), "{isa} {row} {b}");
+                    } else {
+                        assert_eq!(read, wanted, "{isa} {row} {b}");
                     }
                 }
             }
