@@ -39,12 +39,12 @@ const ALSO: [(&str, &str); 4] = [
     ("mustafar", "store=mustafar(sparsity=70%)"),
 ];
 
-/// What any score can be wrapped by, measured with one.
-const ALSO_KEPT: (&str, &str) = ("snapkv", "keep=snapkv(chunks=16)");
-
-/// Modes that papers have beside the one that is measured. Nobody would miss them who does not know them, so
-/// they are named.
-const MODES: [&str; 2] = ["kvzip(alloc=uniform)", "kvzip(alloc=heads)"];
+/// What any score can be wrapped by, measured with one, and the modes that a paper has beside its default.
+const ALSO_KEPT: [(&str, &str); 3] = [
+    ("snapkv", "keep=snapkv(chunks=16)"),
+    ("kvzip", "keep=kvzip(alloc=uniform)"),
+    ("kvzip", "keep=kvzip(alloc=heads)"),
+];
 
 /// What the leaderboard measures at one length.
 #[derive(Clone, Debug)]
@@ -125,7 +125,7 @@ impl Board {
                 wanted.push((method, format!("{stage}={}", method.name)));
             }
         }
-        for (name, text) in ALSO.into_iter().chain([ALSO_KEPT]) {
+        for (name, text) in ALSO.into_iter().chain(ALSO_KEPT) {
             let found = wanted.iter().find(|(method, _)| method.name == name);
             wanted.extend(found.map(|(method, _)| (*method, text.to_owned())));
         }
@@ -173,25 +173,6 @@ impl Board {
         refused.extend(between_turns.map(|method| {
             let why = "it acts between the turns of a conversation, and tasks have one";
             refusal(&format!("keep={}", method.name), why.to_owned())
-        }));
-        let is_there = |mode: &str| {
-            let asked = Setup::parse(&with_budget(mode, 50)).map(|setup| setup.to_string());
-            let (start, _) = mode.split_at(mode.len() - 1);
-            let by_name =
-                |entry: &Entry| entry.family.trim_start_matches("keep=").starts_with(start);
-            let same = |entry: &Entry| {
-                asked
-                    .as_ref()
-                    .is_ok_and(|name| entry.setup.to_string() == *name)
-            };
-            entries.iter().any(|entry| by_name(entry) || same(entry))
-        };
-        let modes = MODES.into_iter().filter(|mode| !is_there(mode));
-        refused.extend(modes.map(|mode| {
-            let why = format!(
-                "another mode of its paper than the one on the board; --also '{mode}' adds it"
-            );
-            refusal(mode, why)
         }));
         (entries, refused)
     }
@@ -430,6 +411,8 @@ mod tests {
             "accllm(window=1024",
             "mustafar(sparsity=0.7",
             "snapkv(budget=50%, window=32, kernel=5, pool=avg, sinks=0, alloc=uniform, merge=none, decode=never, chunks=16",
+            "kvzip(budget=10%, part=2048, sinks=4, recent=8, alloc=uniform",
+            "kvzip(budget=10%, part=2048, sinks=4, recent=8, alloc=heads",
         ] {
             let there = texts.iter().any(|text| text.starts_with(wanted));
             assert!(there, "{wanted}: {texts:?}");
@@ -445,14 +428,6 @@ mod tests {
         };
         assert!(why("snapkv(kernal=21)").contains("did you mean \"kernel\"?"));
         assert!(why("keep=timrun").contains("between the turns"));
-        for mode in MODES {
-            assert!(why(mode).contains("--also"), "{mode}");
-            let mut board = board();
-            board.also.push(mode.to_owned());
-            let (entries, refused) = board.entries();
-            assert!(entries.iter().any(|entry| entry.family == mode), "{mode}");
-            assert!(refused.iter().all(|one| one.setup != mode), "{mode}");
-        }
     }
 
     #[test]
