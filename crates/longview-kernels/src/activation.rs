@@ -29,6 +29,18 @@ impl Activation {
         }
     }
 
+    /// `out = activation(gate) * up`, element by element, to the bits of [`Activation::gate`].
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn gate_into(self, isa: Isa, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        match self {
+            Activation::Silu => zip_into(isa, gate, up, out, Gated(Silu)),
+            Activation::Gelu => zip_into(isa, gate, up, out, Gated(Gelu)),
+            Activation::GeluTanh => zip_into(isa, gate, up, out, Gated(GeluTanh)),
+        }
+    }
+
     /// `out = activation(gate) * up`, element by element: `pairs` holds rows of a block of gates and a
     /// block of what is gated, `out` rows of a block.
     ///
@@ -109,6 +121,14 @@ fn zip(isa: Isa, x: &mut [f32], y: &[f32], f: impl Zip) {
     lanes::run(isa, EachZipped { x, y, f });
 }
 
+fn zip_into(isa: Isa, x: &[f32], y: &[f32], out: &mut [f32], f: impl Zip) {
+    assert!(
+        x.len() == out.len() && y.len() == out.len(),
+        "as many numbers on all sides"
+    );
+    lanes::run(isa, EachZippedInto { x, y, out, f });
+}
+
 #[cfg(target_arch = "x86_64")]
 fn zip_pairs(isa: Isa, pairs: &[f32], out: &mut [f32], f: impl Zip) {
     lanes::run(isa, EachPaired { pairs, out, f });
@@ -166,6 +186,36 @@ impl<F: Zip> Kernel for EachZipped<'_, F> {
         let x = x.into_remainder();
         let z = self.f.lanes(l, l.load_part(x), l.load_part(y.remainder()));
         l.store_part(x, z);
+    }
+}
+
+struct EachZippedInto<'a, F> {
+    x: &'a [f32],
+    y: &'a [f32],
+    out: &'a mut [f32],
+    f: F,
+}
+
+impl<F: Zip> Kernel for EachZippedInto<'_, F> {
+    type Output = ();
+
+    fn scalar(self) {
+        let both = self.x.iter().zip(self.y);
+        for (out, (&x, &y)) in self.out.iter_mut().zip(both) {
+            *out = self.f.scalar(x, y);
+        }
+    }
+
+    #[inline(always)]
+    fn lanes<L: Lanes>(self, l: L) {
+        let mut out = self.out.chunks_exact_mut(L::WIDTH);
+        let mut x = self.x.chunks_exact(L::WIDTH);
+        let mut y = self.y.chunks_exact(L::WIDTH);
+        for ((out, x), y) in out.by_ref().zip(x.by_ref()).zip(y.by_ref()) {
+            l.store(out, self.f.lanes(l, l.load(x), l.load(y)));
+        }
+        let (x, y) = (l.load_part(x.remainder()), l.load_part(y.remainder()));
+        l.store_part(out.into_remainder(), self.f.lanes(l, x, y));
     }
 }
 
@@ -430,6 +480,9 @@ mod tests {
                 let up: Vec<f32> = gate.iter().map(|x| 1.5 - x).collect();
                 let mut all = gate.clone();
                 kind.gate(isa, &mut all, &up);
+                let mut elsewhere = vec![0.0; gate.len()];
+                kind.gate_into(isa, &gate, &up, &mut elsewhere);
+                assert_eq!(elsewhere, all, "{isa} {kind:?}");
                 for i in 0..gate.len() {
                     let mut alone = [gate[i]];
                     kind.gate(isa, &mut alone, &up[i..=i]);

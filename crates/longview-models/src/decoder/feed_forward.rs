@@ -125,8 +125,7 @@ fn products(
     if !quantised {
         let up = &*up;
         gated.set_with(exec, gate, rows, ffn, need, &|row, gate, out| {
-            out.copy_from_slice(gate);
-            activation.gate(exec.isa, out, &up[row * ffn..(row + 1) * ffn]);
+            activation.gate_into(exec.isa, gate, &up[row * ffn..(row + 1) * ffn], out);
         });
     }
     lap(profile, Work::Quantise);
