@@ -176,7 +176,7 @@ fn write_apart(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 fn codes_and_fields(blocks: [&[f32; BLOCK]; FOUR], scales: &Scales) -> ([__m512i; 2], __m512i) {
-    // Numbers that are no such have codes, too.
+    // Infinities and NaNs of a spoilt block would have codes of their own.
     let whole = |at: usize| {
         let inverse = scales.inverses[at];
         let some = if inverse == 0.0 { 0 } else { !0 };
@@ -205,6 +205,7 @@ fn codes_and_fields(blocks: [&[f32; BLOCK]; FOUR], scales: &Scales) -> ([__m512i
     let sums = _mm512_add_epi32(sums, _mm512_shuffle_i32x4::<0b10_11_00_01>(sums, sums));
     let first = _mm512_setr_epi32(0, 2, 8, 10, 0, 2, 8, 10, 0, 2, 8, 10, 0, 2, 8, 10);
     let second = _mm512_setr_epi32(1, 3, 9, 11, 1, 3, 9, 11, 1, 3, 9, 11, 1, 3, 9, 11);
+    // The two fields that both halves count for.
     const ALL: __mmask16 = 0xf0f0;
     let sums = _mm512_add_epi32(
         _mm512_permutexvar_epi32(first, sums),
