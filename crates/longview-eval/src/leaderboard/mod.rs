@@ -30,17 +30,13 @@ const SCORE_OF_BUDGETS: &str = "snapkv(";
 const SCORE_OF_MERGES: &str = "h2o(sinks=4, ";
 
 /// What is measured beside the registry's defaults: forms of the store of half the bits, with a window that
-/// a text of 4,096 tokens does not fit, and as sparse as was claimed; and such a window while a prompt is
-/// read.
-const ALSO: [(&str, &str); 4] = [
+/// a text of 4,096 tokens does not fit, and as sparse as was claimed; such a window while a prompt is read; what
+/// any score can be wrapped by, with one score; and the modes that a paper has beside its default.
+const ALSO: [(&str, &str); 7] = [
     ("a-shape", "prefill=a-shape(local=1024)"),
     ("kivi", "store=kivi(bits=2)"),
     ("accllm", "store=accllm(window=1024)"),
     ("mustafar", "store=mustafar(sparsity=70%)"),
-];
-
-/// What any score can be wrapped by, measured with one, and the modes that a paper has beside its default.
-const ALSO_KEPT: [(&str, &str); 3] = [
     ("snapkv", "keep=snapkv(chunks=16)"),
     ("kvzip", "keep=kvzip(alloc=uniform)"),
     ("kvzip", "keep=kvzip(alloc=heads)"),
@@ -125,7 +121,7 @@ impl Board {
                 wanted.push((method, format!("{stage}={}", method.name)));
             }
         }
-        for (name, text) in ALSO.into_iter().chain(ALSO_KEPT) {
+        for (name, text) in ALSO {
             let found = wanted.iter().find(|(method, _)| method.name == name);
             wanted.extend(found.map(|(method, _)| (*method, text.to_owned())));
         }
