@@ -427,7 +427,7 @@ impl<'o> Writing<'o> {
         on: &mut dyn FnMut(Event<'_>) -> Control,
     ) -> Result<Option<FinishReason>, EngineError> {
         let due = match self.first_token {
-            None => context.keep_is_due_at_end(),
+            None => context.end_prompt(),
             Some(_) => context.keep_is_due_in_decode(),
         };
         if due {

@@ -1,8 +1,11 @@
 //! Perplexity and divergence on the reference model.
 
-use longview_engine::{Control, Engine, EngineOptions};
+use std::ops::ControlFlow;
+
+use longview_engine::{Control, Engine, EngineOptions, ModelSource};
 use longview_eval::{EvalError, divergence, perplexity};
 use longview_kernels::Numerics;
+use longview_models::{Recipe, quantize};
 use longview_text::Specials;
 
 fn open(numerics: Numerics) -> Engine {
@@ -72,4 +75,37 @@ fn what_cannot_be_measured_is_refused() {
     assert!(matches!(error, EvalError::WindowTooShort { window: 2 }));
     let error = perplexity(&engine, &[7; 40], 20, &mut |_| Control::Stop).unwrap_err();
     assert!(matches!(error, EvalError::Stopped));
+}
+
+/// What int8 activations may cost.
+const MOST_APART: f64 = 0.005;
+
+#[test]
+fn int8_activations_cost_less_than_half_a_per_cent_of_perplexity() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = include_str!("../data/alice_in_wonderland.txt");
+    for recipe in [Recipe::Q4_0, Recipe::Q8_0] {
+        let file = folder.path().join(format!("{recipe}.gguf"));
+        let mut perplexities = Vec::new();
+        let source = open(Numerics::Default);
+        let (pool, model) = (&source.exec().pool, source.model().file());
+        quantize(model, recipe, &file, pool, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        for numerics in [Numerics::Default, Numerics::F32] {
+            let engine = Engine::open(&EngineOptions {
+                model: ModelSource::Path(file.clone()),
+                numerics,
+                ..EngineOptions::default()
+            })
+            .unwrap();
+            let tokens = engine.tokenizer().encode(text, Specials::AsText).unwrap();
+            let part = &tokens[..4 * 1024];
+            let found = perplexity(&engine, part, 1024, &mut |_| Control::Continue).unwrap();
+            perplexities.push(found.perplexity);
+        }
+        let apart = (perplexities[0] / perplexities[1] - 1.0).abs();
+        assert!(apart < MOST_APART, "{recipe}: {perplexities:?}");
+    }
 }

@@ -38,7 +38,7 @@ pub use error::KernelError;
 pub use exec::Exec;
 pub use format::Format;
 pub use isa::{Isa, Numerics};
-pub use matmul::{announce, matmul, matmul_gated, matmul_many, needed};
+pub use matmul::{announce, matmul, matmul_gated, matmul_many, needed, rounds_in_larger_blocks};
 pub use memory::{AlignedBytes, Floats};
 pub use packed::Packed;
 pub use pool::Pool;

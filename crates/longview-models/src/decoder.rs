@@ -3,6 +3,7 @@
 mod delta;
 mod entry;
 mod feed_forward;
+pub(crate) mod first_token;
 
 use longview_kernels::activation::{self, softcap};
 use longview_kernels::format::dequantize;
@@ -40,6 +41,7 @@ pub(crate) fn forward(
     let (hidden, eps) = (blueprint.hidden, blueprint.norm_eps);
     let w = workspace;
 
+    first_token::of_batch(model, exec, batch, &mut w.first_tokens)?;
     if let Some(profile) = &mut w.profile {
         profile.begin();
     }
@@ -269,6 +271,7 @@ fn attention(
         &weights[unused..],
         &mut outs[unused..],
     );
+    w.first_tokens.keys_and_values(index, &mut w.k, &mut w.v);
     add_bias(exec, &layer.query, &mut w.q);
     add_bias(exec, &layer.key, &mut w.k);
     add_bias(exec, &layer.value, &mut w.v);

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use crate::arch::{self, Architecture};
 use crate::blueprint::{Blueprint, Mixer};
 use crate::config::Config;
-use crate::decoder;
+use crate::decoder::{self, first_token::KnownFirstTokens};
 use crate::embedding::{self, EmbeddingPages};
 use crate::error::ModelError;
 use crate::gguf_config;
@@ -57,6 +57,7 @@ pub struct Model {
     numerics: Numerics,
     embedding_pages: EmbeddingPages,
     isa: Isa,
+    pub(crate) first_tokens: KnownFirstTokens,
     /// Made when it is first asked for.
     fingerprint: OnceLock<String>,
     _held: Reservation,
@@ -222,6 +223,8 @@ impl ModelFile {
             .iter()
             .map(|rope| [rope.table(RopeSet::Short), rope.table(RopeSet::Long)])
             .collect();
+        let formats = language_tensors(&self.file, total).map(|tensor| tensor.format);
+        let first_tokens = KnownFirstTokens::new(exec.numerics, formats);
         static LOADED: AtomicU64 = AtomicU64::new(0);
         Ok(Model {
             layout: Arc::new(self.blueprint.kv_layout(forms)),
@@ -232,6 +235,7 @@ impl ModelFile {
             weights,
             rotary,
             embedding_pages: EmbeddingPages::default(),
+            first_tokens,
             fingerprint: OnceLock::new(),
             _held: held,
         })
@@ -404,7 +408,7 @@ impl Model {
         })
     }
 
-    fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         Identity {
             model: self.id,
             rope: RopeSet::Short,

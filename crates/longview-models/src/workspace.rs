@@ -5,6 +5,7 @@ use longview_kernels::{Activations, Floats, Isa};
 use longview_kv::{AttendWorkspace, RecurrentWorkspace};
 
 use crate::blueprint::{Blueprint, Mixer, MlpBlueprint};
+use crate::decoder::first_token::{self, FirstTokens};
 use crate::profile::{Profile, Work};
 
 /// The current wave of activations. Buffers grow to the largest pass seen and stay.
@@ -40,6 +41,8 @@ pub struct Workspace {
     pub(crate) expert_in: Vec<f32>,
     /// Inputs of matrix products as the kernels want them.
     pub(crate) activations: Activations,
+    /// Of the texts that begin in this pass.
+    pub(crate) first_tokens: FirstTokens,
     /// Sines and cosines of the rows' positions, one for each rotary embedding of the model.
     pub(crate) rotary: Vec<RotaryRows>,
     pub(crate) attend: AttendWorkspace,
@@ -70,6 +73,18 @@ impl Workspace {
     /// Empty buffers.
     pub fn new() -> Workspace {
         Workspace::default()
+    }
+
+    /// For passes of one row whose products round next to nothing of it.
+    pub(crate) fn unrounded() -> Workspace {
+        Workspace {
+            activations: Activations::split(),
+            gates: Gates {
+                gated: Activations::split(),
+                ..Gates::default()
+            },
+            ..Workspace::default()
+        }
     }
 
     /// Gives the buffers back; the next pass makes those that it needs. What is measured goes on.
@@ -154,6 +169,6 @@ impl Workspace {
         let per_thread = (1 << 20) + 16 * q.max(ffn).max(blueprint.hidden);
         let logits = wanted * (blueprint.hidden + blueprint.vocab);
         let floats = rows * per_row + block * 2 * ffn + 2 * inputs + logits;
-        (floats * size_of::<f32>() + threads * per_thread) as u64
+        (floats * size_of::<f32>() + threads * per_thread) as u64 + first_token::bytes(blueprint)
     }
 }

@@ -313,7 +313,7 @@ impl Sequence {
         }
         let due = match (writes, at_end) {
             (false, _) => context.keep_is_due(),
-            (true, true) => context.keep_is_due_at_end(),
+            (true, true) => context.end_prompt(),
             (true, false) => context.keep_is_due_in_decode(),
         };
         if due {

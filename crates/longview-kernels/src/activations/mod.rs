@@ -3,6 +3,7 @@
 mod forms;
 mod need;
 mod records;
+mod split;
 
 #[cfg(target_arch = "x86_64")]
 use std::marker::PhantomData;
@@ -40,6 +41,8 @@ pub struct Activations {
     isa: Isa,
     rows: usize,
     k: usize,
+    /// Whether the two rows are one, see [`Activations::split`].
+    is_split: bool,
     /// The forms that are there.
     has: Need,
     floats: AlignedBytes,
@@ -59,6 +62,7 @@ impl Activations {
             isa: Isa::Scalar,
             rows: 0,
             k: 0,
+            is_split: false,
             has: Need::default(),
             floats: AlignedBytes::zeroed(0),
             records: [AlignedBytes::zeroed(0), AlignedBytes::zeroed(0)],
@@ -83,8 +87,8 @@ impl Activations {
         }
         let forms = self.forms(need);
         exec.pool.run(forms.shape.lots(), &|lot, _| {
-            let rows = forms.rows_of(lot);
-            forms.write(lot, &x[rows.start * k..rows.end * k]);
+            let x = &x[forms.rows_of(lot).start * k..];
+            forms.write(lot, &x[..x.len().min(forms.shape.lot * k)]);
         });
     }
 
@@ -160,6 +164,8 @@ impl Activations {
 
     /// Makes room for the forms of `rows` rows.
     fn begin(&mut self, exec: &Exec, rows: usize, k: usize, need: Need) {
+        assert!(rows <= 1 || !self.is_split, "one row is split at a time");
+        let rows = rows * self.parts();
         (self.isa, self.rows, self.k) = (exec.usable_isa(), rows, k);
         self.has = need;
         let shape = self.shape();
@@ -179,12 +185,13 @@ impl Activations {
             need,
             shape: self.shape(),
             rows: self.rows,
+            is_split: self.is_split,
             floats: self.floats.as_mut_ptr(),
             records: self.records.each_mut().map(|records| records.as_mut_ptr()),
         }
     }
 
-    /// Rows.
+    /// Rows that are held: two of one that is split.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -274,6 +281,7 @@ struct Forms {
     shape: Shape,
     /// Rows in all.
     rows: usize,
+    is_split: bool,
     floats: *mut u8,
     records: [*mut u8; 2],
 }
@@ -288,8 +296,20 @@ impl Forms {
         first..self.rows.min(first + self.shape.lot)
     }
 
-    /// Writes the forms of the rows `x` of `lot`. Each lot is one task.
+    /// Writes the forms of the rows `x` of `lot`, or of the two that `x` is split into. Each lot is one task.
     fn write(&self, lot: usize, x: &[f32]) {
+        match self.is_split {
+            false => self.write_forms(lot, self.need, x),
+            true => {
+                for (need, x) in split::rows_of_forms(self.isa, self.need, x) {
+                    self.write_forms(lot, need, &x);
+                }
+            }
+        }
+    }
+
+    /// Writes the forms `need` of the rows `x` of `lot`.
+    fn write_forms(&self, lot: usize, need: Need, x: &[f32]) {
         let Shape {
             group,
             lot: rows,
@@ -297,7 +317,7 @@ impl Forms {
             ..
         } = self.shape;
         assert!(lot < self.shape.lots(), "room was made for so many");
-        if self.need.f32 {
+        if need.f32 {
             let bytes = self.shape.float_bytes();
             for (i, x) in x.chunks(group * k).enumerate() {
                 let group_at = lot * (rows / group) + i;
@@ -312,7 +332,7 @@ impl Forms {
                 interleave(self.isa, x, k, group, out);
             }
         }
-        for grain in self.need.grains() {
+        for grain in need.grains() {
             let bytes = self.shape.record_bytes(grain);
             // SAFETY: each lot has its own part of the buffer, which holds `lots` such parts.
             let out = unsafe {

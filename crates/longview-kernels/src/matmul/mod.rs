@@ -34,7 +34,7 @@ use crate::exec::Exec;
 use crate::format::Format;
 use crate::isa::{Isa, Numerics};
 use crate::packed::Packed;
-use crate::packed::layout::{BLOCK, LANES, Layout};
+use crate::packed::layout::{BLOCK, Grain, LANES, Layout};
 use plan::Plan;
 
 /// Panels that many rows take together: as many as their sums leave registers for.
@@ -61,6 +61,12 @@ pub fn needed(numerics: Numerics, format: Format) -> Need {
     }
 }
 
+/// Whether products with weights of `format` round activations in larger blocks than the format itself has, and
+/// so more coarsely than those do whose format it is.
+pub fn rounds_in_larger_blocks(numerics: Numerics, format: Format) -> bool {
+    needed(numerics, format) == Need::WIDE_BLOCKS && format.block_len() < Grain::Segment.elements()
+}
+
 /// Writes x · Wᵀ to `out`: `x` holds `[rows][k]`, `w` is `[n][k]`, `out` is `[rows][n]`.
 ///
 /// # Panics
@@ -80,7 +86,7 @@ pub fn matmul_many(exec: &Exec, x: &Activations, ws: &[&Packed], outs: &mut [&mu
         assert_eq!(w.k(), x.k(), "weights and activations share k");
         assert_eq!(
             Some(out.len()),
-            x.rows().checked_mul(w.n()),
+            (x.rows() / x.parts()).checked_mul(w.n()),
             "outputs are [rows][n]"
         );
         assert!(
@@ -92,6 +98,14 @@ pub fn matmul_many(exec: &Exec, x: &Activations, ws: &[&Packed], outs: &mut [&mu
     if x.k() == 0 {
         return outs.iter_mut().for_each(|out| out.fill(0.0));
     }
+    match x.parts() {
+        1 => product(exec, x, ws, outs),
+        _ => add_up(ws, outs, |parts| product(exec, x, ws, parts)),
+    }
+}
+
+/// What [`matmul_many`] writes, of all rows that are held.
+fn product(exec: &Exec, x: &Activations, ws: &[&Packed], outs: &mut [&mut [f32]]) {
     let outs = Outputs(outs.as_mut_ptr());
     let plan = Plan::new(exec, x, ws);
     exec.pool.run(plan.tasks(), &|task, _| {
@@ -109,6 +123,19 @@ pub fn matmul_many(exec: &Exec, x: &Activations, ws: &[&Packed], outs: &mut [&mu
             .compute(exec);
         });
     });
+}
+
+/// Adds up the products with the parts of one row, `[2][n]` each.
+fn add_up(ws: &[&Packed], outs: &mut [&mut [f32]], product: impl FnOnce(&mut [&mut [f32]])) {
+    let mut parts: Vec<Vec<f32>> = ws.iter().map(|w| vec![0.0; 2 * w.n()]).collect();
+    let mut views: Vec<&mut [f32]> = parts.iter_mut().map(Vec::as_mut_slice).collect();
+    product(&mut views);
+    for (out, parts) in outs.iter_mut().zip(&parts) {
+        let (most, rest) = parts.split_at(out.len());
+        for ((out, most), rest) in out.iter_mut().zip(most).zip(rest) {
+            *out = most + rest;
+        }
+    }
 }
 
 /// Rows up to which a product waits for memory more than for anything else.

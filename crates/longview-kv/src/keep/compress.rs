@@ -143,6 +143,9 @@ impl Context {
         let fits = before <= kept.room(end) * heads;
         let moves = edge > kept.edge && kept.is_eager() && kept.plan.when.block.is_some();
         if end == kept.decided_at || fits && !moves {
+            if kept.plan.is_in_bytes() {
+                self.pass_windows();
+            }
             return Ok(Compression {
                 before,
                 after: before,

@@ -476,6 +476,11 @@ impl Keep {
         recent.max(share.min(room)).max(reading)
     }
 
+    /// Whether its budget is one of bytes, against which everything counts that is held.
+    pub(super) fn is_in_bytes(&self) -> bool {
+        matches!(self.budget, Budget::Bytes(_))
+    }
+
     /// Whether a text of any length can be read and continued under it by a model whose positions
     /// end: what distances there are, what is held bounds.
     pub fn is_endless(&self) -> bool {

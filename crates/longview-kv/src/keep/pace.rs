@@ -289,13 +289,19 @@ impl Context {
         })
     }
 
-    /// Whether it is to decide at the end of a prompt: not where a document was compressed for
-    /// questions that nobody knew then.
-    pub fn keep_is_due_at_end(&self) -> bool {
+    /// Says that the prompt was read. Whether it is to decide now: not where a document was compressed
+    /// for questions that nobody knew then. Where it is not, what only the last chunk needed goes, if it would
+    /// be beyond a budget in bytes.
+    pub fn end_prompt(&mut self) -> bool {
         let len = self.len();
-        self.kept
-            .as_ref()
-            .is_some_and(|kept| !kept.settled && kept.pairs(len) > kept.room(len))
+        let Some(kept) = &self.kept else {
+            return false;
+        };
+        let is_due = !kept.settled && kept.pairs(len) > kept.room(len);
+        if !is_due && kept.plan.is_in_bytes() {
+            self.pass_windows();
+        }
+        is_due
     }
 
     /// Says that what the context holds is a document that was compressed for any question: what

@@ -232,6 +232,31 @@ fn budgets_in_bytes_are_kept_to_and_take_as_many_pairs_as_fit() {
 }
 
 #[test]
+fn budgets_in_bytes_that_all_fits_are_kept_to_as_well() {
+    for kv_type in forms() {
+        let fresh = || World::new(kv_type, Ledger::unlimited());
+        let keep = |bytes: u64| method(&format!("random(budget={bytes}B)"));
+        // The least that has room for every pair.
+        let dense = fresh().dense_bytes(PROMPT);
+        let mut budgets = (0..200).map(|part| dense / 2 + dense * part / 100);
+        let bytes = budgets.find(|&bytes| fresh().slots(&keep(bytes), PROMPT) >= PROMPT);
+        let bytes = bytes.unwrap();
+        for chunk in [64, PROMPT] {
+            let mut world = fresh();
+            world.keep(&keep(bytes), PROMPT).unwrap();
+            world.read(PROMPT, chunk);
+            world.end_of_prompt().unwrap();
+            let pairs = world.context.keep_report().unwrap().pairs_kept as usize;
+            assert_eq!(pairs, PROMPT * FULL_LAYERS.len() * KV_HEADS, "{kv_type}");
+            let all = world.context.kv_bytes() - world.window_layer_bytes();
+            assert!(all <= bytes, "{kv_type}, {chunk}: {all} of {bytes}");
+            // More may follow.
+            world.read(40, 64);
+        }
+    }
+}
+
+#[test]
 fn what_follows_is_in_the_budget_as_well_and_what_was_gathered_shrinks_with_it() {
     for text in texts("90") {
         let ledger = Ledger::unlimited();
@@ -486,7 +511,7 @@ fn what_follows_a_settled_document_stays() {
         let before = world.context.kept_positions(2, 0).len();
         world.read(50, 7);
         // A question of 50 tokens, which a method that looks at questions is not to choose by.
-        assert!(!world.context.keep_is_due_at_end(), "{text}");
+        assert!(!world.context.end_prompt(), "{text}");
         let after = world.context.kept_positions(2, 0).len();
         assert_eq!(after, before + 50, "{text}");
     }

@@ -207,7 +207,7 @@ impl World {
     }
 
     pub(crate) fn end_of_prompt(&mut self) -> Result<(), KvError> {
-        if self.context.keep_is_due_at_end() {
+        if self.context.end_prompt() {
             self.compress()?;
         }
         Ok(())

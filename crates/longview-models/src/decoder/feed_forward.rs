@@ -96,7 +96,7 @@ fn products(
     activations: &mut Activations,
     profile: &mut Option<Box<Profile>>,
 ) {
-    let (rows, ffn) = (activations.rows(), mlp.gate.weight.n());
+    let (rows, ffn) = (out.len() / mlp.down.weight.n(), mlp.gate.weight.n());
     let need = needs(exec, &[&mlp.down.weight]);
     let Gates { gate, up, gated } = gates;
     announce(exec, activations, &[&mlp.down.weight]);
