@@ -151,7 +151,8 @@ impl Engine {
     /// Bytes of the buffers of a pass of `rows` rows that gives `wanted` rows of logits.
     pub(crate) fn scratch_bytes(&self, rows: usize, wanted: usize) -> u64 {
         let (threads, isa) = (self.exec.pool.threads(), self.exec.isa);
-        Workspace::predicted_bytes(self.model.blueprint(), rows, wanted, threads, isa)
+        let file = self.model.file();
+        file.scratch_bytes(rows, wanted, threads, isa)
     }
 
     /// What the account of buffers has for such a pass: for one much larger than those that every plan counts

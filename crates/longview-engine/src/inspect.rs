@@ -3,7 +3,7 @@
 
 use longview_kernels::Isa;
 use longview_kv::{KvForms, Ledger, largest};
-use longview_models::{ModelFile, Workspace};
+use longview_models::ModelFile;
 use longview_text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 use longview_weights::{GgufFile, WeightFile, WeightsError};
 
@@ -225,7 +225,7 @@ pub(crate) fn plan_for(file: &ModelFile, of: &Circumstances<'_>, tokens: usize) 
     let layout = blueprint.kv_layout(kv_forms);
     let limit = Some(ledger.limit()).filter(|&limit| limit != u64::MAX);
     let weights = file.weights_bytes();
-    let scratch = Workspace::predicted_bytes(blueprint, chunk_tokens, 1, threads, isa);
+    let scratch = file.scratch_bytes(chunk_tokens, 1, threads, isa);
     // Every question is asked of a fork, so that the document can be asked again.
     let kv = |tokens: usize| {
         layout.context_bytes(tokens, chunk_tokens) + layout.fork_bytes(chunk_tokens)

@@ -19,7 +19,8 @@ use smallvec::SmallVec;
 use crate::arch::{self, Architecture};
 use crate::blueprint::{Blueprint, Mixer};
 use crate::config::Config;
-use crate::decoder::{self, first_token::KnownFirstTokens};
+use crate::decoder;
+use crate::decoder::first_token::{self, KnownFirstTokens};
 use crate::embedding::{self, EmbeddingPages};
 use crate::error::ModelError;
 use crate::gguf_config;
@@ -169,6 +170,23 @@ impl ModelFile {
         )
     }
 
+    /// Bytes that passes of up to `rows` rows, `wanted` of them with logits, need with `threads` threads on
+    /// `isa` beside contexts.
+    pub fn scratch_bytes(&self, rows: usize, wanted: usize, threads: usize, isa: Isa) -> u64 {
+        let blueprint = &self.blueprint;
+        let of_pass = Workspace::predicted_bytes(blueprint, rows, wanted, threads, isa);
+        match self.needs_first_tokens(Numerics::Default) {
+            true => of_pass + first_token::bytes(blueprint),
+            false => of_pass,
+        }
+    }
+
+    /// Whether the keys and values of first tokens are computed by a pass of their own.
+    fn needs_first_tokens(&self, numerics: Numerics) -> bool {
+        let tensors = language_tensors(&self.file, self.blueprint.layers.len());
+        first_token::are_needed(numerics, tensors.map(|tensor| tensor.format))
+    }
+
     /// Parameters in all.
     pub fn parameters(&self) -> u64 {
         language_tensors(&self.file, self.blueprint.layers.len())
@@ -223,8 +241,7 @@ impl ModelFile {
             .iter()
             .map(|rope| [rope.table(RopeSet::Short), rope.table(RopeSet::Long)])
             .collect();
-        let formats = language_tensors(&self.file, total).map(|tensor| tensor.format);
-        let first_tokens = KnownFirstTokens::new(exec.numerics, formats);
+        let first_tokens = KnownFirstTokens::new(self.needs_first_tokens(exec.numerics));
         static LOADED: AtomicU64 = AtomicU64::new(0);
         Ok(Model {
             layout: Arc::new(self.blueprint.kv_layout(forms)),

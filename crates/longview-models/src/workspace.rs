@@ -5,7 +5,7 @@ use longview_kernels::{Activations, Floats, Isa};
 use longview_kv::{AttendWorkspace, RecurrentWorkspace};
 
 use crate::blueprint::{Blueprint, Mixer, MlpBlueprint};
-use crate::decoder::first_token::{self, FirstTokens};
+use crate::decoder::first_token::FirstTokens;
 use crate::profile::{Profile, Work};
 
 /// The current wave of activations. Buffers grow to the largest pass seen and stay.
@@ -125,7 +125,7 @@ impl Workspace {
 
     /// Bytes that passes of up to `rows` rows, `wanted` of them with logits, need with `threads`
     /// threads on `isa`.
-    pub fn predicted_bytes(
+    pub(crate) fn predicted_bytes(
         blueprint: &Blueprint,
         rows: usize,
         wanted: usize,
@@ -169,6 +169,6 @@ impl Workspace {
         let per_thread = (1 << 20) + 16 * q.max(ffn).max(blueprint.hidden);
         let logits = wanted * (blueprint.hidden + blueprint.vocab);
         let floats = rows * per_row + block * 2 * ffn + 2 * inputs + logits;
-        (floats * size_of::<f32>() + threads * per_thread) as u64 + first_token::bytes(blueprint)
+        (floats * size_of::<f32>() + threads * per_thread) as u64
     }
 }

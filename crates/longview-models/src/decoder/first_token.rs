@@ -60,13 +60,18 @@ impl FirstTokens {
 }
 
 impl KnownFirstTokens {
-    /// None yet, of a model whose matrices have `formats`.
-    pub(crate) fn new(numerics: Numerics, mut formats: impl Iterator<Item = Format>) -> Self {
+    /// None yet.
+    pub(crate) fn new(are_needed: bool) -> Self {
         KnownFirstTokens {
-            are_needed: formats.any(|format| rounds_in_larger_blocks(numerics, format)),
+            are_needed,
             known: Mutex::default(),
         }
     }
+}
+
+/// Whether a model in the class `numerics` whose matrices have `formats` needs them.
+pub(crate) fn are_needed(numerics: Numerics, mut formats: impl Iterator<Item = Format>) -> bool {
+    formats.any(|format| rounds_in_larger_blocks(numerics, format))
 }
 
 /// Makes those of `batch` known; none where they are not needed.
