@@ -42,6 +42,8 @@ pub struct ModelFile {
     /// Name of the embedding.
     embedding: String,
     tied: bool,
+    /// Whether the keys and values of first tokens are computed by a pass of their own, but in the class f32.
+    rounds_first_tokens: bool,
     notices: Vec<String>,
 }
 
@@ -89,7 +91,10 @@ impl ModelFile {
         // A folder may carry a tensor for the logits and still say that the embedding makes them.
         let own = file.find_tensor(&name(Role::Output)).is_some();
         let tied = config.opt_bool("tie_word_embeddings")?.unwrap_or(false) || !own;
+        let tensors = language_tensors(&file, blueprint.layers.len());
+        let rounds_first_tokens = first_token::are_needed(tensors.map(|tensor| tensor.format));
         Ok(ModelFile {
+            rounds_first_tokens,
             file,
             config,
             architecture,
@@ -175,16 +180,10 @@ impl ModelFile {
     pub fn scratch_bytes(&self, rows: usize, wanted: usize, threads: usize, isa: Isa) -> u64 {
         let blueprint = &self.blueprint;
         let of_pass = Workspace::predicted_bytes(blueprint, rows, wanted, threads, isa);
-        match self.needs_first_tokens(Numerics::Default) {
+        match self.rounds_first_tokens {
             true => of_pass + first_token::bytes(blueprint),
             false => of_pass,
         }
-    }
-
-    /// Whether the keys and values of first tokens are computed by a pass of their own.
-    fn needs_first_tokens(&self, numerics: Numerics) -> bool {
-        let tensors = language_tensors(&self.file, self.blueprint.layers.len());
-        first_token::are_needed(numerics, tensors.map(|tensor| tensor.format))
     }
 
     /// Parameters in all.
@@ -241,7 +240,8 @@ impl ModelFile {
             .iter()
             .map(|rope| [rope.table(RopeSet::Short), rope.table(RopeSet::Long)])
             .collect();
-        let first_tokens = KnownFirstTokens::new(self.needs_first_tokens(exec.numerics));
+        let rounds = self.rounds_first_tokens && exec.numerics == Numerics::Default;
+        let first_tokens = KnownFirstTokens::new(rounds);
         static LOADED: AtomicU64 = AtomicU64::new(0);
         Ok(Model {
             layout: Arc::new(self.blueprint.kv_layout(forms)),

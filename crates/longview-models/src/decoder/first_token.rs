@@ -69,9 +69,9 @@ impl KnownFirstTokens {
     }
 }
 
-/// Whether a model in the class `numerics` whose matrices have `formats` needs them.
-pub(crate) fn are_needed(numerics: Numerics, mut formats: impl Iterator<Item = Format>) -> bool {
-    formats.any(|format| rounds_in_larger_blocks(numerics, format))
+/// Whether a model whose matrices have `formats` needs them where activations are rounded at all.
+pub(crate) fn are_needed(mut formats: impl Iterator<Item = Format>) -> bool {
+    formats.any(|format| rounds_in_larger_blocks(Numerics::Default, format))
 }
 
 /// Makes those of `batch` known; none where they are not needed.
