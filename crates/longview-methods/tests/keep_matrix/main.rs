@@ -241,11 +241,15 @@ fn budgets_in_bytes_that_all_fits_are_kept_to_as_well() {
         let mut budgets = (0..200).map(|part| dense / 2 + dense * part / 100);
         let bytes = budgets.find(|&bytes| fresh().slots(&keep(bytes), PROMPT) >= PROMPT);
         let bytes = bytes.unwrap();
-        for chunk in [64, PROMPT] {
+        // At once as a document, too, of which questions are asked later.
+        for (chunk, is_document) in [(64, false), (PROMPT, false), (PROMPT, true)] {
             let mut world = fresh();
             world.keep(&keep(bytes), PROMPT).unwrap();
             world.read(PROMPT, chunk);
-            world.end_of_prompt().unwrap();
+            match is_document {
+                true => world.decide().unwrap(),
+                false => world.end_of_prompt().unwrap(),
+            }
             let pairs = world.context.keep_report().unwrap().pairs_kept as usize;
             assert_eq!(pairs, PROMPT * FULL_LAYERS.len() * KV_HEADS, "{kv_type}");
             let all = world.context.kv_bytes() - world.window_layer_bytes();
