@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::each;
 use super::int8::fence;
-use super::unpack::{Factors, add_scaled};
+use super::unpack::{DROPPED, Factors, add_scaled};
 use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
 use crate::activations::{Activations, ROW_RECORD};
 use crate::matmul::source::Source;
@@ -200,7 +200,10 @@ unsafe fn add_segment<S: Source, const P: usize>(
                     let scale = w.add(p * Place::<S>::PANEL + CODES + VECTOR * s);
                     let scale = _mm512_load_si512(scale.cast());
                     each!(r < 4, {
-                        scaled[p][r] = add_scaled::<S>(scaled[p][r], ints[p][r], scale);
+                        scaled[p][r] = match Place::<S>::CENTRED {
+                            true => add_centred(scaled[p][r], ints[p][r], scale),
+                            false => add_scaled::<S>(scaled[p][r], ints[p][r], scale),
+                        };
                     } of 4);
                 } of 3);
                 fence();
@@ -216,19 +219,31 @@ unsafe fn add_segment<S: Source, const P: usize>(
                 scale: _mm512_load_ps(factors.cast()),
                 min: _mm512_load_ps(factors.add(VECTOR).cast()),
             };
+            let part = |at: usize| {
+                let part = w.add(p * Place::<S>::PANEL + at);
+                _mm512_load_si512(part.cast())
+            };
             let mut minima = [_mm512_setzero_si512(); SEGMENT];
+            let mut scales = [_mm512_setzero_si512(); SEGMENT];
             if layout.has_min() {
                 each!(pair < Place::<S>::PAIRS, {
-                    let min = w.add(p * Place::<S>::PANEL + Place::<S>::pair(pair));
-                    minima[pair] = _mm512_load_si512(min.cast());
+                    minima[pair] = part(Place::<S>::pair(pair));
+                    if Place::<S>::CENTRED {
+                        scales[pair] = part(Place::<S>::scales(pair));
+                    }
                 } of 8);
             }
             each!(r < 4, {
+                if Place::<S>::CENTRED {
+                    each!(pair < Place::<S>::PAIRS, {
+                        let of_row = &sums_of_x[pair][r];
+                        scaled[p][r] = add_pairs(scaled[p][r], scales[pair], of_row);
+                    } of 8);
+                }
                 let of_row = || {
                     let mut sum = _mm512_setzero_si512();
                     each!(pair < Place::<S>::PAIRS, {
-                        let of_row = _mm512_set1_epi32(sums_of_x[pair][r]);
-                        sum = _mm512_dpwssd_epi32(sum, minima[pair], of_row);
+                        sum = add_pairs(sum, minima[pair], &sums_of_x[pair][r]);
                     } of 8);
                     _mm512_cvtepi32_ps(sum)
                 };
@@ -238,6 +253,37 @@ unsafe fn add_segment<S: Source, const P: usize>(
             fence();
         } of 3);
     }
+}
+
+/// `sums` and scale · dot / 16, where that is of codes from their centre: 16 bits hold it.
+///
+/// # Safety
+/// The caller has AVX-512 VNNI enabled.
+#[inline(always)]
+unsafe fn add_centred(sums: __m512i, dots: __m512i, scale: __m512i) -> __m512i {
+    // SAFETY: register arithmetic.
+    unsafe { _mm512_dpwssd_epi32(sums, _mm512_srai_epi32::<DROPPED>(dots), scale) }
+}
+
+/// `sums` and the products of pairs of i16 with the pair `of_row`, added up. Written so that the compiler
+/// neither makes two operations of it nor puts pairs in registers with more of them.
+///
+/// # Safety
+/// The caller has AVX-512 VNNI enabled.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn add_pairs(mut sums: __m512i, pairs: __m512i, of_row: &i32) -> __m512i {
+    // SAFETY: a load and register arithmetic.
+    unsafe {
+        std::arch::asm!(
+            "vpdpwssd {sums}, {pairs}, dword ptr [{of_row}]{{1to16}}",
+            sums = inout(zmm_reg) sums,
+            pairs = in(zmm_reg) pairs,
+            of_row = in(reg) of_row,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    sums
 }
 
 /// Σ x of four rows, whose records of a segment begin at `record`, as pairs of i16 that belong to the pairs of
@@ -285,7 +331,7 @@ unsafe fn dots<S: Source, const P: usize>(
     // SAFETY: what is read lies inside the block and the record.
     unsafe {
         let mut ints = [[_mm512_setzero_si512(); 4]; P];
-        if !layout.has_min() {
+        if !layout.has_min() || Place::<S>::CENTRED {
             each!(r < 4, {
                 let int = |i: usize| {
                     let field = record.add(4 * BLOCK + 4 * (4 * i + r)).cast::<i32>();
