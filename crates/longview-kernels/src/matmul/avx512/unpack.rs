@@ -76,10 +76,20 @@ pub(super) unsafe fn add_scaled<S: Source>(
     unsafe {
         match S::LAYOUT.dropped_bits() {
             0 => _mm512_add_epi32(sums, _mm512_mullo_epi32(dots, scale)),
-            // Sixteen bits hold the sum of 32 codes of four bits times bytes, and the scale.
-            _ => _mm512_dpwssd_epi32(sums, _mm512_srai_epi32::<DROPPED>(dots), scale),
+            _ => add_short(sums, dots, scale),
         }
     }
+}
+
+/// The same for codes of four bits, as far as they are from their centre, in sixteenths: sixteen bits hold the
+/// sum of 32 of them times bytes, and the scale.
+///
+/// # Safety
+/// The caller has AVX-512 VNNI enabled.
+#[inline(always)]
+pub(super) unsafe fn add_short(sums: __m512i, dots: __m512i, scale: __m512i) -> __m512i {
+    // SAFETY: register arithmetic.
+    unsafe { _mm512_dpwssd_epi32(sums, _mm512_srai_epi32::<DROPPED>(dots), scale) }
 }
 
 /// [`crate::packed::layout::Layout::dropped_bits`] where there are any.

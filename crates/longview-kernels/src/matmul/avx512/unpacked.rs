@@ -66,10 +66,9 @@ impl<S: Source> Place<S> {
     /// a segment. All of it in whole numbers, so that no bit of the result is another.
     pub(super) const CENTRED: bool = matches!(S::LAYOUT.scales, Scales::SmallMin)
         && S::LAYOUT.top_bits == 4
-        && S::LAYOUT.low_bits == 0
-        && !S::LAYOUT.table;
+        && S::LAYOUT.low_bits == 0;
 
-    /// Where pair `pair` of a segment's scales is.
+    /// Where pair `pair` of a segment's scales is, in the blocks that have no minima.
     pub(super) const fn scales(pair: usize) -> usize {
         Self::pair(pair) + Self::BLOCK
     }

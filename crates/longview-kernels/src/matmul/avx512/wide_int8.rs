@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use super::each;
 use super::int8::fence;
-use super::unpack::{DROPPED, Factors, add_scaled};
+use super::unpack::{Factors, add_scaled, add_short};
 use super::unpacked::{BLOCKS, CODES, Place, Unpacked, VECTOR, WIDE_SLAB, slab_bytes};
 use crate::activations::{Activations, ROW_RECORD};
 use crate::matmul::source::Source;
@@ -202,7 +202,7 @@ unsafe fn add_segment<S: Source, const P: usize>(
                     let scale = _mm512_load_si512(scale.cast());
                     each!(r < 4, {
                         scaled[p][r] = match Place::<S>::CENTRED {
-                            true => add_centred(scaled[p][r], ints[p][r], scale),
+                            true => add_short(scaled[p][r], ints[p][r], scale),
                             false => add_scaled::<S>(scaled[p][r], ints[p][r], scale),
                         };
                     } of 4);
@@ -254,16 +254,6 @@ unsafe fn add_segment<S: Source, const P: usize>(
             fence();
         } of 3);
     }
-}
-
-/// `sums` and scale · dot / 16, where that is of codes from their centre: 16 bits hold it.
-///
-/// # Safety
-/// The caller has AVX-512 VNNI enabled.
-#[inline(always)]
-unsafe fn add_centred(sums: __m512i, dots: __m512i, scale: __m512i) -> __m512i {
-    // SAFETY: register arithmetic.
-    unsafe { _mm512_dpwssd_epi32(sums, _mm512_srai_epi32::<DROPPED>(dots), scale) }
 }
 
 /// `sums` and the products of pairs of i16 with the pair `of_row`, added up. Written so that the compiler
