@@ -1,5 +1,6 @@
 //! Pages as numbers: scores, keys and values for those who decide what stays in a cache.
 
+use super::coded::{coded_keys, coded_values};
 use super::element::{Brain, Byte, Convert, Half, Nibble, Single};
 use super::expand::Expand;
 use super::keys::Keys;
@@ -8,7 +9,6 @@ use crate::Isa;
 use crate::lanes::{self, Kernel, Lanes, exp_scalar};
 use crate::page::{
     KvType, PAGE_TOKENS, PageGeometry, QUANT_BLOCK, VALUE_PADDING, key_number, scale_number,
-    value_number,
 };
 
 /// The scores of the queries `q [rows][head_dim]`, the softmax scale already multiplied in, against
@@ -33,7 +33,10 @@ pub fn score_page(
         // As floats they lie like the keys of a page of floats.
         let mut keys = vec![0.0; geom.head_dim * PAGE_TOKENS];
         key_floats(isa, geom, page_k, &mut keys);
-        let bytes: Vec<u8> = keys.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut bytes = vec![0; 4 * keys.len()];
+        for (to, x) in bytes.as_chunks_mut().0.iter_mut().zip(&keys) {
+            *to = x.to_le_bytes();
+        }
         let geom = PageGeometry {
             k_type: KvType::F32,
             ..*geom
@@ -59,12 +62,7 @@ pub fn key_floats(isa: Isa, geom: &PageGeometry, page_k: &[u8], out: &mut [f32])
     assert_eq!(out.len(), geom.head_dim * PAGE_TOKENS, "[head_dim][64]");
     match geom.k_type {
         KvType::Kivi(_) | KvType::Dotted(_) => {
-            for (d, row) in out.chunks_exact_mut(PAGE_TOKENS).enumerate() {
-                for (slot, x) in row.iter_mut().enumerate() {
-                    *x = key_number(geom, page_k, slot, d);
-                }
-            }
-            return;
+            return coded_keys(isa, geom, page_k, out);
         }
         KvType::Sparse(_) => {
             let mut halves = vec![0; out.len() * 2];
@@ -96,12 +94,7 @@ pub fn value_floats(isa: Isa, geom: &PageGeometry, page_v: &[u8], out: &mut [f32
     match geom.v_type {
         KvType::Kivi(_) | KvType::Dotted(_) => {
             out.fill(0.0);
-            for (slot, row) in out.chunks_exact_mut(stride).enumerate() {
-                for (d, x) in row[..geom.v_dim].iter_mut().enumerate() {
-                    *x = value_number(geom, page_v, slot, d);
-                }
-            }
-            return;
+            return coded_values(isa, geom, page_v, stride, out);
         }
         KvType::Sparse(_) => {
             let mut halves = vec![0; out.len() * 2];

@@ -9,6 +9,7 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 mod bounds;
+mod coded;
 mod columns;
 mod element;
 mod expand;

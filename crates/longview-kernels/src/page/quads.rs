@@ -57,6 +57,24 @@ impl CodeBits {
         codes[byte] >> shift & self.mask()
     }
 
+    /// The codes of number `at` of those summed over, less their middle, at the first places of `across`.
+    #[inline(always)]
+    pub(crate) fn row(self, codes: &[u8], (at, across): (usize, usize), out: &mut [f32]) {
+        let quad_bytes = self.quad_bytes(across);
+        let quad = &codes[at / QUAD * quad_bytes..][..quad_bytes];
+        let lines = quad.chunks_exact(RUN_BYTES);
+        for (line, out) in lines.zip(out.chunks_mut(RUN * self.runs())) {
+            for (run, out) in out.chunks_mut(RUN).enumerate() {
+                // Four numbers lie side by side, as the bytes of a word.
+                let shift = (at % QUAD) as u32 * 8 + run as u32 * self.count();
+                for (x, place) in out.iter_mut().zip(line.as_chunks::<QUAD>().0) {
+                    let code = u32::from_le_bytes(*place) >> shift & u32::from(self.mask());
+                    *x = code as i32 as f32 - self.middle();
+                }
+            }
+        }
+    }
+
     /// Writes a code there.
     #[inline]
     pub(crate) fn put(self, codes: &mut [u8], (at, lane): (usize, usize), across: usize, code: u8) {

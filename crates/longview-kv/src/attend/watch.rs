@@ -13,7 +13,7 @@ use crate::BLOCK_TOKENS;
 use crate::error::KvError;
 use crate::layout::{Group, LayerState};
 use crate::pattern::QueryBlock;
-use crate::read::{ReadPlan, floats};
+use crate::read::ReadPlan;
 use crate::run::Slot;
 
 /// What one row's attention with the query heads of one KV head comes to.
@@ -122,7 +122,14 @@ impl Call<'_, '_> {
                     }
                 };
                 let page = of_block.page(slice, head);
-                self.score(of_block, page.k, &turned, worker, &mut scores);
+                score_page(
+                    self.exec.isa,
+                    &of_block.geometry,
+                    page.k,
+                    &turned,
+                    &mut worker.scratch,
+                    &mut scores,
+                );
                 let visible =
                     covered.start.max(first) - first..covered.end.min(first + PAGE_TOKENS) - first;
                 for (logits, scores) in logits.iter_mut().zip(scores.chunks_exact(PAGE_TOKENS)) {
@@ -148,30 +155,6 @@ impl Call<'_, '_> {
             }
         }
         Ok(())
-    }
-
-    /// Scores of `queries [rows][head_dim]` against a page's keys, `[rows][64]`.
-    fn score(
-        &self,
-        group: &Group,
-        page_k: &[u8],
-        queries: &[f32],
-        worker: &mut Worker,
-        scores: &mut [f32],
-    ) {
-        let (isa, geometry) = (self.exec.isa, &group.geometry);
-        if !geometry.k_type.is_whole() {
-            return score_page(isa, geometry, page_k, queries, &mut worker.scratch, scores);
-        }
-        let mut keys = vec![0.0; geometry.head_dim * PAGE_TOKENS];
-        floats(isa, group, page_k, &mut keys);
-        let rows = queries.chunks_exact(geometry.head_dim);
-        for (query, scores) in rows.zip(scores.chunks_exact_mut(PAGE_TOKENS)) {
-            scores.fill(0.0);
-            for (&x, keys) in query.iter().zip(keys.chunks_exact(PAGE_TOKENS)) {
-                scores.iter_mut().zip(keys).for_each(|(s, k)| *s += x * k);
-            }
-        }
     }
 
     /// One layer's slice of a block that is not in memory.

@@ -11,7 +11,7 @@ use longview_kernels::Isa;
 use longview_kernels::attention::{
     BoundsGeometry, SPAN_TOKENS, enclose_bounds, key_floats, set_bounds,
 };
-use longview_kernels::page::{PAGE_TOKENS, read_key};
+use longview_kernels::page::PAGE_TOKENS;
 
 use super::Part;
 use super::search::Slabs;
@@ -137,7 +137,8 @@ impl Bounds {
             .chunks_exact_mut(parts.bytes())
             .enumerate()
         {
-            floats(isa, group, group.page(layer, head).k, &mut keys);
+            let page_k = group.page(layer, head).k;
+            key_floats(isa, &group.geometry, page_k, &mut keys);
             own_keys(&mut keys, from..PAGE_TOKENS);
             let lane = index % SPAN_BLOCKS * per_block;
             set_bounds(&parts, bounds, lane, self.part.tokens(), &keys);
@@ -225,21 +226,6 @@ pub(super) fn own_keys(keys: &mut [f32], own: Range<usize>) {
         let (first, last) = (channel[own.start], channel[own.end - 1]);
         channel[..own.start].fill(first);
         channel[own.end..].fill(last);
-    }
-}
-
-/// A page's keys as numbers, `[head_dim][64]`, in any form.
-pub(crate) fn floats(isa: Isa, group: &Group, page_k: &[u8], keys: &mut [f32]) {
-    let geom = &group.geometry;
-    if !geom.k_type.is_whole() {
-        return key_floats(isa, geom, page_k, keys);
-    }
-    let mut key = vec![0.0; geom.head_dim];
-    for slot in 0..PAGE_TOKENS {
-        read_key(geom, page_k, slot, &mut key);
-        for (d, &x) in key.iter().enumerate() {
-            keys[d * PAGE_TOKENS + slot] = x;
-        }
     }
 }
 

@@ -4,12 +4,12 @@
 //! Every head has pages of its own, so its bounds lie apart: one slab for each of its spans of 16 pages, then
 //! one for each 16 spans. They are made whole, and anew after every compaction.
 
-use longview_kernels::attention::{enclose_bounds, set_bounds};
+use longview_kernels::attention::{enclose_bounds, key_floats, set_bounds};
 use longview_kernels::page::PAGE_TOKENS;
 use longview_kernels::{Isa, Pool};
 
 use super::Part;
-use super::bounds::{SLAB_SPANS, Shape, floats, own_keys};
+use super::bounds::{SLAB_SPANS, Shape, own_keys};
 use super::search::Slabs;
 use crate::SPAN_BLOCKS;
 use crate::block::Block;
@@ -127,7 +127,7 @@ fn note(
     for (at, index) in slots.pages.enumerate() {
         let page = stream.page(group, index);
         // Of the same numbers any instruction set makes the same bounds.
-        floats(Isa::best(), group, page.k, &mut keys);
+        key_floats(Isa::best(), &group.geometry, page.k, &mut keys);
         // Other slots are another head's, or nobody's.
         let from = slots.slots.start.saturating_sub(at * PAGE_TOKENS);
         let end = (slots.slots.end - at * PAGE_TOKENS).min(PAGE_TOKENS);

@@ -23,7 +23,7 @@ use longview_kernels::Isa;
 
 use crate::layout::{Group, KvLayout, LayerState};
 use crate::{BLOCK_TOKENS, SPAN_BLOCKS};
-pub(crate) use bounds::{Bounds, floats};
+pub(crate) use bounds::Bounds;
 use bounds::{SLAB_SPANS, Shape};
 pub use reads::ReadReport;
 pub(crate) use reads::Reads;
