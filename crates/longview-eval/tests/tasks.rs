@@ -46,6 +46,8 @@ fn stand_in_by(chunk_tokens: usize) -> Engine {
     Engine::open(&EngineOptions {
         model: ModelSource::Path(model.into()),
         chunk_tokens,
+        // Threads that wait for one another take the processor from other tests.
+        threads: Some(1),
         ..EngineOptions::default()
     })
     .unwrap()
