@@ -3,6 +3,8 @@
 
 #[path = "matmul/case.rs"]
 mod case;
+#[path = "matmul/split.rs"]
+mod split;
 
 use case::{Case, Random, codes, execs, halves};
 use half::f16;

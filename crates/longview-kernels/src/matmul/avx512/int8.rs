@@ -361,46 +361,50 @@ mod tests {
     use super::*;
     use crate::activations::Activations;
     use crate::matmul::needed;
+    use crate::matmul::source::{Q4K, Q40, Q80};
     use crate::packed::Packed;
     use crate::{Exec, Format, Isa, Numerics};
 
+    /// With scales for 32 and for 256 numbers, and with codes of whole bytes and of less. How other formats are
+    /// unpacked makes no difference here, and takes long to compile.
     #[test]
     fn how_weights_are_read_and_asked_for_changes_no_bit() {
         if !Isa::Avx512.is_available() {
             return;
         }
+        same_bits::<Q80>(Format::Q8_0);
+        same_bits::<Q40>(Format::Q4_0);
+        same_bits::<Q4K>(Format::Q4_K);
+    }
+
+    fn same_bits<S: Source>(format: Format) {
         let exec = Exec::new(1, Isa::Avx512, Numerics::Default);
         // Five panels, the last of them of six rows; two segments, the last of half its blocks where that can be.
-        for format in Format::ALL {
-            let (n, k) = (70, if format.block_len() == 256 { 512 } else { 384 });
-            if needed(exec.numerics, format) == needed(exec.numerics, Format::F32) {
-                continue;
-            }
-            let len = n * format.bytes_for(k).unwrap();
-            let bytes: Vec<u8> = (0..len).map(|i| (i * 37 + i / 251) as u8 & 0x3f).collect();
-            let w = Packed::pack(format, n, k, &bytes, &|row| row, &exec.pool).unwrap();
-            for rows in 1..=12 {
-                let floats: Vec<f32> = (0..rows * k)
-                    .map(|i| ((i * 29) % 83) as f32 - 40.0)
-                    .collect();
-                let mut x = Activations::new();
-                x.set(&exec, &floats, rows, k, needed(exec.numerics, format));
-                let product = |alone: bool| {
-                    let mut out = vec![f32::NAN; rows * n];
-                    let part = Part {
-                        x: &x,
-                        w: &w,
-                        panels: 0..w.panels(),
-                        groups: 0..x.shape().groups,
-                        out: out.as_mut_ptr(),
-                    };
-                    with_source!(format, few_rows(&part, alone));
-                    out.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        let (n, k) = (70, if format.block_len() == 256 { 512 } else { 384 });
+        let len = n * format.bytes_for(k).unwrap();
+        let bytes: Vec<u8> = (0..len).map(|i| (i * 37 + i / 251) as u8 & 0x3f).collect();
+        let w = Packed::pack(format, n, k, &bytes, &|row| row, &exec.pool).unwrap();
+        for rows in 1..=12 {
+            let floats: Vec<f32> = (0..rows * k)
+                .map(|i| ((i * 29) % 83) as f32 - 40.0)
+                .collect();
+            let mut x = Activations::new();
+            x.set(&exec, &floats, rows, k, needed(exec.numerics, format));
+            let product = |alone: bool| {
+                let mut out = vec![f32::NAN; rows * n];
+                let part = Part {
+                    x: &x,
+                    w: &w,
+                    panels: 0..w.panels(),
+                    groups: 0..x.shape().groups,
+                    out: out.as_mut_ptr(),
                 };
-                let (alone, together) = (product(true), product(false));
-                assert!(alone == together, "{format}, {rows} rows");
-                assert!(alone.iter().any(|&bits| bits != 0), "{format}, {rows} rows");
-            }
+                few_rows::<S>(&part, alone);
+                out.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            };
+            let (alone, together) = (product(true), product(false));
+            assert!(alone == together, "{format}, {rows} rows");
+            assert!(alone.iter().any(|&bits| bits != 0), "{format}, {rows} rows");
         }
     }
 }
