@@ -52,8 +52,8 @@ impl<'a> Fetch<'a> {
             [] => (NEAR.as_ptr(), 0),
             bytes => (bytes.as_ptr(), self.lines()),
         };
-        // Sizes of pages: 32 bits hold them, and divide faster.
-        let step = (lines * LINE) as u32 / calls.max(1) as u32;
+        // Sizes of pages: 32 bits hold them, and divide faster. Rounded down, the last line would be left out.
+        let step = ((lines * LINE) as u32).div_ceil(calls.max(1) as u32);
         Pace {
             at,
             middle: at.wrapping_add(lines / 2 * LINE),
@@ -109,5 +109,22 @@ mod tests {
         assert!(lens.iter().take(2).all(|len| len % LINE == 0));
         assert_eq!((all.lines(), Fetch::NOTHING.lines()), (10, 0));
         assert_eq!((all.pace(20).step, Fetch::NOTHING.pace(0).step), (32, 0));
+    }
+
+    #[test]
+    fn a_pace_leaves_no_line_out() {
+        let bytes = [0u8; 40 * LINE];
+        for lines in 1..=40 {
+            let all = Fetch::of(&bytes[..lines * LINE]);
+            for calls in lines..=100 {
+                let step = all.pace(calls).step;
+                let mut asked: Vec<_> = (0..calls).map(|call| call * step / LINE).collect();
+                asked.dedup();
+                assert!(
+                    asked.iter().take(lines).copied().eq(0..lines),
+                    "{lines} lines in {calls} calls"
+                );
+            }
+        }
     }
 }
