@@ -1,5 +1,10 @@
 //! Products of codes with whole numbers.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "iterators over the nested arrays leave sums in memory"
+)]
+
 use super::super::TILE_ROWS;
 use super::super::fetch::{Fetch, Pace};
 use super::{Fixed, Groups, SEGMENT, Sets, segments};
@@ -94,16 +99,14 @@ impl ScoreCodes<'_> {
     }
 }
 
-/// Does `$put` for each of at most six rows and four vectors. Where factors have one byte all sums fit the
+/// Does `$body` for each `$i` below `$count`, which is six at most. Where factors have one byte all sums fit the
 /// registers, and stay there if what is done with them is written out; with two bytes that is slower.
-macro_rules! each_sum {
-    ($bytes:expr, $r:ident < $rows:expr, $c:ident < $vectors:expr, $put:block) => {
+macro_rules! each {
+    ($bytes:expr, $i:ident < $count:expr, $body:block) => {
         if $bytes == 1 {
-            each_sum!(@ $r, $rows, { each_sum!(@ $c, $vectors, $put, 0 1 2 3) }, 0 1 2 3 4 5)
+            each!(@ $i, $count, $body, 0 1 2 3 4 5)
         } else {
-            for $r in 0..$rows {
-                for $c in 0..$vectors $put
-            }
+            for $i in 0..$count $body
         }
     };
     (@ $i:ident, $count:expr, $body:block, $($at:literal)*) => {{
@@ -138,13 +141,16 @@ impl<const B: usize, const R: usize> DotTile<'_, B, R> {
     fn all<L: Lanes, const BITS: usize>(mut self, l: L) {
         let it = &self.0;
         let stride = it.out.len() / R;
-        let sets = stride.div_ceil(it.groups.places);
+        let sets = it.groups.sets(stride);
         assert!(it.rows == R && it.out.len() == R * stride && stride.is_multiple_of(16));
-        assert!(it.groups.places.is_multiple_of(32));
         assert!(stride <= it.across.next_multiple_of(16));
         assert!(it.codes.len() >= it.groups.codes.codes_bytes(it.summed, it.across));
         assert!(it.fixed.quads.len() >= sets * segments(it.summed) * R * B * SEGMENT * QUAD);
         assert!(it.fixed.step.len() >= sets * R && it.fixed.base.len() >= sets * R);
+        assert!(
+            matches!(it.into, Into::Over)
+                || matches!(it.into, Into::Onto(scale) if scale.len() >= R)
+        );
         // Four vectors share a load of factors, of one set or of two, as long as their sums fit the
         // registers; one of eight leaves room in 16 registers.
         let many = R * B * 4 <= MOST_SUMS;
@@ -170,28 +176,75 @@ impl<const B: usize, const R: usize> DotTile<'_, B, R> {
         first: usize,
     ) -> usize {
         let it = &mut self.0;
-        let sets = it.fixed.sets(0, first / it.groups.places, it.summed, R, B);
+        let set = it.groups.set_of(first);
+        let sets = it.fixed.sets(0, set, it.summed, R, B);
         let mut codes = Codes::<BITS, C>::new::<L>(it.codes, it.across, first);
-        let share = it.next.part(first, first + C * L::WIDTH, stride);
+        let share = share(it.next, first, first + C * L::WIDTH, stride);
         let mut next = share.pace(it.summed.div_ceil(QUAD) * Codes::<BITS, C>::LINES);
         // SAFETY: the page holds `summed` times `across` codes, and `fixed` so many factors of `S` sets,
         // checked by the caller.
         let sums =
             unsafe { products::<L, BITS, C, S, B, R>(l, &mut codes, &sets, it.summed, &mut next) };
-        let out = &mut it.out[first..];
-        each_sum!(B, r < R, c < C, {
-            let set = c / (C / S);
-            let step = l.splat(sets.step[set * R + r]);
-            let base = l.splat(sets.base[set * R + r]);
-            let out = &mut out[r * stride + c * L::WIDTH..];
-            let begin = match it.into {
-                Into::Over => base,
-                Into::Onto(scale) => l.fma(l.load(out), l.splat(scale[r]), base),
-            };
-            l.store(out, l.fma(joined(l, &sums[r], c), step, begin));
-        });
+        // What is the same for all of a row is read once, before anything is written.
+        // SAFETY: there is a step and a base for each row of the sets, and `C` vectors of every row from `first` on,
+        // checked by the caller.
+        unsafe {
+            let out = it.out.as_mut_ptr().add(first);
+            match it.into {
+                Into::Over => each!(B, r < R, {
+                    let (steps, bases) = of_row::<L, S, R>(l, &sets, r);
+                    each!(B, c < C, {
+                        let set = c / (C / S);
+                        let out = out.add(r * stride + c * L::WIDTH);
+                        let sum = joined(l, &sums[r], c);
+                        l.store_ptr(out, l.fma(sum, steps[set], bases[set]));
+                    });
+                }),
+                Into::Onto(scale) => each!(B, r < R, {
+                    let (steps, bases) = of_row::<L, S, R>(l, &sets, r);
+                    let scale = l.splat(*scale.get_unchecked(r));
+                    each!(B, c < C, {
+                        let set = c / (C / S);
+                        let out = out.add(r * stride + c * L::WIDTH);
+                        let begin = l.fma(l.load_ptr(out), scale, bases[set]);
+                        let sum = joined(l, &sums[r], c);
+                        l.store_ptr(out, l.fma(sum, steps[set], begin));
+                    });
+                }),
+            }
+        }
         C * L::WIDTH
     }
+}
+
+/// The part of `next` from `from` to `to`, counted in `whole` parts: most often all, which needs no division.
+#[inline(always)]
+fn share(next: Fetch<'_>, from: usize, to: usize, whole: usize) -> Fetch<'_> {
+    match to - from == whole {
+        true => next,
+        false => next.part(from, to, whole),
+    }
+}
+
+/// The steps and the bases of row `r` of `R` in the first `S` of `sets`.
+///
+/// # Safety
+/// There are so many.
+#[inline(always)]
+unsafe fn of_row<L: Lanes, const S: usize, const R: usize>(
+    l: L,
+    sets: &Sets<'_>,
+    r: usize,
+) -> ([L::V; S], [L::V; S]) {
+    let (mut steps, mut bases) = ([l.splat(0.0); S], [l.splat(0.0); S]);
+    for set in 0..S {
+        // SAFETY: the caller vouches for them.
+        unsafe {
+            steps[set] = l.splat(*sets.step.get_unchecked(set * R + r));
+            bases[set] = l.splat(*sets.base.get_unchecked(set * R + r));
+        }
+    }
+    (steps, bases)
 }
 
 struct DottedScores<'a, const B: usize, const R: usize>(ScoreCodes<'a>);
@@ -243,7 +296,7 @@ impl<const B: usize, const R: usize> DottedScores<'_, B, R> {
     fn tokens<L: Lanes, const BITS: usize, const C: usize>(&mut self, l: L, first: usize) {
         let it = &mut self.0;
         let mut codes = Codes::<BITS, C>::new::<L>(it.codes, PAGE_TOKENS, first);
-        let share = it.next.part(first, first + C * L::WIDTH, PAGE_TOKENS);
+        let share = share(it.next, first, first + C * L::WIDTH, PAGE_TOKENS);
         let mut next = share.pace(it.dim.div_ceil(QUAD) * Codes::<BITS, C>::LINES);
         for (block, from) in (0..it.dim).step_by(QUANT_BLOCK).enumerate() {
             let sets = it.fixed.sets(it.region, block, QUANT_BLOCK, R, B);
@@ -252,20 +305,30 @@ impl<const B: usize, const R: usize> DottedScores<'_, B, R> {
             // block, checked by the caller.
             let sums =
                 unsafe { products::<L, BITS, C, 1, B, R>(l, &mut codes, &sets, summed, &mut next) };
-            each_sum!(B, r < R, c < C, {
-                let column = first + c * L::WIDTH;
-                let at = (block * PAGE_TOKENS + column) * 2;
-                // SAFETY: there are 64 scales for every block, checked by the caller.
-                let scale = unsafe { l.load_f16_ptr(it.groups.scales.as_ptr().add(at)) };
-                let whole = l.add(joined(l, &sums[r], c), l.splat(sets.base[r]));
-                let scale = l.mul(scale, l.splat(sets.step[r]));
-                let out = &mut it.scores[r * PAGE_TOKENS + column..];
-                let score = match block {
-                    0 => l.mul(whole, scale),
-                    _ => l.fma(whole, scale, l.load(out)),
-                };
-                l.store(out, score);
-            });
+            // SAFETY: there are 64 scales and a step and a base for each row of every block, and 64 scores of every
+            // row, checked by the caller.
+            unsafe {
+                let scores = it.scores.as_mut_ptr().add(first);
+                let scales = it.groups.scales.as_ptr();
+                let mut of_tokens = [l.splat(0.0); C];
+                for c in 0..C {
+                    let at = (block * PAGE_TOKENS + first + c * L::WIDTH) * 2;
+                    of_tokens[c] = l.load_f16_ptr(scales.add(at));
+                }
+                each!(B, r < R, {
+                    let ([step], [base]) = of_row::<L, 1, R>(l, &sets, r);
+                    each!(B, c < C, {
+                        let out = scores.add(r * PAGE_TOKENS + c * L::WIDTH);
+                        let whole = l.add(joined(l, &sums[r], c), base);
+                        let scale = l.mul(of_tokens[c], step);
+                        let score = match block {
+                            0 => l.mul(whole, scale),
+                            _ => l.fma(whole, scale, l.load_ptr(out)),
+                        };
+                        l.store_ptr(out, score);
+                    });
+                });
+            }
         }
     }
 }
@@ -331,10 +394,6 @@ impl<const BITS: usize, const C: usize> Codes<BITS, C> {
 ///
 /// # Safety
 /// There are so many codes, and sets for `R` rows.
-#[expect(
-    clippy::needless_range_loop,
-    reason = "iterators over the nested arrays leave sums in memory"
-)]
 #[inline(always)]
 unsafe fn products<
     L: Lanes,

@@ -53,18 +53,29 @@ pub(super) struct Fixed {
 
 impl Fixed {
     /// Makes room for `sets` sets of factors of `summed` numbers.
+    #[inline]
     pub(super) fn reserve(&mut self, sets: usize, summed: usize) {
         let quads = 4 * sets * segments(summed) * TILE_ROWS * 2 * SEGMENT;
+        let numbers = TILE_ROWS * summed.next_multiple_of(PADDING);
+        if self.quads.len() < quads
+            || self.step.len() < sets * TILE_ROWS
+            || self.numbers.len() < numbers
+        {
+            self.grow(quads, sets * TILE_ROWS, numbers);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, quads: usize, steps: usize, numbers: usize) {
         if self.quads.len() < quads {
             self.quads = AlignedBytes::zeroed(quads);
         }
         for room in [&mut self.step, &mut self.base] {
-            if room.len() < sets * TILE_ROWS {
-                room.resize(sets * TILE_ROWS, 0.0);
+            if room.len() < steps {
+                room.resize(steps, 0.0);
             }
         }
-        self.numbers
-            .at_least(TILE_ROWS * summed.next_multiple_of(PADDING));
+        self.numbers.at_least(numbers);
     }
 
     /// Bytes of memory held.
@@ -135,6 +146,22 @@ pub(super) struct Groups<'a> {
 }
 
 impl<'a> Groups<'a> {
+    /// Sets of factors for `across` numbers.
+    fn sets(&self, across: usize) -> usize {
+        (across + self.places - 1) >> self.places_log()
+    }
+
+    /// The set of number `at`.
+    fn set_of(&self, at: usize) -> usize {
+        at >> self.places_log()
+    }
+
+    /// Shifted, for a division would take as long as a line of products.
+    fn places_log(&self) -> u32 {
+        assert!(matches!(self.places, 32 | 64));
+        self.places.trailing_zeros()
+    }
+
     /// Those of a page's keys, or of its values, whose `scales` follow the codes. `None` of forms that are
     /// not read in whole numbers.
     pub(super) fn new(kv_type: KvType, scales: &'a [u8]) -> Option<Groups<'a>> {
