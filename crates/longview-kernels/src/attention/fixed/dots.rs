@@ -217,7 +217,8 @@ impl<const B: usize, const R: usize> DotTile<'_, B, R> {
     }
 }
 
-/// The part of `next` from `from` to `to`, counted in `whole` parts: most often all, which needs no division.
+/// The part of `next` from `from` to `to`, counted in `whole` parts: most often all, which needs no division. In
+/// [`Fetch::part`] itself that makes the loops over floats longer, and them no faster.
 #[inline(always)]
 fn share(next: Fetch<'_>, from: usize, to: usize, whole: usize) -> Fetch<'_> {
     match to - from == whole {

@@ -156,7 +156,7 @@ impl<'a> Groups<'a> {
         at >> self.places_log()
     }
 
-    /// Shifted, for a division would take as long as a line of products.
+    /// To shift by rather than divide: this is asked several times a page.
     fn places_log(&self) -> u32 {
         assert!(matches!(self.places, 32 | 64));
         self.places.trailing_zeros()
